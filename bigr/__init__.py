@@ -1,0 +1,1 @@
+"""BiGR: image generation and visual representation from binary latent codes."""

@@ -1,0 +1,369 @@
+"""Settings: the only reader of params.yaml.
+
+Every value stands in params.yaml and nowhere else: no field here has a default, so nothing in this file can change a
+result (stages therefore import it for its types alone). Whatever does not fit is one line that names the key, what it
+was, and what is allowed.
+"""
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from bigr.errors import BigrError
+
+STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
+"""The stages, in the order in which they run: also section names, file names and MLflow run names."""
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, StringConstraints(min_length=1)]
+Precision = Literal["auto", "float32", "bfloat16"]
+Target = Literal["flip", "x0", "direct"]
+
+
+class _Misfit(ValueError):
+    """A combination of settings that cannot be: `key` is the setting to name, below the section that raises."""
+
+    def __init__(self, key: str, allowed: str) -> None:
+        super().__init__(allowed)
+        self.key, self.allowed = key, allowed
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Run(_Section):
+    """Where and how: nothing here changes what is computed, but for `precision`."""
+
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    precision: Precision
+    workers: Positive
+    processes: Positive
+    checkpoint_every: Positive
+
+
+class Training(_Section):
+    """What every trained stage sets: the loop, the optimiser, the average of weights."""
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: PositiveFloat
+    schedule: Literal["cosine", "constant"]
+    warmup_steps: Count
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    weight_decay: Weight
+    grad_clip: PositiveFloat
+    ema_decay: Fraction
+    validate_every: Positive
+
+
+class Digits(_Section):
+    """The embedded data set."""
+
+    image_size: Annotated[int, Field(ge=8)]
+    val_count: Annotated[int, Field(ge=10, le=1787)]
+
+
+class Shards(_Section):
+    """From an image folder to webdataset shards."""
+
+    source: Name
+    image_size: Positive
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    images_per_shard: Positive
+    max_bad_fraction: Fraction
+
+
+class Tokenizer(Training):
+    """The binary autoencoder (METHOD section 1)."""
+
+    quantizer: Literal["bernoulli", "lfq"]
+    code_bits: Annotated[int, Field(ge=1, le=256)]
+    embed_dim: Positive
+    base_channels: Positive
+    channel_multipliers: Annotated[list[Positive], Field(min_length=1)]
+    res_blocks: Positive
+    attention_resolutions: list[Positive]
+    norm_first: bool
+    reconstruction_weight: Weight
+    perceptual_weight: Weight
+    perceptual_weights: Name | None
+    gan_weight: Weight
+    gan_start: Positive
+    gan_augment: bool
+    gan_base_channels: Positive
+    lfq_entropy_weight: Weight
+    lfq_commitment_weight: Weight
+    horizontal_flip: bool
+
+    @property
+    def downsampling(self) -> int:
+        """f: pixels along one side of a token."""
+        return int(2 ** (len(self.channel_multipliers) - 1))
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Tokenizer":
+        groups = 32
+        if self.base_channels % groups:
+            raise _Misfit("base_channels", f"a multiple of {groups} (GroupNorm has {groups} groups)")
+        if self.norm_first and self.embed_dim % groups:
+            raise _Misfit("embed_dim", f"a multiple of {groups} where tokenizer.norm_first is true")
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise _Misfit(
+                "perceptual_weights", "a file with LPIPS' and VGG-16's weights where tokenizer.perceptual_weight is > 0"
+            )
+        return self
+
+
+class Codes(_Section):
+    """Every image as packed bits."""
+
+    views: Annotated[list[Literal["identity", "flip"]], Field(min_length=1)]
+    drawn: bool
+    batch_size: Positive
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Codes":
+        if len(set(self.views)) != len(self.views):
+            raise _Misfit("views", "each view once")
+        if self.views[0] != "identity":
+            raise _Misfit("views", "a list that starts with identity (evaluation reads the first view)")
+        return self
+
+
+class Generator(Training):
+    """The masked backbone and its transcoder, trained jointly (METHOD sections 2 and 3)."""
+
+    dim: Positive
+    layers: Positive
+    heads: Positive
+    ffn_multiple_of: Positive
+    dropout: Fraction
+    label_dropout: Probability
+    use_labels: bool
+    condition_rope: bool
+    transcoder_dim: Positive
+    transcoder_blocks: Positive
+    diffusion_steps: Annotated[int, Field(ge=2)]
+    target: Target
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Generator":
+        if self.dim % self.heads:
+            divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and (self.dim // h) % 4 == 0]
+            raise _Misfit("heads", f"a divisor of generator.dim = {self.dim}, such as {_some(divisors)}")
+        if (self.dim // self.heads) % 4:
+            divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and (self.dim // h) % 4 == 0]
+            raise _Misfit(
+                "heads",
+                f"a number that leaves each head a width divisible by 4 (2-D RoPE) out of generator.dim = {self.dim}"
+                + (f", such as {_some(divisors)}" if divisors else "; make generator.dim a multiple of 4"),
+            )
+        return self
+
+
+class Transcoder(Training):
+    """The transcoder, fitted further on the frozen backbone."""
+
+    steps: Count
+    start: Literal["joint", "scratch"]
+    noise_draws: Positive
+    dim: Positive
+    blocks: Positive
+    diffusion_steps: Annotated[int, Field(ge=2)]
+    target: Target
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Transcoder":
+        if self.start == "scratch" and self.steps == 0:
+            raise _Misfit("steps", "more than 0 where transcoder.start is scratch: an untrained transcoder is noise")
+        return self
+
+
+class Samples(_Section):
+    """Entropy-ordered sampling (METHOD section 4)."""
+
+    count: Positive
+    batch_size: Positive
+    iterations: Positive
+    diffusion_steps: Positive
+    order: Literal["entropy", "margin", "random", "raster"]
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    guidance_schedule: Literal["constant", "linear"]
+    temperature: PositiveFloat
+    gumbel_temperature: Weight
+    gumbel_schedule: Literal["constant", "up", "down"]
+    deterministic_bits: bool
+    grid_rows: Positive
+
+
+class Evaluation(_Section):
+    """Fidelity, reconstruction, representation and code usage."""
+
+    extractor: Literal["classifier", "inception-v3-compat"]
+    extractor_weights: Name | None
+    reference: Literal["train", "val"]
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    kid_subsets: Positive
+    precision_recall_neighbours: Positive
+    batch_size: Positive
+    classifier_channels: Positive
+    classifier_features: Positive
+    classifier_steps: Positive
+    classifier_batch_size: Annotated[int, Field(ge=2)]
+    classifier_learning_rate: PositiveFloat
+    probe_epochs: Positive
+    probe_batch_size: Annotated[int, Field(ge=2)]
+    probe_learning_rate: PositiveFloat
+    probe_weight_decay: Weight
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Evaluation":
+        if self.extractor != "classifier" and self.extractor_weights is None:
+            raise _Misfit("extractor_weights", f"a file with the weights of evaluation.extractor = {self.extractor}")
+        return self
+
+
+class Settings(_Section):
+    """All of params.yaml: a section per stage, `seed` and `run`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    run: Run
+    digits: Digits
+    shards: Shards
+    tokenizer: Tokenizer
+    codes: Codes
+    generator: Generator
+    transcoder: Transcoder
+    samples: Samples
+    evaluation: Evaluation
+
+    @property
+    def grid(self) -> int:
+        """g: tokens along one side of an image."""
+        return self.shards.image_size // self.tokenizer.downsampling
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        f, size = self.tokenizer.downsampling, self.shards.image_size
+        if size % f:
+            raise _Misfit(
+                "shards.image_size",
+                f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
+            )
+        resolutions = [size >> level for level in range(len(self.tokenizer.channel_multipliers))]
+        for resolution in self.tokenizer.attention_resolutions:
+            if resolution not in resolutions:
+                raise _Misfit(
+                    "tokenizer.attention_resolutions",
+                    f"resolutions that the encoder passes through: {', '.join(map(str, resolutions))}",
+                )
+        tokens = self.grid**2
+        if self.samples.iterations > tokens:
+            raise _Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")
+        transcoder = self.transcoder if self.transcoder.start == "scratch" else self.generator
+        section = "transcoder" if self.transcoder.start == "scratch" else "generator"
+        if transcoder.target != "direct" and not 2 <= self.samples.diffusion_steps <= transcoder.diffusion_steps:
+            raise _Misfit(
+                "samples.diffusion_steps",
+                f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps",
+            )
+        if not self.generator.use_labels and self.samples.guidance_scale != 1.0:
+            raise _Misfit("samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides")
+        return self
+
+
+def load(path: Path) -> Settings:
+    """Read and validate a params.yaml. Raises `BigrError` with one line per misfit, each naming its key."""
+    return validate(read(path), path.name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping (YAML 1.2, as DVC reads it). Raises `BigrError` where there is none."""
+    try:
+        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BigrError(f"{path}: no such file; run in the project's folder, or name the file with --params") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BigrError(f"{path}: cannot be read: {error}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
+        raise BigrError(f"{path.name}:{where} not valid YAML: {error.problem}") from None
+    except YAMLError as error:
+        raise BigrError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise BigrError(f"{path.name}: holds {_show(value)}; a mapping of sections is expected")
+    return value
+
+
+def validate(values: dict[str, Any], name: str = "params.yaml") -> Settings:
+    """Settings from plain values. Raises `BigrError`; `name` is the file to name in the message."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{name}: {_explain(detail, values)}" for detail in error.errors(include_url=False)]
+        raise BigrError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _explain(detail: Any, values: dict[str, Any]) -> str:
+    location, kind, context = tuple(detail["loc"]), detail["type"], detail.get("ctx", {})
+    error = context.get("error")
+    if isinstance(error, _Misfit):
+        path = (*location, *error.key.split("."))
+        return f"{_key(path)} is {_show(_at(values, path))}; allowed: {error.allowed}"
+    if kind == "missing":
+        return f"{_key(location)} is missing; add it (docs/settings.md explains every key)"
+    if kind == "extra_forbidden":
+        known = _known(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {_key((*location[:-1], close[0]))}?" if close else f"known here: {', '.join(known)}"
+        return f"{_key(location)} is not a setting; {hint}"
+    if location and location[-1] == "device":
+        return f"{_key(location)} is {_show(detail['input'])}; allowed: auto, cpu, mps, cuda or cuda:N"
+    if kind == "model_type":
+        return f"{_key(location)} is {_show(detail['input'])}; allowed: a section with {', '.join(_known(location))}"
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{_key(location)} is {_show(detail['input'])}; allowed: {message}"
+
+
+def _known(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _key(location: tuple[Any, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _at(values: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        values = values[part]
+    return values
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}"
+    text = repr(value) if value is not None else "null"
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _some(values: list[int]) -> str:
+    shown = [str(v) for v in values if v <= 64][:8]
+    return ", ".join(shown)

@@ -1,0 +1,1 @@
+"""Image folders, shards and codes on disk."""

@@ -1,0 +1,1 @@
+"""Fidelity, representation and plots."""

@@ -1,0 +1,1 @@
+"""Weights on disk: this project's model folders and the published checkpoints."""

@@ -1,0 +1,1 @@
+"""The networks: pure PyTorch modules that know no files, no tracking and no command line."""

@@ -1,0 +1,20 @@
+"""Randomness that can be repeated: every draw comes from a generator named by the seed and the place of the draw.
+
+No state is carried from step to step, so a resumed run draws what the uninterrupted one would have drawn, and a sample
+does not depend on which other samples stood in its batch.
+"""
+
+import hashlib
+
+import torch
+
+
+def derive_seed(seed: int, *place: str | int) -> int:
+    """A seed in [0, 2^63) for a place such as ("generator", "mask", step, rank); any change gives an unrelated one."""
+    text = "\x1f".join([str(seed), *map(str, place)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *place: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A `torch.Generator` on `device`, seeded for this place."""
+    return torch.Generator(device=device).manual_seed(derive_seed(seed, *place))
