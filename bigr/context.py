@@ -1,8 +1,8 @@
 """What a stage is given besides its settings: where it runs, and whom it tells.
 
-A stage is a function `run(settings, context)`. It reads and writes below `context.root`, and reports curves, figures and
-pictures through `context.report`. It does not know MLflow; `bigr.runner` puts a tracking report behind this interface,
-a test may leave the silent one in place.
+A stage is a function `run(settings, context)`. It reads and writes below `context.root`, and reports curves, figures
+and pictures through `context.report`. It does not know MLflow; `bigr.runner` puts a tracking report behind this
+interface, a test may leave the silent one in place.
 """
 
 from collections.abc import Mapping

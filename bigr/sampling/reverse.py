@@ -1,0 +1,71 @@
+"""The reverse process of the transcoder: from fair coins to bit probabilities, under guidance (METHOD section 3).
+
+What does not depend on the diffusion step (the embedding of h) is computed once; what depends on the step alone (its
+embedding, the schedule) is computed once for all tokens. No step waits for the device.
+
+Shapes: M tokens, S steps, K bits, D width of h.
+"""
+
+import torch
+from torch import Tensor
+
+from bigr.models.transcoder import Transcoder
+
+
+def guided_logits(
+    conditional: Tensor, unconditional: Tensor | None, guidance_scale: float, temperature: float
+) -> Tensor:
+    """ℓᵤ + s(ℓ_c − ℓᵤ), each divided by the temperature; without an unconditional part, the conditional one alone."""
+    conditional = conditional.float() / temperature
+    if unconditional is None:
+        return conditional
+    unconditional = unconditional.float() / temperature
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def x0_probability(x0_logits: Tensor) -> Tensor:
+    """x̂₀ = P(x₀ = 1) from the (guided) logits of x₀.
+
+    For the flip target this is xₜ(1−p) + (1−xₜ)p with p = σ(ℓ), since turning ℓ round where xₜ = 1 is the same.
+    """
+    return x0_logits.sigmoid()
+
+
+@torch.no_grad()
+def bit_probabilities(
+    transcoder: Transcoder,
+    hidden: Tensor,
+    noise: Tensor,
+    *,
+    hidden_unconditional: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """The probability that each bit of each token is one, [M, K] in float32.
+
+    hidden: h [M, D]; hidden_unconditional: the same under the unconditional label, or None for no guidance;
+    noise: uniform draws [S, M, K] in [0, 1): noise[0] starts x_T, noise[i] decides the step into the i-th of S steps.
+    For the target "direct" there is one pass and the noise is not looked at.
+    """
+    both = hidden if hidden_unconditional is None else torch.cat([hidden, hidden_unconditional])
+
+    def split(logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        return (logits, None) if hidden_unconditional is None else logits.chunk(2)  # type: ignore[return-value]
+
+    if transcoder.config.target == "direct":
+        return x0_probability(guided_logits(*split(transcoder.direct_logits(both)), guidance_scale, temperature))
+
+    steps = transcoder.diffusion.reverse_steps(len(noise))
+    t_all = torch.tensor(steps, device=hidden.device)
+    step_embeddings = transcoder.t_embedder(t_all - 1)
+    condition = transcoder.c_embedder(both)
+    xt = (noise[0] < 0.5).float()
+    x0 = xt
+    for i in range(len(steps)):
+        doubled = xt if hidden_unconditional is None else torch.cat([xt, xt])
+        logits = transcoder.denoise(doubled, condition + step_embeddings[i])
+        guided = guided_logits(*split(logits), guidance_scale, temperature)
+        x0 = x0_probability(transcoder.x0_logits(guided, xt))
+        if i + 1 < len(steps):
+            xt = (noise[i + 1] < transcoder.diffusion.posterior(x0, xt, t_all[i], t_all[i + 1])).float()
+    return x0
