@@ -261,6 +261,9 @@ class Settings(_Section):
                 "shards.image_size",
                 f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
             )
+        for term, least in (("perceptual_weight", 16), ("gan_weight", 24)):  # VGG-16's poolings; the patches
+            if getattr(self.tokenizer, term) > 0 and size < least:
+                raise _Misfit("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
         resolutions = [size >> level for level in range(len(self.tokenizer.channel_multipliers))]
         for resolution in self.tokenizer.attention_resolutions:
             if resolution not in resolutions:
