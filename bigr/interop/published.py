@@ -38,14 +38,12 @@ def tokenizer_state(published: Mapping[str, Tensor], expected: Mapping[str, Tens
 
     Raises `BigrError` naming the first tensor that is missing, unknown or of another shape.
     """
-    # Every published residual block holds `conv_out`, but uses it only where the width changes.
-    spare = {name for name in published if name.endswith(("conv_out.weight", "conv_out.bias"))}
-    return _rename(published, expected, TOKENIZER_NAMES, TOKENIZER_UNUSED, spare)
+    return _rename(published, expected, TOKENIZER_NAMES, TOKENIZER_UNUSED)
 
 
 def generator_state(published: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published generator tensors (the entry `ema`) under this project's names; errors as `tokenizer_state`."""
-    return _rename(published, expected, GENERATOR_NAMES, GENERATOR_UNUSED, set())
+    return _rename(published, expected, GENERATOR_NAMES, GENERATOR_UNUSED)
 
 
 def _rename(
@@ -53,7 +51,6 @@ def _rename(
     expected: Mapping[str, Tensor],
     names: tuple[tuple[str, str], ...],
     unused: tuple[str, ...],
-    spare: set[str],
 ) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in published.items():
@@ -61,8 +58,6 @@ def _rename(
             continue
         ours = next((re.sub("^" + old, new, name) for old, new in names if re.match(old, name)), None)
         if ours is None or ours not in expected:
-            if name in spare:
-                continue
             raise BigrError(f"published weights: tensor {name} has no place in this model; is the shape another?")
         if tensor.shape != expected[ours].shape:
             raise BigrError(

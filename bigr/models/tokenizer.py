@@ -7,6 +7,7 @@ Shapes: B images, g×g grid of N = g² tokens in row-major order, K bits, E embe
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -54,11 +55,14 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2 = norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.conv_out = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+        # The published files hold `conv_out` for every block; it is kept, and idle where the widths are equal.
+        self.conv_out = nn.Conv2d(channels_in, channels_out, 1)
+        self.widens = channels_in != channels_out
+        self.conv_out.requires_grad_(self.widens)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
-        return self.conv_out(x) + self.conv2(F.silu(self.norm2(y)))
+        return (self.conv_out(x) if self.widens else x) + self.conv2(F.silu(self.norm2(y)))
 
 
 class AttentionBlock(nn.Module):
@@ -152,7 +156,7 @@ class Decoder(nn.Module):
     @property
     def last_weight(self) -> Tensor:
         """The weight of the last conv, at which the adaptive GAN weight is measured."""
-        return self.blocks[-1].weight
+        return cast(nn.Conv2d, self.blocks[-1]).weight
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

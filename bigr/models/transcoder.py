@@ -8,6 +8,7 @@ Shapes: M tokens, K bits, D width of h, H width of the transcoder.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,10 @@ class Transcoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        zeroed = [block.adaLN_modulation[1] for block in self.blocks]
-        for linear in [*zeroed, self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
-            nn.init.zeros_(linear.weight)
+        for module in self.modules():
+            if isinstance(module, TranscoderBlock | FinalLayer):
+                nn.init.zeros_(cast(nn.Linear, module.adaLN_modulation[1]).weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, xt: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Bits xt [M, K], steps t int64 [M] in 1..T, conditions h [M, D] → logits [M, K]."""
