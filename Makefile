@@ -1,0 +1,65 @@
+# What a user types. Every target can be run in any order and any number of times; only a changed requirements.lock or
+# pyproject.toml installs anything again.
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+HALF := $(VENV)/.installing
+PYTHON ?= $(shell for p in python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+# Ports of `make ui` and `make services`; both listen on loopback only.
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+REMOTE_MLFLOW := $(filter http%,$(MLFLOW_TRACKING_URI))
+
+SHELL := /bin/bash
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+unexport PYTHONHOME PYTHONPATH
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_PORT PREFECT_PORT
+export PREFECT_HOME := $(CURDIR)/.prefect
+export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
+
+.DEFAULT_GOAL := help
+.PHONY: help install pipeline test lint ui services clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## create .venv and install the pinned dependencies
+
+# A killed installation leaves $(HALF) behind, and the next call starts over: pip cannot tell a half-written package.
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed and was not found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@if [ -e $(HALF) ] || [ ! -x $(VENV)/bin/pip ]; then $(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(HALF)
+	python -m pip install --quiet -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	python -m pip install --quiet -r requirements.lock
+	python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@rm $(HALF)
+	@touch $@
+
+pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the figures
+	dvc repro
+	@echo && dvc metrics show
+	@echo && echo "samples        outputs/samples.png" && echo "all figures    outputs/metrics.json" \
+		&& echo "curves, plots  dvc plots show --open" && echo "every run      make ui"
+
+test: $(STAMP) ## run the whole test suite
+	python -m pytest
+
+lint: $(STAMP) ## check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(STAMP) ## open the records of every run in MLflow, on http://127.0.0.1:5000
+	$(if $(REMOTE_MLFLOW),@echo "The runs are on $(MLFLOW_TRACKING_URI)",honcho start mlflow)
+
+services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
+	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)
+
+clean: ## remove what the pipeline and the services made; .venv and DVC's cache stay
+	rm -rf data models outputs checkpoints mlflow.db* mlartifacts .prefect dvc_plots
