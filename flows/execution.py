@@ -1,0 +1,120 @@
+"""One stage, executed by DVC in a process of its own.
+
+What DVC and the stage print goes line by line to a logger. How it ended is one of three: an `Outcome` (it ran, or there
+was nothing to do), `StageKilled` (a signal ended it: worth another try), `StageFailed` (it failed by itself, and would
+fail again).
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows import guard
+
+_EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
+_DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
+_SKIPPED = re.compile(r"Stage '[^']*' (didn't change|is cached)")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage that succeeded: `ran`, or `cached` where DVC had its result already; `seconds` of wall-clock time."""
+
+    state: Literal["ran", "cached"]
+    seconds: float
+
+
+class StageFailed(Exception):
+    """The stage cannot succeed as things are; the message is its own, and names it."""
+
+
+class StageKilled(Exception):
+    """A signal ended the stage: out of memory, a machine going down, an impatient user."""
+
+
+def command(program: str) -> str:
+    """The path of a program of the running environment, which need not be on PATH."""
+    return str(Path(sys.executable).parent / program)
+
+
+def execute(
+    stage: str, workspace: Path, environment: Mapping[str, str], force: bool, log: Callable[[str], None]
+) -> Outcome:
+    """Bring one stage up to date in `workspace` with `dvc repro --single-item`.
+
+    environment: added to this process's; force: run even if nothing changed; log: receives each line of output.
+    Raises `StageFailed` or `StageKilled`.
+    """
+    started = time.monotonic()
+    words = [sys.executable, guard.__file__, command("dvc"), "repro", "--single-item", stage]
+    skipped, exited, said, refused = False, 0, "", ""
+    process = subprocess.Popen(
+        [*words, "--force"] if force else words,
+        cwd=workspace,
+        env={**os.environ, **environment, **_paths(workspace)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in map(str.rstrip, process.stdout):
+            if not line:
+                continue
+            log(line)
+            if _SKIPPED.match(line):
+                skipped = True
+            elif match := _EXIT.search(line):
+                exited = int(match[1])
+            elif match := _DVC_ERROR.match(line):
+                refused = match[1]
+            elif not exited:
+                said = line
+        status = process.wait()
+    finally:
+        _end(process)
+    if status == 0:
+        return Outcome("cached" if skipped else "ran", time.monotonic() - started)
+    if number := _signal(exited) or _signal(status):
+        raise StageKilled(f"{stage}: killed by {signal.Signals(number).name}")
+    raise StageFailed(f"{stage}: {refused or said or f'dvc repro ended with status {status}'}")
+
+
+def _paths(workspace: Path) -> dict[str, str]:
+    """The workspace's own code and this environment's programs come first, wherever they were started from."""
+    return {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": str(workspace),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _signal(status: int) -> int:
+    """The signal that an exit status tells of, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
+    number = -status if status < 0 else status - 128
+    return number if number in set(signal.Signals) else 0
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Leave nothing of the stage's session alive."""
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=5)
+    except (subprocess.TimeoutExpired, ProcessLookupError):
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,0 +1,37 @@
+"""Run a command that dies with whoever asked for it: `python -m flows.guard COMMAND…`.
+
+A killed flow run must not leave a training behind that holds DVC's lock. This process leads a session of its own; its
+standard input is a pipe that the flow run holds open and never writes to. When the pipe closes, however the flow run
+ended (also by `kill -9`), everything in the session is terminated.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+GRACE_S = 5.0
+"""Time between the request to end and the kill."""
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> int:
+    """The command's exit status; 128 + n where signal n killed it, as a shell says it."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # survive the group's SIGTERM, to follow it up; children do not inherit
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    status = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The flow `bigr`: the stages of dvc.yaml, one task each, in their order.
+
+Prefect decides when, where, how often, and what is tried again; DVC decides what there is to do. A stage that fails by
+itself ends the run at once with its own message; one that a signal killed is tried again and continues from its last
+checkpoint. `prefect deployment run bigr/full --watch` runs the deployment of prefect.yaml.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.client.schemas.objects import TaskRun
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+from prefect.tasks import Task
+
+from bigr import config
+from bigr.errors import BigrError
+from bigr.pipeline import StageSpec
+from bigr.pipeline import stages as described_stages
+from flows import workspace
+from flows.execution import Outcome, StageFailed, StageKilled, execute
+from flows.page import Page, picture_url
+
+RETRIES, RETRY_DELAY_S = 2, 5
+
+
+def _was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
+    return isinstance(state.result(raise_on_failure=False), StageKilled)
+
+
+@task(retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=_was_killed)
+def run_stage(stage: str, folder: str, environment: dict[str, str], force: bool) -> State[Outcome]:
+    """Bring one stage up to date; the state of the task is named after what it took: Ran or Cached."""
+    outcome = execute(stage, Path(folder), environment, force, get_run_logger().info)
+    return Completed(name=outcome.state.capitalize(), message=f"{outcome.seconds:.1f} s", data=outcome)
+
+
+@flow(name="bigr")
+def pipeline(
+    stages: list[str] | None = None, settings: dict[str, Any] | None = None, force: bool = False
+) -> State[Any]:
+    """Run the pipeline, or some of its stages.
+
+    stages: names of the stages to bring up to date, each by itself; all, if left out.
+    settings: values that differ from params.yaml for this run only, as {"generator.steps": 2000}. The run then works in
+        a clone of the project, and becomes an experiment of DVC under its name.
+    force: run each stage even if nothing that it depends on has changed.
+    """
+    project = Path.cwd()
+    name, run_id = str(flow_run.name), str(flow_run.id)
+    overrides = settings or {}
+    try:
+        values = workspace.merge(config.read(project / "params.yaml"), overrides)
+        graph = described_stages(project, values)
+        chosen = _choose(graph, stages)
+        folder = project / workspace.WORKSPACES / run_id if overrides else project
+        if overrides:
+            workspace.clone(project, folder, overrides)
+    except BigrError as error:
+        return Failed(message=str(error))
+    page = Page(name, folder, values, overrides)
+    try:
+        message = _run(graph, chosen, page, _environment(project, name, run_id), force)
+    finally:
+        _publish(page)
+    if message:
+        return Failed(message=message)
+    if overrides:
+        workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+    ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
+    return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached")
+
+
+def _choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
+    """The stages asked for, in the pipeline's order. Raises `BigrError` for an unknown one."""
+    if unknown := sorted(set(stages or []) - set(graph)):
+        raise BigrError(f"stages: {', '.join(unknown)}: no such stage; there are {', '.join(graph)}")
+    return [stage for stage in graph if not stages or stage in stages]
+
+
+def _environment(project: Path, name: str, run_id: str) -> dict[str, str]:
+    """What ties the stages' MLflow runs together, and to the project's records even from a clone."""
+    return {
+        "BIGR_EXECUTION": run_id,
+        "BIGR_EXECUTION_NAME": name,
+        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}",
+    }
+
+
+def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment: dict[str, str], force: bool) -> str:
+    """Run the stages one after the other; the message of the first that fails, or nothing."""
+    done: dict[str, State[Outcome]] = {}
+    for stage in chosen:
+        made_by = [done[other] for other in done if _feeds(graph[other], graph[stage])]
+        named = run_stage.with_options(name=stage, task_run_name=stage)
+        state = named(stage, str(page.workspace), environment, force, wait_for=made_by, return_state=True)
+        result = state.result(raise_on_failure=False)
+        if not isinstance(result, Outcome):
+            page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
+            if isinstance(result, StageFailed | StageKilled):
+                return str(result)
+            raise result
+        page.stages[stage], done[stage] = result, state
+    return ""
+
+
+def _feeds(maker: StageSpec, reader: StageSpec) -> bool:
+    return any(Path(dep).is_relative_to(out) for dep in reader.deps for out in maker.outs)
+
+
+def _publish(page: Page) -> None:
+    """Show the page and the sample grid among the run's artifacts."""
+    create_markdown_artifact(page.text(), key="pipeline", description="Stages, figures, settings and samples")
+    if url := picture_url(page.workspace):
+        create_image_artifact(url, key="samples", description="Sample grid, one column a class")

@@ -1,0 +1,155 @@
+"""Where a flow run works: in the user's folder, or, with settings of its own, in a clone that the user never sees.
+
+The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares DVC's
+cache, and alone has the overridden params.yaml: the user's files are never touched, however the run ends. It stays where
+it is until the run succeeds, so that a retry finds its checkpoints. Its result is an experiment of the user's project
+(`dvc exp show`) under the flow run's name.
+"""
+
+import copy
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from bigr import config, pipeline
+from bigr.errors import BigrError
+from flows.execution import command
+
+WORKSPACES = Path(".prefect/workspaces")
+_FILES = ("shards.source", "tokenizer.perceptual_weights", "evaluation.extractor_weights")
+"""The settings that name files of the user's; a relative one is looked up in the user's folder if git does not have it."""
+
+
+def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings with `overrides` (dotted key → value) laid over them. Raises `BigrError` if the result is invalid."""
+    merged = copy.deepcopy(dict(values))
+    _lay_over(merged, overrides)
+    try:
+        config.validate(merged, "settings")
+    except BigrError as error:
+        raise BigrError("; ".join(str(error).splitlines())) from None
+    return merged
+
+
+def _lay_over(values: Any, overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise BigrError(f"settings: {key} is not a setting; {section} holds a value, not a section")
+        place[name] = value
+
+
+def experiment_name(project: Path, flow_run_name: str, flow_run_id: str) -> str:
+    """The flow run's name as git allows it; with the beginning of its id where another experiment has the name."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", flow_run_name).strip("-") or "run"
+    taken = _git(project, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    return f"{name}-{flow_run_id[:8]}" if any(ref.rsplit("/", 1)[-1] == name for ref in taken) else name
+
+
+def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Make `folder` a copy of `project` with `overrides` in its params.yaml. Left as it is if it was made already.
+
+    Raises `BigrError` where `project` is not a git repository of its own with a commit.
+    """
+    made = folder / ".git/made"
+    if made.exists():
+        return
+    if not (project / ".git").exists():
+        raise BigrError(f"{project}: settings can be overridden in a git repository only; run `git init` and commit")
+    if subprocess.run(["git", "rev-parse", "-q", "--verify", "HEAD"], cwd=project, capture_output=True).returncode:
+        raise BigrError(f"{project}: settings can be overridden only after the first commit; run `git commit`")
+    values = merge(config.read(project / "params.yaml"), overrides)
+    files = _files(project, values)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _git(project, "clone", "--quiet", "--local", ".", str(folder))
+    for key, fallback in (("user.name", "Prefect"), ("user.email", "prefect@localhost")):
+        _git(folder, "config", key, _git(project, "config", "--default", fallback, key).strip())
+    _copy_changes(project, folder, files)
+    _share_cache(project, folder)
+    for file in files:
+        if not (folder / file).exists():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).symlink_to(project / file)
+    _write_params(folder / "params.yaml", overrides)
+    made.touch()
+
+
+def save(project: Path, folder: Path, name: str, stages: list[str]) -> None:
+    """Make what `stages` produced in the clone an experiment of `project`, and remove the clone."""
+    _run(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
+    ref = _git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").split()[0]
+    _git(project, "fetch", "--quiet", "--no-write-fetch-head", str(folder), f"+{ref}:{ref}")
+    shutil.rmtree(folder)
+
+
+def _files(project: Path, values: Mapping[str, Any]) -> list[str]:
+    """Relative files that settings name, that are there, and that neither git nor a stage provides."""
+    outs = [out for spec in pipeline.stages(project, values).values() for out in spec.outs]
+    named = [pipeline.setting(values, key) for key in _FILES]
+    return [
+        file
+        for file in named
+        if file
+        and not Path(file).is_absolute()
+        and (project / file).exists()
+        and not any(Path(file).is_relative_to(out) for out in outs)
+        and not _git(project, "ls-files", "--", file)
+    ]
+
+
+def _copy_changes(project: Path, folder: Path, linked: list[str]) -> None:
+    """Bring into the clone what differs from the last commit, new files included, and drop what was deleted."""
+    changed = _git(project, "diff", "--name-only", "-z", "HEAD") + _git(
+        *(project, "ls-files", "--others", "--exclude-standard", "-z")
+    )
+    for name in filter(None, changed.split("\0")):
+        source, target = project / name, folder / name
+        if any(Path(name).is_relative_to(path) for path in linked) or source.is_dir():
+            continue
+        target.unlink(missing_ok=True)
+        if source.is_symlink() or source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _share_cache(project: Path, folder: Path) -> None:
+    """Let the clone use the project's cache, by links where the file system has them, and check out what it knows."""
+    local = project / ".dvc/config.local"
+    if local.exists():
+        shutil.copy2(local, folder / ".dvc/config.local")
+    dvc = command("dvc")
+    cache = project / _run(project, dvc, "cache", "dir").strip()
+    _run(folder, dvc, "config", "--local", "cache.dir", str(cache.resolve()))
+    _run(folder, dvc, "config", "--local", "cache.type", "reflink,hardlink,copy")
+    _run(folder, dvc, "config", "--local", "core.site_cache_dir", str(folder / ".dvc/tmp/site"))
+    _run(folder, dvc, "checkout", "--quiet", "--force", "--allow-missing")
+
+
+def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
+    yaml = YAML()
+    values = yaml.load(path)
+    _lay_over(values, overrides)
+    yaml.dump(values, path)
+
+
+def _git(folder: Path, *words: str) -> str:
+    return _run(folder, "git", *words)
+
+
+def _run(folder: Path, *words: str) -> str:
+    """Standard output of a command run in `folder`. Raises `BigrError` with the last line of its complaint."""
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise BigrError(f"{Path(words[0]).name} {words[1]}: {said}")
+    return done.stdout
