@@ -65,9 +65,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors to a safetensors file atomically; tensors are moved to the CPU and made contiguous."""
+    """Write named tensors to a safetensors file atomically; tensors are moved to the CPU and made contiguous.
+
+    The same tensors and metadata give the same bytes, so that a hash of the file names its content.
+    """
     with atomic_path(path) as temporary:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(metadata or {}))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the entries of `__metadata__` in an order that changes from process to process."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # always so: the same entries, in compact JSON
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
