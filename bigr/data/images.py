@@ -1,0 +1,118 @@
+"""From an image file to RGB pixels, and ADM's centre crop.
+
+A file is a JPEG, PNG or WebP picture, told by its content rather than its name; of an animation the first frame counts.
+Colour profiles are ignored, as in the published pipelines. Whatever else a file is (grey, palette, CMYK, 16-bit, with
+transparency, rotated by EXIF) becomes upright 8-bit RGB. Knows no folders and no shards.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from bigr.errors import BigrError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 500_000_000
+"""A larger picture is refused from its header (1.5 GB as RGB)."""
+
+# Pillow's own limit warns at 89 megapixels and raises at 179; MAX_PIXELS takes its place in `decode`.
+Image.MAX_IMAGE_PIXELS = None
+
+_MAX_ASPECT = 16
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(BigrError):
+    """A picture that cannot be read; `str()` is the reason, in one line, without the file's name."""
+
+
+def decode(source: Path | BinaryIO) -> Image.Image:
+    """Read a picture as an upright 8-bit RGB image. Transparent pixels are composited on white.
+
+    16-bit grey is scaled (65535 → 255), not clipped. Raises `ImageError` with the reason, whatever is wrong with it.
+    """
+    try:
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError("not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow comments on odd files that it reads well
+            with Image.open(source, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(f"{image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
+                image.load()
+                turn = _UPRIGHT.get(_orientation(image))
+                rgb = _to_rgb(image)
+        return rgb.transpose(turn) if turn is not None else rgb
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not a JPEG, PNG or WebP image") from None
+    except Exception as error:  # decoders raise many kinds over a broken file, and all of them are the file's fault
+        raise ImageError(_reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block costs the rotation, not the picture
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        eight_bit = ((grey + 128) // 257).astype(np.uint8)
+        transparent = image.info.get("transparency")
+        if transparent is not None:
+            eight_bit[grey == transparent] = 255
+        return Image.fromarray(eight_bit).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """ADM's centre crop to size×size: halve with a box filter while possible, scale the short side, cut the middle.
+
+    As in guided-diffusion, so that figures can be compared with those of the published models. A smaller picture is
+    enlarged. A picture longer than 16 times its width first loses its ends, which the crop would drop anyway.
+    """
+    short = min(image.size)
+    if max(image.size) > _MAX_ASPECT * short:  # enlarging a 1×10000 strip whole would take gigabytes
+        image = _cut(image, min(image.width, _MAX_ASPECT * short), min(image.height, _MAX_ASPECT * short))
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
+    return _cut(image, size, size)
+
+
+def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """The picture as a PNG file: lossless, and the same bytes for the same pixels."""
+    with io.BytesIO() as stream:
+        image.save(stream, format="PNG")
+        return stream.getvalue()

@@ -1,0 +1,220 @@
+"""Packs an image folder into webdataset shards, by several processes.
+
+Which picture goes where is decided from the listing alone, before anything is decoded: every shard is a job of its own,
+done by whichever process is free, and the bytes do not depend on how many there are. A picture that cannot be read is
+absent from its shard and named in `report.json`. Pixels are in memory one picture per process at a time.
+"""
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from webdataset import TarWriter
+
+from bigr.data.images import ImageError, center_crop, decode, encode_png
+from bigr.data.sources import SPLITS, Item, Source, printable
+from bigr.errors import BigrError
+from bigr.files import atomic_folder, sha256_file, write_json
+from bigr.progress import Progress
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5
+"""Bad files that an error message names; the log names all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to write. first: place in the split of the first item, from which keys are made."""
+
+    root: Path
+    tar: Path
+    split: str
+    first: int
+    items: list[Item]
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One shard written. class_counts: images per label; bad: file and reason of each picture left out."""
+
+    split: str
+    name: str
+    images: int
+    class_counts: Counter[int]
+    sha256: str
+    bad: list[tuple[str, str]]
+
+
+def pack(
+    source: Source, folder: Path, *, image_size: int, images_per_shard: int, max_bad_fraction: float, workers: int
+) -> dict[str, int]:
+    """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, whole or not at all.
+
+    Returns counts: images of each split, classes, shards, bad and ignored files. Raises `BigrError` when more than
+    `max_bad_fraction` of the pictures cannot be read, or a class or split has no readable picture left.
+    """
+    total = sum(map(len, source.items.values()))
+    with atomic_folder(folder) as temporary:
+        jobs = list(_jobs(source, temporary, image_size, images_per_shard))
+        with Progress("shards", total, unit="image") as progress:
+            packed = _in_processes(jobs, workers, progress) if min(workers, len(jobs)) > 1 else _here(jobs, progress)
+        bad = [(file, reason) for shard in packed for file, reason in shard.bad]
+        for file, reason in bad:
+            log.warning("%s: %s", source.root / file, reason)
+        _check(source, bad, total, max_bad_fraction)
+        packed = [shard for shard in packed if shard.images]
+        index = _index(source, packed, image_size)
+        write_json(temporary / "index.json", index)
+        report = {
+            "files": total,
+            "bad": [{"file": printable(file), "reason": reason} for file, reason in bad],
+            "bad_count": len(bad),
+            "ignored_count": source.ignored,
+        }
+        write_json(temporary / "report.json", report)
+    return {
+        **{f"{split}_images": index["splits"][split]["images"] for split in SPLITS},
+        "classes": len(source.classes),
+        "shards": len(packed),
+        "bad_files": len(bad),
+        "ignored_files": source.ignored,
+    }
+
+
+def _jobs(source: Source, folder: Path, image_size: int, images_per_shard: int) -> Iterator[Job]:
+    for split, items in source.items.items():
+        for number, first in enumerate(range(0, len(items), images_per_shard)):
+            tar = folder / f"{split}-{number:06d}.tar"
+            yield Job(source.root, tar, split, first, items[first : first + images_per_shard], image_size)
+
+
+def _check(source: Source, bad: list[tuple[str, str]], total: int, max_bad_fraction: float) -> None:
+    if len(bad) > max_bad_fraction * total:
+        named = "; ".join(f"{printable(file)} ({reason})" for file, reason in bad[:_NAMED])
+        more = f"; and {len(bad) - _NAMED} more, in the log" if len(bad) > _NAMED else ""
+        raise BigrError(
+            f"{len(bad)} of {total} images of {source.root} cannot be read, more than shards.max_bad_fraction = "
+            f"{max_bad_fraction} allows; repair or remove them, or raise that setting: {named}{more}"
+        )
+    unreadable = {file for file, _ in bad}
+    for split, items in source.items.items():
+        readable = {label for file, label in items if file not in unreadable}
+        if not readable:
+            raise BigrError(f"shards.source: none of the {split} images of {source.root} can be read; see the log")
+        for label, name in enumerate(source.classes):
+            if split == "train" and label not in readable:
+                raise BigrError(
+                    f"shards.source: class {printable(name)!r} of {source.root} has no readable train image"
+                )
+
+
+def _index(source: Source, packed: list[Packed], image_size: int) -> dict[str, Any]:
+    splits = {}
+    for split in SPLITS:
+        shards = [shard for shard in packed if shard.split == split]
+        counts = sum((shard.class_counts for shard in shards), Counter())
+        splits[split] = {
+            "shards": [{"name": s.name, "images": s.images, "sha256": s.sha256} for s in shards],
+            "images": sum(shard.images for shard in shards),
+            "class_counts": [counts[label] for label in range(len(source.classes))],
+        }
+    return {"image_size": image_size, "classes": [printable(name) for name in source.classes], "splits": splits}
+
+
+def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
+    """Decode, crop and write the pictures of one shard; `advance` is called after each.
+
+    The tar's headers hold neither the time nor the user, so that the same pictures give the same bytes.
+    """
+    bad: list[tuple[str, str]] = []
+    counts: Counter[int] = Counter()
+    with job.tar.open("wb") as file:
+        with TarWriter(file, user="bigr", group="bigr", mtime=0, encoder=False) as tar:
+            for place, (path, label) in enumerate(job.items, start=job.first):
+                try:
+                    image = center_crop(decode(job.root / path), job.image_size)
+                except ImageError as error:
+                    bad.append((path, str(error)))
+                else:
+                    tar.write({"__key__": f"{place:09d}", "png": encode_png(image), "cls": str(label).encode()})
+                    counts[label] += 1
+                advance()
+        file.flush()
+        os.fsync(file.fileno())
+    if not counts:
+        job.tar.unlink()
+        return Packed(job.split, job.tar.name, 0, counts, "", bad)
+    return Packed(job.split, job.tar.name, counts.total(), counts, sha256_file(job.tar), bad)
+
+
+def _here(jobs: list[Job], progress: Progress) -> list[Packed]:
+    return [write_shard(job, progress.advance) for job in jobs]
+
+
+def _in_processes(jobs: list[Job], workers: int, progress: Progress) -> list[Packed]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+    done, stop = context.Value(ctypes.c_longlong, 0), context.Event()
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (done, stop))
+    try:
+        futures = [pool.submit(_work, job) for job in jobs]
+        pending = set(futures)
+        while pending:
+            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()  # a failure ends the work at once
+            progress.advance(done.value - progress.done)
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise BigrError(
+            "a process that packs images was killed, perhaps for want of memory; lower run.workers"
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """What a worker shares with its parent. done: pictures, for the progress bar; stop: set when all should end."""
+
+    done: "Synchronized[int]"
+    stop: Event
+
+
+def _start_worker(done: "Synchronized[int]", stop: Event) -> None:
+    _Worker.done, _Worker.stop = done, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, for all
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's worker would wait for ever for a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(job: Job) -> Packed:
+    return write_shard(job, _count)
+
+
+def _count() -> None:
+    if _Worker.stop.is_set():
+        raise InterruptedError("the stage has ended")
+    with _Worker.done.get_lock():
+        _Worker.done.value += 1
