@@ -99,14 +99,6 @@ def test_lpips_is_frozen_and_its_gradient_reaches_the_images(weights: dict[str, 
     assert a.grad.abs().sum() > 0
 
 
-def test_lpips_gradient_is_finite_where_all_features_are_zero(weights: dict[str, Tensor]) -> None:
-    weights["features.2.bias"] -= 100
-    a = images().requires_grad_()
-    Lpips(weights)(a, images(seed=1)).sum().backward()
-    assert a.grad is not None
-    assert a.grad.isfinite().all()
-
-
 def test_lpips_works_down_to_its_least_image_side(weights: dict[str, Tensor]) -> None:
     lpips = Lpips(weights)
     assert lpips(images(side=LPIPS_MIN_SIDE), images(side=LPIPS_MIN_SIDE, seed=1)).isfinite().all()

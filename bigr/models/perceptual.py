@@ -81,7 +81,6 @@ class Lpips(nn.Module):
             for convolution in convolutions:  # type: ignore[attr-defined]
                 x = F.relu(convolution(x))
             y = x.float()
-            # vector_norm's gradient at a position where all channels are 0 is 0; that of sqrt of a sum would be NaN.
             features.append(y / (torch.linalg.vector_norm(y, dim=1, keepdim=True) + 1e-10))
         return features
 

@@ -28,7 +28,7 @@ def adaptive_weight(nll: Tensor, gan: Tensor, last_weight: Tensor) -> Tensor:
     reach `last_weight`; both graphs are kept.
     """
     nll_gradient, gan_gradient = (torch.autograd.grad(loss, last_weight, retain_graph=True)[0] for loss in (nll, gan))
-    return (nll_gradient.norm() / (gan_gradient.norm() + 1e-4)).clamp(0, 1).detach()
+    return (nll_gradient.norm() / (gan_gradient.norm() + 1e-4)).clamp(0, 1)
 
 
 def diff_augment(images: Tensor, generator: torch.Generator) -> Tensor:
