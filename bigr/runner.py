@@ -1,0 +1,151 @@
+"""One execution of one stage: check settings and inputs, start the processes, track, run.
+
+A stage that computes with networks works in `run.processes` processes, which torchrun's own library starts (a stage
+started through `torchrun -m bigr run NAME` by hand joins those it finds); the other stages work in one.
+"""
+
+import contextlib
+import difflib
+import fcntl
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigr import config, pipeline
+from bigr.context import Context
+from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.tracking import Tracker
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+    from bigr.pipeline import StageSpec
+
+log = logging.getLogger(__name__)
+
+IN_MANY_PROCESSES = ("tokenizer", "codes", "generator", "transcoder", "samples")
+_LAUNCHED = "BIGR_LAUNCHED"
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+def run_stage(name: str, root: Path, params: Path) -> None:
+    """Run the stage `name` in the project folder `root` with the settings of the file `params`: what `bigr run` does.
+
+    Raises `BigrError` for an unknown stage, a misfit of settings, a missing input, and whatever the stage finds wrong.
+    """
+    if name not in config.STAGES:
+        close = difflib.get_close_matches(name, config.STAGES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(config.STAGES)}"
+        raise BigrError(f"{name} is not a stage; {hint}")
+    root = root.absolute()
+    values = config.read(params)
+    settings = config.validate(values, params.name)
+    described = pipeline.stages(root, values)
+    if name not in described:
+        raise BigrError(f"dvc.yaml: has no stage {name}")
+    pipeline.check_inputs(root, described[name], described)
+    if "LOCAL_RANK" in os.environ:
+        if name in IN_MANY_PROCESSES:
+            with _process_group(settings):
+                _execute(described[name], root, settings, values)
+        elif os.environ["RANK"] == "0":
+            _execute(described[name], root, settings, values)
+    elif settings.run.processes > 1 and name in IN_MANY_PROCESSES:
+        _launch(name, root, params, settings.run.processes)
+    else:
+        _execute(described[name], root, settings, values)
+
+
+def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[str, object]) -> None:
+    hashes = pipeline.content_hashes(root, spec.deps)
+    fingerprint = pipeline.fingerprint(spec, values, hashes)
+    stage = importlib.import_module(f"bigr.stages.{spec.name}")
+    if os.environ.get("RANK", "0") != "0":
+        stage.run(settings, Context(root, fingerprint))
+        return
+    with _alone(root, spec.name):
+        tracker = Tracker(root, spec.name, settings, hashes)
+        started = time.monotonic()
+        try:
+            stage.run(settings, Context(root, fingerprint, tracker))
+            missing = [out for out in spec.outs if not (root / out).exists()]
+            if missing:
+                raise RuntimeError(f"stage {spec.name} did not write {', '.join(missing)}, as dvc.yaml says it does")
+            tracker.metrics({"duration_s": time.monotonic() - started})
+            outputs = pipeline.content_hashes(root, spec.outs)
+        except BaseException as error:
+            tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        tracker.finish("FINISHED", outputs)
+
+
+@contextlib.contextmanager
+def _alone(root: Path, name: str) -> Iterator[None]:
+    """Hold the stage: a run whose `dvc` was killed may still be writing, and must end before the next begins."""
+    path = root / ".dvc" / "tmp" / f"bigr-{name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            log.warning("stage %s is already running here (process %s); waiting for it to end", name, file.read())
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _process_group(settings: "Settings") -> Iterator[None]:
+    from bigr.training.device import resolve_device
+    from bigr.training.distributed import process_group
+
+    with process_group(resolve_device(settings.run.device)):
+        yield
+
+
+def _launch(name: str, root: Path, params: Path, processes: int) -> None:
+    """Run this stage in `processes` processes on this machine and wait for them."""
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # The processes have told what went wrong; torchrun's report of it would bury that.
+    for module in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
+        logging.getLogger(module).setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ[_LAUNCHED] = "1"
+    words = ["-m", "bigr", "run", name, "--params", str(params.absolute())]
+    try:
+        with contextlib.chdir(root):
+            torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={processes}", *words]))
+    except ChildFailedError as error:
+        failures = sorted(error.failures.values(), key=lambda failure: (failure.timestamp, failure.local_rank))
+        for failure in failures:
+            if failure.exitcode == EXIT_USER_ERROR and isinstance(failure.message, dict):
+                raise BigrError(failure.message["message"]) from None
+        first = failures[0].exitcode
+        log.error("stage %s: process %d ended with exit status %d", name, failures[0].local_rank, first)
+        sys.exit(128 - first if first < 0 else first)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + int(error.sigval))
+
+
+def hand_up(error: BigrError) -> bool:
+    """In a process that `run_stage` launched, leave the error for the launcher to say once. False elsewhere."""
+    file = os.environ.get(_ERROR_FILE)
+    if _LAUNCHED not in os.environ or not file:
+        return False
+    message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
+    Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
+    return True

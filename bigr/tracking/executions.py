@@ -1,0 +1,82 @@
+"""Who runs: the pipeline execution that a stage belongs to, the process, the commit.
+
+One execution is one parent run. It is named by BIGR_EXECUTION where that is set (the Prefect flow sets it); otherwise
+it is the nearest `dvc` process above this one, known by its number and start; otherwise this process alone.
+"""
+
+import os
+import socket
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Execution:
+    """id: the same for all stages of one execution; name: of the parent run; command: what was started."""
+
+    id: str
+    name: str
+    command: str
+
+
+def current() -> Execution:
+    """The execution that this process belongs to."""
+    process = _started_by()
+    name = os.environ.get("BIGR_EXECUTION_NAME") or os.environ.get("DVC_EXP_NAME")
+    started = datetime.fromtimestamp(process.create_time())
+    return Execution(
+        id=os.environ.get("BIGR_EXECUTION") or _identity(process),
+        name=name or f"pipeline {started:%Y-%m-%d %H:%M:%S}",
+        command=" ".join(Path(arg).name if i < 2 else arg for i, arg in enumerate(process.cmdline())),
+    )
+
+
+def _started_by() -> psutil.Process:
+    own = psutil.Process()
+    for process in own.parents():
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if any(Path(word).name == "dvc" for word in words[:2]) or words[1:3] == ["-m", "dvc"]:
+            return process
+    return own
+
+
+def _identity(process: psutil.Process) -> str:
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+
+
+def process_tag() -> str:
+    """This process, so that a later one can tell whether it lives: host:number:start."""
+    return _identity(psutil.Process())
+
+
+def is_dead(tag: str) -> bool:
+    """Whether the process that `process_tag` named has ended; False where it belongs to another machine."""
+    host, pid, _ = tag.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return _identity(psutil.Process(int(pid))) != tag
+    except psutil.NoSuchProcess:
+        return True
+
+
+def git_tags(root: Path) -> dict[str, str]:
+    """The commit checked out at `root` and whether tracked files differ from it; nothing outside a git repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}

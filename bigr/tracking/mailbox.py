@@ -1,0 +1,112 @@
+"""Deliveries made in order on a thread of their own, so that whoever posts them never waits.
+
+Points (of curves) are gathered and delivered together, about once a second. A delivery that fails is kept and tried
+again after a pause, and whatever was posted meanwhile waits its turn in a bounded queue; this is said once.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_LIMIT = 20_000
+_BATCH = 1000
+_GATHER_S = 1.0
+_PAUSE_S = 10.0
+_CLOSE_S = 600.0
+
+
+class Mailbox:
+    """A queue of calls and of points. `name` is the receiver's, for messages; `deliver` receives gathered points."""
+
+    def __init__(self, name: str, deliver: Callable[[list[Any]], None], permanent: Callable[[Exception], bool]) -> None:
+        self._name, self._deliver, self._permanent = name, deliver, permanent
+        self._queue: deque[tuple[Callable[[], None] | None, Any]] = deque()
+        self._changed = threading.Condition()
+        self._closing = self._down = False
+        self._lost = 0
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have `function` called, after everything posted before."""
+        self._post(function, None)
+
+    def point(self, value: Any) -> None:
+        """Have `value` delivered, together with its neighbours."""
+        self._post(None, value)
+
+    def _post(self, function: Callable[[], None] | None, value: Any) -> None:
+        with self._changed:
+            if len(self._queue) >= _LIMIT and not self._closing:
+                self._lost += 1
+                return
+            self._queue.append((function, value))
+            self._changed.notify()
+
+    def close(self, last: Callable[[], None]) -> None:
+        """Deliver what is left and `last`; where the receiver is out of reach, try once and give up."""
+        with self._changed:
+            self._closing = True
+            self._queue.append((last, None))
+            self._changed.notify()
+        self._thread.join(_CLOSE_S)
+        lost = self._lost + len(self._queue)
+        if lost:
+            log.warning("%s: %d records did not reach it", self._name, lost)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if not self._queue:
+                    return
+                final = self._closing
+                function = self._queue[0][0]
+                points: list[Any] = []
+                for other, value in self._queue:
+                    if other is not None or len(points) == _BATCH:
+                        break
+                    points.append(value)
+            try:
+                if function is not None:
+                    function()
+                else:
+                    self._deliver(points)
+            except Exception as error:
+                if not self._permanent(error):
+                    self._say_down(error)
+                    if final:
+                        return
+                    self._wait(_PAUSE_S)
+                    continue
+                self._lost += 1
+                log.warning("%s refused a record: %s", self._name, _line(error))
+            else:
+                self._say_up()
+            with self._changed:
+                for _ in range(1 if function is not None else len(points)):
+                    self._queue.popleft()
+            self._wait(_GATHER_S)
+
+    def _wait(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
+
+    def _say_down(self, error: Exception) -> None:
+        if not self._down:
+            log.warning("%s does not answer; work goes on, and its records wait: %s", self._name, _line(error))
+        self._down = True
+
+    def _say_up(self) -> None:
+        if self._down:
+            log.warning("%s answers again", self._name)
+        self._down = False
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,136 @@
+"""A stage's report (`bigr.context.Report`) that goes to MLflow."""
+
+import io
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bigr.context import Report
+from bigr.tracking import executions
+from bigr.tracking.mailbox import Mailbox
+from bigr.tracking.store import Store, location, permanent
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+_SHOWN_ON_PARENT = ("samples", "evaluation")
+
+
+class _Point(NamedTuple):
+    key: str
+    value: float
+    timestamp: int
+    step: int
+    final: bool
+
+
+class Tracker(Report):
+    """Records one execution of one stage, from its making to `finish`. No call waits, but for `finish`.
+
+    root: the project folder; inputs: path → DVC hash of everything that the stage reads.
+    """
+
+    def __init__(self, root: Path, stage: str, settings: "Settings", inputs: Mapping[str, str]) -> None:
+        self.root, self.stage = root, stage
+        self._all_settings = flatten(settings.model_dump())
+        self._inputs = dict(inputs)
+        self._last_step = 0
+        self._store: Store
+        self._run = self._parent = ""
+        self._mail = Mailbox(f"MLflow ({location(root)})", self._log_points, permanent)
+        self._mail.call(self._open)
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        # Without a step: after the curves, so that the final figure is the one that MLflow shows as the latest.
+        self._last_step = max(self._last_step, step or 0)
+        now = int(time.time() * 1000)
+        at = self._last_step if step is None else step
+        for key, value in values.items():
+            self._mail.point(_Point(_name(key), float(value), now, at, final=step is None))
+
+    def picture(self, name: str, path: Path, step: int | None = None) -> None:
+        content, name = path.read_bytes(), _name(name)
+        if step is None:
+            self._mail.call(lambda: self._log_picture(f"{name}{path.suffix}", content))
+        else:
+            self._mail.call(lambda: self._log_frame(name, content, step))
+
+    def finish(self, status: str, outputs: Mapping[str, str] | None = None) -> None:
+        """End the run: `status` FINISHED, FAILED or KILLED; outputs: path → DVC hash of all that the stage wrote."""
+        written = dict(outputs or {})
+        for path in written:
+            if Path(path).parts[0] == "models":
+                self._mail.call(lambda path=path: self._log_model(path))  # type: ignore[misc]
+        if self.stage == "evaluation" and (grid := self.root / "outputs" / "samples.png").is_file():
+            self.picture("samples", grid)
+        self._mail.close(lambda: self._close(status, written))
+
+    # What follows runs on the mailbox's thread.
+
+    def _open(self) -> None:
+        self._store = store = Store(self.root)
+        execution = executions.current()
+        about = executions.git_tags(self.root)
+        self._parent = store.parent(execution, self._all_settings, about)
+        store.bury(self.stage, self._parent)
+        tags = {
+            **about,
+            **{f"dvc.dep.{path}": md5 for path, md5 in self._inputs.items()},
+            "bigr.process": executions.process_tag(),
+            "mlflow.source.name": f"bigr run {self.stage}",
+        }
+        own = {
+            key: value
+            for key, value in self._all_settings.items()
+            if key in ("seed", "run.precision") or key.startswith(f"{self.stage}.")
+        }
+        self._run = store.child(self._parent, self.stage, own, tags)
+
+    def _log_points(self, points: list[_Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.key, p.value, p.timestamp, p.step) for p in points]
+        self._store.client.log_batch(self._run, metrics=metrics)
+        shown = [metric for metric, point in zip(metrics, points, strict=True) if point.final]
+        if shown and self.stage in _SHOWN_ON_PARENT:
+            self._store.client.log_batch(self._parent, metrics=shown)
+
+    def _log_picture(self, name: str, content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            for run in [self._run, *([self._parent] if self.stage in _SHOWN_ON_PARENT else [])]:
+                self._store.client.log_artifact(run, str(path), "pictures")
+
+    def _log_frame(self, name: str, content: bytes, step: int) -> None:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(content)) as image:
+            self._store.client.log_image(self._run, image, key=name, step=step, synchronous=True)
+
+    def _log_model(self, path: str) -> None:
+        self._store.client.log_artifacts(self._run, str(self.root / path), path)
+
+    def _close(self, status: str, written: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(f"dvc.out.{path}", md5) for path, md5 in written.items()]
+        self._store.client.log_batch(self._run, tags=tags)
+        self._store.client.set_terminated(self._run, status)
+        self._store.client.set_terminated(self._parent, status)
+
+
+def flatten(values: Mapping[str, Any], above: Iterable[str] = ()) -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, (*above, key)) if isinstance(value, Mapping) else {".".join((*above, key)): value}
+    return flat
+
+
+def _name(text: str) -> str:
+    """`text` with what MLflow does not allow in a name replaced."""
+    return re.sub(r"[^\w\-./ :]", "_", text)

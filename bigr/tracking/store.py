@@ -1,0 +1,117 @@
+"""The store: where it is, the experiment, and the runs in it. Nothing here is imported before a stage runs."""
+
+import logging
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigr.tracking import executions
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""MLflow's environment, where the user has not set it: no telemetry, no noise, and no long waits for a dead server."""
+
+_SQLITE = "sqlite:///"
+_FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
+
+
+def home(root: Path) -> Path:
+    """The project folder that records belong to: `root`, or where DVC made `root` for an experiment, its project."""
+    return next((folder.parent for folder in root.absolute().parents if folder.name == ".dvc"), root.absolute())
+
+
+def location(root: Path) -> str:
+    """The tracking URI in force."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{home(root) / 'mlflow.db'}"
+
+
+def permanent(error: Exception) -> bool:
+    """Whether MLflow refused a call for good, so that repeating it is useless."""
+    return getattr(error, "error_code", None) in _FINAL
+
+
+class Store:
+    """The experiment in the store. Creating it connects, and creates what is missing; failures are MLflow's own."""
+
+    def __init__(self, root: Path) -> None:
+        for name, value in DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self.uri = location(root)
+        self.client = MlflowClient(self.uri)
+        self.experiment  # noqa: B018 - connects
+
+    @cached_property
+    def experiment(self) -> str:
+        """The experiment's id."""
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "bigr"
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server says where files go; a database alone cannot, so they go beside it.
+        beside = None
+        if self.uri.startswith(_SQLITE):
+            beside = (Path(self.uri.removeprefix(_SQLITE)).absolute().parent / "mlartifacts").as_uri()
+        return str(self.client.create_experiment(name, artifact_location=beside))
+
+    def runs(self, **tags: str) -> list["Run"]:
+        """Runs with these tags, the newest first; `__` in a name stands for a dot."""
+        return self.search(" and ".join(f"tags.`{key.replace('__', '.')}` = '{value}'" for key, value in tags.items()))
+
+    def search(self, condition: str) -> list["Run"]:
+        """Runs that meet MLflow's filter `condition`, the newest first."""
+        return list(self.client.search_runs([self.experiment], condition, order_by=["attributes.start_time DESC"]))
+
+    def parent(self, execution: executions.Execution, settings: dict[str, Any], tags: dict[str, str]) -> str:
+        """The parent run of `execution`, running again or created: its id."""
+        found = self.runs(bigr__execution=execution.id, bigr__kind="pipeline")
+        if found:
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+            return str(found[0].info.run_id)
+        own = {"bigr.execution": execution.id, "bigr.kind": "pipeline", "mlflow.source.name": execution.command}
+        run = self.client.create_run(self.experiment, run_name=execution.name, tags={**tags, **own})
+        self.params(run.info.run_id, settings)
+        return str(run.info.run_id)
+
+    def child(self, parent: str, stage: str, settings: dict[str, Any], tags: dict[str, str]) -> str:
+        """A new run of `stage` under `parent`: its id."""
+        own = {"mlflow.parentRunId": parent, "bigr.stage": stage, "bigr.kind": "stage"}
+        run = self.client.create_run(self.experiment, run_name=stage, tags={**tags, **own})
+        self.params(run.info.run_id, settings)
+        return str(run.info.run_id)
+
+    def params(self, run: str, values: dict[str, Any]) -> None:
+        """Record settings; MLflow takes 100 at a time."""
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)) for key, value in values.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(run, params=params[start : start + 100])
+
+    def bury(self, stage: str, parent: str) -> None:
+        """Mark as killed the runs of `stage` whose process died without a word, and their executions but `parent`."""
+        for run in self.search(f"attributes.status = 'RUNNING' and tags.`bigr.stage` = '{stage}'"):
+            if executions.is_dead(run.data.tags.get("bigr.process", "::")):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+                above = run.data.tags.get("mlflow.parentRunId")
+                if above and above != parent:
+                    self.client.set_terminated(above, "KILLED")
+
+
+def find_writer(root: Path, path: str, md5: str) -> str | None:
+    """The id of the newest run that wrote `path` (as in dvc.lock) with DVC's hash `md5`, or None."""
+    found = Store(root).runs(**{f"dvc.out.{path}": md5}, bigr__kind="stage")
+    return str(found[0].info.run_id) if found else None
