@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears, embeddings, positions N(0, 0.02); biases, adaLN's linear 0; `ada_gss` N(0, 1/D); `mask_tok` N(0, 1)."""
+        """Linears, embeddings, positions N(0, 0.02); biases, adaLN 0; `ada_gss` N(0, 1/D); `mask_tok` N(0, 1)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

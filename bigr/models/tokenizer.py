@@ -187,6 +187,11 @@ class Tokenizer(nn.Module):
         """Bits as floats [B, K, g, g] → images [B, 3, H, W], not clamped; differentiable in the bits."""
         return self.decoder(self.quantizer.embed_bits(bits))
 
+    def autoencode(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] → what the decoder makes of drawn bits, and bit logits [B, K, g, g]; differentiable."""
+        logits = self.logits(images)
+        return self.decode_bits(self.quantizer.sample(logits, generator)), logits
+
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → bit probabilities [B, N, K]."""
         return self.quantizer.probabilities(self.logits(images)).flatten(2).mT

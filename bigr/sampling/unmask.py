@@ -1,0 +1,157 @@
+"""Entropy-ordered sampling: from all tokens masked to none, the most certain first (METHOD section 4).
+
+Each iteration asks the backbone for h, the transcoder for the bit probabilities of the tokens still masked, and fixes
+the most certain of them. Tokens given from the start keep their bits, and the schedule runs over the unknown ones.
+
+Every image draws from a generator of its own, and its noise belongs to its tokens: a sample does not depend on which
+others stand in its batch. Shapes: B images, N tokens, m of them masked, K bits, S diffusion steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigr.models.bigr import BiGR, gather_tokens
+from bigr.sampling.reverse import bit_probabilities
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; the fields are those of params.yaml's section `samples`."""
+
+    iterations: int
+    diffusion_steps: int
+    order: str = "entropy"
+    guidance_scale: float = 1.0
+    guidance_schedule: str = "constant"
+    temperature: float = 1.0
+    gumbel_temperature: float = 0.0
+    gumbel_schedule: str = "constant"
+    deterministic_bits: bool = False
+
+
+@torch.no_grad()
+def sample_codes(
+    model: BiGR,
+    labels: Tensor,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    codes: Tensor | None = None,
+    unknown: Tensor | None = None,
+    on_iteration: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Sample codes, bool [B, N, K].
+
+    labels: int64 [B] on the model's device (num_classes: unconditional, which is then not guided); seeds: one for each
+    image; codes [B, N, K] and unknown bool [B, N]: given tokens, and those to sample (all, where not given);
+    on_iteration: called with the iteration (from 0), the codes so far and the mask of what is still unknown.
+    """
+    config, device = model.config, labels.device
+    batch, tokens = len(labels), config.grid**2
+    if unknown is None:
+        unknown = torch.ones(batch, tokens, dtype=torch.bool, device=device)
+    codes = torch.zeros(batch, tokens, config.code_bits, device=device) if codes is None else codes.to(device).float()
+    codes = torch.where(unknown.unsqueeze(-1), 0.0, codes)
+    generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
+    counts = unknown.sum(1).tolist()  # the one look at the device; from here on the schedule is arithmetic
+    masked = unknown.clone()
+    unconditional = torch.full_like(labels, config.num_classes)
+
+    left = counts
+    for i in range(sampling.iterations):
+        ratio = (i + 1) / sampling.iterations
+        stay = [still_masked(count, ratio) for count in counts]
+        noise, gumbel, final = _draws(generators, sampling, tokens, config.code_bits, device)
+        if stay == left:  # nothing would be fixed: the draws are made, the networks need not run
+            continue
+        scale = guidance(sampling, ratio)
+        guided = scale != 1.0 and sampling.guidance_scale != 1.0
+        widest = max(left)
+        positions = masked.float().argsort(dim=1, descending=True, stable=True)[:, :widest]  # [B, m], masked first
+
+        both_codes, both_labels, both_masked = codes, labels, masked
+        if guided:
+            both_codes, both_masked = torch.cat([codes, codes]), torch.cat([masked, masked])
+            both_labels = torch.cat([labels, unconditional])
+        hidden = model.hidden(both_codes, both_labels, both_masked)
+        probability = bit_probabilities(
+            model.transcoder,
+            gather_tokens(hidden[:batch], positions),
+            _noise_of(noise, positions),
+            hidden_unconditional=gather_tokens(hidden[batch:], positions) if guided else None,
+            guidance_scale=scale,
+            temperature=sampling.temperature,
+        ).unflatten(0, (batch, widest))
+
+        certain = certainty(probability, positions, sampling.order, torch.gather(gumbel, 1, positions), ratio, sampling)
+        certain = certain.masked_fill(~torch.gather(masked, 1, positions), -math.inf)
+        ranks = certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+        quota = torch.tensor([a - b for a, b in zip(left, stay, strict=True)], device=device)
+        fixed = ranks < quota.unsqueeze(1)  # [B, m]
+
+        thresholds = 0.5 if sampling.deterministic_bits else torch.take_along_dim(final, positions.unsqueeze(-1), 1)
+        bits = (probability > thresholds).float()
+        current = torch.take_along_dim(codes, positions.unsqueeze(-1), 1)
+        bits = torch.where(fixed.unsqueeze(-1), bits, current)
+        codes = codes.scatter(1, positions.unsqueeze(-1).expand_as(bits), bits)
+        masked = masked.scatter(1, positions, torch.gather(masked, 1, positions) & ~fixed)
+        left = stay
+        if on_iteration is not None:
+            on_iteration(i, codes.bool(), masked)
+    return codes.bool()
+
+
+def still_masked(unknown: int, ratio: float) -> int:
+    """How many of the unknown tokens stay masked after the part `ratio` of the iterations: ⌊N·cos(π/2·ratio)⌋."""
+    return math.floor(unknown * math.cos(math.pi / 2 * ratio))
+
+
+def guidance(sampling: Sampling, ratio: float) -> float:
+    """The guidance scale of an iteration: constant, or rising linearly as 1 + (s − 1)·ratio."""
+    if sampling.guidance_schedule == "linear":
+        return 1 + (sampling.guidance_scale - 1) * ratio
+    return sampling.guidance_scale
+
+
+def certainty(
+    probability: Tensor, positions: Tensor, order: str, gumbel: Tensor, ratio: float, sampling: Sampling
+) -> Tensor:
+    """How certain each masked token is, [B, m]; the largest are fixed first.
+
+    probability: [B, m, K]; positions: int64 [B, m]; gumbel: Gumbel noise [B, m].
+    entropy: minus the mean binary entropy in bits; margin: the mean of |2P − 1|, as in the published code; both lie
+    in a range of width 1 and get the noise × its temperature. random: the noise alone; raster: reading order.
+    """
+    if order == "raster":
+        return -positions.float()
+    if order == "random":
+        return gumbel
+    if order == "margin":
+        certain = (2 * probability - 1).abs().mean(-1)
+    else:
+        entropy = F.binary_cross_entropy(probability, probability, reduction="none").mean(-1)  # nats
+        certain = -entropy / math.log(2)
+    factor = {"constant": 1.0, "up": ratio, "down": 1 - ratio}[sampling.gumbel_schedule]
+    return certain + sampling.gumbel_temperature * factor * gumbel
+
+
+def _draws(
+    generators: Sequence[torch.Generator], sampling: Sampling, tokens: int, bits: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One iteration's uniform noise [B, S, N, K], Gumbel noise [B, N], and uniforms that decide bits [B, N, K]."""
+    shape = (sampling.diffusion_steps + 1, tokens, bits)
+    uniform = torch.stack([torch.rand(shape, generator=g, device=device) for g in generators])
+    order = torch.stack([torch.rand(tokens, generator=g, device=device) for g in generators])
+    gumbel = -torch.log(-torch.log(order.clamp(1e-20, 1 - 1e-7)))
+    return uniform[:, :-1], gumbel, uniform[:, -1]
+
+
+def _noise_of(noise: Tensor, positions: Tensor) -> Tensor:
+    """The noise [B, S, N, K] of the tokens at positions [B, m], as [S, B·m, K]."""
+    index = positions[:, None, :, None]
+    return torch.take_along_dim(noise, index, dim=2).transpose(0, 1).flatten(1, 2)

@@ -1,0 +1,113 @@
+"""Stage `samples`: draw images, the same number of each class (METHOD section 4).
+
+Reads models/tokenizer and models/bigr; writes outputs/samples.npz in the layout that ADM's evaluator reads (`arr_0`
+uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one column a class.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bigr.context import Context
+from bigr.errors import BigrError
+from bigr.evaluation.pictures import save_grid, to_uint8
+from bigr.files import write_npz
+from bigr.interop.folders import load_bigr, load_tokenizer
+from bigr.models.bigr import BiGR
+from bigr.models.tokenizer import Tokenizer
+from bigr.progress import Progress
+from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.seeds import derive_seed
+from bigr.training.device import autocast, resolve_device
+from bigr.training.distributed import is_main, rank, world
+
+if TYPE_CHECKING:
+    from bigr.config import Samples as Section
+    from bigr.config import Settings
+
+PICTURED_CLASSES = 16
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Sample, decode, and write."""
+    section, device = settings.samples, resolve_device(settings.run.device)
+    tokenizer = load_tokenizer(context.root / "models" / "tokenizer").to(device)
+    model = load_bigr(context.root / "models" / "bigr").to(device)
+    check_fit(tokenizer, model)
+    labels = balanced_labels(section.count, model.config.num_classes)
+    seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
+    mine = range(rank(), section.count, world())
+
+    images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
+    with (
+        Progress("samples", section.count, unit="image", enabled=is_main()) as bar,
+        autocast(device, settings.run.precision, model.config.dim),
+    ):
+        for places in batched(len(mine), section.batch_size):
+            chosen = [mine[place] for place in places]
+            codes = sample_codes(model, labels[chosen].to(device), sampling_of(section), [seeds[i] for i in chosen])
+            with torch.no_grad():
+                decoded = to_uint8(tokenizer.decode(codes))
+            images[places.start : places.stop] = decoded.permute(0, 2, 3, 1).cpu()
+            bar.advance(len(chosen) * world())
+
+    images = gathered(images, section.count, device)
+    if is_main():
+        outputs = context.root / "outputs"
+        write_npz(outputs / "samples.npz", arr_0=images.numpy(), arr_1=labels.numpy())
+        picture = outputs / "samples.png"
+        save_class_columns(picture, images.permute(0, 3, 1, 2), labels, section.grid_rows)
+        context.report.picture("samples", picture)
+        context.report.metrics({"images": float(section.count)})
+
+
+def sampling_of(section: "Section") -> Sampling:
+    """The section's settings of the sampler."""
+    return Sampling(**{name: getattr(section, name) for name in Sampling.__dataclass_fields__})
+
+
+def check_fit(tokenizer: Tokenizer, model: BiGR) -> None:
+    """Raise `BigrError` where the model's codes are not the tokenizer's."""
+    for name, ours, theirs in (
+        ("bits", model.config.code_bits, tokenizer.config.code_bits),
+        ("tokens a side", model.config.grid, tokenizer.grid),
+    ):
+        if ours != theirs:
+            raise BigrError(f"models/bigr has {ours} {name}, models/tokenizer has {theirs}; rerun the stage generator")
+
+
+def balanced_labels(count: int, classes: int) -> Tensor:
+    """int64 [count]: 0, 1, … over and over, so that classes differ by one image at most."""
+    return torch.arange(count) % classes
+
+
+def batched(count: int, size: int) -> Iterator[range]:
+    """0..count in ranges of at most `size`."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:
+    """All processes' images, uint8 [count, H, W, 3] in the order of their indices, on the first process."""
+    if world() == 1:
+        return images
+    most = math.ceil(count / world())
+    padded = torch.zeros(most, *images.shape[1:], dtype=torch.uint8, device=device)
+    padded[: len(images)] = images.to(device)
+    parts = [torch.empty_like(padded) for _ in range(world())] if is_main() else None
+    dist.gather(padded, parts)
+    return images if parts is None else torch.stack(parts, dim=1).flatten(0, 1)[:count].cpu()
+
+
+def save_class_columns(path: Path, images: Tensor, labels: Tensor, rows: int) -> None:
+    """A grid PNG of uint8 images [n, 3, H, W]: one column a class (the first few), `rows` images each."""
+    classes = labels.unique()[:PICTURED_CLASSES]
+    columns = [images[labels == label][:rows] for label in classes]
+    shortest = min(len(column) for column in columns)
+    grid = torch.stack([column[:shortest] for column in columns], dim=1).flatten(0, 1)
+    save_grid(path, grid, columns=len(columns))

@@ -1,0 +1,122 @@
+"""Stage `tokenizer`: train the binary autoencoder on the shards (METHOD section 1).
+
+Reads data/shards; writes models/tokenizer, outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the
+validation split above their reconstructions).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bigr.context import Context
+from bigr.data.shards import ImageBatches, ShardIndex, load_split
+from bigr.evaluation.pictures import pairs, save_grid
+from bigr.interop.folders import save
+from bigr.interop.lpips import load_lpips
+from bigr.models.discriminator import PatchDiscriminator
+from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+from bigr.seeds import derive_seed
+from bigr.training.autoencoding import Autoencoding, Batch
+from bigr.training.device import resolve_device
+from bigr.training.distributed import is_main, rank, world
+from bigr.training.loop import Plan, Player, check_batch_size, forget_checkpoint, train
+from bigr.training.optimiser import adamw
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+    from bigr.config import Tokenizer as Section
+
+VALIDATION_IMAGES = 512  # at most: these figures are points of a curve; the evaluation stage uses every image
+PICTURED = 16
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Train, and write the average of the weights."""
+    section, device = settings.tokenizer, resolve_device(settings.run.device)
+    check_batch_size("tokenizer", section.batch_size)
+    shards = context.root / "data" / "shards"
+
+    torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
+    tokenizer = Tokenizer(config_of(section, ShardIndex.load(shards).image_size)).to(device)
+    perceptual = discriminator = None
+    if section.perceptual_weight > 0:
+        perceptual = load_lpips(context.root / str(section.perceptual_weights)).to(device)
+    if section.gan_weight > 0:
+        discriminator = PatchDiscriminator(section.gan_base_channels).to(device)
+    objective = Autoencoding(section, settings.seed, tokenizer, perceptual, discriminator)
+    players = [Player("model", tokenizer, adamw(tokenizer, section), objective.tokenizer_loss)]
+    if discriminator is not None:
+        players.append(
+            Player("discriminator", discriminator, adamw(discriminator, section), objective.discriminator_loss)
+        )
+
+    stream = ImageBatches(
+        shards,
+        "train",
+        section.batch_size // world(),
+        seed=derive_seed(settings.seed, "tokenizer", "order"),
+        horizontal_flip=section.horizontal_flip,
+        rank=rank(),
+        world=world(),
+        workers=settings.run.workers,
+    )
+
+    def batches(step: int) -> Iterator[Batch]:
+        for images, labels in stream.from_step(step):
+            yield images.to(device, non_blocking=True), labels
+
+    originals = load_split(shards, "val", limit=VALIDATION_IMAGES)[0].to(device) / 255
+    picture = context.root / "outputs" / "reconstructions.png"
+
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Tokenizer)
+        figures, restored = reconstruct(model, originals, section.batch_size)
+        save_grid(picture, pairs(originals[:PICTURED], restored[:PICTURED]), columns=PICTURED)
+        context.report.picture("reconstructions", picture, step)
+        return figures
+
+    plan = Plan("tokenizer", section, settings.run, settings.seed, device, width=section.base_channels)
+    average = train(plan, players, batches, validate, context, lambda step: f"(batch {step} of the training shards)")
+    if is_main():
+        assert isinstance(average, Tokenizer)
+        save(context.root / "models" / "tokenizer", average)
+    forget_checkpoint("tokenizer", context)
+
+
+def config_of(section: "Section", image_size: int) -> TokenizerConfig:
+    """The shape that the settings describe, for images of `image_size` pixels."""
+    return TokenizerConfig(
+        image_size=image_size,
+        code_bits=section.code_bits,
+        embed_dim=section.embed_dim,
+        base_channels=section.base_channels,
+        channel_multipliers=tuple(section.channel_multipliers),
+        res_blocks=section.res_blocks,
+        attention_resolutions=tuple(section.attention_resolutions),
+        norm_first=section.norm_first,
+        quantizer=section.quantizer,
+    )
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, images: Tensor, batch_size: int) -> tuple[dict[str, float], Tensor]:
+    """Figures of the deterministic codes of images [n, 3, H, W] in [0, 1], and the images restored from them.
+
+    val_l1; val_psnr: the mean over images, in dB; val_bit_entropy: the mean over bits of the entropy of each bit's
+    frequency, in bits; val_dead_bits: how many bits are on in less than 1 % or more than 99 % of all tokens.
+    """
+    codes = torch.cat([tokenizer.codes(batch) for batch in images.split(batch_size)])
+    restored = torch.cat([tokenizer.decode(batch).clamp(0, 1) for batch in codes.split(batch_size)])
+    squared = (restored - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+    frequency = codes.float().mean(dim=(0, 1)).clamp(1e-7, 1 - 1e-7)
+    entropy = -(frequency * frequency.log2() + (1 - frequency) * (1 - frequency).log2())
+    figures = {
+        "val_l1": (restored - images).abs().mean(),
+        "val_psnr": (-10 / math.log(10) * squared.log()).mean(),
+        "val_bit_entropy": entropy.mean(),
+        "val_dead_bits": ((frequency < 0.01) | (frequency > 0.99)).sum(),
+    }
+    return {name: float(value) for name, value in figures.items()}, restored

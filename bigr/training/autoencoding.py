@@ -1,0 +1,77 @@
+"""What the tokenizer is trained on: L1 + LPIPS + λ·hinge-GAN + the quantizer's penalties (METHOD section 1).
+
+The weights of the terms are settings; a term of weight 0 costs nothing. The discriminator is a second player of the
+same loop, and sees the reconstructions of the step that the tokenizer has just made.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigr.models.tokenizer import Tokenizer
+from bigr.seeds import generator
+from bigr.training.adversarial import adaptive_weight, diff_augment, discriminator_loss, generator_loss
+from bigr.training.distributed import parallel, rank
+
+if TYPE_CHECKING:
+    from bigr.config import Tokenizer as Section
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Autoencoding:
+    """The two losses of a batch (images float [B, 3, H, W] in [0, 1], labels): the tokenizer's and its critic's."""
+
+    def __init__(
+        self,
+        section: "Section",
+        seed: int,
+        tokenizer: Tokenizer,
+        perceptual: nn.Module | None,
+        discriminator: nn.Module | None,
+    ) -> None:
+        self.section, self.seed = section, seed
+        self.tokenizer, self.perceptual, self.discriminator = tokenizer, perceptual, discriminator
+        self._autoencode = parallel(tokenizer, "autoencode")
+        self._discriminate = parallel(discriminator, "forward") if discriminator is not None else None
+        self._restored: Tensor | None = None
+
+    def tokenizer_loss(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Named scalars of one batch; step counts from 0."""
+        images, section = batch[0], self.section
+        restored, logits = self._autoencode(images, self._generator("bits", step, images))
+        losses = {"l1": F.l1_loss(restored, images)}
+        loss = section.reconstruction_weight * losses["l1"]
+        if self.perceptual is not None:
+            losses["lpips"] = self.perceptual(restored, images).mean()
+            loss = loss + section.perceptual_weight * losses["lpips"]
+        if self._adversarial(step):
+            assert self.discriminator is not None
+            losses["gan"] = generator_loss(self.discriminator(self._augment(restored, "fake for the tokenizer", step)))
+            losses["gan_adaptive"] = adaptive_weight(loss, losses["gan"], self.tokenizer.decoder.last_weight)
+            loss = loss + section.gan_weight * losses["gan_adaptive"] * losses["gan"]
+            self._restored = restored.detach()
+        weights = {"entropy": section.lfq_entropy_weight, "commitment": section.lfq_commitment_weight}
+        for name, penalty in self.tokenizer.quantizer.penalties(logits).items():
+            losses[name] = penalty
+            loss = loss + weights[name] * penalty
+        return {"loss": loss, **losses}
+
+    def discriminator_loss(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
+        """The critic's hinge loss on the batch and the tokenizer's last reconstructions; None before `gan_start`."""
+        if not self._adversarial(step) or self._discriminate is None or self._restored is None:
+            return None
+        real = self._discriminate(self._augment(batch[0], "real", step))
+        fake = self._discriminate(self._augment(self._restored, "fake", step))
+        return {"loss": discriminator_loss(real, fake)}
+
+    def _adversarial(self, step: int) -> bool:
+        return self.discriminator is not None and step + 1 >= self.section.gan_start
+
+    def _augment(self, images: Tensor, place: str, step: int) -> Tensor:
+        return diff_augment(images, self._generator(place, step, images)) if self.section.gan_augment else images
+
+    def _generator(self, place: str, step: int, images: Tensor) -> torch.Generator:
+        return generator(self.seed, "tokenizer", place, step, rank(), device=images.device)

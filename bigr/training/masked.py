@@ -1,0 +1,114 @@
+"""What the generator is trained on: codes with masked tokens (METHOD section 2, "Masking in training").
+
+A stream of batches from the codes on disk, in an order that seed and epoch fix, and the draws of a step: labels that
+become unconditional, one count of masked tokens per batch, positions per image.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigr.data.codes import CodesDataset
+from bigr.models.bigr import masked_count
+from bigr.seeds import derive_seed, generator
+from bigr.training.distributed import rank, share
+
+
+class MaskedBatch(NamedTuple):
+    """codes: float [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked."""
+
+    codes: Tensor
+    labels: Tensor
+    masked: Tensor
+
+
+class MaskedBatches:
+    """The training stream of one process: its share of each global batch, on `device`.
+
+    label_dropout: the probability that a label becomes `unconditional` (1: trained without labels).
+    """
+
+    def __init__(
+        self,
+        dataset: CodesDataset,
+        batch_size: int,
+        *,
+        stage: str,
+        seed: int,
+        label_dropout: float,
+        unconditional: int,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.batch_size, self.stage, self.seed = dataset, batch_size, stage, seed
+        self.label_dropout, self.unconditional, self.device = label_dropout, unconditional, device
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def indices(self, step: int) -> Tensor:
+        """The images of a step's global batch, int64 [B]; each epoch is one permutation, and batches may span two."""
+        length, first = len(self.dataset), step * self.batch_size
+        parts: list[Tensor] = []
+        while (missing := self.batch_size - sum(map(len, parts))) > 0:
+            epoch, offset = divmod(first + self.batch_size - missing, length)
+            if epoch != self._epoch:
+                order = generator(self.seed, self.stage, "order", epoch)
+                self._epoch, self._order = epoch, torch.randperm(length, generator=order)
+            parts.append(self._order[offset : offset + missing])
+        return torch.cat(parts)
+
+    def describe(self, step: int) -> str:
+        """Names the batch of a step, for an error."""
+        shown = ", ".join(map(str, self.indices(step)[:4].tolist()))
+        return f"(batch {step}: training codes {shown}, …)"
+
+    def from_step(self, step: int) -> Iterator[MaskedBatch]:
+        """Batches from that step on, without end."""
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> MaskedBatch:
+        """The batch of a step; every draw is derived from the seed, the step and this process's number."""
+        mine = self.indices(step)[share(self.batch_size)]
+        draws = generator(self.seed, self.stage, "batch", step, rank())
+        views = torch.randint(len(self.dataset.views), (len(mine),), generator=draws)
+        codes, labels = self.dataset.batch(mine, views)
+        dropped = torch.rand(len(mine), generator=draws) < self.label_dropout
+        labels = torch.where(dropped, self.unconditional, labels)
+        tokens = codes.shape[1]
+        count = masked_count(
+            derive_seed(self.seed, self.stage, "count", step) % tokens, tokens
+        )  # one for all processes
+        masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
+        codes, labels, masked = (t.to(self.device, non_blocking=True) for t in (codes, labels, masked))
+        return MaskedBatch(codes.float(), labels, masked)
+
+
+class FixedMasks:
+    """A validation that is the same at every call: fixed images, masks and noise.
+
+    images: at most this many of the split; each is masked once, by counts spread evenly over the schedule.
+    """
+
+    def __init__(self, dataset: CodesDataset, images: int, seed: int, device: torch.device, unconditional: int | None):
+        self.seed, self.device = seed, device
+        count = min(images, len(dataset))
+        codes, labels = dataset.batch(torch.arange(count))
+        if unconditional is not None:
+            labels = torch.full_like(labels, unconditional)
+        tokens = codes.shape[1]
+        draws = generator(seed, "validation", "masks")
+        order = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)
+        # Images are dealt to groups of one mask count each, so that a group is a batch of static shape.
+        groups = min(8, count)
+        self.batches: list[MaskedBatch] = []
+        for group in range(groups):
+            mine = torch.arange(group, count, groups)
+            masked = order[mine, : masked_count(tokens * (group + 0.5) / groups, tokens)]
+            parts = (codes[mine].float(), labels[mine], masked)
+            self.batches.append(MaskedBatch(*(t.to(device) for t in parts)))
+
+    def noise(self) -> torch.Generator:
+        """A generator for the diffusion's draws, in the same state at every call."""
+        return generator(self.seed, "validation", "noise", device=self.device)
