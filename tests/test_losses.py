@@ -179,6 +179,12 @@ def test_discriminator_has_the_published_size_and_names() -> None:
     assert state["main.9.weight"].mean().item() == pytest.approx(1.0, abs=0.01)
 
 
+def test_discriminator_and_lpips_answer_in_float32_under_autocast(weights: dict[str, Tensor]) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert PatchDiscriminator(base_channels=2)(images()).dtype == torch.float32
+        assert Lpips(weights)(images(), images(seed=1)).dtype == torch.float32
+
+
 def test_too_small_an_image_is_refused() -> None:
     with pytest.raises(ValueError, match="needs 24 or more"):
         PatchDiscriminator(base_channels=2)(images(2, MIN_SIDE - 1))

@@ -31,10 +31,10 @@ class PatchDiscriminator(nn.Module):
         self.apply(_init_weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises ValueError for an image of a side below `MIN_SIDE`."""
+        """Logits are float32 also under autocast. Raises ValueError for an image of a side below `MIN_SIDE`."""
         if min(images.shape[-2:]) < MIN_SIDE:
             raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; the discriminator needs {MIN_SIDE} or more")
-        logits: Tensor = self.main(images)
+        logits: Tensor = self.main(images).float()
         return logits
 
 

@@ -1,0 +1,79 @@
+"""docs/settings.md and params.yaml speak of the same keys, choices and stages."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from bigr import config, pipeline
+
+ROOT = Path(__file__).parents[1]
+VALUES = config.read(ROOT / "params.yaml")
+PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+SECTIONS = {text.split("\n", 1)[0]: text for text in PAGE.split("\n## ")[1:]}
+ROWS = {
+    cells[0].strip("`"): cells
+    for cells in (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.splitlines() if line.startswith("| `")
+    )
+}
+"""The cells of each key's row: key, meaning, unit, allowed, paper."""
+
+
+def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of a mapping, in its order."""
+    found = []
+    for key, value in values.items():
+        found += keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return found
+
+
+def choices(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """The dotted keys that allow a few words, and those words."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if get_origin(annotation) is list:
+            (annotation,) = get_args(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found |= choices(annotation, f"{prefix}{name}.")
+        elif get_origin(annotation) is Literal:
+            found[prefix + name] = get_args(annotation)
+    return found
+
+
+def test_every_setting_is_explained_once_and_nothing_else_is() -> None:
+    explained = re.findall(r"^\| `([\w.]+)` \|", PAGE, flags=re.MULTILINE)
+    assert sorted(explained) == sorted(keys(VALUES))
+
+
+@pytest.mark.parametrize("section", VALUES)
+def test_each_section_of_the_page_explains_its_own_keys(section: str) -> None:
+    explained = re.findall(r"^\| `([\w.]+)` \|", SECTIONS[section], flags=re.MULTILINE)
+    assert {key.split(".")[0] for key in explained} == {section}
+
+
+def test_each_row_has_meaning_unit_allowed_values_and_the_papers_value() -> None:
+    assert {len(cells) for cells in ROWS.values()} == {5}
+    assert all(cells[1] and cells[3] and cells[4] for cells in ROWS.values())  # some numbers have no unit
+
+
+@pytest.mark.parametrize(("key", "words"), choices(config.Settings).items())
+def test_the_choices_named_are_those_that_the_settings_take(key: str, words: tuple[str, ...]) -> None:
+    assert tuple(re.findall(r"`([\w.-]+)`", ROWS[key][3]))[: len(words)] == words
+
+
+@pytest.mark.parametrize("section", ["seed", *config.STAGES])
+def test_reruns_names_the_stages_that_dvc_would_run_again(section: str) -> None:
+    stages = pipeline.stages(ROOT, VALUES)
+    again: list[str] = []
+    written: list[str] = []
+    for name, stage in stages.items():  # dvc.yaml is in the order of the pipeline
+        reads = any(Path(dep).is_relative_to(out) for dep in stage.deps for out in written)
+        if reads or any(param.split(".")[0] == section for param in stage.params):
+            again.append(name)
+            written += stage.outs
+    (line,) = re.findall(r"^Reruns: (.*)$", SECTIONS[section], flags=re.MULTILINE)
+    assert re.findall(r"`(\w+)`", line) == again
