@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _NAMED = 5
 """Bad files that an error message names; the log names all."""
+_IMAGES_PER_PROCESS = 1000
+"""Fewer do not repay the seconds that another process takes to start."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def pack(
     with atomic_folder(folder) as temporary:
         jobs = list(_jobs(source, temporary, image_size, images_per_shard))
         with Progress("shards", total, unit="image") as progress:
-            packed = _in_processes(jobs, workers, progress) if min(workers, len(jobs)) > 1 else _here(jobs, progress)
+            processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
+            packed = _in_processes(jobs, processes, progress) if processes > 1 else _here(jobs, progress)
         bad = [(file, reason) for shard in packed for file, reason in shard.bad]
         for file, reason in bad:
             log.warning("%s: %s", source.root / file, reason)
@@ -166,10 +169,10 @@ def _here(jobs: list[Job], progress: Progress) -> list[Packed]:
     return [write_shard(job, progress.advance) for job in jobs]
 
 
-def _in_processes(jobs: list[Job], workers: int, progress: Progress) -> list[Packed]:
+def _in_processes(jobs: list[Job], processes: int, progress: Progress) -> list[Packed]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     done, stop = context.Value(ctypes.c_longlong, 0), context.Event()
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (done, stop))
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (done, stop))
     try:
         futures = [pool.submit(_work, job) for job in jobs]
         pending = set(futures)

@@ -9,7 +9,9 @@ import io
 import itertools
 import json
 import tarfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,9 @@ _IN_MEMORY_BYTES = 2 << 30
 """A split whose pixels fit in this is decoded once and kept."""
 _BLOCK_IMAGES = 4096
 """Images that are shuffled among each other where a split is streamed: whole shards, together at least so many."""
+
+_AHEAD = 256
+"""Images that are decoded before they are asked for."""
 
 
 class Shard(NamedTuple):
@@ -75,25 +80,38 @@ class ShardIndex:
         return [int(count) for count in self.splits[split]["class_counts"]]
 
 
-def read_shard(shard: Shard) -> Iterator[tuple[Tensor, int]]:
-    """Every image of one shard, in order: uint8 [3,H,W] and its label. Raises `BigrError` for a damaged shard."""
-    for png, label in _encoded(shard):
-        yield _decoded(png, shard.path), label
+def read_shard(shard: Shard, workers: int = 1) -> Iterator[tuple[Tensor, int]]:
+    """Every image of one shard, in order: uint8 [3,H,W] and its label. Raises `BigrError` for a damaged shard.
+
+    `workers` threads decode a little ahead of the reader (Pillow decodes without Python's lock).
+    """
+    pool = ThreadPoolExecutor(workers)
+    ahead: deque[tuple[Future[Tensor], int]] = deque()
+    try:
+        for png, label in _encoded(shard):
+            ahead.append((pool.submit(_decoded, png, shard.path), label))
+            if len(ahead) > _AHEAD:
+                image, label = ahead.popleft()
+                yield image.result(), label
+        for image, label in ahead:
+            yield image.result(), label
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def read_split(folder: Path, split: str) -> Iterator[tuple[Tensor, int]]:
+def read_split(folder: Path, split: str, workers: int = 1) -> Iterator[tuple[Tensor, int]]:
     """Every image of a split once, in the shards' order: uint8 [3,H,W] and its label."""
     for shard in ShardIndex.load(folder).shards(split):
-        yield from read_shard(shard)
+        yield from read_shard(shard, workers)
 
 
-def load_split(folder: Path, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+def load_split(folder: Path, split: str, limit: int | None = None, workers: int = 1) -> tuple[Tensor, Tensor]:
     """A split, or its first `limit` images (of mixed classes), in memory: uint8 [n,3,H,W] and labels int64 [n]."""
     index = ShardIndex.load(folder)
     count = index.images(split) if limit is None else min(limit, index.images(split))
     images = torch.empty(count, 3, index.image_size, index.image_size, dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
-    for place, (image, label) in enumerate(itertools.islice(read_split(folder, split), count)):
+    for place, (image, label) in enumerate(itertools.islice(read_split(folder, split, workers), count)):
         images[place], labels[place] = image, label
     return images, labels
 
@@ -168,7 +186,7 @@ class ImageBatches:
                 yield images.float() / 255, labels
             return
         if self._memory is None:
-            self._memory = load_split(self.index.folder, self.split)
+            self._memory = load_split(self.index.folder, self.split, workers=self.workers)
         images, labels = self._memory
         while True:
             epoch, first = divmod(step, self.steps_per_epoch)

@@ -1,0 +1,226 @@
+"""Codes on disk: every image of the shards as packed bits, read through memory maps.
+
+One safetensors file per image shard: `codes` uint8 [n, views, N, ⌈K/8⌉], bits packed along K in `numpy.packbits` order,
+and `labels` int64 [n]; its metadata and `index.json` name K, the grid, the views and the tokenizer's hash. Knows no
+tokenizer: what encodes is handed in.
+
+Shapes: B images, N = g² tokens in row-major order, K bits.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigr import seeds
+from bigr.data.shards import Shard, ShardIndex, read_shard
+from bigr.errors import BigrError
+from bigr.files import write_json, write_tensors
+
+_CHUNK = 4096
+"""Images whose bits are unpacked at a time where a whole split is counted."""
+
+
+class Encoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] in [0, 1] → bit probabilities [B,N,K]."""
+
+    def codes(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] in [0, 1] → the most likely bits, bool [B,N,K]."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images become codes, and what the files name. drawn: bits drawn from their probabilities, not thresholded."""
+
+    code_bits: int
+    grid: int
+    views: list[str]
+    tokenizer: str
+    drawn: bool
+    seed: int
+
+    def metadata(self) -> dict[str, Any]:
+        """What `index.json` and the header of every file say."""
+        return {
+            "code_bits": self.code_bits,
+            "grid": self.grid,
+            "views": self.views,
+            "tokenizer": self.tokenizer,
+            "drawn": self.drawn,
+        }
+
+
+@torch.no_grad()
+def encode_shard(
+    encoder: Encoder,
+    shard: Shard,
+    path: Path,
+    encoding: Encoding,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Encode the images of one shard into the file `path`; `workers` threads decode, `advance` counts images done.
+
+    A drawn bit depends on the seed, the shard and the image's place in it, not on the batch that it stood in.
+    """
+    packed: list[np.ndarray] = []
+    labels: list[int] = []
+    stream = read_shard(shard, workers)
+    while batch := list(islice(stream, batch_size)):
+        images = torch.stack([image for image, _ in batch]).to(device).float() / 255
+        views = []
+        for view in encoding.views:
+            seen = images.flip(-1) if view == "flip" else images
+            if encoding.drawn:
+                bits = _draw(encoder.encode(seen).cpu(), encoding.seed, shard.path.stem, len(labels), view)
+            else:
+                bits = encoder.codes(seen).cpu()
+            views.append(np.packbits(bits.numpy(), axis=-1))
+        packed.append(np.stack(views, axis=1))
+        labels += [label for _, label in batch]
+        advance(len(batch))
+    tensors = {"codes": torch.from_numpy(np.concatenate(packed)), "labels": torch.tensor(labels, dtype=torch.int64)}
+    metadata = {name: v if isinstance(v, str) else json.dumps(v) for name, v in encoding.metadata().items()}
+    write_tensors(path, tensors, metadata)
+
+
+def _draw(probabilities: Tensor, seed: int, shard: str, first: int, view: str) -> Tensor:
+    """Bernoulli draws for images that start at place `first` of a shard, each from a generator of its own."""
+    uniform = [
+        torch.rand(p.shape, generator=seeds.generator(seed, "codes", shard, place, view))
+        for place, p in enumerate(probabilities, start=first)
+    ]
+    return torch.stack(uniform) < probabilities
+
+
+def codes_name(shard: Shard) -> str:
+    """The name of the file that holds the codes of an image shard."""
+    return f"{shard.path.stem}.safetensors"
+
+
+def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
+    """Write `index.json`: last, since it says that every file is there."""
+    splits = {
+        split: {
+            "images": images.images(split),
+            "class_counts": images.class_counts(split),
+            "shards": [{"name": codes_name(shard), "images": shard.images} for shard in images.shards(split)],
+        }
+        for split in images.splits
+    }
+    write_json(folder / "index.json", {**encoding.metadata(), "classes": images.classes, "splits": splits})
+
+
+class CodesDataset:
+    """The codes of one split, memory-mapped: what is not asked for is not read. Use `open`.
+
+    code_bits: K; grid: g; views: their names; num_classes: C; class_counts: images of each class.
+    """
+
+    def __init__(self, index: dict[str, Any], split: str, codes: list[np.ndarray], labels: list[np.ndarray]) -> None:
+        self.code_bits: int = index["code_bits"]
+        self.grid: int = index["grid"]
+        self.views: list[str] = index["views"]
+        self.classes: list[str] = index["classes"]
+        self.class_counts: list[int] = index["splits"][split]["class_counts"]
+        self._codes, self._labels = codes, labels
+        self._starts = np.cumsum([0, *map(len, codes)])
+
+    @property
+    def num_classes(self) -> int:
+        """C, without the unconditional row."""
+        return len(self.classes)
+
+    @classmethod
+    def open(cls, folder: Path, split: str, tokenizer_hash: str | None) -> "CodesDataset":
+        """Map the files of a split. Raises `BigrError` for missing, damaged or mixed files, and for codes of another
+        tokenizer than that of `tokenizer_hash` (None: of any)."""
+        path = folder / "index.json"
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            found, shards = index["tokenizer"], index["splits"][split]["shards"]
+        except FileNotFoundError:
+            raise BigrError(f"{path} is missing; run the stage codes first") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BigrError(f"{path} is not an index of codes ({error!r}); run the stage codes again") from None
+        if tokenizer_hash is not None and found != tokenizer_hash:
+            raise BigrError(
+                f"{folder} holds codes of another tokenizer ({found[:12]}…) than the present one "
+                f"({tokenizer_hash[:12]}…); run the stage codes again"
+            )
+        mapped = [_map(folder / shard["name"], found, shard["images"]) for shard in shards]
+        return cls(index, split, [codes for codes, _ in mapped], [labels for _, labels in mapped])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batch(self, indices: Tensor, views: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+        """Codes bool [B,N,K] and labels int64 [B] of images (int64 [B], any order), in one view or one of each."""
+        wanted = indices.cpu().numpy()
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"image {int(wanted.max())} of {len(self)}")
+        view = np.broadcast_to(np.asarray(views), wanted.shape)
+        packed = np.empty((len(wanted), *self._codes[0].shape[2:]), dtype=np.uint8)
+        labels = np.empty(len(wanted), dtype=np.int64)
+        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            rows = wanted[here] - self._starts[shard]
+            packed[here] = self._codes[shard][rows, view[here]]
+            labels[here] = self._labels[shard][rows]
+        bits = np.unpackbits(packed, axis=-1, count=self.code_bits).view(np.bool_)
+        return torch.from_numpy(bits), torch.from_numpy(labels)
+
+    def chunks(self, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole split once, in order, in batches of bounded size."""
+        for indices in torch.arange(len(self)).split(_CHUNK):
+            yield self.batch(indices, view)
+
+
+def _map(path: Path, tokenizer: str, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of a file's codes and labels. The header is read here since safetensors gives no maps to index into."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
+        maps = []
+        for name, dtype in (("codes", np.dtype("u1")), ("labels", np.dtype("<i8"))):
+            entry = header[name]
+            offset = 8 + length + entry["data_offsets"][0]
+            maps.append(np.memmap(path, dtype, mode="r", offset=offset, shape=tuple(entry["shape"])))
+        found = header["__metadata__"]["tokenizer"]
+    except FileNotFoundError:
+        raise BigrError(f"{path} is missing; run the stage codes again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BigrError(f"{path} is not a file of codes ({error!r}); run the stage codes again") from None
+    if found != tokenizer or len(maps[0]) != images:
+        raise BigrError(f"{path} does not belong to its index.json; run the stage codes again")
+    return maps[0], maps[1]
+
+
+def bit_usage(dataset: CodesDataset) -> dict[str, float]:
+    """How well the bits are used, over the first view of all images.
+
+    bit_entropy: the mean over the K bits of the entropy of each bit's frequency, in bits (1 is best). dead_bits: how
+    many of the K are on in less than 1 % or more than 99 % of all tokens.
+    """
+    ones = torch.zeros(dataset.code_bits, dtype=torch.int64)
+    for codes, _ in dataset.chunks():
+        ones += codes.sum(dim=(0, 1))
+    frequency = ones.double() / (len(dataset) * dataset.grid**2)
+    entropy = -(torch.xlogy(frequency, frequency) + torch.xlogy(1 - frequency, 1 - frequency)) / math.log(2)
+    dead = (frequency < 0.01) | (frequency > 0.99)
+    return {"bit_entropy": float(entropy.mean()), "dead_bits": int(dead.sum())}
