@@ -1,1 +1,1 @@
-"""The Prefect flow that runs the pipeline. Knows stages by name only: it executes DVC, has no model code, imports no torch."""
+"""The Prefect flow that runs the pipeline: it executes DVC, knows stages by name only, and imports no torch."""

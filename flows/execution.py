@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bigr.errors import EXIT_USER_ERROR
 from flows import guard
 
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
+_NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log
 _SKIPPED = re.compile(r"Stage '[^']*' (didn't change|is cached)")
 
 
@@ -55,7 +57,8 @@ def execute(
     """
     started = time.monotonic()
     words = [sys.executable, guard.__file__, command("dvc"), "repro", "--single-item", stage]
-    skipped, exited, said, refused = False, 0, "", ""
+    skipped, exited, refused = False, 0, ""
+    said: list[str] = []
     process = subprocess.Popen(
         [*words, "--force"] if force else words,
         cwd=workspace,
@@ -80,7 +83,7 @@ def execute(
             elif match := _DVC_ERROR.match(line):
                 refused = match[1]
             elif not exited:
-                said = line
+                said = [] if _NOT_LAST_WORDS.match(line) else [*said, line]
         status = process.wait()
     finally:
         _end(process)
@@ -88,7 +91,8 @@ def execute(
         return Outcome("cached" if skipped else "ran", time.monotonic() - started)
     if number := _signal(exited) or _signal(status):
         raise StageKilled(f"{stage}: killed by {signal.Signals(number).name}")
-    raise StageFailed(f"{stage}: {refused or said or f'dvc repro ended with status {status}'}")
+    last_words = "; ".join(said if exited == EXIT_USER_ERROR else said[-1:])
+    raise StageFailed(f"{stage}: {refused or last_words or f'failed with status {exited or status}'}")
 
 
 def _paths(workspace: Path) -> dict[str, str]:

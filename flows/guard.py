@@ -17,7 +17,7 @@ GRACE_S = 5.0
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)
     os.killpg(0, signal.SIGTERM)
     time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)
@@ -25,9 +25,8 @@ def _end_with_parent() -> None:
 
 def main() -> int:
     """The command's exit status; 128 + n where signal n killed it, as a shell says it."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: None
-    )  # survive the group's SIGTERM, to follow it up; children do not inherit
+    # The group's SIGTERM is survived, to be followed up; children do not inherit this handler.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     status = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
     return status if status >= 0 else 128 - status

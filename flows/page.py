@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def _base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode()
 
 
-def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]], note: str = "") -> str:
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str = "") -> str:
     if not rows:
         return ""
     lines = [f"## {title}", "", *([note, ""] if note else []), _row(head), _row(("---",) * len(head)), *map(_row, rows)]

@@ -56,7 +56,7 @@ def pipeline(
         values = workspace.merge(config.read(project / "params.yaml"), overrides)
         graph = described_stages(project, values)
         chosen = _choose(graph, stages)
-        folder = project / workspace.WORKSPACES / run_id if overrides else project
+        folder = project / workspace.FOLDER / run_id if overrides else project
         if overrides:
             workspace.clone(project, folder, overrides)
     except BigrError as error:
@@ -92,18 +92,19 @@ def _environment(project: Path, name: str, run_id: str) -> dict[str, str]:
 
 def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment: dict[str, str], force: bool) -> str:
     """Run the stages one after the other; the message of the first that fails, or nothing."""
-    done: dict[str, State[Outcome]] = {}
+    done: dict[str, State[Any]] = {}
     for stage in chosen:
         made_by = [done[other] for other in done if _feeds(graph[other], graph[stage])]
         named = run_stage.with_options(name=stage, task_run_name=stage)
         state = named(stage, str(page.workspace), environment, force, wait_for=made_by, return_state=True)
-        result = state.result(raise_on_failure=False)
-        if not isinstance(result, Outcome):
-            page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
-            if isinstance(result, StageFailed | StageKilled):
-                return str(result)
-            raise result
-        page.stages[stage], done[stage] = result, state
+        result: Any = state.result(raise_on_failure=False)
+        if isinstance(result, Outcome):
+            page.stages[stage], done[stage] = result, state
+            continue
+        page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
+        if isinstance(result, StageFailed | StageKilled):
+            return str(result)
+        raise result
     return ""
 
 

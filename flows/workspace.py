@@ -1,9 +1,9 @@
 """Where a flow run works: in the user's folder, or, with settings of its own, in a clone that the user never sees.
 
-The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares DVC's
-cache, and alone has the overridden params.yaml: the user's files are never touched, however the run ends. It stays where
-it is until the run succeeds, so that a retry finds its checkpoints. Its result is an experiment of the user's project
-(`dvc exp show`) under the flow run's name.
+The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares
+DVC's cache, and alone has the overridden params.yaml: the user's files are never touched, however the run ends. It
+stays where it is until the run succeeds, so that a retry finds its checkpoints. Its result is an experiment of the
+user's project (`dvc exp show`) under the flow run's name.
 """
 
 import copy
@@ -21,13 +21,14 @@ from bigr import config, pipeline
 from bigr.errors import BigrError
 from flows.execution import command
 
-WORKSPACES = Path(".prefect/workspaces")
+FOLDER = Path(".dvc/tmp/flows")
+"""Where clones are, one a flow run: inside .dvc, so that DVC, git and the tracking see the project around them."""
 _FILES = ("shards.source", "tokenizer.perceptual_weights", "evaluation.extractor_weights")
-"""The settings that name files of the user's; a relative one is looked up in the user's folder if git does not have it."""
+"""The settings that name files of the user's: the clone sees those that git does not have."""
 
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain settings with `overrides` (dotted key → value) laid over them. Raises `BigrError` if the result is invalid."""
+    """Plain settings with `overrides` (dotted key → value) laid over them. Raises `BigrError` if they do not fit."""
     merged = copy.deepcopy(dict(values))
     _lay_over(merged, overrides)
     try:

@@ -1,0 +1,89 @@
+"""A project whose stages take no time: the real flow, settings and deployment around a dvc.yaml of three small scripts."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+STAGES = ["digits", "shards", "evaluation"]
+
+DVC = """\
+stages:
+  digits:
+    cmd: python step.py digits data/digits/image
+    deps: [step.py]
+    params: [digits]
+    outs: [data/digits]
+  shards:
+    cmd: python step.py shards data/shards/shard
+    deps: [step.py, "${shards.source}"]
+    params: [shards]
+    outs: [data/shards]
+  evaluation:
+    cmd: python step.py evaluation outputs/metrics.json
+    deps: [step.py, data/shards]
+    params: [samples, evaluation]
+    outs: [outputs/samples.png]
+    metrics: [outputs/metrics.json]
+params: [params.yaml]
+metrics: [outputs/metrics.json]
+"""
+
+STEP = """\
+import json, os, signal, sys, time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from ruamel.yaml import YAML
+
+stage, out = sys.argv[1], Path(sys.argv[2])
+settings = YAML(typ="safe").load(Path("params.yaml"))
+print(f"12:00:00 {stage} of execution {os.environ.get('BIGR_EXECUTION_NAME')}", flush=True)
+if settings["shards"]["val_fraction"] == 0.13 and stage == "shards":
+    print("shards.source: no image can be decoded; name another folder", file=sys.stderr)
+    sys.exit(2)
+marker = Path(os.environ.get("MINI_PROJECT_KILL", "/nonexistent"))
+if stage == "shards" and marker.exists():
+    if marker.read_text() == "once":
+        marker.unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
+hold = Path(os.environ.get("MINI_PROJECT_HOLD", "/nonexistent"))
+while stage == "shards" and hold.exists():
+    Path(hold.with_suffix(".pid")).write_text(str(os.getpid()))
+    time.sleep(0.05)
+out.parent.mkdir(parents=True, exist_ok=True)
+out.write_text(json.dumps({"guidance": settings["samples"]["guidance_scale"]}))
+if stage == "evaluation":
+    Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)).save("outputs/samples.png")
+"""
+
+
+def make(folder: Path) -> Path:
+    """Create the project in `folder`, as a git repository with one commit."""
+    folder.mkdir(parents=True)
+    shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "bigr").mkdir()
+    for name in ("__init__", "config", "errors", "pipeline"):
+        shutil.copy(ROOT / f"bigr/{name}.py", folder / f"bigr/{name}.py")
+    for name in ("params.yaml", "prefect.yaml", "pyproject.toml", "Procfile"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "dvc.yaml").write_text(DVC)
+    (folder / "step.py").write_text(STEP)
+    (folder / ".gitignore").write_text("/data/\n/outputs/\n/.prefect/\n__pycache__/\n")
+    for command in ("git init -q -b main", "dvc init -q", "dvc config core.analytics false", "git add -A"):
+        run(folder, *command.split())
+    run(folder, *"git -c user.name=Ada -c user.email=ada@localhost commit -q -m first".split())
+    return folder
+
+
+def run(folder: Path, *words: str) -> str:
+    """Standard output of a command of this environment; fails with all that it said."""
+    program = Path(sys.executable).with_name(words[0])
+    done = subprocess.run(
+        [str(program) if program.exists() else words[0], *words[1:]], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise AssertionError(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
