@@ -1,0 +1,218 @@
+"""dvc.yaml: it names what each stage really uses, and so DVC runs again exactly what a change makes stale."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import scratch
+from bigr import closure, config, pipeline
+
+ROOT = scratch.ROOT
+VALUES = config.read(ROOT / "params.yaml")
+STAGES = pipeline.stages(ROOT, VALUES)
+PLACE_ONLY = {"run.device", "run.workers", "run.processes", "run.checkpoint_every"}
+"""Settings that say where a stage runs, not what comes out: no stage may name them."""
+DERIVED = {"grid": {"shards.image_size", "tokenizer.channel_multipliers"}}
+"""Settings behind the properties of `Settings`."""
+
+
+def test_every_stage_has_a_file_and_a_place_in_dvc_yaml() -> None:
+    assert tuple(STAGES) == config.STAGES
+    assert all((ROOT / f"bigr/stages/{name}.py").is_file() for name in STAGES)
+
+
+def test_deps_name_exactly_the_code_that_each_stage_imports() -> None:
+    assert not closure.differences(ROOT), "run `make deps`:\n" + "\n".join(closure.differences(ROOT))
+
+
+@pytest.mark.parametrize("name", config.STAGES)
+def test_params_name_exactly_the_settings_that_the_stage_reads(name: str) -> None:
+    used, named = settings_read_by(ROOT / f"bigr/stages/{name}.py"), set(STAGES[name].params)
+    assert not {key for key in used if not covered(key, named)}, "read, but not among the params of dvc.yaml"
+    assert not {key for key in named if not (covers(key, used) or covered(key, used))}, "named, but never read"
+
+
+def settings_read_by(path: Path) -> set[str]:
+    """The keys behind every `settings.….…` in a stage's file; `settings.run` on its own stands for its precision."""
+    tree = ast.parse(path.read_text())
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    chains = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and id(node) not in inner and ast.unparse(node).startswith("settings.")
+    }
+    keys: set[str] = set()
+    for chain in chains:
+        key = ".".join(chain.split(".")[1:3])
+        section = key.split(".")[0]
+        assert section in config.Settings.model_fields or section in DERIVED, chain
+        keys |= DERIVED.get(section, {"run.precision" if key == "run" else key})
+    return keys - PLACE_ONLY
+
+
+def covered(key: str, by: set[str]) -> bool:
+    """Whether `key` or a section above it is in `by`."""
+    return key in by or key.split(".")[0] in by
+
+
+def covers(key: str, keys: set[str]) -> bool:
+    """Whether `key` or one below it is in `keys`."""
+    return any(other == key or other.startswith(f"{key}.") for other in keys)
+
+
+def test_params_name_no_setting_of_place() -> None:
+    assert not [(spec.name, key) for spec in STAGES.values() for key in spec.params if key in PLACE_ONLY | {"run"}]
+
+
+def test_closure_follows_imports_in_functions_and_packages_but_not_those_for_types(tmp_path: Path) -> None:
+    files = {
+        "bigr/__init__.py": '"""Only words."""\n',
+        "bigr/stages/__init__.py": "",
+        "bigr/stages/a.py": "from bigr.room import thing\nfrom .b import x\n",
+        "bigr/stages/b.py": "def f():\n    import bigr.c as c\n",
+        "bigr/c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from bigr.types_only import T\n",
+        "bigr/types_only.py": "",
+        "bigr/room/__init__.py": "from bigr.room.inner import thing\n",
+        "bigr/room/inner.py": "import torch\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = closure.closure(tmp_path, "bigr/stages/a.py")
+    assert found == ["bigr/c.py", "bigr/room/__init__.py", "bigr/room/inner.py", "bigr/stages/a.py", "bigr/stages/b.py"]
+
+
+def test_closure_writes_the_code_and_leaves_the_rest_of_dvc_yaml(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "bigr", tmp_path / "bigr", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (ROOT / "dvc.yaml").read_text()
+    (tmp_path / "dvc.yaml").write_text(text.replace("      - bigr/stages/codes.py\n", "      - bigr/gone.py\n"))
+    assert closure.differences(tmp_path) == [
+        "codes: add     - bigr/stages/codes.py",
+        "codes: remove  - bigr/gone.py",
+    ]
+    closure.write(tmp_path)
+    assert (tmp_path / "dvc.yaml").read_text() == text
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after its first `dvc repro`, with stages that take no time."""
+    project = scratch.make(tmp_path_factory.mktemp("dvc"), real=False)
+    scratch.run(project, "dvc", "repro", "-q")
+    assert scratch.ran(project) == list(config.STAGES)
+    return project
+
+
+@pytest.fixture
+def project(reproduced: Path, tmp_path: Path) -> Path:
+    """A copy of the reproduced project for a test to change."""
+    shutil.copytree(reproduced.parent, tmp_path / "copy", symlinks=True)
+    copy = tmp_path / "copy" / "project"
+    (copy / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {tmp_path / 'site'}\n")
+    return copy
+
+
+def repro(project: Path) -> list[str]:
+    """The stages that `dvc repro` runs."""
+    scratch.run(project, "dvc", "repro", "-q")
+    return scratch.ran(project)
+
+
+def change(project: Path, old: str, new: str, file: str = "params.yaml") -> None:
+    """Replace the only `old` in a file of the project."""
+    text = (project / file).read_text()
+    assert text.count(old) == 1
+    (project / file).write_text(text.replace(old, new))
+
+
+def from_stage(name: str) -> list[str]:
+    """This stage and all after it."""
+    return list(config.STAGES[config.STAGES.index(name) :])
+
+
+def test_second_repro_runs_nothing_and_leaves_only_the_lock_file_behind(project: Path) -> None:
+    assert repro(project) == []
+    assert scratch.run(project, "git", "status", "--short") == "?? dvc.lock\n"
+
+
+def test_guidance_scale_reruns_samples_and_evaluation_only(project: Path) -> None:
+    change(project, "guidance_scale: 1.5", "guidance_scale: 2.0")
+    assert repro(project) == ["samples", "evaluation"]
+
+
+def test_a_transcoder_setting_reruns_from_the_transcoder_on(project: Path) -> None:
+    change(project, "noise_draws: 4", "noise_draws: 2")
+    assert repro(project) == from_stage("transcoder")
+
+
+def test_where_it_runs_reruns_nothing(project: Path) -> None:
+    change(project, "workers: 2", "workers: 1")
+    change(project, "device: auto", "device: cpu")
+    assert repro(project) == []
+
+
+def test_the_code_of_a_model_reruns_the_stages_that_use_it(project: Path) -> None:
+    with (project / "bigr/models/backbone.py").open("a") as file:
+        file.write("# changed\n")
+    assert repro(project) == from_stage("generator")
+    with (project / "bigr/models/tokenizer.py").open("a") as file:
+        file.write("# changed\n")
+    assert repro(project) == from_stage("tokenizer")
+
+
+def test_another_image_folder_is_read_in_place_of_the_digits(project: Path) -> None:
+    (project / "mine").mkdir()
+    (project / "mine" / "image").write_text("an image")
+    change(project, "source: data/digits", "source: mine")
+    assert repro(project) == from_stage("shards")
+
+
+def test_experiments_leave_the_settings_committed_and_show_their_figures(project: Path) -> None:
+    """Also where dvc.lock is not committed, as in a fresh clone."""
+    scratch.run(project, "dvc", "exp", "run", "-n", "longer", "-S", "generator.steps=7")
+    assert scratch.ran(project) == from_stage("generator")
+    shown = json.loads(scratch.run(project, "dvc", "exp", "show", "--json"))
+    experiments = [e for baseline in shown for e in baseline["experiments"] or []]
+    assert [e["name"] for e in experiments] == ["longer"]
+    data = experiments[0]["revs"][0]["data"]
+    assert data["params"]["params.yaml"]["data"]["generator"]["steps"] == 7
+    assert data["metrics"]["outputs/metrics.json"]["data"]["figure"] > 0
+
+
+def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path) -> None:
+    before = json.loads((project / "outputs/metrics.json").read_text())["figure"]
+    scratch.run(project, "git", "add", "dvc.lock")
+    scratch.run(project, "git", "commit", "-q", "-m", "second")
+    change(project, "guidance_scale: 1.5", "guidance_scale: 2.0")
+    assert repro(project) == ["samples", "evaluation"]
+    after = json.loads((project / "outputs/metrics.json").read_text())["figure"]
+    diff = json.loads(scratch.run(project, "dvc", "metrics", "diff", "--json"))
+    figure = diff["outputs/metrics.json"]["figure"]
+    assert (figure["old"], figure["new"]) == (before, after)
+
+
+def test_hashes_are_those_of_dvc_lock(reproduced: Path) -> None:
+    locked = config.read(reproduced / "dvc.lock")["stages"]
+    for name, spec in pipeline.stages(reproduced, config.read(reproduced / "params.yaml")).items():
+        entries = locked[name].get("deps", []) + locked[name]["outs"]
+        expected = {entry["path"]: entry["md5"] for entry in entries}
+        assert pipeline.content_hashes(reproduced, [*spec.deps, *spec.outs]) == expected
+
+
+def test_fingerprint_changes_with_code_inputs_and_settings_but_not_with_place(reproduced: Path) -> None:
+    values = config.read(reproduced / "params.yaml")
+    spec = STAGES["generator"]
+    hashes = dict.fromkeys(spec.deps, "0")
+    first = pipeline.fingerprint(spec, values, hashes)
+    moved = values | {"run": values["run"] | {"workers": 7}, "tokenizer": {}}
+    assert pipeline.fingerprint(spec, moved, hashes) == first
+    others = [
+        pipeline.fingerprint(spec, values | {"seed": 1}, hashes),
+        pipeline.fingerprint(spec, values | {"generator": values["generator"] | {"steps": 1}}, hashes),
+        pipeline.fingerprint(spec, values, hashes | {"data/codes": "1"}),
+        pipeline.fingerprint(spec, values, hashes | {"bigr/stages/generator.py": "1"}),
+    ]
+    assert len({first, *others}) == 5
