@@ -13,7 +13,6 @@ from prefect.settings import get_current_settings
 
 from flows.execution import command
 
-
 POOL = "bigr"
 PATIENCE_S = 120
 

@@ -22,10 +22,11 @@ class Page:
     settings: Mapping[str, Any]
     overrides: Mapping[str, Any]
     stages: dict[str, Outcome | str] = field(default_factory=dict)
+    record: str = ""
 
     def text(self) -> str:
         """The whole page."""
-        parts = [f"# {self.name}", self._stages(), self._figures(), self._picture(), self._settings(), self._links()]
+        parts = [f"# {self.name}", self._stages(), self._figures(), self._picture(), self._records(), self._settings()]
         return "\n\n".join(part for part in parts if part)
 
     def _stages(self) -> str:
@@ -37,33 +38,31 @@ class Page:
 
     def _figures(self) -> str:
         path = self.workspace / METRICS
-        if not path.exists():
+        if not (self._made("evaluation") and path.exists()):
             return ""
         return _table("Metrics", ("figure", "value"), [(k, _number(v)) for k, v in _flat(json.loads(path.read_text()))])
 
     def _picture(self) -> str:
         path = self.workspace / PICTURE
-        if not path.exists():
+        if not (self._made("samples") and path.exists()):
             return ""
-        return f"## Samples\n\n![Samples, one column a class](data:image/png;base64,{_base64(path)})"
+        return f"## Samples\n\n![Samples](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
+
+    def _made(self, stage: str) -> bool:
+        """Whether this run vouches for what the stage wrote: an older run's figures are not shown as this one's."""
+        return isinstance(self.stages.get(stage), Outcome)
+
+    def _records(self) -> str:
+        about = "its stages' curves, figures, pictures and model files"
+        own = f"- [This run]({self.record}): {about}\n" if self.record else ""
+        return f"## Records in MLflow\n\n{own}- [All runs]({mlflow_url()})"
 
     def _settings(self) -> str:
-        rows = [(key, _mark(value, key in self.overrides)) for key, value in _flat(self.settings)]
-        note = (
-            f"`params.yaml`, {len(self.overrides)} overridden (bold)"
-            if self.overrides
-            else "`params.yaml` as it stands"
-        )
-        return _table("Settings", ("setting", "value"), rows, note)
-
-    def _links(self) -> str:
-        return f"## Records\n\n[MLflow]({mlflow_url()}): curves, figures, pictures and model files of each stage"
-
-
-def picture_url(workspace: Path) -> str | None:
-    """The sample grid as a `data:` URL; None if there is none."""
-    path = workspace / PICTURE
-    return f"data:image/png;base64,{_base64(path)}" if path.exists() else None
+        rows = [(key, json.dumps(value)) for key, value in _flat(self.settings)]
+        changed = [(key, f"**{value}**") for key, value in rows if key in self.overrides]
+        same = [row for row in rows if row[0] not in self.overrides]
+        note = f"Different from `params.yaml`: the first {len(changed)}." if changed else "As in `params.yaml`."
+        return _table("Settings", ("setting", "value"), changed + same, note)
 
 
 def mlflow_url() -> str:
@@ -73,8 +72,16 @@ def mlflow_url() -> str:
     return (tracking if tracking.startswith("http") else local).rstrip("/")
 
 
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def record(project: Path, run_id: str) -> str:
+    """The address of the MLflow run that holds those of this flow run's stages; empty if there is none."""
+    from bigr.tracking.store import Store, location
+
+    database = location(project).removeprefix("sqlite:///")
+    if not database.startswith("http") and not Path(database).exists():
+        return ""
+    store = Store(project)
+    found = store.runs(bigr__execution=run_id, bigr__kind="pipeline")
+    return f"{mlflow_url()}/#/experiments/{store.experiment}/runs/{found[0].info.run_id}" if found else ""
 
 
 def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str = "") -> str:
@@ -97,7 +104,3 @@ def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
-
-
-def _mark(value: Any, overridden: bool) -> str:
-    return f"**{json.dumps(value)}**" if overridden else json.dumps(value)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
@@ -22,7 +22,7 @@ from bigr.pipeline import StageSpec
 from bigr.pipeline import stages as described_stages
 from flows import workspace
 from flows.execution import Outcome, StageFailed, StageKilled, execute
-from flows.page import Page, picture_url
+from flows.page import Page, record
 
 RETRIES, RETRY_DELAY_S = 2, 5
 
@@ -65,11 +65,14 @@ def pipeline(
     try:
         message = _run(graph, chosen, page, _environment(project, name, run_id), force)
     finally:
-        _publish(page)
+        _publish(page, project, run_id)
     if message:
         return Failed(message=message)
     if overrides:
-        workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+        try:
+            workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+        except BigrError as error:
+            return Failed(message=f"the results could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
     return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached")
 
@@ -112,8 +115,10 @@ def _feeds(maker: StageSpec, reader: StageSpec) -> bool:
     return any(Path(dep).is_relative_to(out) for dep in reader.deps for out in maker.outs)
 
 
-def _publish(page: Page) -> None:
-    """Show the page and the sample grid among the run's artifacts."""
-    create_markdown_artifact(page.text(), key="pipeline", description="Stages, figures, settings and samples")
-    if url := picture_url(page.workspace):
-        create_image_artifact(url, key="samples", description="Sample grid, one column a class")
+def _publish(page: Page, project: Path, run_id: str) -> None:
+    """Show the page among the run's artifacts; a tracking server that is down does not fail the run."""
+    try:
+        page.record = record(project, run_id)
+    except Exception as error:
+        get_run_logger().warning("MLflow does not answer; the page has no link to this run: %s", error)
+    create_markdown_artifact(page.text(), key="pipeline", description="Stages, figures, samples, records, settings")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["digits", "shards", "evaluation"]
+STAGES = ["digits", "shards", "samples", "evaluation"]
 
 DVC = """\
 stages:
@@ -20,11 +20,15 @@ stages:
     deps: [step.py, "${shards.source}"]
     params: [shards]
     outs: [data/shards]
+  samples:
+    cmd: python step.py samples outputs/samples.png
+    deps: [step.py, data/shards]
+    params: [samples]
+    outs: [outputs/samples.png]
   evaluation:
     cmd: python step.py evaluation outputs/metrics.json
-    deps: [step.py, data/shards]
-    params: [samples, evaluation]
-    outs: [outputs/samples.png]
+    deps: [step.py, outputs/samples.png]
+    params: [evaluation]
     metrics: [outputs/metrics.json]
 params: [params.yaml]
 metrics: [outputs/metrics.json]
@@ -34,7 +38,6 @@ STEP = """\
 import json, os, signal, sys, time
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -54,19 +57,18 @@ while stage == "shards" and hold.exists():
     Path(hold.with_suffix(".pid")).write_text(str(os.getpid()))
     time.sleep(0.05)
 out.parent.mkdir(parents=True, exist_ok=True)
-out.write_text(json.dumps({"guidance": settings["samples"]["guidance_scale"]}))
-if stage == "evaluation":
-    Image.fromarray(np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)).save("outputs/samples.png")
+if stage == "samples":
+    Image.new("L", (32, 32), int(10 * settings["samples"]["guidance_scale"])).save(out)
+else:
+    out.write_text(json.dumps({"guidance": settings["samples"]["guidance_scale"]}))
 """
 
 
 def make(folder: Path) -> Path:
     """Create the project in `folder`, as a git repository with one commit."""
     folder.mkdir(parents=True)
-    shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "bigr").mkdir()
-    for name in ("__init__", "config", "errors", "pipeline"):
-        shutil.copy(ROOT / f"bigr/{name}.py", folder / f"bigr/{name}.py")
+    for name in ("flows", "bigr"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("params.yaml", "prefect.yaml", "pyproject.toml", "Procfile"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.yaml").write_text(DVC)
@@ -74,7 +76,7 @@ def make(folder: Path) -> Path:
     (folder / ".gitignore").write_text("/data/\n/outputs/\n/.prefect/\n__pycache__/\n")
     for command in ("git init -q -b main", "dvc init -q", "dvc config core.analytics false", "git add -A"):
         run(folder, *command.split())
-    run(folder, *"git -c user.name=Ada -c user.email=ada@localhost commit -q -m first".split())
+    run(folder, *["git", "-c", "user.name=Ada", "-c", "user.email=ada@localhost", "commit", "-q", "-m", "first"])
     return folder
 
 
