@@ -127,13 +127,15 @@ def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
 class CodesDataset:
     """The codes of one split, memory-mapped: what is not asked for is not read. Use `open`.
 
-    code_bits: K; grid: g; views: their names; num_classes: C; class_counts: images of each class.
+    code_bits: K; grid: g; views: their names; tokenizer: the hash of the tokenizer that made them; num_classes: C;
+    class_counts: images of each class.
     """
 
     def __init__(self, index: dict[str, Any], split: str, codes: list[np.ndarray], labels: list[np.ndarray]) -> None:
         self.code_bits: int = index["code_bits"]
         self.grid: int = index["grid"]
         self.views: list[str] = index["views"]
+        self.tokenizer: str = index["tokenizer"]
         self.classes: list[str] = index["classes"]
         self.class_counts: list[int] = index["splits"][split]["class_counts"]
         self._codes, self._labels = codes, labels

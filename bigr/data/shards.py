@@ -85,7 +85,7 @@ def read_shard(shard: Shard, workers: int = 1) -> Iterator[tuple[Tensor, int]]:
 
     `workers` threads decode a little ahead of the reader (Pillow decodes without Python's lock).
     """
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(max(1, workers))
     ahead: deque[tuple[Future[Tensor], int]] = deque()
     try:
         for png, label in _encoded(shard):

@@ -1,0 +1,447 @@
+"""From an image folder to shards, and from shards to batches."""
+
+import json
+import os
+import re
+import tarfile
+import weakref
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bigr.config import Settings, load
+from bigr.context import Context, Report
+from bigr.data import packing, shards
+from bigr.data.packing import pack
+from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_split
+from bigr.data.sources import discover
+from bigr.errors import BigrError
+from bigr.files import sha256_file
+from bigr.stages import shards as stage
+
+SIZE = 8
+
+
+def picture(path: Path, value: int) -> None:
+    """A picture whose pixels are all `value`, so that it can be told from every other; its left half is darker."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((SIZE, SIZE, 3), value, dtype=np.uint8)
+    pixels[:, : SIZE // 2, 0] = 0
+    Image.fromarray(pixels).save(path)
+
+
+def value_of(image: Tensor) -> int:
+    return int(image[1, 0, 0])
+
+
+def folder_of(root: Path, counts: dict[str, int]) -> Path:
+    """Pictures 1, 2, … spread over class folders, as in {"train/cat": 3}."""
+    value = 0
+    for name, count in counts.items():
+        for number in range(count):
+            value += 1
+            picture(root / name / f"{number:03d}.png", value)
+    return root
+
+
+def packed(source: Path, folder: Path, **options: float) -> dict[str, int]:
+    values = {"image_size": SIZE, "images_per_shard": 7, "max_bad_fraction": 0.0, "workers": 1, **options}
+    return pack(discover(source, val_fraction=0.25, seed=3), folder, **values)  # type: ignore[arg-type]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def cats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 40 train and 9 val images of three classes."""
+    root = tmp_path_factory.mktemp("cats")
+    counts = {"train/a": 20, "train/b": 12, "train/c": 8, "val/a": 5, "val/c": 4}
+    packed(folder_of(root / "images", counts), root / "shards")
+    return root / "shards"
+
+
+# Layouts
+
+
+def test_train_and_val_folders_are_the_split(cats: Path) -> None:
+    index = ShardIndex.load(cats)
+    assert index.classes == ["a", "b", "c"] and index.image_size == SIZE
+    assert (index.images("train"), index.images("val")) == (40, 9)
+    assert index.class_counts("train") == [20, 12, 8] and index.class_counts("val") == [5, 0, 4]
+    found = sorted((value_of(image), label) for image, label in read_split(cats, "train"))
+    assert found == [(value, 0 if value <= 20 else 1 if value <= 32 else 2) for value in range(1, 41)]
+
+
+@pytest.mark.parametrize("prefix", ["", "train/"])
+def test_without_val_a_fraction_of_every_class_is_held_out(tmp_path: Path, prefix: str) -> None:
+    source = folder_of(tmp_path / "images", {f"{prefix}a": 20, f"{prefix}b": 8, f"{prefix}c": 2, f"{prefix}d": 1})
+    found = discover(source, val_fraction=0.25, seed=0)
+    count = {split: [sum(label == c for _, label in items) for c in range(4)] for split, items in found.items.items()}
+    assert count == {"train": [15, 6, 1, 1], "val": [5, 2, 1, 0]}
+    assert not set(found.items["train"]) & set(found.items["val"])
+
+
+def test_split_and_order_follow_from_the_seed_not_from_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "images", {"a/x": 9, "a/y": 9, "b": 12})
+    first = discover(source, val_fraction=0.3, seed=0)
+    walk, iterdir = os.walk, Path.iterdir
+
+    def reversed_walk(*args: object, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
+        for here, folders, names in walk(*args, **options):  # type: ignore[call-overload]
+            folders.reverse()
+            yield here, folders, names[::-1]
+
+    monkeypatch.setattr(os, "walk", reversed_walk)
+    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(iterdir(self))))
+    assert discover(source, val_fraction=0.3, seed=0) == first
+    assert discover(source, val_fraction=0.3, seed=1).items["val"] != first.items["val"]
+
+
+def test_a_new_picture_moves_at_most_one_other(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"a": 20, "b": 20})
+    before = discover(source, val_fraction=0.25, seed=0).items
+    picture(source / "b" / "new.png", 99)
+    after = discover(source, val_fraction=0.25, seed=0).items
+    assert len(set(before["val"]) - set(after["val"])) <= 1
+    stayed = set(before["train"]) & set(after["train"])
+    assert [i for i in after["train"] if i in stayed] == [i for i in before["train"] if i in stayed]
+
+
+def test_classes_are_in_natural_order_and_found_at_any_depth(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"10/deep/er": 2, "9": 1, "9/deep": 1, "class2": 2, "class10": 2})
+    (tmp_path / "elsewhere").mkdir()
+    picture(tmp_path / "elsewhere" / "a.png", 50)
+    (source / "9" / "linked").symlink_to(tmp_path / "elsewhere")
+    (source / "9" / "loop").symlink_to(source / "9")
+    found = discover(source, val_fraction=0.5, seed=0)
+    assert found.classes == ["9", "10", "class2", "class10"]
+    assert sorted(path for path, label in found.items["train"] + found.items["val"] if label == 0) == [
+        "9/000.png",
+        "9/deep/000.png",
+        "9/linked/a.png",
+    ]
+
+
+def test_hidden_names_are_passed_over_and_other_files_counted(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"a": 2, "b": 2, ".hidden": 1, "a/.thumbnails": 1})
+    picture(source / "a" / ".000.png", 9)
+    for name in ("README.md", "a/Thumbs.db", "b/labels.txt", ".DS_Store"):
+        (source / name).write_text("x")
+    found = discover(source, val_fraction=0.5, seed=0)
+    assert found.classes == ["a", "b"] and sum(map(len, found.items.values())) == 4 and found.ignored == 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "has no class folders"),
+        ({".": 3}, "has 3 images but no class folders"),
+        ({"train": 3, "val/a": 1}, "has 3 images but no class folders"),
+        ({"a": 2, "b": 0}, r"class folder b of .* has no image"),
+        ({"train/a": 2, "train/b": 0, "val/a": 1}, r"class folder train/b of .* has no image"),
+        ({"train/a": 2, "val/a": 1, "val/b": 1}, "class 'b' is not in train/"),
+        ({"val/a": 2}, "has val/ but no train/"),
+        ({"train/a": 2, "validation/a": 1}, "rename validation/ to val/"),
+        ({"a": 1, "b": 1}, "leaves none for val"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_one_clear_line(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    for name in counts:
+        (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "images").mkdir(exist_ok=True)
+    folder_of(tmp_path / "images", counts)
+    with pytest.raises(BigrError, match=message) as error:
+        discover(tmp_path / "images", val_fraction=0.25, seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_path_and_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BigrError, match=r"shards.source: .*nowhere does not exist"):
+        discover(tmp_path / "nowhere", val_fraction=0.25, seed=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(BigrError, match="is not a folder"):
+        discover(tmp_path / "file", val_fraction=0.25, seed=0)
+
+
+# Packing
+
+
+def test_same_input_gives_identical_shards_whatever_the_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_IMAGES_PER_PROCESS", 1)
+    source = folder_of(tmp_path / "images", {"a": 20, "b": 12, "c": 8})
+    (source / "a" / "bad.png").write_bytes(b"no picture")
+    started: list[int] = []
+    in_processes = packing._in_processes
+    monkeypatch.setattr(
+        packing, "_in_processes", lambda jobs, n, progress: started.append(n) or in_processes(jobs, n, progress)
+    )
+    one = packed(source, tmp_path / "one", workers=1, max_bad_fraction=0.1)
+    os.utime(source / "a" / "000.png", (0, 0))
+    two = packed(source, tmp_path / "two", workers=2, max_bad_fraction=0.1)
+    assert started == [2] and one == two
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_shards_are_bounded_mixed_and_as_their_index_says(cats: Path) -> None:
+    index = json.loads((cats / "index.json").read_text())
+    names = [shard["name"] for split in ("train", "val") for shard in index["splits"][split]["shards"]]
+    assert names == [f"train-{n:06d}.tar" for n in range(6)] + ["val-000000.tar", "val-000001.tar"]
+    assert {path.name for path in cats.iterdir()} == {*names, "index.json", "report.json"}
+    for split in ("train", "val"):
+        for shard in index["splits"][split]["shards"]:
+            assert shard["sha256"] == sha256_file(cats / shard["name"])
+            with tarfile.open(cats / shard["name"]) as tar:
+                members = tar.getmembers()
+            assert len(members) == 2 * shard["images"] <= 14
+            assert {(m.mtime, m.uid, m.gid, m.mode) for m in members} == {(0, 0, 0, 0o444)}
+            assert all(re.fullmatch(r"\d{9}\.(png|cls)", m.name) for m in members)
+    first = [label for _, label in islice(read_split(cats, "train"), 7)]
+    assert len(set(first)) > 1
+
+
+def test_webdataset_itself_reads_the_shards(cats: Path) -> None:
+    import webdataset
+
+    data = webdataset.WebDataset(str(cats / "val-{000000..000001}.tar"), shardshuffle=False).decode("torchrgb8")
+    found = sorted((value_of(sample["png"]), sample["cls"]) for sample in data.to_tuple("png", "cls").map(to_dict))
+    assert found == [(value, 0 if value <= 45 else 2) for value in range(41, 50)]
+
+
+def to_dict(sample: tuple[Tensor, int]) -> dict[str, Tensor | int]:
+    return {"png": sample[0], "cls": sample[1]}
+
+
+def test_a_bad_file_fails_the_stage_and_is_named_with_its_reason(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"a": 12, "b": 12})
+    for number in range(6):
+        (source / "a" / f"bad{number}.jpg").write_bytes(b"")
+    with pytest.raises(BigrError) as error:
+        packed(source, tmp_path / "shards", max_bad_fraction=0.1)
+    text = str(error.value)
+    assert re.search(r"6 of 30 images .* shards.max_bad_fraction = 0.1 .*a/bad\d.jpg \(not a JPEG, PNG or WebP", text)
+    assert text.count("not a JPEG") == 5 and "and 1 more" in text and "\n" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_bad_files_below_the_limit_are_absent_and_reported(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"train/a": 12, "train/b": 12, "val/a": 3})
+    data = (source / "train" / "b" / "003.png").read_bytes()
+    (source / "train" / "b" / "003.png").write_bytes(data[:60])
+    (source / "train" / "notes.txt").touch()
+    counts = packed(source, tmp_path / "shards", max_bad_fraction=0.05)
+    assert counts["bad_files"] == 1 and counts["train_images"] == 23 and counts["ignored_files"] == 1
+    report = json.loads((tmp_path / "shards" / "report.json").read_text())
+    assert [entry["file"] for entry in report["bad"]] == ["train/b/003.png"] and report["bad"][0]["reason"]
+    assert (report["files"], report["bad_count"], report["ignored_count"]) == (27, 1, 1)
+    assert sorted(value_of(image) for image, _ in read_split(tmp_path / "shards", "train")) == [
+        value for value in range(1, 25) if value != 16
+    ]
+    assert ShardIndex.load(tmp_path / "shards").class_counts("train") == [12, 11]
+
+
+def test_a_shard_or_class_of_bad_files_alone(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"train/a": 6, "val/a": 2, "val/b": 1, "train/b": 1})
+    (source / "val" / "b" / "000.png").write_bytes(b"")
+    packed(source, tmp_path / "shards", max_bad_fraction=0.5, images_per_shard=1)
+    assert len(list(read_split(tmp_path / "shards", "val"))) == 2
+    assert len(ShardIndex.load(tmp_path / "shards").tars("val")) == 2
+    (source / "train" / "b" / "000.png").write_bytes(b"")
+    with pytest.raises(BigrError, match=r"class 'b' of .* has no readable train image"):
+        packed(source, tmp_path / "shards", max_bad_fraction=0.5)
+
+
+def test_pixels_are_never_together_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Image.Image]] = []
+    most = 0
+    crop = packing.center_crop
+
+    def watched(image: Image.Image, size: int) -> Image.Image:
+        nonlocal most
+        result = crop(image, size)
+        made.append(weakref.ref(result))
+        most = max(most, sum(reference() is not None for reference in made))
+        return result
+
+    monkeypatch.setattr(packing, "center_crop", watched)
+    packed(folder_of(tmp_path / "images", {"a": 30, "b": 30}), tmp_path / "shards")
+    assert len(made) == 60 and most <= 2
+
+
+class Recorded(Report):
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def metrics(self, values: object, step: int | None = None) -> None:
+        self.values.update(values)  # type: ignore[call-overload]
+
+
+def settings_with(**changes: object) -> Settings:
+    settings = load(Path(__file__).parents[1] / "params.yaml")
+    return settings.model_copy(update={"shards": settings.shards.model_copy(update=changes)})
+
+
+def test_stage_reads_its_source_and_reports(tmp_path: Path) -> None:
+    folder_of(tmp_path / "mine", {"a": 10, "b": 10})
+    report = Recorded()
+    stage.run(settings_with(source="mine", image_size=4), Context(tmp_path, report=report))
+    assert report.values == {
+        "train_images": 18,
+        "val_images": 2,
+        "classes": 2,
+        "shards": 2,
+        "bad_files": 0,
+        "ignored_files": 0,
+    }
+    assert load_split(tmp_path / "data" / "shards", "train")[0].shape == (18, 3, 4, 4)
+
+
+def test_stage_does_not_eat_its_source(tmp_path: Path) -> None:
+    folder_of(tmp_path / "data" / "shards" / "images", {"a": 3})
+    for source in ("data/shards", "data/shards/images"):
+        with pytest.raises(BigrError, match="where this stage writes"):
+            stage.run(settings_with(source=source), Context(tmp_path))
+    assert (tmp_path / "data" / "shards" / "images" / "a" / "000.png").exists()
+
+
+# Reading
+
+
+def test_load_split_gives_what_read_split_gives(cats: Path) -> None:
+    images, labels = load_split(cats, "train", workers=2)
+    read = list(read_split(cats, "train"))
+    assert images.dtype == torch.uint8 and images.shape == (40, 3, SIZE, SIZE) and labels.dtype == torch.int64
+    assert torch.equal(images, torch.stack([image for image, _ in read]))
+    assert labels.tolist() == [label for _, label in read]
+    some, their_labels = load_split(cats, "train", limit=5)
+    assert torch.equal(some, images[:5]) and torch.equal(their_labels, labels[:5])
+    assert len(load_split(cats, "val", limit=100)[0]) == 9
+
+
+def test_missing_and_damaged_shards_are_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(BigrError, match=r"index.json is missing; run the stage shards first"):
+        ShardIndex.load(tmp_path)
+    packed(folder_of(tmp_path / "images", {"a": 20}), tmp_path / "shards")
+    tar = ShardIndex.load(tmp_path / "shards").tars("train")[1]
+    data = tar.read_bytes()
+    for damage in (data[:1500], data[:2048], b"x" * 2000, data.replace(b"IDAT", b"IDAX"), b""):
+        tar.write_bytes(damage)
+        with pytest.raises(BigrError, match=f"{tar.name} .*run the stage shards again") as error:
+            load_split(tmp_path / "shards", "train")
+        assert "\n" not in str(error.value)
+    tar.unlink()
+    with pytest.raises(BigrError, match=f"{tar.name} .*run the stage shards again"):
+        load_split(tmp_path / "shards", "train")
+    (tmp_path / "shards" / "index.json").write_text("{")
+    with pytest.raises(BigrError, match="is not an index of shards"):
+        ShardIndex.load(tmp_path / "shards")
+
+
+# The training stream
+
+
+@pytest.fixture(params=["memory", "streamed"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways in which a split is served; small blocks, so that an epoch has several."""
+    if request.param == "streamed":
+        monkeypatch.setattr(shards, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(shards, "_BLOCK_IMAGES", 10)
+    return str(request.param)
+
+
+def stream(folder: Path, batch_size: int = 6, **options: int | bool) -> ImageBatches:
+    values = {"seed": 5, "horizontal_flip": False, "rank": 0, "world": 1, "workers": 0, **options}
+    if values["workers"] == 0 and shards._IN_MEMORY_BYTES:
+        values["workers"] = 1
+    return ImageBatches(folder, "train", batch_size, **values)  # type: ignore[arg-type]
+
+
+def take(batches: ImageBatches, first: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    return list(islice(batches.from_step(first), count))
+
+
+def numbers(batch: tuple[Tensor, Tensor]) -> list[int]:
+    return [round(float(value) * 255) for value in batch[0][:, 1, 0, 0]]
+
+
+def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) and torch.equal(l, m) for (x, l), (y, m) in zip(a, b, strict=True)
+    )
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_the_next_differs(cats: Path, way: str) -> None:
+    batches = stream(cats)
+    assert batches.steps_per_epoch == 6
+    steps = take(batches, 0, 12)
+    assert all(x.shape == (6, 3, SIZE, SIZE) and x.dtype == torch.float32 and y.shape == (6,) for x, y in steps)
+    assert all(float(x.min()) >= 0 and float(x.max()) <= 1 for x, _ in steps)
+    first, second = [[n for batch in steps[i : i + 6] for n in numbers(batch)] for i in (0, 6)]
+    assert len(set(first)) == len(set(second)) == 36 and first != second
+    right = {value: 0 if value <= 20 else 1 if value <= 32 else 2 for value in range(1, 41)}
+    assert all([right[n] for n in numbers(batch)] == batch[1].tolist() for batch in steps)
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 14])
+def test_stream_from_any_step_is_the_uninterrupted_stream(cats: Path, way: str, step: int) -> None:
+    whole = take(stream(cats, horizontal_flip=True), 0, 20)
+    assert same(take(stream(cats, horizontal_flip=True), step, 20 - step), whole[step:])
+
+
+def test_stream_does_not_depend_on_the_number_of_loading_processes(cats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(shards, "_BLOCK_IMAGES", 10)
+    state = torch.random.get_rng_state()
+    alone = take(stream(cats, workers=0, horizontal_flip=True), 3, 15)
+    assert same(take(stream(cats, workers=2, horizontal_flip=True), 3, 15), alone)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_processes_share_each_global_batch(cats: Path, way: str) -> None:
+    whole = take(stream(cats, batch_size=8), 0, 8)
+    parts = [take(stream(cats, batch_size=4, rank=rank, world=2), 0, 8) for rank in (0, 1)]
+    assert same([(torch.cat([x, y]), torch.cat([l, m])) for (x, l), (y, m) in zip(*parts, strict=True)], whole)
+
+
+def test_a_split_smaller_than_a_batch_fills_it(cats: Path, way: str) -> None:
+    for batch in take(stream(cats, batch_size=100), 1, 2):
+        shown = numbers(batch)
+        assert len(shown) == 100 and set(shown) == set(range(1, 41))
+        assert max(map(shown.count, shown)) - min(map(shown.count, shown)) <= 1
+
+
+def test_flips_mirror_half_of_the_images_anew_each_epoch(cats: Path, way: str) -> None:
+    def flipped(epoch: int) -> dict[int, bool]:
+        batches = take(stream(cats, batch_size=8, horizontal_flip=True), epoch * 5, 5)
+        return {n: bool(x[0, 0, 0] > 0) for batch in batches for n, x in zip(numbers(batch), batch[0], strict=True)}
+
+    first, second = flipped(0), flipped(1)
+    assert 10 < sum(first.values()) < 30 and first != second
+    unflipped = take(stream(cats, batch_size=8), 0, 5)
+    assert all(bool((x[:, 0, 0, 0] == 0).all()) for x, _ in unflipped)
+
+
+def test_resuming_reads_no_shard_of_earlier_blocks(cats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(shards, "_BLOCK_IMAGES", 7)
+    opened: list[Path] = []
+    encoded = shards._encoded
+
+    def watched(shard: shards.Shard) -> Iterator[tuple[bytes, int]]:
+        opened.append(shard.path)
+        return encoded(shard)
+
+    monkeypatch.setattr(shards, "_encoded", watched)
+    take(stream(cats), 5, 1)
+    assert len(opened) <= 2
