@@ -213,6 +213,7 @@ class Evaluation(_Section):
     extractor: Literal["classifier", "inception-v3-compat"]
     extractor_weights: Name | None
     reference: Literal["train", "val"]
+    max_images: Annotated[int, Field(ge=10)]
     kid_subset_size: Annotated[int, Field(ge=2)]
     kid_subsets: Positive
     precision_recall_neighbours: Positive
