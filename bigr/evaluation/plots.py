@@ -1,0 +1,135 @@
+"""The evaluation's pictures (PNG) and tables for `dvc plots` (CSV). Draws without a display."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from bigr.evaluation.probe import ProbeResult
+from bigr.evaluation.usage import CodeUsage
+from bigr.files import atomic_path
+
+_BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9822b", "#b8bec6", "#2b2f36"
+_STYLE: Any = {
+    "font.size": 12,
+    "axes.titlesize": 14,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+}
+_NAMED_CLASSES = 20  # more names than this cannot be read on an axis
+
+
+def probe_plot(path: Path, probe: ProbeResult, classes: int) -> None:
+    """Accuracy of the linear probe by layer."""
+    layers = range(1, len(probe.top1) + 1)
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(7.2, 4.4)
+        if classes > 5:
+            axes.plot(layers, probe.top5, "o-", color=_ORANGE, label="top-5")
+        axes.plot(layers, probe.top1, "o-", color=_BLUE, label="top-1")
+        best = probe.best
+        axes.annotate(
+            f"layer {best}: {probe.top1[best - 1]:.1%}",
+            (best, probe.top1[best - 1]),
+            xytext=(0, -14),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=_BLUE,
+            fontweight="bold",
+        )
+        lowest = min(probe.top1)
+        axes.set_ylim(max(0, lowest - 0.25 * (1.02 - lowest)), 1.02)
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(axis="y", color=_GREY, alpha=0.4)
+        axes.set(xlabel="layer", ylabel="accuracy, validation split")
+        axes.set_title("Linear probe by layer")
+        if classes > 5:
+            axes.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
+        _save(figure, path)
+
+
+def bits_plot(path: Path, usage: CodeUsage) -> None:
+    """How often each of the K bits is on, and the entropy of that."""
+    frequency, entropy = usage.frequency.numpy(), usage.entropy.numpy()
+    bits = np.arange(len(frequency))
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(max(7.2, 0.3 * len(bits)), 4.4)
+        axes.bar(bits, frequency, color=_GREY, label="share of tokens with the bit on")
+        axes.plot(bits, entropy, "o", color=_BLUE, label="entropy (bits)")
+        axes.axhline(0.5, color=_INK, linewidth=1, linestyle=(0, (4, 4)))
+        axes.set_ylim(0, 1.05)
+        axes.margins(x=0.02)
+        axes.xaxis.set_major_locator(MaxNLocator(24, integer=True))
+        axes.set(xlabel="bit of the code", ylabel="share · bits")
+        axes.set_title(f"Use of the bits: mean entropy {entropy.mean():.3f} bits, {usage.dead} dead", pad=34)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0.2)
+        _save(figure, path)
+
+
+def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Sequence[str]) -> None:
+    """Which class the classifier sees in samples of each class: rows asked for, columns seen, shares of the row."""
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (asked, seen), 1)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    named = len(classes) <= _NAMED_CLASSES
+    side = 2.4 + 0.5 * len(classes) if named else 8.0
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(max(side, 4.8) + 0.6, max(side, 4.8))
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axes.spines[:].set_visible(False)
+        if named:
+            turned = max(map(len, classes)) > 3
+            axes.set_xticks(
+                range(len(classes)), classes, rotation=45 if turned else 0, ha="right" if turned else "center"
+            )
+            axes.set_yticks(range(len(classes)), classes)
+            axes.tick_params(length=0)
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                ink = "white" if shares[row, column] > 0.6 else _INK
+                axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=11)
+        axes.set(xlabel="class that the classifier sees", ylabel="class asked for")
+        axes.set_title(f"{len(asked):,} samples: {np.mean(asked == seen):.1%} as asked")
+        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1, decimals=0))
+        bar.outline.set_visible(False)
+        bar.set_label("share of the row")
+        _save(figure, path)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A CSV file with a header line."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of its own, outside pyplot's global state; inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        # No software version in the file: the same figures give the same bytes.
+        figure.savefig(temporary, dpi=130, metadata={"Software": None})

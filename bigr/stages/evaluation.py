@@ -1,0 +1,201 @@
+"""Stage `evaluation`: fidelity, reconstruction, representation, code usage.
+
+Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json and
+outputs/plots. The instruments (classifier, probe, draws of subsets) have a seed of their own, so that the figures of
+runs with different `seed` compare. All in float32, whatever `run.precision` is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bigr.context import Context
+from bigr.data.codes import CodesDataset
+from bigr.data.shards import ImageBatches, ShardIndex
+from bigr.errors import BigrError
+from bigr.evaluation import plots
+from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier, train_classifier
+from bigr.evaluation.fidelity import CLASSIFIER, Fidelity, read_inception_weights
+from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_images
+from bigr.evaluation.probe import ProbeResult, layer_features, linear_probe
+from bigr.evaluation.usage import CodeUsage, code_usage
+from bigr.files import atomic_folder, write_json
+from bigr.interop.folders import load_bigr, load_tokenizer, model_hash, tokenizer_of
+from bigr.models.bigr import BiGR
+from bigr.seeds import derive_seed
+from bigr.training.device import resolve_device
+
+if TYPE_CHECKING:
+    from bigr.config import Evaluation as Section
+    from bigr.config import Settings
+
+SPLITS = ("train", "val")
+_SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same images
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Load, measure, write, report."""
+    section, device, root = settings.evaluation, resolve_device(settings.run.device), context.root
+    folder = root / "data" / "shards"
+    shards = ShardIndex.load(folder)
+    classes = shards.classes
+    tokenizer, model = load_tokenizer(root / "models" / "tokenizer"), load_bigr(root / "models" / "bigr")
+    codes = open_codes(root, shards)
+    check_model(model, root, codes["train"])
+    samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
+    counts = {split: min(section.max_images, shards.images(split)) for split in SPLITS}
+    originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
+    restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
+    val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
+
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        classifier = train_offline(section, folder, shards, settings.run.workers, device)
+        fidelity = instrument(section, root, classifier, device)
+        drawn = InOrder(len(samples), lambda: iter(samples))
+        seen = predictions(classifier, drawn, section.batch_size)
+        metrics: dict[str, dict[str, float]] = {
+            "samples": fidelity.compare(drawn, originals[section.reference]),
+            "reconstructions": fidelity.compare(restored, originals["val"]),
+            "val_against_train": fidelity.compare(originals["val"], originals["train"]),
+            "classifier": {"val_accuracy": agreement(classifier, originals["val"], val_labels, section.batch_size)},
+        }
+        usage = code_usage(codes["train"], counts["train"])
+        probe = represent(section, model.to(device), codes, counts)
+        floor = max(metrics["val_against_train"][fidelity.distance], _SMALLEST_FLOOR)
+        metrics["samples"] |= {
+            "over_floor": metrics["samples"][fidelity.distance] / floor,
+            "label_agreement": float((seen == asked).double().mean()),
+            "images": len(drawn),
+        }
+        metrics["reconstructions"] |= {
+            "psnr": psnr(restored, originals["val"], section.batch_size),
+            "label_agreement": agreement(classifier, restored, val_labels, section.batch_size),
+            "images": len(restored),
+        }
+    metrics["codes"] = {
+        "bit_entropy": float(usage.entropy.mean()),
+        "dead_bits": usage.dead,
+        "unique_share": usage.unique_share,
+    }
+    metrics["probe"] = probe_figures(probe)
+
+    write_json(root / "outputs" / "metrics.json", metrics)
+    draw(root / "outputs" / "plots", probe, usage, asked, seen, classes)
+    report(context, metrics, probe)
+
+
+def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
+    """Both splits' codes. Raises `BigrError` where they are of another tokenizer or of other images."""
+    tokenizer = model_hash(root / "models" / "tokenizer")
+    codes = {split: CodesDataset.open(root / "data" / "codes", split, tokenizer) for split in SPLITS}
+    for split in SPLITS:
+        if codes[split].class_counts != shards.class_counts(split):
+            raise BigrError("data/codes holds codes of other images than data/shards; run the stage codes again")
+    return codes
+
+
+def check_model(model: BiGR, root: Path, codes: CodesDataset) -> None:
+    """Raise `BigrError` where models/bigr was not trained on such codes."""
+    ours = model.config.code_bits, model.config.grid, model.config.num_classes
+    theirs = codes.code_bits, codes.grid, codes.num_classes
+    if ours != theirs:
+        raise BigrError(f"models/bigr has (bits, grid, classes) = {ours}, data/codes {theirs}; run `dvc repro`")
+    if tokenizer_of(root / "models" / "bigr") not in (None, codes.tokenizer):
+        raise BigrError("models/bigr was trained on codes of another tokenizer than models/tokenizer; run `dvc repro`")
+
+
+def train_offline(
+    section: "Section", folder: Path, shards: ShardIndex, workers: int, device: torch.device
+) -> Classifier:
+    """The offline classifier, trained on the training split: the same for every model over the same shards."""
+    stream = ImageBatches(
+        folder,
+        "train",
+        section.classifier_batch_size,
+        seed=derive_seed(INSTRUMENT_SEED, "classifier", "order"),
+        horizontal_flip=False,
+        workers=workers,
+    )
+    return train_classifier(
+        stream.from_step(0),
+        image_size=shards.image_size,
+        classes=len(shards.classes),
+        channels=section.classifier_channels,
+        features=section.classifier_features,
+        steps=section.classifier_steps,
+        learning_rate=section.classifier_learning_rate,
+        device=device,
+    )
+
+
+def instrument(section: "Section", root: Path, classifier: Classifier, device: torch.device) -> Fidelity:
+    """What measures distances between sets of images: `evaluation.extractor`."""
+    offline = section.extractor == CLASSIFIER
+    return Fidelity(
+        section.extractor,
+        classifier if offline else read_inception_weights(root / str(section.extractor_weights)),
+        device=device,
+        batch_size=section.batch_size,
+        kid_subsets=section.kid_subsets,
+        kid_subset_size=section.kid_subset_size,
+        neighbours=section.precision_recall_neighbours,
+        seed=derive_seed(INSTRUMENT_SEED, "fidelity"),
+    )
+
+
+def predictions(classifier: Classifier, images: InOrder, batch_size: int) -> Tensor:
+    """The class that the classifier sees in each image, int64 [n]."""
+    return torch.cat([classifier.predict(batch) for batch in images.batches(batch_size)])
+
+
+def agreement(classifier: Classifier, images: InOrder, labels: Tensor, batch_size: int) -> float:
+    """The share of images that the classifier assigns to their label."""
+    return float((predictions(classifier, images, batch_size) == labels).double().mean())
+
+
+def represent(
+    section: "Section", model: BiGR, codes: Mapping[str, CodesDataset], counts: Mapping[str, int]
+) -> ProbeResult:
+    """The linear probe of every layer, trained on the training split's codes and measured on the validation split's."""
+    train, val = (layer_features(model, codes[split], counts[split], section.batch_size) for split in SPLITS)
+    return linear_probe(
+        train,
+        val,
+        classes=model.config.num_classes,
+        epochs=section.probe_epochs,
+        batch_size=section.probe_batch_size,
+        learning_rate=section.probe_learning_rate,
+        weight_decay=section.probe_weight_decay,
+        device=next(model.parameters()).device,
+    )
+
+
+def probe_figures(probe: ProbeResult) -> dict[str, float]:
+    """The best layer (by top-1, counted from 1), its accuracies, and those of every layer."""
+    layers = {f"top{k}_layer_{i:02}": v for k, top in ((1, probe.top1), (5, probe.top5)) for i, v in enumerate(top, 1)}
+    best = {"best_layer": probe.best, "best_top1": probe.top1[probe.best - 1], "best_top5": probe.top5[probe.best - 1]}
+    return best | layers
+
+
+def draw(folder: Path, probe: ProbeResult, usage: CodeUsage, asked: Tensor, seen: Tensor, classes: list[str]) -> None:
+    """Write the pictures and the tables behind them."""
+    with atomic_folder(folder) as new:
+        plots.probe_plot(new / "probe.png", probe, len(classes))
+        plots.bits_plot(new / "bits.png", usage)
+        plots.confusion_plot(new / "confusion.png", asked.numpy(), seen.numpy(), classes)
+        rows = zip(range(1, len(probe.top1) + 1), probe.top1, probe.top5, strict=True)
+        plots.write_table(new / "probe.csv", ("layer", "top1", "top5"), rows)
+        pairs = zip(asked.tolist(), seen.tolist(), strict=True)
+        plots.write_table(new / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
+
+
+def report(context: Context, metrics: Mapping[str, Mapping[str, float]], probe: ProbeResult) -> None:
+    """Tell the figures under their names in metrics.json, the probe also as curves over layers, and the pictures."""
+    for layer, (top1, top5) in enumerate(zip(probe.top1, probe.top5, strict=True), start=1):
+        context.report.metrics({"probe_by_layer.top1": top1, "probe_by_layer.top5": top5}, step=layer)
+    context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
+    for name in ("probe", "bits", "confusion"):
+        context.report.picture(name, context.root / "outputs" / "plots" / f"{name}.png")
