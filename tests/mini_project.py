@@ -1,9 +1,12 @@
-"""A project whose stages take no time: the real flow, settings and deployment around a dvc.yaml of three small scripts."""
+"""A project whose stages take no time: the real flow, settings and deployment around four small scripts in dvc.yaml."""
 
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["digits", "shards", "samples", "evaluation"]
@@ -34,8 +37,11 @@ params: [params.yaml]
 metrics: [outputs/metrics.json]
 """
 
-STEP = """\
-import json, os, signal, sys, time
+BAD_FRACTION = 0.13
+COMPLAINT = "shards.source: no image can be decoded; name another folder"
+
+STEP = f"""\
+import json, os, sys, time
 from pathlib import Path
 
 from PIL import Image
@@ -43,15 +49,15 @@ from ruamel.yaml import YAML
 
 stage, out = sys.argv[1], Path(sys.argv[2])
 settings = YAML(typ="safe").load(Path("params.yaml"))
-print(f"12:00:00 {stage} of execution {os.environ.get('BIGR_EXECUTION_NAME')}", flush=True)
-if settings["shards"]["val_fraction"] == 0.13 and stage == "shards":
-    print("shards.source: no image can be decoded; name another folder", file=sys.stderr)
+print(f"12:00:00 {{stage}} of execution {{os.environ.get('BIGR_EXECUTION_NAME')}}", flush=True)
+if settings["shards"]["val_fraction"] == {BAD_FRACTION} and stage == "shards":
+    print("{COMPLAINT}", file=sys.stderr)
     sys.exit(2)
 marker = Path(os.environ.get("MINI_PROJECT_KILL", "/nonexistent"))
 if stage == "shards" and marker.exists():
-    if marker.read_text() == "once":
-        marker.unlink()
-    os.kill(os.getpid(), signal.SIGKILL)
+    number = int(marker.read_text())
+    marker.unlink()
+    os.kill(os.getpid(), number)
 hold = Path(os.environ.get("MINI_PROJECT_HOLD", "/nonexistent"))
 while stage == "shards" and hold.exists():
     Path(hold.with_suffix(".pid")).write_text(str(os.getpid()))
@@ -60,7 +66,7 @@ out.parent.mkdir(parents=True, exist_ok=True)
 if stage == "samples":
     Image.new("L", (32, 32), int(10 * settings["samples"]["guidance_scale"])).save(out)
 else:
-    out.write_text(json.dumps({"guidance": settings["samples"]["guidance_scale"]}))
+    out.write_text(json.dumps({{"guidance": settings["samples"]["guidance_scale"]}}))
 """
 
 
@@ -78,6 +84,15 @@ def make(folder: Path) -> Path:
         run(folder, *command.split())
     run(folder, *["git", "-c", "user.name=Ada", "-c", "user.email=ada@localhost", "commit", "-q", "-m", "first"])
     return folder
+
+
+def holder(file: Path) -> psutil.Process:
+    """The stage that MINI_PROJECT_HOLD holds, once it has written its number to `file`."""
+    end = time.monotonic() + 60
+    while not (file.exists() and file.read_text()):
+        assert time.monotonic() < end, "no stage was held"
+        time.sleep(0.05)
+    return psutil.Process(int(file.read_text()))
 
 
 def run(folder: Path, *words: str) -> str:

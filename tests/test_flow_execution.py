@@ -1,0 +1,114 @@
+"""A stage executed by DVC on behalf of the flow: what it reports, how its end is told, what it leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.execution import Outcome, StageFailed, StageKilled, execute
+from tests import mini_project
+
+ENVIRONMENT = {"BIGR_EXECUTION_NAME": "calm-heron"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mini_project.make(tmp_path_factory.mktemp("execution") / "project")
+
+
+def run(project: Path, stage: str, *, force: bool = False, **environment: str) -> tuple[Outcome, list[str]]:
+    lines: list[str] = []
+    return execute(stage, project, {**ENVIRONMENT, **environment}, force, lines.append), lines
+
+
+def set_fraction(project: Path, value: float) -> None:
+    path = project / "params.yaml"
+    text = path.read_text()
+    start = text.index("val_fraction: ")
+    path.write_text(text[:start] + f"val_fraction: {value} " + text[text.index("#", start) :])
+
+
+def test_importing_the_flow_imports_no_torch() -> None:
+    code = "import sys, flows.pipeline, flows.deploy; sys.exit('torch' in sys.modules or 'dvc' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=mini_project.ROOT, check=True)
+
+
+def test_a_stage_runs_once_and_is_cached_after(project: Path) -> None:
+    first, lines = run(project, "digits")
+    assert first.state == "ran" and first.seconds > 0
+    assert "12:00:00 digits of execution calm-heron" in lines
+    assert run(project, "digits")[0].state == "cached"
+    assert run(project, "digits", force=True)[0].state == "ran"
+
+
+def test_only_the_stage_asked_for_runs(project: Path) -> None:
+    run(project, "digits")
+    run(project, "shards")
+    assert not (project / "outputs").exists()
+
+
+def test_a_failing_stage_fails_with_its_own_words(project: Path) -> None:
+    run(project, "digits")
+    set_fraction(project, mini_project.BAD_FRACTION)
+    try:
+        with pytest.raises(StageFailed) as failure:
+            run(project, "shards")
+    finally:
+        set_fraction(project, 0.1)
+    assert str(failure.value) == f"shards: {mini_project.COMPLAINT}"
+
+
+def test_a_refusal_of_dvc_is_passed_on(project: Path) -> None:
+    with pytest.raises(StageFailed, match=r"nonsense: .*nonsense"):
+        run(project, "nonsense")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_stage_is_told_from_a_failing_one(project: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run(project, "digits")
+    marker = tmp_path / "kill"
+    marker.write_text(str(int(number)))
+    with pytest.raises(StageKilled, match=f"shards: killed by {number.name}"):
+        run(project, "shards", force=True, MINI_PROJECT_KILL=str(marker))
+
+
+def test_a_stage_dies_with_a_flow_run_that_is_killed(project: Path, tmp_path: Path) -> None:
+    run(project, "digits")
+    hold, pid = tmp_path / "hold", tmp_path / "hold.pid"
+    hold.touch()
+    code = (
+        "from pathlib import Path; from flows.execution import execute;"
+        f"execute('shards', Path({str(project)!r}), {{'MINI_PROJECT_HOLD': {str(hold)!r}}}, True, print)"
+    )
+    flow_run = subprocess.Popen([sys.executable, "-c", code], cwd=mini_project.ROOT, stdout=subprocess.DEVNULL)
+    stage = mini_project.holder(pid)
+    above = [process for process in stage.parents() if process.pid not in (flow_run.pid, os.getpid())]
+    mine = [process for process in above if process in psutil.Process(flow_run.pid).children(recursive=True)]
+    assert len(mine) >= 2  # the guard and DVC, and a shell or not
+    flow_run.send_signal(signal.SIGKILL)
+    flow_run.wait()
+    _, alive = psutil.wait_procs([stage, *mine], timeout=20)
+    assert not alive
+    hold.unlink()
+    assert run(project, "shards", force=True)[0].state == "ran"  # and no lock of DVC's is left
+
+
+def test_an_interrupted_flow_run_ends_its_stage(project: Path, tmp_path: Path) -> None:
+    run(project, "digits")
+    hold = tmp_path / "hold"
+    hold.touch()
+
+    def stop(line: str) -> None:
+        if line.startswith("12:00:00"):
+            raise KeyboardInterrupt
+
+    started = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        execute("shards", project, {"MINI_PROJECT_HOLD": str(hold)}, True, stop)
+    left = [p for p in psutil.Process().children(recursive=True) if p.create_time() >= started - 1]
+    assert not left
