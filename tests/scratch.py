@@ -45,7 +45,7 @@ with open("{RAN}", "a") as file:
 
 
 def make(folder: Path, *, real: bool) -> Path:
-    """Copy the project to `folder`/project, a git repository with one commit; `bigr` is the real one or the stand-in."""
+    """Copy the project to `folder`/project, a git repository with one commit; its `bigr` is real or the stand-in."""
     project = folder / "project"
     project.mkdir(parents=True)
     for name in COPIED:

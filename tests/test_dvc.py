@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import scratch
 from bigr import closure, config, pipeline
+from tests import scratch
 
 ROOT = scratch.ROOT
 VALUES = config.read(ROOT / "params.yaml")

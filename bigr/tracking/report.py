@@ -37,19 +37,20 @@ class Tracker(Report):
         self.root, self.stage = root, stage
         self._all_settings = flatten(settings.model_dump())
         self._inputs = dict(inputs)
-        self._last_step = 0
+        self._last_step = self._last_time = 0
         self._store: Store
         self._run = self._parent = ""
         self._mail = Mailbox(f"MLflow ({location(root)})", self._log_points, permanent)
         self._mail.call(self._open)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        # Without a step: after the curves, so that the final figure is the one that MLflow shows as the latest.
+        # MLflow shows the point of the highest step, then the latest, then the largest: final figures go to the last
+        # step, and no two reports have the same time.
         self._last_step = max(self._last_step, step or 0)
-        now = int(time.time() * 1000)
+        self._last_time = max(self._last_time + 1, int(time.time() * 1000))
         at = self._last_step if step is None else step
         for key, value in values.items():
-            self._mail.point(_Point(_name(key), float(value), now, at, final=step is None))
+            self._mail.point(_Point(_name(key), float(value), self._last_time, at, final=step is None))
 
     def picture(self, name: str, path: Path, step: int | None = None) -> None:
         content, name = path.read_bytes(), _name(name)

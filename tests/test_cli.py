@@ -1,0 +1,278 @@
+"""`bigr`: it explains the stages, validates without running, runs one as DVC does, and says mistakes in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigr import cli, config, runner
+from bigr.context import Context, Report
+from bigr.errors import BigrError
+from tests import scratch
+
+DVC_YAML = """\
+stages:
+  digits:
+    cmd: bigr run digits
+    params: [digits]
+    outs: [data/digits]
+  shards:
+    cmd: bigr run shards
+    deps: ["${shards.source}"]
+    params: [seed, shards]
+    outs: [data/shards]
+  tokenizer:
+    cmd: bigr run tokenizer
+    deps: [data/shards]
+    params: [tokenizer]
+    outs: [models/tokenizer]
+"""
+
+
+class Silent(Report):
+    """Takes the tracker's place and remembers how the stage ended."""
+
+    ended: list[tuple[str, dict[str, str]]]
+
+    def __init__(self, *about: object) -> None:
+        Silent.ended = []
+
+    def finish(self, status: str, outputs: dict[str, str] | None = None) -> None:
+        """What `Tracker.finish` is called with."""
+        Silent.ended.append((status, outputs or {}))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a DVC project of three stages without tracking."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text(f"[core]\n    no_scm = true\n    site_cache_dir = {tmp_path / 'site'}\n")
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "params.yaml").write_text((scratch.ROOT / "params.yaml").read_text())
+    monkeypatch.setattr(runner, "Tracker", Silent)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def stage(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[config.Settings, Context], Any]) -> None:
+    """Put `run` in a stage's place."""
+    module = types.ModuleType(f"bigr.stages.{name}")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"bigr.stages.{name}", module)
+
+
+def bigr(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The exit status of the command line."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "argv", ["bigr", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    signal.signal(signal.SIGTERM, handler)
+    return int(ended.value.code or 0)
+
+
+def write_digits(settings: config.Settings, context: Context) -> None:
+    """A stage that writes what dvc.yaml says."""
+    (context.root / "data/digits").mkdir(parents=True)
+    (context.root / "data/digits/image").write_text("an image")
+
+
+def test_help_explains_every_stage_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert bigr(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    places = [text.index(f"\n    {name} ") for name in config.STAGES]
+    assert places == sorted(places)
+    assert tuple(cli.STAGE_HELP) == config.STAGES
+
+
+def test_check_says_what_the_settings_amount_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(scratch.ROOT)
+    assert bigr(monkeypatch, "check") == 0
+    assert "4×4 = 16 an image, 24 bits each" in capsys.readouterr().out
+
+
+def test_check_refuses_settings_that_do_not_fit(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    text = (project / "params.yaml").read_text().replace("heads: 4", "heads: 5")
+    (project / "other.yaml").write_text(text)
+    assert bigr(monkeypatch, "check", "--params", "other.yaml") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("other.yaml: generator.heads is 5; allowed: a divisor of generator.dim = 128")
+    assert error.count("\n") == 1
+
+
+def test_check_refuses_a_dvc_yaml_that_lacks_stages_or_names_unknown_settings(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert bigr(monkeypatch, "check") == 2
+    assert "dvc.yaml: has no stage codes" in capsys.readouterr().err.splitlines()
+    (project / "dvc.yaml").write_text(DVC_YAML.replace("[digits]", "[digits.size]"))
+    assert bigr(monkeypatch, "check") == 2
+    line = "dvc.yaml: stage digits names the setting digits.size, which params.yaml does not have\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_misspelt_stage_gets_a_suggestion(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert bigr(monkeypatch, "run", "tokeniser") == 2
+    assert capsys.readouterr().err == "tokeniser is not a stage; did you mean tokenizer?\n"
+
+
+def test_a_stage_outside_a_project_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bigr(monkeypatch, "run", "digits") == 2
+    assert "params.yaml: no such file; run in the project's folder" in capsys.readouterr().err
+
+
+def test_a_stage_gets_settings_root_and_fingerprint_and_its_outputs_are_hashed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    stage(monkeypatch, "digits", lambda settings, context: (seen.append((settings, context)), write_digits(*seen[-1])))
+    assert bigr(monkeypatch, "run", "digits") == 0
+    ((settings, context),) = seen
+    assert settings.digits.image_size == 16
+    assert context.root == project
+    assert len(context.fingerprint) == 64
+    ((status, outputs),) = Silent.ended
+    assert status == "FINISHED"
+    assert list(outputs) == ["data/digits"]
+    assert outputs["data/digits"].endswith(".dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("tokenizer", "stage tokenizer reads data/shards, which does not exist; run `dvc repro tokenizer`"),
+        ("shards", "stage shards reads data/digits, which does not exist; run `dvc repro shards`"),
+    ],
+)
+def test_a_missing_input_is_named_with_the_remedy(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, line: str
+) -> None:
+    assert bigr(monkeypatch, "run", name) == 2
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_missing_image_folder_is_named_with_its_setting(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    text = (project / "params.yaml").read_text().replace("source: data/digits", "source: my/images")
+    (project / "params.yaml").write_text(text)
+    assert bigr(monkeypatch, "run", "shards") == 2
+    expected = "stage shards reads my/images, which does not exist; put it there, or name another path in params.yaml\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_mistake_found_by_a_stage_is_one_line_and_status_2(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def run(settings: config.Settings, context: Context) -> None:
+        raise BigrError("image 7.png cannot be decoded; remove it")
+
+    stage(monkeypatch, "digits", run)
+    assert bigr(monkeypatch, "run", "digits") == 2
+    assert capsys.readouterr().err == "image 7.png cannot be decoded; remove it\n"
+    assert Silent.ended == [("FAILED", {})]
+
+
+def test_an_interrupted_stage_says_how_to_go_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    stage(monkeypatch, "digits", lambda settings, context: os.kill(os.getpid(), signal.SIGINT))
+    assert bigr(monkeypatch, "run", "digits") == 130
+    assert capsys.readouterr().err == "interrupted; `dvc repro` continues from the last checkpoint\n"
+    assert Silent.ended == [("KILLED", {})]
+
+
+def test_a_terminated_stage_is_recorded_as_killed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch, "digits", lambda settings, context: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(10)))
+    assert bigr(monkeypatch, "run", "digits") == 143
+    assert Silent.ended == [("KILLED", {})]
+
+
+def test_a_stage_that_lacks_an_output_is_no_success(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(monkeypatch, "digits", lambda settings, context: None)
+    with pytest.raises(RuntimeError, match="stage digits did not write data/digits"):
+        runner.run_stage("digits", project, project / "params.yaml")
+    assert Silent.ended == [("FAILED", {})]
+
+
+def test_a_second_run_of_a_stage_waits_for_the_first(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); file.write('4711');"
+        "file.flush(); print('held', flush=True); sys.stdin.read()"
+    )
+    (project / ".dvc/tmp").mkdir()
+    first = subprocess.Popen(
+        [sys.executable, "-c", hold, str(project / ".dvc/tmp/bigr-digits.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert first.stdin and first.stdout and first.stdout.readline() == b"held\n"
+    monkeypatch.setattr(runner.log, "warning", lambda *words: (caplog.records.append(words), first.stdin.close()))
+    stage(monkeypatch, "digits", write_digits)
+    runner.run_stage("digits", project, project / "params.yaml")
+    assert caplog.records == [(caplog.records[0][0], "digits", "4711")]
+    assert first.wait() == 0
+
+
+def test_a_copy_of_the_project_runs_the_copys_code(tmp_path: Path) -> None:
+    """As in the folder that DVC makes for an experiment, whatever `bigr` is installed."""
+    project = scratch.make(tmp_path, real=True)
+    text = (project / "bigr/cli.py").read_text()
+    (project / "bigr/cli.py").write_text(text.replace('"BiGR: image generation', '"The copy: image generation'))
+    code = f"import sys; sys.path.insert(0, {str(scratch.ROOT)!r}); sys.argv = ['bigr', '--help']; "
+    code += "from bigr.cli import main; main()"
+    assert "The copy: image generation" in scratch.run(project, sys.executable, "-P", "-c", code)
+
+
+TWO_PROCESSES = """\
+import torch.distributed as dist
+from bigr.errors import BigrError
+def run(settings, context):
+    if settings.seed == 1:
+        raise BigrError("the batch does not divide; make it even")
+    total = __import__("torch").ones(1)
+    dist.all_reduce(total)
+    folder = context.root / "data" / "codes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"process-{dist.get_rank()}").write_text(f"{int(total)} {context.fingerprint}")
+    dist.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_a_stage_works_in_the_processes_that_the_settings_ask_for(tmp_path: Path) -> None:
+    project = scratch.make(tmp_path, real=True)
+    (project / "bigr/stages/codes.py").write_text(TWO_PROCESSES)
+    for folder in ("data/shards", "models/tokenizer"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "file").write_text("content")
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("processes: 1", "processes: 2"))
+    scratch.run(project, "bigr", "run", "codes")
+    written = [(project / f"data/codes/process-{rank}").read_text().split() for rank in (0, 1)]
+    assert [words[0] for words in written] == ["2", "2"]
+    assert written[0][1] == written[1][1]
+
+    params.write_text(params.read_text().replace("seed: 0", "seed: 1"))
+    done = subprocess.run(
+        ["bigr", "run", "codes"], cwd=project, env=scratch.environment(project), capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("the batch does not divide; make it even") == 1
+    assert "Traceback" not in done.stderr

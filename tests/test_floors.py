@@ -1,0 +1,88 @@
+"""A room imports only from the floors below it (docs/architecture.md), and a dependency only where it belongs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [
+    {"config", "context", "errors", "files", "progress", "seeds"},
+    {"data", "models", "interop"},
+    {"sampling"},
+    {"training", "evaluation"},
+    {"stages"},
+    {"closure", "pipeline", "tracking"},
+    {"runner", "check"},
+    {"cli", "__main__"},
+]
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bigr").rglob("*.py"))
+
+
+def room(module: str) -> str:
+    """The room of a dotted module or of a path: what stands after `bigr`."""
+    parts = module.removesuffix(".py").replace("/", ".").split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def floor(name: str) -> int:
+    """How high a room lies."""
+    return next(height for height, rooms in enumerate(FLOORS) if name in rooms)
+
+
+def imports(path: Path) -> list[str]:
+    """The dotted modules that a file imports, also for types only and inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import; write the whole name"
+            module = str(node.module)
+            found += [f"bigr.{alias.name}" for alias in node.names] if module == "bigr" else [module]
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_imports_only_from_its_own_floor_and_those_below(module: str) -> None:
+    if room(module) == "__init__":
+        return
+    height = floor(room(module))
+    above = [name for name in imports(ROOT / module) if name.startswith("bigr.") and floor(room(name)) > height]
+    assert not above
+
+
+def test_models_know_neither_files_nor_tracking_nor_settings() -> None:
+    for path in (ROOT / "bigr/models").glob("*.py"):
+        rooms = {room(name) for name in imports(path) if name.startswith("bigr.")}
+        assert rooms <= {"models", "errors", "seeds"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("package", "importers"),
+    [
+        ("mlflow", {"bigr/tracking/"}),
+        ("prefect", {"flows/"}),
+        ("dvc", {"bigr/pipeline.py"}),
+        ("webdataset", {"bigr/data/"}),
+        ("torch_fidelity", {"bigr/evaluation/"}),
+    ],
+)
+def test_a_dependency_is_imported_in_one_room_only(package: str, importers: set[str]) -> None:
+    files = [*MODULES, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "flows").glob("*.py"))]
+    using = [file for file in files if package in {name.split(".")[0] for name in imports(ROOT / file)}]
+    assert not [file for file in using if not file.startswith(tuple(importers))]
+
+
+def test_flows_import_neither_torch_nor_models() -> None:
+    for path in (ROOT / "flows").glob("*.py"):
+        heads = {".".join(name.split(".")[:2]) for name in imports(path)}
+        assert not {"torch", "bigr.models", "bigr.stages", "bigr.training", "bigr.evaluation"} & heads, path.name
+
+
+def test_the_command_line_starts_without_torch_and_mlflow() -> None:
+    code = "import sys, bigr.cli, bigr.config, bigr.pipeline; print({'torch', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,135 @@
+"""Whatever does not fit in params.yaml is one line that names the key, what it was, and what is allowed."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigr import config
+from bigr.errors import BigrError
+
+ROOT = Path(__file__).parents[1]
+VALUES = config.read(ROOT / "params.yaml")
+GONE = object()
+
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    # a name or a type that does not fit
+    ({"samples.guidence_scale": 2.0}, "samples.guidence_scale is not a setting; did you mean samples.guidance_scale?"),
+    ({"sample": {}}, "sample is not a setting; did you mean samples?"),
+    ({"run.colour": "red"}, "run.colour is not a setting; known here: device, precision, workers, processes"),
+    ({"generator.heads": GONE}, "generator.heads is missing; add it"),
+    ({"codes": GONE}, "codes is missing; add it"),
+    ({"codes": 5}, "codes is 5; allowed: a section with views, drawn, batch_size"),
+    ({"codes": None}, "codes is null; allowed: a section with views, drawn, batch_size"),
+    ({"generator.layers": "six"}, "generator.layers is 'six'; allowed: a valid integer"),
+    ({"generator.layers": 6.5}, "generator.layers is 6.5; allowed: a valid integer"),
+    ({"generator.layers": True}, "generator.layers is True; allowed: a valid integer"),
+    ({"generator.learning_rate": "fast"}, "generator.learning_rate is 'fast'; allowed: a valid number"),
+    ({"codes.drawn": "yes"}, "codes.drawn is 'yes'; allowed: a valid boolean"),
+    ({"shards.source": 3}, "shards.source is 3; allowed: a valid string"),
+    ({"tokenizer.channel_multipliers": 2}, "tokenizer.channel_multipliers is 2; allowed: a valid list"),
+    ({"tokenizer.channel_multipliers": [1, 0]}, "tokenizer.channel_multipliers[1] is 0; allowed: greater than 0"),
+    # a value out of range
+    ({"seed": -1}, "seed is -1; allowed: greater than or equal to 0"),
+    ({"run.workers": 0}, "run.workers is 0; allowed: greater than 0"),
+    ({"run.device": "gpu"}, "run.device is 'gpu'; allowed: auto, cpu, mps, cuda or cuda:N"),
+    ({"run.precision": "float16"}, "run.precision is 'float16'; allowed: 'auto', 'float32' or 'bfloat16'"),
+    ({"digits.image_size": 4}, "digits.image_size is 4; allowed: greater than or equal to 8"),
+    ({"digits.val_count": 5000}, "digits.val_count is 5000; allowed: less than or equal to 1787"),
+    ({"shards.val_fraction": 1.0}, "shards.val_fraction is 1.0; allowed: less than 1"),
+    ({"shards.source": ""}, "shards.source is ''; allowed: "),
+    ({"generator.learning_rate": 0}, "generator.learning_rate is 0; allowed: greater than 0"),
+    ({"generator.learning_rate": float("nan")}, "generator.learning_rate is nan; allowed: "),
+    ({"generator.betas": [0.9]}, "generator.betas is [0.9]; allowed: "),
+    ({"generator.schedule": "linear"}, "generator.schedule is 'linear'; allowed: 'cosine' or 'constant'"),
+    ({"samples.order": "best"}, "samples.order is 'best'; allowed: 'entropy', 'margin', 'random' or 'raster'"),
+    ({"codes.views": ["mirror"]}, "codes.views[0] is 'mirror'; allowed: 'identity' or 'flip'"),
+    ({"codes.views": []}, "codes.views is []; allowed: "),
+    # a combination that cannot be
+    ({"generator.heads": 5}, "generator.heads is 5; allowed: a divisor of generator.dim = 128, such as 1, 2, 4, 8"),
+    ({"generator.heads": 64}, "generator.heads is 64; allowed: a number that leaves each head a width divisible by 4"),
+    ({"shards.image_size": 18}, "shards.image_size is 18; allowed: a multiple of 4, the factor of"),
+    ({"tokenizer.attention_resolutions": [5]}, "tokenizer.attention_resolutions is [5]; allowed: resolutions that"),
+    ({"tokenizer.base_channels": 40}, "tokenizer.base_channels is 40; allowed: a multiple of 32"),
+    ({"tokenizer.embed_dim": 40}, "tokenizer.embed_dim is 40; allowed: a multiple of 32 where tokenizer.norm_first"),
+    ({"tokenizer.perceptual_weight": 1.0}, "tokenizer.perceptual_weights is null; allowed: a file with LPIPS'"),
+    ({"codes.views": ["flip"]}, "codes.views is ['flip']; allowed: a list that starts with identity"),
+    ({"codes.views": ["identity", "identity"]}, "codes.views is ['identity', 'identity']; allowed: each view once"),
+    ({"samples.iterations": 17}, "samples.iterations is 17; allowed: at most 16, the number of tokens (4×4)"),
+    ({"samples.diffusion_steps": 257}, "samples.diffusion_steps is 257; allowed: 2 to 256, the number of generator."),
+    (
+        {"transcoder.start": "scratch", "transcoder.diffusion_steps": 8},
+        "samples.diffusion_steps is 20; allowed: 2 to 8, the number of transcoder.diffusion_steps",
+    ),
+    ({"transcoder.start": "scratch", "transcoder.steps": 0}, "transcoder.steps is 0; allowed: more than 0 where"),
+    ({"generator.use_labels": False}, "samples.guidance_scale is 1.5; allowed: 1.0 where generator.use_labels is fal"),
+    ({"evaluation.extractor": "inception-v3-compat"}, "evaluation.extractor_weights is null; allowed: a file with"),
+]
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """params.yaml's values with some of them replaced, added or gone."""
+    values = copy.deepcopy(VALUES)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = values[sections[0]] if sections else values
+        if value is GONE:
+            del section[name]
+        else:
+            section[name] = value
+    return values
+
+
+@pytest.mark.parametrize(("changes", "line"), MISFITS, ids=[" ".join(changes) for changes, _ in MISFITS])
+def test_a_misfit_is_one_line_with_key_value_and_what_is_allowed(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(BigrError) as caught:
+        config.validate(changed(changes))
+    assert str(caught.value).startswith(f"params.yaml: {line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_misfits_are_as_many_lines() -> None:
+    with pytest.raises(BigrError) as caught:
+        config.validate(changed({"seed": "zero", "run.workers": 0, "codes.drawn": 1}))
+    lines = str(caught.value).splitlines()
+    assert [line.split()[1] for line in lines] == ["seed", "run.workers", "codes.drawn"]
+
+
+def test_the_settings_of_the_project_fit() -> None:
+    settings = config.load(ROOT / "params.yaml")
+    assert settings.grid == 4
+
+
+def test_settings_cannot_be_changed_and_have_no_defaults() -> None:
+    settings = config.load(ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        settings.seed = 1
+    for section in (config.Settings, *config.Settings.__annotations__.values()):
+        fields = getattr(section, "model_fields", {})
+        assert all(field.is_required() for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("seed: [1\nrun: 2\n", "params.yaml: line 2, column "),
+        ("a: 1\na: 2\n", "params.yaml: line 2, column 1: not valid YAML: "),
+        ("- 1\n", "params.yaml: holds [1]; a mapping of sections is expected"),
+        ("", "params.yaml: holds null; a mapping of sections is expected"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_one_line_with_the_place(tmp_path: Path, text: str, line: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(BigrError) as caught:
+        config.load(tmp_path / "params.yaml")
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BigrError, match=r"none\.yaml: no such file"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(BigrError, match=r"binary\.yaml: "):
+        config.load(tmp_path / "binary.yaml")

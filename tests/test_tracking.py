@@ -1,0 +1,303 @@
+"""What happened is in MLflow: a run per executed stage under one per execution; where MLflow is down, work goes on."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bigr import config, tracking
+from bigr.tracking import executions, mailbox
+from bigr.tracking.mailbox import Mailbox
+from bigr.tracking.store import Store, home, location
+from tests.scratch import ROOT
+
+SETTINGS = config.load(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with one store for all tests of this module."""
+    root = tmp_path_factory.mktemp("tracked")
+    (root / "outputs").mkdir()
+    Image.new("RGB", (8, 8), "red").save(root / "outputs/samples.png")
+    (root / "models/bigr").mkdir(parents=True)
+    (root / "models/bigr/config.json").write_text("{}")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is an execution of its own, in the default store."""
+    monkeypatch.setenv("BIGR_EXECUTION", request.node.name)
+    monkeypatch.setenv("BIGR_EXECUTION_NAME", f"test {request.node.name}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(mailbox, "_GATHER_S", 0.05)
+    monkeypatch.setattr(mailbox, "_PAUSE_S", 0.05)
+
+
+def execute(project: Path, stage: str, status: str = "FINISHED", **outputs: str) -> None:
+    """A stage that reports a curve, a figure and a picture, and reads and writes what it is told."""
+    tracker = tracking.Tracker(project, stage, SETTINGS, {"data/codes": "c0de.dir"})
+    for step in (10, 20, 30):
+        tracker.metrics({"loss": 1 / step}, step=step)
+    tracker.metrics({"label agreement (%)": 97.5, "loss": 0.01})
+    tracker.picture("samples", project / "outputs/samples.png")
+    tracker.picture("progress", project / "outputs/samples.png", step=10)
+    tracker.finish(status, {path.replace("__", "/"): md5 for path, md5 in outputs.items()})
+
+
+def runs(project: Path, execution: str) -> tuple[Any, list[Any]]:
+    """The parent run of an execution and its stages' runs, the newest first."""
+    store = Store(project)
+    (parent,) = store.runs(bigr__execution=execution)
+    return parent, store.runs(mlflow__parentRunId=parent.info.run_id)
+
+
+def files(project: Path, run: Any, folder: str) -> list[str]:
+    """The files of a run in one folder."""
+    return [file.path for file in Store(project).client.list_artifacts(run.info.run_id, folder)]
+
+
+def test_a_stage_is_a_run_with_settings_curves_figures_pictures_and_hashes(
+    project: Path, request: pytest.FixtureRequest
+) -> None:
+    execute(project, "transcoder", models__bigr="b1g4.dir")
+    parent, (run,) = runs(project, request.node.name)
+    assert (run.info.run_name, run.info.status) == ("transcoder", "FINISHED")
+    assert run.data.params["transcoder.steps"] == str(SETTINGS.transcoder.steps)
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["run.precision"] == "auto"
+    assert not [key for key in run.data.params if key.startswith("generator.")]
+    curve = Store(project).client.get_metric_history(run.info.run_id, "loss")
+    points = [(point.step, point.value) for point in sorted(curve, key=lambda point: point.timestamp)]
+    assert points == [(10, 1 / 10), (20, 1 / 20), (30, 1 / 30), (30, 0.01)]
+    assert run.data.metrics == {"loss": 0.01, "label agreement ___": 97.5}
+    assert files(project, run, "pictures") == ["pictures/samples.png"]
+    assert any(path.startswith("images/progress%step%10") for path in files(project, run, "images"))
+    assert files(project, run, "models/bigr") == ["models/bigr/config.json"]
+    assert run.data.tags["dvc.dep.data/codes"] == "c0de.dir"
+    assert run.data.tags["dvc.out.models/bigr"] == "b1g4.dir"
+    assert (project / "mlflow.db").is_file()
+    assert (project / "mlartifacts").is_dir()
+    assert parent.info.run_name == f"test {request.node.name}"
+
+
+def test_the_stages_of_one_execution_share_a_parent_with_all_settings_and_the_results(
+    project: Path, request: pytest.FixtureRequest
+) -> None:
+    execute(project, "samples")
+    execute(project, "evaluation")
+    parent, stages = runs(project, request.node.name)
+    assert [run.info.run_name for run in stages] == ["evaluation", "samples"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["generator.heads"] == "4"
+    assert parent.data.params["run.workers"] == "2"
+    assert parent.data.metrics["label agreement ___"] == 97.5
+    assert files(project, parent, "pictures") == ["pictures/samples.png"]
+
+
+def test_the_commit_is_recorded(tmp_path: Path) -> None:
+    for words in ("init -q", "-c user.name=a -c user.email=b commit -q --allow-empty -m first"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    tags = executions.git_tags(tmp_path)
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert tags["git.dirty"] == "false"
+    (tmp_path / "file").write_text("")
+    subprocess.run(["git", "add", "file"], cwd=tmp_path, check=True)
+    assert executions.git_tags(tmp_path)["git.dirty"] == "true"
+    assert executions.git_tags(tmp_path / "file") == {}
+
+
+def test_the_writer_of_an_output_is_found_by_its_hash(project: Path) -> None:
+    execute(project, "shards", data__shards="5ha4d5.dir")
+    writer = tracking.find_writer(project, "data/shards", "5ha4d5.dir")
+    assert writer is not None
+    assert Store(project).client.get_run(writer).info.run_name == "shards"
+    assert tracking.find_writer(project, "data/shards", "other.dir") is None
+    assert tracking.find_writer(project, "data/codes", "5ha4d5.dir") is None
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_stage_that_ends_badly_and_its_execution_say_so(
+    project: Path, status: str, request: pytest.FixtureRequest
+) -> None:
+    execute(project, "codes", status)
+    parent, (run,) = runs(project, request.node.name)
+    assert (run.info.status, parent.info.status) == (status, status)
+
+
+def test_an_execution_that_goes_on_after_a_failure_finishes(project: Path, request: pytest.FixtureRequest) -> None:
+    execute(project, "codes", "FAILED")
+    execute(project, "codes")
+    parent, stages = runs(project, request.node.name)
+    assert [run.info.status for run in stages] == ["FINISHED", "FAILED"]
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_run_whose_process_vanished_is_marked_killed_by_the_next(
+    project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("BIGR_EXECUTION", "vanished")
+    vanish = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom bigr import config\nfrom bigr.tracking import Tracker\n"
+    )
+    vanish += f"settings = config.load(Path({str(ROOT / 'params.yaml')!r}))\n"
+    vanish += f"tracker = Tracker(Path({str(project)!r}), 'generator', settings, {{}})\n"
+    vanish += "while not tracker._run: time.sleep(0.05)\nos._exit(9)\n"
+    assert subprocess.run([sys.executable, "-c", vanish], cwd=ROOT).returncode == 9
+    parent, (run,) = runs(project, "vanished")
+    assert (run.info.status, parent.info.status) == ("RUNNING", "RUNNING")
+
+    monkeypatch.setenv("BIGR_EXECUTION", "the next")
+    execute(project, "generator")
+    parent, (run,) = runs(project, "vanished")
+    assert (run.info.status, parent.info.status) == ("KILLED", "KILLED")
+    parent, (run,) = runs(project, "the next")
+    assert (run.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_a_live_process_is_not_taken_for_dead() -> None:
+    assert not executions.is_dead(executions.process_tag())
+    assert not executions.is_dead("another-machine:1:0.00")
+    host, pid, _ = executions.process_tag().rsplit(":", 2)
+    assert executions.is_dead(f"{host}:{pid}:1.00")
+
+
+def test_an_execution_is_the_dvc_process_above(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("BIGR_EXECUTION", "BIGR_EXECUTION_NAME", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    dvc = tmp_path / "dvc"
+    ask = "from bigr.tracking import executions; e = executions.current(); print(e.id, '|', e.name, '|', e.command)"
+    dvc.write_text(
+        "import subprocess, sys\n"
+        f"for _ in range(2): subprocess.run(['/bin/sh', '-c', ': ; exec \"$0\" -c \"$1\"', sys.executable, {ask!r}])\n"
+    )
+    done = subprocess.run([sys.executable, str(dvc), "repro"], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert f":{sys.executable}" not in first
+    assert first.endswith("dvc repro")
+    assert executions.current().id == executions.process_tag()
+
+
+def test_records_of_an_experiments_folder_go_to_its_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert home(tmp_path / ".dvc/tmp/exps/one") == tmp_path
+    assert location(tmp_path / ".dvc/tmp/exps/one") == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert location(tmp_path) == "http://127.0.0.1:5000"
+
+
+def test_a_stage_goes_on_where_tracking_is_down_and_says_so_once(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens on port 9
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    execute(project, "generator")
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if "does not answer; work goes on" in line]) == 1
+    assert said[-1].startswith("MLflow (http://127.0.0.1:9): ")
+    assert said[-1].endswith("records did not reach it")
+
+
+class Receiver:
+    """Takes points and calls, or refuses them."""
+
+    def __init__(self) -> None:
+        self.points: list[list[int]] = []
+        self.failure: Exception | None = None
+        self.tried = threading.Event()
+
+    def deliver(self, points: list[int]) -> None:
+        """What a mailbox calls."""
+        self.tried.set()
+        if self.failure is not None:
+            raise self.failure
+        self.points.append(points)
+
+    def refuse(self, failure: Exception) -> None:
+        """Fail from now on."""
+        self.tried.clear()
+        self.failure = failure
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """One receiver, which answers."""
+    yield Receiver()
+
+
+def post(receiver: Receiver) -> Mailbox:
+    """A mailbox to the receiver that takes ValueError for final."""
+    return Mailbox("it", receiver.deliver, lambda error: isinstance(error, ValueError))
+
+
+def test_points_arrive_in_order_and_together(receiver: Receiver) -> None:
+    box, order = post(receiver), []
+    for i in range(2500):
+        box.point(i)
+    box.call(lambda: order.append(len(receiver.points)))
+    box.point(2500)
+    box.close(lambda: order.append(len(receiver.points)))
+    assert [point for points in receiver.points for point in points] == list(range(2501))
+    assert max(map(len, receiver.points)) <= 1000
+    assert order == [len(receiver.points) - 1, len(receiver.points)]
+
+
+def test_points_posted_while_the_receiver_is_down_arrive_when_it_answers_again(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.refuse(ConnectionError("refused"))
+    box = post(receiver)
+    box.point(1)
+    assert receiver.tried.wait(10)
+    box.point(2)
+    receiver.failure = None
+    box.close(lambda: None)
+    assert [point for points in receiver.points for point in points] == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "it does not answer; work goes on, and its records wait: refused",
+        "it answers again",
+    ]
+
+
+def test_closing_gives_up_on_a_receiver_that_stays_down(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+    receiver.refuse(ConnectionError("refused"))
+    box = post(receiver)
+    box.point(1)
+    box.close(lambda: None)
+    assert caplog.records[-1].getMessage() == "it: 2 records did not reach it"
+
+
+def test_a_refused_record_is_dropped_and_named_and_the_rest_arrives(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.refuse(ValueError("no such metric"))
+    box = post(receiver)
+    box.point(1)
+    assert receiver.tried.wait(10)
+    box.call(lambda: setattr(receiver, "failure", None))
+    box.point(2)
+    box.close(lambda: None)
+    assert receiver.points == [[2]]
+    assert caplog.records[0].getMessage() == "it refused a record: no such metric"
+
+
+def test_posting_does_not_wait_for_a_receiver_that_hangs(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(mailbox, "_LIMIT", 100)
+    box = post(receiver)
+    box.call(lambda: release.wait(60) and None)
+    while box._queue and not release.is_set() and len(box._queue) < 100:
+        box.point(0)
+    box.point(1)  # one more than there is room for
+    assert box._lost == 1
+    release.set()
+    box.close(lambda: None)
+    time.sleep(0)
+    assert sum(map(len, receiver.points)) == 99
