@@ -23,7 +23,7 @@ export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline test lint ui services clean
+.PHONY: help install pipeline test lint ui services deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,11 +55,14 @@ lint: $(STAMP) ## check style and types
 	ruff format --check .
 	mypy
 
-ui: $(STAMP) ## open the records of every run in MLflow, on http://127.0.0.1:5000
+ui: $(STAMP) ## open the records of all runs: MLflow on http://127.0.0.1:$(MLFLOW_PORT)
 	$(if $(REMOTE_MLFLOW),@echo "The runs are on $(MLFLOW_TRACKING_URI)",honcho start mlflow)
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
 	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)
+
+deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
+	python -m bigr.closure --write
 
 clean: ## remove what the pipeline and the services made; .venv and DVC's cache stay
 	rm -rf data models outputs checkpoints mlflow.db* mlartifacts .prefect dvc_plots

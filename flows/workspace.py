@@ -6,6 +6,7 @@ stays where it is until the run succeeds, so that a retry finds its checkpoints.
 user's project (`dvc exp show`) under the flow run's name.
 """
 
+import configparser
 import copy
 import os
 import re
@@ -125,19 +126,25 @@ def _copy_changes(project: Path, folder: Path, linked: list[str]) -> None:
 
 def _share_cache(project: Path, folder: Path) -> None:
     """Let the clone use the project's cache, by links where the file system has them, and check out what it knows."""
-    local = project / ".dvc/config.local"
-    if local.exists():
-        shutil.copy2(local, folder / ".dvc/config.local")
-    dvc = command("dvc")
-    cache = project / _run(project, dvc, "cache", "dir").strip()
-    _run(folder, dvc, "config", "--local", "cache.dir", str(cache.resolve()))
-    _run(folder, dvc, "config", "--local", "cache.type", "reflink,hardlink,copy")
-    _run(folder, dvc, "config", "--local", "core.site_cache_dir", str(folder / ".dvc/tmp/site"))
-    _run(folder, dvc, "checkout", "--quiet", "--force", "--allow-missing")
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(project / ".dvc/config.local")
+    cache = project / _run(project, command("dvc"), "cache", "dir").strip()
+    own = {"cache": {"dir": cache.resolve(), "type": "reflink,hardlink,copy"}}
+    own["core"] = {"site_cache_dir": (folder / ".dvc/tmp/site").resolve()}
+    for section, values in own.items():
+        if not settings.has_section(section):
+            settings.add_section(section)
+        for key, value in values.items():
+            settings.set(section, key, str(value))
+    with (folder / ".dvc/config.local").open("w") as file:
+        settings.write(file)
+    _run(folder, command("dvc"), "checkout", "--quiet", "--force", "--allow-missing")
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
     yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     values = yaml.load(path)
     _lay_over(values, overrides)
     yaml.dump(values, path)

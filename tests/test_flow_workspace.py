@@ -1,0 +1,124 @@
+"""A flow run with settings of its own works in a clone, leaves the user's files alone, and becomes an experiment."""
+
+import csv
+import io
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bigr import config
+from bigr.errors import BigrError
+from flows import workspace
+from flows.execution import execute
+from tests import mini_project
+from tests.mini_project import run
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that has run once, with changes that nobody has committed."""
+    folder = mini_project.make(tmp_path_factory.mktemp("workspace") / "project")
+    for stage in mini_project.STAGES:
+        execute(stage, folder, {}, False, lambda line: None)
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text() + "# a note of the user's\n")
+    (folder / "new file.txt").write_text("new")
+    (folder / "flows/deploy.py").unlink()
+    (folder / "pictures").mkdir()
+    (folder / "pictures/one.png").write_text("one")
+    with (folder / ".gitignore").open("a") as file:
+        file.write("/pictures/\n")
+    return folder
+
+
+def values(project: Path) -> dict[str, Any]:
+    return config.read(project / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"generator.stepz": 3}, "settings: generator.stepz is not a setting; did you mean generator.steps?"),
+        ({"generater.steps": 3}, "settings: generater is not a setting; did you mean generator?"),
+        ({"generator.steps.most": 3}, "settings: generator.steps.most is not a setting; steps holds a value"),
+        ({"generator.steps": "many"}, "settings: generator.steps is 'many'; allowed: a valid integer"),
+        ({"generator.heads": 5}, "settings: generator.heads is 5; allowed: a divisor of generator.dim = 128"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_one_line(project: Path, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(BigrError) as error:
+        workspace.merge(values(project), overrides)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_overrides_reach_single_settings_only(project: Path) -> None:
+    before = values(project)
+    merged = workspace.merge(before, {"seed": 7, "samples.guidance_scale": 2.0})
+    assert merged["seed"] == 7 and merged["samples"]["guidance_scale"] == 2.0
+    assert before == values(project)
+    assert {**merged["samples"], "guidance_scale": 1.5} == before["samples"]
+
+
+def test_a_clone_holds_the_project_as_it_is_and_only_the_overrides_differ(project: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    workspace.clone(project, clone, {"samples.guidance_scale": 2.0})
+    mine, theirs = (clone / "params.yaml").read_text().splitlines(), (project / "params.yaml").read_text().splitlines()
+    assert [b for a, b in zip(theirs, mine, strict=True) if a.split() != b.split()] == ["  guidance_scale: 2.0"]
+    assert (clone / "new file.txt").read_text() == "new"
+    assert not (clone / "flows/deploy.py").exists()
+    assert (clone / "data/digits/image").read_text() == (project / "data/digits/image").read_text()
+    states = [execute(stage, clone, {}, False, lambda line: None).state for stage in mini_project.STAGES]
+    assert states == ["cached", "cached", "ran", "ran"]
+
+
+def test_a_clone_that_was_made_is_found_again_and_half_a_clone_is_made_anew(project: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    (clone / "half").touch()
+    workspace.clone(project, clone, {"seed": 1})
+    assert not (clone / "half").exists()
+    (clone / "checkpoint").touch()
+    workspace.clone(project, clone, {"seed": 1})
+    assert (clone / "checkpoint").exists()
+
+
+def test_a_clone_sees_images_that_git_does_not_have(project: Path, tmp_path: Path) -> None:
+    workspace.clone(project, tmp_path / "clone", {"shards.source": "pictures"})
+    assert (tmp_path / "clone/pictures/one.png").read_text() == "one"
+    assert (tmp_path / "clone/pictures").is_symlink()
+    execute("shards", tmp_path / "clone", {}, False, lambda line: None)
+    lock = (tmp_path / "clone/dvc.lock").read_text()
+    assert "path: pictures" in lock and str(project) not in lock
+
+
+def test_the_result_is_an_experiment_of_the_project(project: Path) -> None:
+    before = [(project / name).read_bytes() for name in ("params.yaml", "dvc.lock")]
+    status, clone = git_state(project), project / workspace.FOLDER / "1111aaaa-0"
+    workspace.clone(project, clone, {"samples.guidance_scale": 3.0})
+    for stage in ("samples", "evaluation"):
+        execute(stage, clone, {}, False, lambda line: None)
+    workspace.save(project, clone, workspace.experiment_name(project, "calm heron!", "1111aaaa-0"), mini_project.STAGES)
+    assert not clone.exists()
+    shown = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(run(project, "dvc", "exp", "show", "--csv")))}
+    assert float(shown["calm-heron"]["samples.guidance_scale"]) == 3.0
+    assert float(shown["calm-heron"]["guidance"]) == 3.0
+    assert [(project / name).read_bytes() for name in ("params.yaml", "dvc.lock")] == before
+    assert git_state(project) == status
+    assert workspace.experiment_name(project, "calm heron!", "2222bbbb-0") == "calm-heron-2222bbbb"
+
+
+def git_state(project: Path) -> str:
+    return run(project, "git", "status", "--porcelain") + run(
+        project, "git", "rev-parse", "HEAD", "--abbrev-ref", "HEAD"
+    )
+
+
+def test_only_a_git_repository_with_a_commit_can_be_cloned(project: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(BigrError, match="in a git repository only; run `git init` and commit"):
+        workspace.clone(bare, tmp_path / "clone", {"seed": 1})
+    subprocess.run(["git", "init", "-q"], cwd=bare, check=True)
+    with pytest.raises(BigrError, match="only after the first commit; run `git commit`"):
+        workspace.clone(bare, tmp_path / "clone", {"seed": 1})
