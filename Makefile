@@ -55,7 +55,7 @@ lint: $(STAMP) ## check style and types
 	ruff format --check .
 	mypy
 
-ui: $(STAMP) ## open the records of all runs: MLflow on http://127.0.0.1:$(MLFLOW_PORT)
+ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLFLOW_PORT)
 	$(if $(REMOTE_MLFLOW),@echo "The runs are on $(MLFLOW_TRACKING_URI)",honcho start mlflow)
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them

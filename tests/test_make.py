@@ -1,0 +1,129 @@
+"""The Makefile: what it installs, in which order, and when it installs again. A stand-in notes what is asked of it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+PYTHON = """#!/bin/sh
+# Stands in for Python and every program of the environment: notes how it was called, makes the environment.
+[ "$1" = -c ] && exit 0
+echo "$(basename "$0") $*" >> "$CALLS"
+case "$*" in
+*"$FAIL_ON"*) [ -n "$FAIL_ON" ] && exit 1 ;;
+esac
+if [ "$2" = venv ]; then
+    rm -rf .venv && mkdir -p .venv/bin
+    for name in python pip dvc ruff mypy honcho; do ln -s "$0" .venv/bin/$name; done
+fi
+exit 0
+"""
+
+VENV = "python3.11 -m venv --clear .venv"
+INSTALL = [
+    "python -m pip install --quiet -c requirements.lock torch==2.13.0",
+    "python -m pip install --quiet -r requirements.lock",
+    "python -m pip install --quiet --no-deps --no-build-isolation -e .",
+]
+
+
+class Project:
+    """A folder with the Makefile in it, and a Python that only takes notes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder / "a project", folder / "calls"
+        self.folder.mkdir()
+        for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.folder / name)
+        self.python = folder / "bin" / "python3.11"
+        self.python.parent.mkdir()
+        self.python.write_text(PYTHON)
+        self.python.chmod(0o755)
+
+    def make(self, *words: str, fail_on: str = "", status: int = 0, **environment: str) -> list[str]:
+        """What was called, in order, by `make` with these words."""
+        self.calls.unlink(missing_ok=True)
+        path = os.pathsep.join([str(self.python.parent), "/usr/bin", "/bin"])
+        own = {"PATH": path, "CALLS": str(self.calls), "FAIL_ON": fail_on, "HOME": "/nonexistent"}
+        done = subprocess.run(
+            ["make", *words], cwd=self.folder, env=own | environment, capture_output=True, text=True, check=False
+        )
+        assert bool(done.returncode) == bool(status), done.stdout + done.stderr
+        return self.calls.read_text().splitlines() if self.calls.exists() else []
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_pipeline_installs_torch_first_and_runs_dvc(project: Project) -> None:
+    assert project.make("pipeline") == [VENV, *INSTALL, "dvc repro", "dvc metrics show"]
+
+
+def test_nothing_is_installed_twice(project: Project) -> None:
+    project.make("test")
+    assert project.make("pipeline") == ["dvc repro", "dvc metrics show"]
+    assert project.make("test") == ["python -m pytest"]
+    assert project.make("lint") == ["ruff check .", "ruff format --check .", "mypy "]
+
+
+def test_a_changed_lock_installs_into_the_same_environment(project: Project) -> None:
+    project.make("install")
+    lock = project.folder / "requirements.lock"
+    later = (project.folder / ".venv/.installed").stat().st_mtime + 10
+    os.utime(lock, (later, later))
+    assert project.make("install") == INSTALL
+
+
+@pytest.mark.parametrize("step", ["-c requirements.lock", "-r requirements.lock", "-e ."])
+def test_a_broken_installation_is_started_over(project: Project, step: str) -> None:
+    project.make("install", fail_on=step, status=2)
+    assert project.make("install") == [VENV, *INSTALL]
+    assert project.make("install") == []
+
+
+def test_an_environment_made_by_hand_is_kept(project: Project) -> None:
+    project.make("install")
+    (project.folder / ".venv/.installed").unlink()
+    assert project.make("install") == INSTALL
+
+
+def test_another_environment_in_force_does_not_matter(project: Project, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert project.make("install", VIRTUAL_ENV=str(other), PYTHONHOME=str(other)) == [VENV, *INSTALL]
+
+
+def test_without_python_3_11_the_remedy_is_said(project: Project) -> None:
+    done = subprocess.run(
+        ["make", "install", "PYTHON="], cwd=project.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode and "make install PYTHON=/path/to/python3.11" in done.stderr
+
+
+def test_services_leave_mlflow_out_where_a_server_has_it(project: Project) -> None:
+    project.make("install")
+    assert project.make("services") == ["honcho start prefect worker mlflow"]
+    assert project.make("services", MLFLOW_TRACKING_URI="http://localhost:1") == ["honcho start prefect worker"]
+    assert project.make("ui") == ["honcho start mlflow"]
+
+
+def test_the_lock_names_versions_and_nothing_else() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert "torch==2.13.0" in lines
+    for line in lines:
+        name, _, version = line.partition("==")
+        assert name and version and not set(line) & set(" @/+;"), line
+
+
+def test_the_lock_holds_what_pyproject_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = {line.lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().splitlines()}
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        assert requirement.lower().replace("_", "-") in lock, requirement
