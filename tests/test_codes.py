@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from bigr.context import Context, Report
 from bigr.data import codes as codes_module
 from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, write_index
 from bigr.data.packing import pack
-from bigr.data.shards import ShardIndex, load_split
+from bigr.data.shards import Shard, ShardIndex, load_split
 from bigr.data.sources import discover
 from bigr.errors import BigrError
 from bigr.interop.folders import load_tokenizer, model_hash, save
@@ -179,8 +180,8 @@ def test_missing_damaged_and_mixed_files_are_one_clear_line(images: ShardIndex, 
 
 
 def test_codes_are_mapped_not_read(tmp_path: Path) -> None:
-    """A file far larger than memory is opened, and its last image read: the file is a hole but for its end."""
-    count, tokens = 1 << 24, 1024
+    """Two gigabytes are opened, and their last image read, in a few megabytes: the file is a hole but for its end."""
+    count, tokens = 1 << 20, 683
     size = count * tokens * 3
     header = {
         "__metadata__": {"tokenizer": "t"},
@@ -194,10 +195,12 @@ def test_codes_are_mapped_not_read(tmp_path: Path) -> None:
         file.write(b"\x01")
     shards = [{"name": "train-000000.safetensors", "images": count}]
     split = {"images": count, "class_counts": [count], "shards": shards}
-    index = {"code_bits": 24, "grid": 32, "views": ["identity"], "tokenizer": "t", "classes": ["a"]}
+    index = {"code_bits": 24, "grid": 26, "views": ["identity"], "tokenizer": "t", "classes": ["a"]}
     (tmp_path / "index.json").write_text(json.dumps({**index, "splits": {"train": split}}))
+    before = psutil.Process().memory_info().rss
     dataset = CodesDataset.open(tmp_path, "train", "t")
     found, _ = dataset.batch(torch.tensor([count - 1, 5]))
+    assert psutil.Process().memory_info().rss - before < 100e6
     assert found.sum() == 1 and found[0, -1, -1]
     (tmp_path / "train-000000.safetensors").unlink()  # whatever copies holes as zeros would fill the disk
 
@@ -246,6 +249,8 @@ def test_stage_encodes_both_splits_and_reports(images: ShardIndex, tmp_path: Pat
     root, report = project(tmp_path, images), Recorded()
     (root / "data" / "codes").mkdir()
     (root / "data" / "codes" / "stale.safetensors").touch()
+    (root / "data" / ".codes.partial").mkdir()  # of a run that was killed
+    (root / "data" / ".codes.partial" / "killed.safetensors").touch()
     stage.run(settings_with(views=["identity", "flip"], batch_size=3), Context(root, report=report))
     tokenizer, name = load_tokenizer(root / "models" / "tokenizer"), model_hash(root / "models" / "tokenizer")
     for split in ("train", "val"):
@@ -258,7 +263,8 @@ def test_stage_encodes_both_splits_and_reports(images: ShardIndex, tmp_path: Pat
     assert report.values["train_images"] == 25 and report.values["val_images"] == 5
     assert 0 <= report.values["bit_entropy"] <= 1 and 0 <= report.values["dead_bits"] <= BITS
     assert sorted(path.name for path in (root / "data").iterdir()) == ["codes", "shards"]
-    assert not (root / "data" / "codes" / "stale.safetensors").exists()
+    written = {path.name for path in (root / "data" / "codes").iterdir()}
+    assert written == {*(codes_name(s) for split in images.splits for s in images.shards(split)), "index.json"}
 
 
 def test_several_processes_write_what_one_writes(
@@ -269,12 +275,20 @@ def test_several_processes_write_what_one_writes(
     stage.run(settings, Context(alone))
     report = Recorded()
 
+    shares: list[list[str]] = []
+    encode = stage.encode_shard
+
+    def watched(encoder: Tokenizer, shard: Shard, *args: object, **options: object) -> None:
+        shares[-1].append(shard.path.name)
+        encode(encoder, shard, *args, **options)  # type: ignore[arg-type]
+
     # Process 1 works while process 0 waits at the barrier after its own share.
     met = 0
 
     def barrier() -> None:
         nonlocal met
         met += 1
+        shares.append([])
         if met == 2:
             with monkeypatch.context() as other:
                 other.setattr(stage, "rank", lambda: 1)
@@ -282,11 +296,13 @@ def test_several_processes_write_what_one_writes(
                 other.setattr(stage, "barrier", lambda: None)
                 stage.run(settings, Context(shared, report=report))
 
+    monkeypatch.setattr(stage, "encode_shard", watched)
     monkeypatch.setattr(stage, "world", lambda: 2)
     monkeypatch.setattr(stage, "barrier", barrier)
     stage.run(settings, Context(shared))
     one, two = ({p.name: p.read_bytes() for p in (root / "data" / "codes").iterdir()} for root in (alone, shared))
     assert met == 3 and one == two and report.values == {}
+    assert shares[0] == ["train-000000.tar", "train-000002.tar"] and shares[1] == ["train-000001.tar", "val-000000.tar"]
 
 
 def test_a_tokenizer_for_other_images_is_refused(images: ShardIndex, tmp_path: Path) -> None:
