@@ -17,11 +17,14 @@ from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 KINDS: dict[str, tuple[type[Any], type[Any]]] = {"tokenizer": (Tokenizer, TokenizerConfig), "bigr": (BiGR, BiGRConfig)}
 
 
-def save(folder: Path, model: Tokenizer | BiGR) -> None:
-    """Write a model's shape and weights to `folder`, which appears whole or not at all."""
+def save(folder: Path, model: Tokenizer | BiGR, tokenizer: str | None = None) -> None:
+    """Write a model's shape and weights to `folder`, which appears whole or not at all.
+
+    tokenizer: for a generator, the hash of the tokenizer on whose codes it was trained.
+    """
     kind = next(name for name, (cls, _) in KINDS.items() if isinstance(model, cls))
     with atomic_folder(folder) as temporary:
-        write_json(temporary / "config.json", {"kind": kind, **asdict(model.config)})
+        write_json(temporary / "config.json", {"kind": kind, **asdict(model.config), **_known(tokenizer)})
         write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt", "kind": kind})
 
 
@@ -35,10 +38,20 @@ def load_bigr(folder: Path) -> BiGR:
     return _load(folder, "bigr")
 
 
+def tokenizer_of(folder: Path) -> str | None:
+    """The hash of the tokenizer on whose codes the generator in `folder` was trained; None where it is not known."""
+    found = json.loads((folder / "config.json").read_text()).get("tokenizer")
+    return found if found is None else str(found)
+
+
 def model_hash(folder: Path) -> str:
     """What tells this model from any other: SHA-256 over config.json and model.safetensors, as hex."""
     digests = [sha256_file(folder / name) for name in ("config.json", "model.safetensors")]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _known(tokenizer: str | None) -> dict[str, str]:
+    return {} if tokenizer is None else {"tokenizer": tokenizer}
 
 
 def _load(folder: Path, kind: str) -> Any:
@@ -51,6 +64,7 @@ def _load(folder: Path, kind: str) -> Any:
     except (json.JSONDecodeError, SafetensorError) as error:
         raise BigrError(f"{folder}: damaged model folder: {error}") from None
     found = values.pop("kind", None)
+    values.pop("tokenizer", None)
     if found != kind:
         raise BigrError(f"{folder} holds a model of kind {found!r}; a {kind!r} is needed here")
     try:

@@ -71,7 +71,7 @@ def run(settings: "Settings", context: Context) -> None:
     average = train(plan, players, stream.from_step, validate, context, stream.describe)
     if is_main():
         assert isinstance(average, BiGR)
-        save(context.root / "models" / "generator", average)
+        save(context.root / "models" / "generator", average, dataset.tokenizer)
     forget_checkpoint("generator", context)
 
 

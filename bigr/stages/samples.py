@@ -17,7 +17,7 @@ from bigr.context import Context
 from bigr.errors import BigrError
 from bigr.evaluation.pictures import save_grid, to_uint8
 from bigr.files import write_npz
-from bigr.interop.folders import load_bigr, load_tokenizer
+from bigr.interop.folders import load_bigr, load_tokenizer, model_hash, tokenizer_of
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.progress import Progress
@@ -38,7 +38,7 @@ def run(settings: "Settings", context: Context) -> None:
     section, device = settings.samples, resolve_device(settings.run.device)
     tokenizer = load_tokenizer(context.root / "models" / "tokenizer").to(device)
     model = load_bigr(context.root / "models" / "bigr").to(device)
-    check_fit(tokenizer, model)
+    check_fit(context.root / "models", tokenizer, model)
     labels = balanced_labels(section.count, model.config.num_classes)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
     mine = range(rank(), section.count, world())
@@ -71,14 +71,14 @@ def sampling_of(section: "Section") -> Sampling:
     return Sampling(**{name: getattr(section, name) for name in Sampling.__dataclass_fields__})
 
 
-def check_fit(tokenizer: Tokenizer, model: BiGR) -> None:
-    """Raise `BigrError` where the model's codes are not the tokenizer's."""
-    for name, ours, theirs in (
-        ("bits", model.config.code_bits, tokenizer.config.code_bits),
-        ("tokens a side", model.config.grid, tokenizer.grid),
-    ):
-        if ours != theirs:
-            raise BigrError(f"models/bigr has {ours} {name}, models/tokenizer has {theirs}; rerun the stage generator")
+def check_fit(models: Path, tokenizer: Tokenizer, model: BiGR) -> None:
+    """Raise `BigrError` where models/bigr was not trained on the codes of models/tokenizer."""
+    trained_on = tokenizer_of(models / "bigr")
+    if trained_on not in (None, model_hash(models / "tokenizer")):
+        raise BigrError("models/bigr was trained on codes of another tokenizer than models/tokenizer; run `dvc repro`")
+    ours, theirs = (model.config.code_bits, model.config.grid), (tokenizer.config.code_bits, tokenizer.grid)
+    if ours != theirs:
+        raise BigrError(f"models/bigr has (bits, grid) = {ours}, models/tokenizer {theirs}; run `dvc repro`")
 
 
 def balanced_labels(count: int, classes: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bigr.context import Context
 from bigr.data.codes import CodesDataset
-from bigr.interop.folders import load_bigr, save
+from bigr.interop.folders import load_bigr, save, tokenizer_of
 from bigr.models.bigr import BiGR, gather_tokens
 from bigr.models.transcoder import Transcoder
 from bigr.seeds import derive_seed, generator
@@ -41,6 +41,7 @@ def run(settings: "Settings", context: Context) -> None:
         torch.manual_seed(derive_seed(settings.seed, "transcoder", "init"))
         model = with_new_transcoder(model, section.dim, section.blocks, section.diffusion_steps, section.target)
     unconditional = None if settings.generator.use_labels else model.config.num_classes
+    dataset = CodesDataset.open(folder, "train", tokenizer_of(context.root / "models" / "generator"))
     fixed = FixedMasks(
         CodesDataset.open(folder, "val", None), *(VALIDATION_IMAGES, settings.seed, device, unconditional)
     )
@@ -58,7 +59,7 @@ def run(settings: "Settings", context: Context) -> None:
     if section.steps == 0:
         if is_main():
             write_curves(context.root / "outputs" / "curves" / "transcoder.csv", [before])
-            save(context.root / "models" / "bigr", model)
+            save(context.root / "models" / "bigr", model, dataset.tokenizer)
         return
 
     transcoder = model.transcoder.train().requires_grad_(True)
@@ -71,7 +72,7 @@ def run(settings: "Settings", context: Context) -> None:
         return {"loss": loss_of(x0, h, noise).mean()}
 
     stream = MaskedBatches(
-        CodesDataset.open(folder, "train", None),
+        dataset,
         section.batch_size,
         stage="transcoder",
         seed=settings.seed,
@@ -85,7 +86,7 @@ def run(settings: "Settings", context: Context) -> None:
     if is_main():
         assert isinstance(average, Transcoder)
         model.transcoder = average
-        save(context.root / "models" / "bigr", model)
+        save(context.root / "models" / "bigr", model, dataset.tokenizer)
     forget_checkpoint("transcoder", context)
 
 

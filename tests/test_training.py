@@ -1,0 +1,296 @@
+"""The one training loop: resuming to the bit, stopping on what is not finite, averages, schedules, many processes."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bigr.context import Context
+from bigr.errors import BigrError
+from bigr.interop.folders import load_bigr, load_tokenizer
+from bigr.models.bigr import BiGR
+from bigr.stages import digits, generator, shards, tokenizer, transcoder
+from bigr.training import loop
+from bigr.training.optimiser import Average, adamw, learning_rate
+from tests.worlds import ROOT, settings, write_codes
+
+
+class Killed(Exception):
+    """Stands for a kill in tests that stay in one process."""
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def run_killed_after(monkeypatch, steps, run):
+    """Run a stage, killed by an exception once `steps` steps are done."""
+    update = Average.update
+    count = iter(range(1, 1000))
+
+    def counting(self, source):
+        update(self, source)
+        if next(count) == steps:
+            raise Killed
+
+    monkeypatch.setattr(Average, "update", counting)
+    with pytest.raises(Killed):
+        run()
+    monkeypatch.undo()
+
+
+def test_a_killed_generator_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    changes = {"generator__steps": 9, "generator__dropout": 0.2, "run__checkpoint_every": 4}
+    for name in ("straight", "killed"):
+        write_codes(tmp_path / name)
+    straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
+    generator.run(settings(**changes), straight)
+    run_killed_after(monkeypatch, 6, lambda: generator.run(settings(**changes), killed))
+    assert not (killed.root / "models" / "generator").exists()
+    generator.run(settings(**changes), killed)
+    assert weights(straight.root / "models" / "generator") == weights(killed.root / "models" / "generator")
+    curves = [(c.root / "outputs" / "curves" / "generator.csv").read_text() for c in (straight, killed)]
+    assert curves[0] == curves[1]
+    assert not list((killed.root / "checkpoints").rglob("*.safetensors"))
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path, monkeypatch):
+    write_codes(tmp_path)
+    run_killed_after(monkeypatch, 5, lambda: generator.run(settings(), Context(tmp_path, "before")))
+    steps = []
+    update = Average.update
+    monkeypatch.setattr(Average, "update", lambda self, source: steps.append(1) or update(self, source))
+    generator.run(settings(), Context(tmp_path, "after"))
+    assert len(steps) == settings().generator.steps
+
+
+@pytest.fixture(scope="module")
+def digit_shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("digits")
+    for stage in (digits, shards):
+        stage.run(settings(run__workers=1), Context(root))
+    return root
+
+
+def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(digit_shards, tmp_path, monkeypatch):
+    changes = {
+        "tokenizer__steps": 5,
+        "tokenizer__gan_weight": 1.0,
+        "tokenizer__gan_start": 2,
+        "tokenizer__gan_base_channels": 4,
+        "tokenizer__channel_multipliers": [1, 1],
+        "tokenizer__attention_resolutions": [],
+        "shards__image_size": 32,
+        "digits__image_size": 32,
+        "run__checkpoint_every": 2,
+        "run__workers": 1,
+    }
+    ends = []
+    for name in ("straight", "killed"):
+        context = Context(tmp_path / name, "f")
+        for stage in (digits, shards):
+            stage.run(settings(**changes), context)
+        if name == "killed":
+            run_killed_after(monkeypatch, 3, lambda context=context: tokenizer.run(settings(**changes), context))
+        tokenizer.run(settings(**changes), context)
+        ends.append(weights(context.root / "models" / "tokenizer"))
+        rows = list(csv.DictReader((context.root / "outputs" / "curves" / "tokenizer.csv").open()))
+        assert math.isfinite(float(rows[-1]["discriminator_loss"]))
+        assert 0 <= float(rows[-1]["gan_adaptive"]) <= 1
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.slow
+def test_kill_9_and_a_second_run_end_with_the_weights_of_one_run(tmp_path):
+    """The same through the command line, with a real SIGKILL while checkpoints are being written."""
+    changes = {"generator__steps": 40, "generator__validate_every": 20, "run__checkpoint_every": 1}
+    command = [sys.executable, "-c", _PROGRAM, str(changes)]
+    for name in ("straight", "killed"):
+        write_codes(tmp_path / name)
+    subprocess.run([*command, str(tmp_path / "straight")], check=True, cwd=ROOT)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=ROOT)
+    checkpoint = tmp_path / "killed" / "checkpoints" / "generator" / "checkpoint.safetensors"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "models" / "generator").exists()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, cwd=ROOT)
+    assert weights(tmp_path / "straight" / "models" / "generator") == weights(
+        tmp_path / "killed" / "models" / "generator"
+    )
+
+
+_PROGRAM = """
+import ast, pathlib, sys
+from bigr.context import Context
+from bigr.stages import generator
+from tests.worlds import settings
+generator.run(settings(**ast.literal_eval(sys.argv[1])), Context(pathlib.Path(sys.argv[2]), "f"))
+"""
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monkeypatch):
+    write_codes(tmp_path)
+    original, calls = BiGR.loss, []
+
+    def explode(self, codes, labels, masked, noise):
+        calls.append(1)
+        value = original(self, codes, labels, masked, noise)
+        return value * float("nan") if len(calls) == 3 else value
+
+    monkeypatch.setattr(BiGR, "loss", explode)
+    with pytest.raises(BigrError, match=r"loss is nan at step 3 \(batch 2: training codes \d+, \d+"):
+        generator.run(settings(run__checkpoint_every=1), Context(tmp_path, "f"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_training_lowers_the_validation_loss(tmp_path):
+    write_codes(tmp_path)
+    changes = {"generator__steps": 200, "generator__validate_every": 50, "generator__learning_rate": 0.01}
+    generator.run(settings(**changes, generator__ema_decay=0.5), Context(tmp_path))
+    rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / "generator.csv").open()))
+    assert [row["step"] for row in rows] == ["50", "100", "150", "200"]
+    losses = [float(row["val_loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.97 * losses[0]  # the noise that no model can predict keeps wBCE from falling far
+
+
+def test_the_transcoder_stage_leaves_the_backbone_and_moves_the_transcoder(tmp_path):
+    write_codes(tmp_path)
+    generator.run(settings(), Context(tmp_path))
+    transcoder.run(settings(), Context(tmp_path))
+    before, after = (load_bigr(tmp_path / "models" / name).state_dict() for name in ("generator", "bigr"))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"transcoder"}
+    rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / "transcoder.csv").open()))
+    assert rows[0]["step"] == "0"
+    assert float(rows[0]["val_loss"]) > 0
+
+
+def test_no_transcoder_steps_hand_the_joint_model_on(tmp_path):
+    write_codes(tmp_path)
+    generator.run(settings(), Context(tmp_path))
+    transcoder.run(settings(transcoder__steps=0), Context(tmp_path))
+    assert weights(tmp_path / "models" / "bigr") == weights(tmp_path / "models" / "generator")
+
+
+def test_a_transcoder_from_scratch_takes_its_own_shape(tmp_path):
+    write_codes(tmp_path)
+    generator.run(settings(), Context(tmp_path))
+    changes = {"transcoder__start": "scratch", "transcoder__dim": 48, "transcoder__blocks": 2}
+    transcoder.run(settings(**changes, transcoder__diffusion_steps=8, transcoder__target="x0"), Context(tmp_path))
+    config = load_bigr(tmp_path / "models" / "bigr").config
+    assert (config.transcoder_dim, config.transcoder_blocks) == (48, 2)
+    assert (config.diffusion_steps, config.target) == (8, "x0")
+
+
+def test_codes_of_another_tokenizer_are_refused_by_the_transcoder(tmp_path):
+    write_codes(tmp_path)
+    generator.run(settings(), Context(tmp_path))
+    write_codes(tmp_path, tokenizer="another")
+    with pytest.raises(BigrError, match="tokenizer"):
+        transcoder.run(settings(), Context(tmp_path))
+
+
+def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(digit_shards):
+    tokenizer.run(settings(), Context(digit_shards))
+    model = load_tokenizer(digit_shards / "models" / "tokenizer")
+    assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, 16, 24)
+    assert (digit_shards / "outputs" / "reconstructions.png").stat().st_size > 0
+    row = next(csv.DictReader((digit_shards / "outputs" / "curves" / "tokenizer.csv").open()))
+    assert {"loss", "l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
+
+
+def test_the_lookup_free_quantizer_trains_with_its_penalties(digit_shards):
+    tokenizer.run(settings(tokenizer__quantizer="lfq"), Context(digit_shards))
+    row = next(csv.DictReader((digit_shards / "outputs" / "curves" / "tokenizer.csv").open()))
+    assert {"entropy", "commitment"} <= row.keys()
+
+
+def test_the_cosine_schedule_warms_up_and_ends_near_zero():
+    section = settings(generator__steps=100, generator__warmup_steps=10, generator__learning_rate=0.1).generator
+    rates = [learning_rate(section, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.01 * (i + 1) for i in range(10)])
+    assert rates[55] == pytest.approx(0.05, rel=0.02)
+    assert 0 < rates[99] < 1e-4
+
+
+def test_weight_decay_spares_vectors_biases_and_the_transcoder():
+    model = BiGR(generator.config_of(settings().generator, write_codes_shape()))
+    optimiser = adamw(model, settings().generator, generator.UNDECAYED)
+    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    named = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert named["backbone.layers.0.attention.wqkv.weight"] == settings().generator.weight_decay > 0
+    for name, value in named.items():
+        if name.endswith(("bias", "norm.weight", "mask_tok")) or name.startswith("transcoder."):
+            assert value == 0, name
+
+
+def write_codes_shape():
+    class Shape:
+        code_bits, grid, num_classes = 24, 4, 10
+
+    return Shape()
+
+
+def test_the_average_follows_its_decay():
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(module.weight)
+    average = Average(module, 0.9)
+    nn.init.ones_(module.weight)
+    for _ in range(3):
+        average.update(module)
+    assert average.module.weight.item() == pytest.approx(1 - 0.9**3)
+
+
+def test_losses_are_averaged_over_their_window():
+    losses = loop.Losses([], 0, lambda step: "")
+    for value in (1.0, 2.0, 6.0):
+        losses.add({"loss": torch.tensor(value)})
+    assert losses.read() == {"loss": 6.0}
+    assert losses.mean() == {"loss": 3.0}
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path):
+    write_codes(tmp_path)
+    program = tmp_path / "program.py"
+    program.write_text(_DISTRIBUTED)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
+    end = load_bigr(tmp_path / "models" / "generator").state_dict()
+    for rank in (0, 1):  # both ended with the same weights: gradients were averaged
+        mine = torch.tensor([float(x) for x in (tmp_path / f"rank{rank}").read_text().split()])
+        assert torch.isfinite(mine).all()
+        assert torch.equal(mine, torch.tensor([float(x) for x in (tmp_path / "rank0").read_text().split()]))
+    assert len(end) > 10
+
+
+_DISTRIBUTED = """
+import pathlib, sys
+import torch
+from bigr.context import Context
+from bigr.stages import generator
+from bigr.training import distributed, loop
+from tests.worlds import settings
+
+root = pathlib.Path(sys.argv[1])
+update = loop.Average.update
+def remember(self, source):
+    update(self, source)
+    sums = [p.double().sum().item() for p in source.parameters()]
+    (root / f"rank{distributed.rank()}").write_text(" ".join(map(repr, sums)))
+loop.Average.update = remember
+with distributed.process_group(torch.device("cpu")):
+    generator.run(settings(run__device="cpu"), Context(root, "f"))
+"""

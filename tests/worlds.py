@@ -1,0 +1,44 @@
+"""Small real inputs for tests of the trained stages: a project folder with codes or shards, and settings that fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bigr import config
+from bigr.data.codes import CodesDataset
+from bigr.files import write_json, write_tensors
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings(**overrides):
+    """params.yaml with the tiny values of tests/tiny.py, then `overrides` as section__key=value."""
+    values = config.read(ROOT / "params.yaml")
+    dotted = tiny.OVERRIDES | {key.replace("__", "."): value for key, value in overrides.items()}
+    for key, value in dotted.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return config.validate(values)
+
+
+def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer"):
+    """Random codes with a pattern per class under root/data/codes, in the project's format."""
+    draws = torch.Generator().manual_seed(0)
+    pattern = torch.where(torch.rand(classes, grid**2, bits, generator=draws) < 0.5, 0.05, 0.95)
+    folder = root / "data" / "codes"
+    header = {"code_bits": bits, "grid": grid, "views": ["identity"], "tokenizer": tokenizer, "drawn": False}
+    splits = {}
+    for split, count in (("train", images), ("val", images // 2)):
+        labels = torch.arange(count) % classes
+        codes = torch.rand(count, grid**2, bits, generator=draws) < pattern[labels]
+        packed = torch.from_numpy(np.packbits(codes.numpy(), axis=-1)).unsqueeze(1)
+        name = f"{split}-000000.safetensors"
+        text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
+        write_tensors(folder / name, {"codes": packed, "labels": labels}, text)
+        counts = torch.bincount(labels, minlength=classes).tolist()
+        splits[split] = {"images": count, "class_counts": counts, "shards": [{"name": name, "images": count}]}
+    write_json(folder / "index.json", {**header, "classes": [str(c) for c in range(classes)], "splits": splits})
+    return CodesDataset.open(folder, "train", tokenizer)
