@@ -294,6 +294,7 @@ def settings_with(**changes: object) -> Settings:
 
 def test_stage_reads_its_source_and_reports(tmp_path: Path) -> None:
     folder_of(tmp_path / "mine", {"a": 10, "b": 10})
+    (tmp_path / "data" / ".shards.0123abcd").mkdir(parents=True)  # of a run that was killed
     report = Recorded()
     stage.run(settings_with(source="mine", image_size=4), Context(tmp_path, report=report))
     assert report.values == {
@@ -305,6 +306,7 @@ def test_stage_reads_its_source_and_reports(tmp_path: Path) -> None:
         "ignored_files": 0,
     }
     assert load_split(tmp_path / "data" / "shards", "train")[0].shape == (18, 3, 4, 4)
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["shards"]
 
 
 def test_stage_does_not_eat_its_source(tmp_path: Path) -> None:
