@@ -19,7 +19,7 @@ from bigr.data.packing import pack
 from bigr.data.shards import Shard, ShardIndex, load_split
 from bigr.data.sources import discover
 from bigr.errors import BigrError
-from bigr.interop.folders import load_tokenizer, model_hash, save
+from bigr.interop.folders import load_model, model_hash, save
 from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 from bigr.stages import codes as stage
 
@@ -252,7 +252,7 @@ def test_stage_encodes_both_splits_and_reports(images: ShardIndex, tmp_path: Pat
     (root / "data" / ".codes.partial").mkdir()  # of a run that was killed
     (root / "data" / ".codes.partial" / "killed.safetensors").touch()
     stage.run(settings_with(views=["identity", "flip"], batch_size=3), Context(root, report=report))
-    tokenizer, name = load_tokenizer(root / "models" / "tokenizer"), model_hash(root / "models" / "tokenizer")
+    tokenizer, name = load_model(root / "models" / "tokenizer", Tokenizer), model_hash(root / "models" / "tokenizer")
     for split in ("train", "val"):
         dataset = CodesDataset.open(root / "data" / "codes", split, name)
         pixels, labels = load_split(images.folder, split)

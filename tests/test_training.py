@@ -14,8 +14,9 @@ from torch import nn
 
 from bigr.context import Context
 from bigr.errors import BigrError
-from bigr.interop.folders import load_bigr, load_tokenizer
+from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
+from bigr.models.tokenizer import Tokenizer
 from bigr.stages import digits, generator, shards, tokenizer, transcoder
 from bigr.training import loop
 from bigr.training.optimiser import Average, adamw, learning_rate
@@ -168,7 +169,7 @@ def test_the_transcoder_stage_leaves_the_backbone_and_moves_the_transcoder(tmp_p
     write_codes(tmp_path)
     generator.run(settings(), Context(tmp_path))
     transcoder.run(settings(), Context(tmp_path))
-    before, after = (load_bigr(tmp_path / "models" / name).state_dict() for name in ("generator", "bigr"))
+    before, after = (load_model(tmp_path / "models" / name, BiGR).state_dict() for name in ("generator", "bigr"))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"transcoder"}
     rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / "transcoder.csv").open()))
@@ -188,7 +189,7 @@ def test_a_transcoder_from_scratch_takes_its_own_shape(tmp_path):
     generator.run(settings(), Context(tmp_path))
     changes = {"transcoder__start": "scratch", "transcoder__dim": 48, "transcoder__blocks": 2}
     transcoder.run(settings(**changes, transcoder__diffusion_steps=8, transcoder__target="x0"), Context(tmp_path))
-    config = load_bigr(tmp_path / "models" / "bigr").config
+    config = load_model(tmp_path / "models" / "bigr", BiGR).config
     assert (config.transcoder_dim, config.transcoder_blocks) == (48, 2)
     assert (config.diffusion_steps, config.target) == (8, "x0")
 
@@ -203,7 +204,7 @@ def test_codes_of_another_tokenizer_are_refused_by_the_transcoder(tmp_path):
 
 def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(digit_shards):
     tokenizer.run(settings(), Context(digit_shards))
-    model = load_tokenizer(digit_shards / "models" / "tokenizer")
+    model = load_model(digit_shards / "models" / "tokenizer", Tokenizer)
     assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, 16, 24)
     assert (digit_shards / "outputs" / "reconstructions.png").stat().st_size > 0
     row = next(csv.DictReader((digit_shards / "outputs" / "curves" / "tokenizer.csv").open()))
@@ -268,7 +269,7 @@ def test_two_processes_train_one_model(tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
-    end = load_bigr(tmp_path / "models" / "generator").state_dict()
+    end = load_model(tmp_path / "models" / "generator", BiGR).state_dict()
     for rank in (0, 1):  # both ended with the same weights: gradients were averaged
         mine = torch.tensor([float(x) for x in (tmp_path / f"rank{rank}").read_text().split()])
         assert torch.isfinite(mine).all()

@@ -1,77 +1,72 @@
-"""A model on disk: a folder with config.json (its shape) and model.safetensors (its weights). Never a pickle."""
+"""A model on disk: a folder with config.json (its shape) and model.safetensors (its weights). Never a pickle.
+
+Knows no model: a class that is saved and loaded here names its `kind` and the dataclass of its shape. So a change of
+one model's code leaves the stages that use another up to date.
+"""
 
 import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from bigr.errors import BigrError
 from bigr.files import atomic_folder, sha256_file, write_json, write_tensors
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
-
-KINDS: dict[str, tuple[type[Any], type[Any]]] = {"tokenizer": (Tokenizer, TokenizerConfig), "bigr": (BiGR, BiGRConfig)}
 
 
-def save(folder: Path, model: Tokenizer | BiGR, tokenizer: str | None = None) -> None:
+class Model(Protocol):
+    """What can be kept in a folder."""
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[Any]]
+    config: Any
+
+    def __init__(self, config: Any) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+M = TypeVar("M", bound=Model)
+
+
+def save(folder: Path, model: Model, tokenizer: str | None = None) -> None:
     """Write a model's shape and weights to `folder`, which appears whole or not at all.
 
     tokenizer: for a generator, the hash of the tokenizer on whose codes it was trained.
     """
-    kind = next(name for name, (cls, _) in KINDS.items() if isinstance(model, cls))
+    shape = {"kind": model.kind, **asdict(model.config)}
+    if tokenizer is not None:
+        shape["tokenizer"] = tokenizer
     with atomic_folder(folder) as temporary:
-        write_json(temporary / "config.json", {"kind": kind, **asdict(model.config), **_known(tokenizer)})
-        write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt", "kind": kind})
+        write_json(temporary / "config.json", shape)
+        write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt", "kind": model.kind})
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read a tokenizer, in eval mode, on the CPU. Raises `BigrError` naming the file that is missing or unfit."""
-    return _load(folder, "tokenizer")
+def load_model(folder: Path, cls: type[M]) -> M:
+    """Read a model of class `cls`, in eval mode, on the CPU.
 
-
-def load_bigr(folder: Path) -> BiGR:
-    """Read a backbone with its transcoder, in eval mode, on the CPU. Errors as `load_tokenizer`."""
-    return _load(folder, "bigr")
-
-
-def tokenizer_of(folder: Path) -> str | None:
-    """The hash of the tokenizer on whose codes the generator in `folder` was trained; None where it is not known."""
-    found = json.loads((folder / "config.json").read_text()).get("tokenizer")
-    return found if found is None else str(found)
-
-
-def model_hash(folder: Path) -> str:
-    """What tells this model from any other: SHA-256 over config.json and model.safetensors, as hex."""
-    digests = [sha256_file(folder / name) for name in ("config.json", "model.safetensors")]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _known(tokenizer: str | None) -> dict[str, str]:
-    return {} if tokenizer is None else {"tokenizer": tokenizer}
-
-
-def _load(folder: Path, kind: str) -> Any:
-    cls, config_class = KINDS[kind]
+    Raises `BigrError` naming the file or the tensor that is missing, damaged, of another kind or another shape.
+    """
+    values = _read_config(folder)
     try:
-        values = json.loads((folder / "config.json").read_text())
         weights = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise BigrError(f"{error.filename}: no such file; {folder} is not a whole model folder") from None
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise BigrError(f"{folder}: damaged model folder: {error}") from None
+    except FileNotFoundError:
+        raise BigrError(f"{folder / 'model.safetensors'}: no such file; {folder} is not a whole model folder") from None
+    except (OSError, SafetensorError) as error:
+        raise BigrError(f"{folder / 'model.safetensors'}: cannot be read: {error}") from None
     found = values.pop("kind", None)
+    if found != cls.kind:
+        raise BigrError(f"{folder} holds a model of kind {found!r}; a {cls.kind!r} is needed here")
     values.pop("tokenizer", None)
-    if found != kind:
-        raise BigrError(f"{folder} holds a model of kind {found!r}; a {kind!r} is needed here")
     try:
-        config = config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except TypeError as error:
-        raise BigrError(f"{folder / 'config.json'}: not the shape of a {kind}: {error}") from None
-    model = cls(config)
+        config = cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        model: Any = cls(config)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise BigrError(f"{folder / 'config.json'}: not the shape of a {cls.kind}: {error}") from None
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     given = {name: tuple(t.shape) for name, t in weights.items()}
     if unfit := sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)):
@@ -82,3 +77,28 @@ def _load(folder: Path, kind: str) -> Any:
         )
     model.load_state_dict(weights)
     return model.eval()
+
+
+def model_hash(folder: Path) -> str:
+    """What tells this model from any other: SHA-256 over config.json and model.safetensors, as hex."""
+    digests = [sha256_file(folder / name) for name in ("config.json", "model.safetensors")]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def tokenizer_of(folder: Path) -> str | None:
+    """The hash of the tokenizer on whose codes the generator in `folder` was trained; None where it is not known."""
+    found = _read_config(folder).get("tokenizer")
+    return found if found is None else str(found)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BigrError(f"{path}: no such file; {folder} is not a whole model folder") from None
+    except (OSError, ValueError) as error:
+        raise BigrError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise BigrError(f"{path}: not the shape of a model")
+    return values

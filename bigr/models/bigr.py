@@ -4,8 +4,8 @@
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,13 +44,12 @@ class BiGRConfig:
             self.code_bits, self.dim, self.transcoder_dim, self.transcoder_blocks, self.diffusion_steps, self.target
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for config.json."""
-        return asdict(self)
-
 
 class BiGR(nn.Module):
     """The complete generator: codes, labels and masks to bit probabilities."""
+
+    kind: ClassVar[str] = "bigr"
+    config_class: ClassVar[type[Any]] = BiGRConfig
 
     def __init__(self, config: BiGRConfig) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ Shapes: B images, g×g grid of N = g² tokens in row-major order, K bits, E embe
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -166,6 +166,9 @@ class Decoder(nn.Module):
 
 class Tokenizer(nn.Module):
     """Images to bits and back."""
+
+    kind: ClassVar[str] = "tokenizer"
+    config_class: ClassVar[type[Any]] = TokenizerConfig
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

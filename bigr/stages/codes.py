@@ -9,7 +9,8 @@ from bigr.context import Context
 from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, write_index
 from bigr.data.shards import ShardIndex
 from bigr.errors import BigrError
-from bigr.interop.folders import load_tokenizer, model_hash
+from bigr.interop.folders import load_model, model_hash
+from bigr.models.tokenizer import Tokenizer
 from bigr.progress import Progress
 from bigr.training.device import resolve_device
 from bigr.training.distributed import barrier, is_main, rank, world
@@ -27,7 +28,7 @@ def run(settings: "Settings", context: Context) -> None:
     device = resolve_device(settings.run.device)
     images = ShardIndex.load(context.root / "data" / "shards")
     model_folder = context.root / "models" / "tokenizer"
-    tokenizer = load_tokenizer(model_folder).to(device)
+    tokenizer = load_model(model_folder, Tokenizer).to(device)
     config = tokenizer.config
     if config.image_size != images.image_size:
         raise BigrError(

@@ -23,8 +23,9 @@ from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions,
 from bigr.evaluation.probe import ProbeResult, layer_features, linear_probe
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import atomic_folder, write_json
-from bigr.interop.folders import load_bigr, load_tokenizer, model_hash, tokenizer_of
+from bigr.interop.folders import load_model, model_hash, tokenizer_of
 from bigr.models.bigr import BiGR
+from bigr.models.tokenizer import Tokenizer
 from bigr.seeds import derive_seed
 from bigr.training.device import resolve_device
 
@@ -42,7 +43,7 @@ def run(settings: "Settings", context: Context) -> None:
     folder = root / "data" / "shards"
     shards = ShardIndex.load(folder)
     classes = shards.classes
-    tokenizer, model = load_tokenizer(root / "models" / "tokenizer"), load_bigr(root / "models" / "bigr")
+    tokenizer, model = load_model(root / "models" / "tokenizer", Tokenizer), load_model(root / "models" / "bigr", BiGR)
     codes = open_codes(root, shards)
     check_model(model, root, codes["train"])
     samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
@@ -70,6 +71,7 @@ def run(settings: "Settings", context: Context) -> None:
             "label_agreement": float((seen == asked).double().mean()),
             "images": len(drawn),
         }
+        metrics["val_against_train"]["images"] = len(originals["val"])
         metrics["reconstructions"] |= {
             "psnr": psnr(restored, originals["val"], section.batch_size),
             "label_agreement": agreement(classifier, restored, val_labels, section.batch_size),

@@ -17,7 +17,7 @@ from bigr.context import Context
 from bigr.errors import BigrError
 from bigr.evaluation.pictures import save_grid, to_uint8
 from bigr.files import write_npz
-from bigr.interop.folders import load_bigr, load_tokenizer, model_hash, tokenizer_of
+from bigr.interop.folders import load_model, model_hash, tokenizer_of
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.progress import Progress
@@ -36,8 +36,8 @@ PICTURED_CLASSES = 16
 def run(settings: "Settings", context: Context) -> None:
     """Sample, decode, and write."""
     section, device = settings.samples, resolve_device(settings.run.device)
-    tokenizer = load_tokenizer(context.root / "models" / "tokenizer").to(device)
-    model = load_bigr(context.root / "models" / "bigr").to(device)
+    tokenizer = load_model(context.root / "models" / "tokenizer", Tokenizer).to(device)
+    model = load_model(context.root / "models" / "bigr", BiGR).to(device)
     check_fit(context.root / "models", tokenizer, model)
     labels = balanced_labels(section.count, model.config.num_classes)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bigr.context import Context
 from bigr.data.codes import CodesDataset
-from bigr.interop.folders import load_bigr, save, tokenizer_of
+from bigr.interop.folders import load_model, save, tokenizer_of
 from bigr.models.bigr import BiGR, gather_tokens
 from bigr.models.transcoder import Transcoder
 from bigr.seeds import derive_seed, generator
@@ -35,7 +35,7 @@ def run(settings: "Settings", context: Context) -> None:
     section, device = settings.transcoder, resolve_device(settings.run.device)
     check_batch_size("transcoder", section.batch_size)
     folder = context.root / "data" / "codes"
-    model = load_bigr(context.root / "models" / "generator").to(device).requires_grad_(False)
+    model = load_model(context.root / "models" / "generator", BiGR).to(device).requires_grad_(False)
     joint = model.transcoder
     if section.start == "scratch":
         torch.manual_seed(derive_seed(settings.seed, "transcoder", "init"))
