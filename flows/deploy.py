@@ -9,16 +9,18 @@ import time
 import urllib.error
 import urllib.request
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import get_current_settings
 
 from flows.execution import command
 
 POOL = "bigr"
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 
 def wait_for_server(url: str) -> None:
-    """Return once the API at `url` is healthy. Raises `TimeoutError` after two minutes."""
+    """Return once the API at `url` is healthy. Raises `TimeoutError` after ten minutes."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         try:
@@ -30,13 +32,12 @@ def wait_for_server(url: str) -> None:
 
 
 def main() -> int:
-    """Exit status 0 once everything is registered; otherwise that of the `prefect` command that failed."""
+    """Exit status 0 once everything is registered; otherwise that of `prefect deploy`."""
     url = get_current_settings().api.url
     wait_for_server(str(url))
-    for words in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-        if status := subprocess.call([command("prefect"), "--no-prompt", *words], stdin=subprocess.DEVNULL):
-            return status
-    return 0
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+    return subprocess.call([command("prefect"), "--no-prompt", "deploy", "--all"], stdin=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -80,10 +80,18 @@ def make(folder: Path) -> Path:
     (folder / "dvc.yaml").write_text(DVC)
     (folder / "step.py").write_text(STEP)
     (folder / ".gitignore").write_text("/data/\n/outputs/\n/.prefect/\n__pycache__/\n")
-    for command in ("git init -q -b main", "dvc init -q", "dvc config core.analytics false", "git add -A"):
+    (folder / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> None:
+    """Make `folder` a git repository with one commit."""
+    for command in ("git init -q -b main", "git add -A"):
         run(folder, *command.split())
     run(folder, *["git", "-c", "user.name=Ada", "-c", "user.email=ada@localhost", "commit", "-q", "-m", "first"])
-    return folder
 
 
 def holder(file: Path) -> psutil.Process:
