@@ -71,13 +71,11 @@ def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[s
         return
     with _alone(root, spec.name):
         tracker = Tracker(root, spec.name, settings, hashes)
-        started = time.monotonic()
         try:
             stage.run(settings, Context(root, fingerprint, tracker))
             missing = [out for out in spec.outs if not (root / out).exists()]
             if missing:
                 raise RuntimeError(f"stage {spec.name} did not write {', '.join(missing)}, as dvc.yaml says it does")
-            tracker.metrics({"duration_s": time.monotonic() - started})
             outputs = pipeline.content_hashes(root, spec.outs)
         except BaseException as error:
             tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")

@@ -16,7 +16,8 @@ from bigr.tracking.store import Store, location, permanent
 if TYPE_CHECKING:
     from bigr.config import Settings
 
-_SHOWN_ON_PARENT = ("samples", "evaluation")
+_PICTURES_ON_PARENT = ("samples", "evaluation")
+_FIGURES_ON_PARENT = ("evaluation",)
 
 
 class _Point(NamedTuple):
@@ -96,15 +97,16 @@ class Tracker(Report):
         metrics = [Metric(p.key, p.value, p.timestamp, p.step) for p in points]
         self._store.client.log_batch(self._run, metrics=metrics)
         shown = [metric for metric, point in zip(metrics, points, strict=True) if point.final]
-        if shown and self.stage in _SHOWN_ON_PARENT:
+        if shown and self.stage in _FIGURES_ON_PARENT:
             self._store.client.log_batch(self._parent, metrics=shown)
 
     def _log_picture(self, name: str, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(content)
-            for run in [self._run, *([self._parent] if self.stage in _SHOWN_ON_PARENT else [])]:
-                self._store.client.log_artifact(run, str(path), "pictures")
+            self._store.client.log_artifact(self._run, str(path), "pictures")
+            if self.stage in _PICTURES_ON_PARENT:  # in no folder: MLflow's page of compared runs shows no folders
+                self._store.client.log_artifact(self._parent, str(path))
 
     def _log_frame(self, name: str, content: bytes, step: int) -> None:
         from PIL import Image
