@@ -26,7 +26,7 @@ _WEIGHT_DECAY = 1e-2
 
 
 class Classifier(nn.Module):
-    """Strided convolutions down to about 4×4, global average pooling, F features, one linear layer.
+    """Strided convolutions down to about 4×4, one layer of F features over all of that, one linear layer.
 
     image_size: pixels of one side, at least 8; classes: C; channels: width after the first halving, doubled from the
     second on; features: F, the width of the layer that distances are measured in.
@@ -38,12 +38,13 @@ class Classifier(nn.Module):
         widths = [3, channels, *[2 * channels] * (halvings - 1)]
         layers = [_convolution(a, b, stride=2) for a, b in pairwise(widths)]
         self.trunk = nn.Sequential(*layers, _convolution(widths[-1], widths[-1], stride=1))
-        self.neck = nn.Sequential(nn.Linear(widths[-1], features), nn.ReLU())
+        side = math.ceil(image_size / 2**halvings)
+        self.neck = nn.Sequential(nn.Linear(widths[-1] * side**2, features), nn.ReLU())
         self.head = nn.Linear(features, classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → the layer before the last, [B, F], not negative."""
-        return self.neck(self.trunk(images * 2 - 1).mean(dim=(2, 3)))
+        return self.neck(self.trunk(images * 2 - 1).flatten(1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → class logits [B, C]."""

@@ -4,6 +4,7 @@ Everything goes through `torch_fidelity.calculate_metrics`: Fréchet and kernel 
 Inception its score. Features reach the metrics in float64. Nothing is downloaded, and nothing is cached on disk.
 """
 
+import pickle
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -179,6 +180,10 @@ def read_inception_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = read(path)
         InceptionExtractor(_NAMES[INCEPTION], ["2048"], weights)
+    except pickle.UnpicklingError:
+        raise BigrError(
+            f"evaluation.extractor_weights: {path} does not hold Inception's weights, tensors alone"
+        ) from None
     except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BigrError(f"evaluation.extractor_weights: {path} does not hold Inception's weights: {reason}") from None

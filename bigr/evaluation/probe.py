@@ -121,4 +121,4 @@ def _accuracies(
         hits = logits.topk(min(_TOP, logits.shape[-1]), dim=-1).indices == here.to(device)[:, None, None]
         right1 = right1 + hits[..., 0].sum(0)
         right5 = right5 + hits.any(-1).sum(0)
-    return ProbeResult(*((torch.as_tensor(right) / len(labels)).tolist() for right in (right1, right5)))
+    return ProbeResult(*((torch.as_tensor(right).double() / len(labels)).tolist() for right in (right1, right5)))

@@ -1,0 +1,330 @@
+"""The evaluation stage, and its instruments but for fidelity and probe, which have files of their own."""
+
+import csv
+import json
+import math
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from bigr.context import Context, Report
+from bigr.errors import BigrError
+from bigr.evaluation import plots
+from bigr.evaluation.classifier import Classifier, train_classifier
+from bigr.evaluation.images import InOrder, psnr, read_samples
+from bigr.evaluation.probe import ProbeResult
+from bigr.evaluation.usage import CodeUsage, code_usage
+from bigr.interop.folders import model_hash, save
+from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.tokenizer import Tokenizer
+from bigr.stages import codes, evaluation, shards
+from bigr.stages.tokenizer import config_of
+from tests import worlds
+
+CPU = torch.device("cpu")
+PER_CLASS = {"train": 12, "val": 5}
+
+
+def digit_batches(size: int, images: int = 1400):
+    """Endless training batches of the real digits at 16×16, float [B, 3, 16, 16]; the rest is held out."""
+    data = load_digits()
+    pixels = torch.from_numpy(data.images / 16).float()[:, None].expand(-1, 3, -1, -1)
+    pixels = torch.nn.functional.interpolate(pixels, scale_factor=2, mode="bilinear")
+    labels = torch.from_numpy(data.target).long()
+    draws = torch.Generator().manual_seed(0)
+    mixed = torch.randperm(len(labels), generator=draws)  # the last images are of other writers
+    pixels, labels = pixels[mixed], labels[mixed]
+
+    def stream():
+        while True:
+            for chosen in torch.randperm(images, generator=draws)[: images // size * size].split(size):
+                yield pixels[chosen], labels[chosen]
+
+    return stream(), (pixels[images:], labels[images:])
+
+
+def trained(batches, steps: int, image_size: int = 16, channels: int = 8) -> Classifier:
+    shape = {"image_size": image_size, "classes": 10, "channels": channels, "features": 64}
+    return train_classifier(batches, steps=steps, learning_rate=0.003, device=CPU, **shape)
+
+
+def test_the_classifier_follows_from_its_batches_and_from_no_seed_of_the_run() -> None:
+    batches = list(islice(digit_batches(32)[0], 5))
+    torch.manual_seed(1)
+    first = trained(iter(batches), 5)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = trained(iter(batches), 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.slow
+def test_the_classifier_knows_at_least_98_percent_of_held_out_digits() -> None:
+    batches, (images, labels) = digit_batches(128)
+    classifier = trained(batches, 300, channels=32)
+    assert (classifier.logits(images).argmax(1) == labels).float().mean() >= 0.98
+
+
+@pytest.mark.parametrize("size", [8, 20, 24, 96, 256])
+def test_the_classifier_takes_images_of_any_size(size: int) -> None:
+    classifier = Classifier(size, classes=7, channels=8, features=24).eval()
+    images = torch.rand(2, 3, size, size)
+    assert classifier.features(images).shape == (2, 24)
+    assert classifier.logits(images).shape == (2, 7)
+
+
+def test_a_set_read_in_order_starts_once_and_any_other_index_starts_it_again() -> None:
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1)
+    starts = []
+    dataset = InOrder(6, lambda: starts.append(1) or iter(images))
+    assert [int(dataset[i]) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert len(starts) == 1
+    assert [int(dataset[i]) for i in (4, 5, 2)] == [4, 5, 2]
+    assert len(starts) == 3
+    with pytest.raises(IndexError):
+        dataset[6]
+    assert [batch.flatten().tolist() for batch in dataset.batches(4)] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_psnr_is_the_mean_over_images_in_decibels() -> None:
+    originals = torch.full((3, 3, 4, 4), 100, dtype=torch.uint8)
+    images = originals + torch.tensor([0, 1, 10], dtype=torch.uint8).view(3, 1, 1, 1)
+    expected = (100 + 20 * math.log10(255) + 20 * math.log10(25.5)) / 3
+    found = psnr(InOrder(3, lambda: iter(images)), InOrder(3, lambda: iter(originals)), batch_size=2)
+    assert found == pytest.approx(expected)
+
+
+def test_code_usage_counts_what_the_codes_hold(tmp_path: Path) -> None:
+    dataset = worlds.write_codes(tmp_path, images=30)
+    bits, _ = dataset.batch(torch.arange(20))
+    usage = code_usage(dataset, 20)
+    torch.testing.assert_close(usage.frequency, bits.double().mean(dim=(0, 1)))
+    assert usage.unique_share == len(torch.unique(bits.flatten(0, 1), dim=0)) / (20 * 16)
+
+
+def test_a_bit_that_hardly_changes_is_dead() -> None:
+    usage = CodeUsage(torch.tensor([0.0, 0.005, 0.5, 0.25, 0.995, 1.0], dtype=torch.float64), 1.0)
+    assert usage.dead == 4
+    assert usage.entropy[[0, 2, 5]].tolist() == [0, 1, 0]
+    assert float(usage.entropy[3]) == pytest.approx(0.811278, abs=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 60])
+def test_pictures_are_pngs_that_are_the_same_every_time(classes: int, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    asked, seen = draws.integers(0, classes, (2, 500))
+    usage = CodeUsage(torch.rand(24, dtype=torch.float64), 0.5)
+    probe = ProbeResult([0.2, 0.9, 0.5], [0.8, 1.0, 0.9])
+    written = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        plots.probe_plot(folder / "probe.png", probe, classes)
+        plots.bits_plot(folder / "bits.png", usage)
+        plots.confusion_plot(folder / "confusion.png", asked, seen, [f"class {i}" for i in range(classes)])
+        written.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert written[0] == written[1]
+    for name in written[0]:
+        with Image.open(tmp_path / "first" / name) as picture:
+            assert min(picture.size) >= 400
+
+
+# The stage, over a small project with real digits and models that have learnt nothing.
+
+
+class Told(Report):
+    """Keeps what a stage reports."""
+
+    def __init__(self) -> None:
+        self.final: dict[str, float] = {}
+        self.curves: dict[str, list[int]] = {}
+        self.pictures: dict[str, Path] = {}
+
+    def metrics(self, values, step=None) -> None:
+        if step is None:
+            self.final |= values
+        else:
+            for name in values:
+                self.curves.setdefault(name, []).append(step)
+
+    def picture(self, name, path, step=None) -> None:
+        self.pictures[name] = path
+
+
+def small_settings(**overrides):
+    return worlds.settings(run__workers=1, tokenizer__base_channels=32, shards__images_per_shard=50, **overrides)
+
+
+def write_samples(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    (root / "outputs").mkdir(exist_ok=True)
+    np.savez(root / "outputs" / "samples.npz", arr_0=images, arr_1=labels)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """Shards, codes, models and samples; the samples are training images under their labels."""
+    root = tmp_path_factory.mktemp("evaluated")
+    data = load_digits()
+    kept: list[np.ndarray] = []
+    for label in range(10):
+        images = data.images[data.target == label]
+        for i, image in enumerate(images[: sum(PER_CLASS.values())]):
+            folder = root / "data" / "digits" / ("train" if i < PER_CLASS["train"] else "val") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = Image.fromarray((image / 16 * 255).astype(np.uint8)).resize((16, 16)).convert("RGB")
+            pixels.save(folder / f"{i:03}.png")
+            if i < 4:
+                kept.append(np.asarray(pixels))
+    settings = small_settings()
+    shards.run(settings, Context(root))
+    torch.manual_seed(0)
+    save(root / "models" / "tokenizer", Tokenizer(config_of(settings.tokenizer, 16)))
+    codes.run(settings, Context(root))
+    model = BiGR(BiGRConfig(24, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32))
+    save(root / "models" / "bigr", model, tokenizer=model_hash(root / "models" / "tokenizer"))
+    write_samples(root, np.stack(kept), np.arange(10).repeat(4))
+    return root
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Path:
+    """A project of the test's own, to damage: links to the shared one, but for outputs."""
+    for name in ("data", "models"):
+        (tmp_path / name).mkdir()
+        for folder in (project / name).iterdir():
+            (tmp_path / name / folder.name).symlink_to(folder)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def evaluated(project: Path) -> tuple[Path, Told]:
+    told = Told()
+    evaluation.run(small_settings(), Context(project, report=told))
+    return project, told
+
+
+def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated) -> None:
+    root, told = evaluated
+    metrics = json.loads((root / "outputs" / "metrics.json").read_text())
+    distances = {"fd_classifier", "kd_classifier", "precision", "recall", "images"}
+    layers = {f"top{k}_layer_0{layer}" for k in (1, 5) for layer in (1, 2)}
+    assert {part: set(figures) for part, figures in metrics.items()} == {
+        "samples": distances | {"label_agreement", "over_floor"},
+        "reconstructions": distances | {"label_agreement", "psnr"},
+        "val_against_train": distances,
+        "classifier": {"val_accuracy"},
+        "codes": {"bit_entropy", "dead_bits", "unique_share"},
+        "probe": {"best_layer", "best_top1", "best_top5"} | layers,
+    }
+    flat = {f"{part}.{name}": value for part, figures in metrics.items() for name, value in figures.items()}
+    assert told.final == flat
+    assert all(math.isfinite(value) for value in flat.values())
+    assert (metrics["samples"]["images"], metrics["val_against_train"]["images"]) == (40, 50)
+    ratio = metrics["samples"]["fd_classifier"] / metrics["val_against_train"]["fd_classifier"]
+    assert metrics["samples"]["over_floor"] == pytest.approx(ratio)
+
+
+def test_samples_that_are_training_images_lie_within_the_training_images(evaluated) -> None:
+    root, _ = evaluated
+    assert json.loads((root / "outputs" / "metrics.json").read_text())["samples"]["precision"] == 1
+
+
+def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:
+    root, told = evaluated
+    folder = root / "outputs" / "plots"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"bits.png", "confusion.csv", "confusion.png", "probe.csv", "probe.png"}
+    assert told.pictures == {name: folder / f"{name}.png" for name in ("probe", "bits", "confusion")}
+    assert told.curves == {"probe_by_layer.top1": [1, 2], "probe_by_layer.top5": [1, 2]}
+    probe = list(csv.DictReader((folder / "probe.csv").open()))
+    assert [row["layer"] for row in probe] == ["1", "2"]
+    confusion = list(csv.DictReader((folder / "confusion.csv").open()))
+    assert [row["actual"] for row in confusion] == [str(i // 4) for i in range(40)]
+    agreeing = sum(row["actual"] == row["predicted"] for row in confusion) / 40
+    assert told.final["samples.label_agreement"] == pytest.approx(agreeing)
+
+
+def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -> None:
+    root, told = evaluated
+    with np.load(root / "outputs" / "samples.npz") as samples:
+        write_samples(copied, samples["arr_0"], samples["arr_1"])
+    again = Told()
+    settings = small_settings()
+    evaluation.run(settings.model_copy(update={"seed": 77}), Context(copied, report=again))
+    assert again.final == told.final
+
+
+def test_no_more_images_of_a_split_are_measured_than_asked(project: Path, copied: Path) -> None:
+    write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
+    told = Told()
+    evaluation.run(small_settings(evaluation__max_images=20), Context(copied, report=told))
+    assert told.final["reconstructions.images"] == 20
+
+
+def test_missing_samples_are_one_line_that_names_the_stage(copied: Path) -> None:
+    with pytest.raises(BigrError, match=r"samples.npz is missing; run the stage samples"):
+        evaluation.run(small_settings(), Context(copied))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "reason"),
+    [
+        (np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, int), r"arr_0 is uint8 \[4, 8, 8, 3\]"),
+        (np.zeros((4, 16, 16, 3), np.float32), np.zeros(4, int), "arr_0 is float32"),
+        (np.zeros((4, 3, 16, 16), np.uint8), np.zeros(4, int), r"ask for uint8 \[n, 16, 16, 3\]"),
+        (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(3, int), r"arr_1 is int64 \[3\]"),
+        (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4), "arr_1 is float64"),
+        (np.zeros((4, 16, 16, 3), np.uint8), np.full(4, 10), "labels reach 10 to 10, the shards have 10 classes"),
+    ],
+)
+def test_samples_that_do_not_fit_are_one_line(images: np.ndarray, labels: np.ndarray, reason: str, tmp_path) -> None:
+    write_samples(tmp_path, images, labels)
+    with pytest.raises(BigrError, match=reason):
+        read_samples(tmp_path / "outputs" / "samples.npz", image_size=16, classes=10)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 half of one"])
+def test_damaged_samples_are_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "samples.npz").write_bytes(content)
+    with pytest.raises(BigrError, match=r"run the stage samples again") as error:
+        read_samples(tmp_path / "samples.npz", image_size=16, classes=10)
+    assert "\n" not in str(error.value)
+
+
+class Code:
+    """Unpickling one touches a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_file_of_samples_is_not_run(tmp_path: Path) -> None:
+    code = np.array([Code(tmp_path / "ran")], dtype=object)
+    np.savez(tmp_path / "samples.npz", arr_0=code, arr_1=np.zeros(1, int))
+    with pytest.raises(BigrError, match=r"run the stage samples again"):
+        read_samples(tmp_path / "samples.npz", image_size=16, classes=10)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_codes_of_another_tokenizer_are_refused(project: Path, copied: Path) -> None:
+    (copied / "models" / "tokenizer").unlink()
+    torch.manual_seed(1)
+    save(copied / "models" / "tokenizer", Tokenizer(config_of(small_settings().tokenizer, 16)))
+    with pytest.raises(BigrError, match=r"codes of another tokenizer"):
+        evaluation.run(small_settings(), Context(copied))
+
+
+def test_a_model_for_other_codes_is_refused(project: Path, copied: Path) -> None:
+    (copied / "models" / "bigr").unlink()
+    save(copied / "models" / "bigr", BiGR(BiGRConfig(16, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32)))
+    with pytest.raises(BigrError, match=r"models/bigr has \(bits, grid, classes\) = \(16, 4, 10\)"):
+        evaluation.run(small_settings(), Context(copied))
