@@ -152,6 +152,8 @@ class Generator(Training):
     label_dropout: Probability
     use_labels: bool
     condition_rope: bool
+    init_std: PositiveFloat
+    noise_draws: Positive
     transcoder_dim: Positive
     transcoder_blocks: Positive
     diffusion_steps: Annotated[int, Field(ge=2)]

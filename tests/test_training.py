@@ -17,10 +17,10 @@ from bigr.errors import BigrError
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
-from bigr.stages import digits, generator, shards, tokenizer, transcoder
+from bigr.stages import generator, tokenizer, transcoder
 from bigr.training import loop
 from bigr.training.optimiser import Average, adamw, learning_rate
-from tests.worlds import ROOT, settings, write_codes
+from tests.worlds import ROOT, settings, write_codes, write_shards
 
 
 class Killed(Exception):
@@ -48,12 +48,12 @@ def run_killed_after(monkeypatch, steps, run):
 
 
 def test_a_killed_generator_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
-    changes = {"generator__steps": 9, "generator__dropout": 0.2, "run__checkpoint_every": 4}
+    changes = {"generator__steps": 7, "generator__dropout": 0.2, "run__checkpoint_every": 3}
     for name in ("straight", "killed"):
         write_codes(tmp_path / name)
     straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
     generator.run(settings(**changes), straight)
-    run_killed_after(monkeypatch, 6, lambda: generator.run(settings(**changes), killed))
+    run_killed_after(monkeypatch, 5, lambda: generator.run(settings(**changes), killed))
     assert not (killed.root / "models" / "generator").exists()
     generator.run(settings(**changes), killed)
     assert weights(straight.root / "models" / "generator") == weights(killed.root / "models" / "generator")
@@ -72,32 +72,23 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path, monkeypatch):
     assert len(steps) == settings().generator.steps
 
 
-@pytest.fixture(scope="module")
-def digit_shards(tmp_path_factory):
-    root = tmp_path_factory.mktemp("digits")
-    for stage in (digits, shards):
-        stage.run(settings(run__workers=1), Context(root))
-    return root
-
-
-def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(digit_shards, tmp_path, monkeypatch):
+def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(tmp_path, monkeypatch):
     changes = {
         "tokenizer__steps": 5,
+        "tokenizer__batch_size": 4,
         "tokenizer__gan_weight": 1.0,
         "tokenizer__gan_start": 2,
         "tokenizer__gan_base_channels": 4,
         "tokenizer__channel_multipliers": [1, 1],
-        "tokenizer__attention_resolutions": [],
+        "tokenizer__attention_resolutions": [16],
         "shards__image_size": 32,
-        "digits__image_size": 32,
         "run__checkpoint_every": 2,
         "run__workers": 1,
     }
     ends = []
     for name in ("straight", "killed"):
         context = Context(tmp_path / name, "f")
-        for stage in (digits, shards):
-            stage.run(settings(**changes), context)
+        write_shards(context.root)
         if name == "killed":
             run_killed_after(monkeypatch, 3, lambda context=context: tokenizer.run(settings(**changes), context))
         tokenizer.run(settings(**changes), context)
@@ -111,7 +102,7 @@ def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(digit_shard
 @pytest.mark.slow
 def test_kill_9_and_a_second_run_end_with_the_weights_of_one_run(tmp_path):
     """The same through the command line, with a real SIGKILL while checkpoints are being written."""
-    changes = {"generator__steps": 40, "generator__validate_every": 20, "run__checkpoint_every": 1}
+    changes = {"generator__steps": 20, "generator__validate_every": 20, "run__checkpoint_every": 1}
     command = [sys.executable, "-c", _PROGRAM, str(changes)]
     for name in ("straight", "killed"):
         write_codes(tmp_path / name)
@@ -143,9 +134,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monke
     write_codes(tmp_path)
     original, calls = BiGR.loss, []
 
-    def explode(self, codes, labels, masked, noise):
+    def explode(self, codes, labels, masked, noise, draws=1):
         calls.append(1)
-        value = original(self, codes, labels, masked, noise)
+        value = original(self, codes, labels, masked, noise, draws)
         return value * float("nan") if len(calls) == 3 else value
 
     monkeypatch.setattr(BiGR, "loss", explode)
@@ -202,18 +193,20 @@ def test_codes_of_another_tokenizer_are_refused_by_the_transcoder(tmp_path):
         transcoder.run(settings(), Context(tmp_path))
 
 
-def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(digit_shards):
-    tokenizer.run(settings(), Context(digit_shards))
-    model = load_model(digit_shards / "models" / "tokenizer", Tokenizer)
+def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(tmp_path):
+    write_shards(tmp_path, size=16)
+    tokenizer.run(settings(tokenizer__batch_size=4), Context(tmp_path))
+    model = load_model(tmp_path / "models" / "tokenizer", Tokenizer)
     assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, 16, 24)
-    assert (digit_shards / "outputs" / "reconstructions.png").stat().st_size > 0
-    row = next(csv.DictReader((digit_shards / "outputs" / "curves" / "tokenizer.csv").open()))
+    assert (tmp_path / "outputs" / "reconstructions.png").stat().st_size > 0
+    row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
     assert {"loss", "l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
 
 
-def test_the_lookup_free_quantizer_trains_with_its_penalties(digit_shards):
-    tokenizer.run(settings(tokenizer__quantizer="lfq"), Context(digit_shards))
-    row = next(csv.DictReader((digit_shards / "outputs" / "curves" / "tokenizer.csv").open()))
+def test_the_lookup_free_quantizer_trains_with_its_penalties(tmp_path):
+    write_shards(tmp_path, size=16)
+    tokenizer.run(settings(tokenizer__batch_size=4, tokenizer__quantizer="lfq"), Context(tmp_path))
+    row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
     assert {"entropy", "commitment"} <= row.keys()
 
 

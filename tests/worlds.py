@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from bigr import config
+from bigr.context import Context
 from bigr.data.codes import CodesDataset
 from bigr.files import write_json, write_tensors
+from bigr.stages import shards
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +25,20 @@ def settings(**overrides):
         section, name = key.split(".")
         values[section][name] = value
     return config.validate(values)
+
+
+def write_shards(root: Path, *, size=32, classes=2, images=12) -> None:
+    """Shards of smooth random pictures under root/data/shards, made by the stage `shards`."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", images), ("val", images // 3)):
+        for number in range(count):
+            path = root / "pictures" / split / str(number % classes) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = Image.fromarray(draws.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
+    shards.run(
+        settings(shards__source="pictures", shards__image_size=size, tokenizer__attention_resolutions=[]), Context(root)
+    )
 
 
 def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer"):

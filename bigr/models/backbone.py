@@ -29,6 +29,7 @@ class BackboneConfig:
     ffn_multiple_of: int = 256
     dropout: float = 0.1
     condition_rope: bool = False
+    init_std: float = 0.02
 
     @property
     def tokens(self) -> int:
@@ -65,15 +66,15 @@ class Backbone(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears, embeddings, positions N(0, 0.02); biases, adaLN 0; `ada_gss` N(0, 1/D); `mask_tok` N(0, 1)."""
+        """Linears, embeddings, positions N(0, init_std²); biases, adaLN 0; `ada_gss` N(0, 1/D); `mask_tok` N(0, 1)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.config.init_std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(cast(nn.Linear, self.adaLN[1]).weight)
         nn.init.normal_(self.mask_tok)
-        nn.init.normal_(self.position, std=0.02)
+        nn.init.normal_(self.position, std=self.config.init_std)
         for block in self.blocks():
             nn.init.normal_(block.ada_gss, std=self.config.dim**-0.5)
 

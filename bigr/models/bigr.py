@@ -29,6 +29,7 @@ class BiGRConfig:
     ffn_multiple_of: int = 256
     dropout: float = 0.1
     condition_rope: bool = False
+    init_std: float = 0.02
     diffusion_steps: int = 256
     target: str = "flip"
 
@@ -41,7 +42,13 @@ class BiGRConfig:
     def transcoder(self) -> TranscoderConfig:
         """The transcoder's part."""
         return TranscoderConfig(
-            self.code_bits, self.dim, self.transcoder_dim, self.transcoder_blocks, self.diffusion_steps, self.target
+            code_bits=self.code_bits,
+            condition_dim=self.dim,
+            dim=self.transcoder_dim,
+            blocks=self.transcoder_blocks,
+            diffusion_steps=self.diffusion_steps,
+            target=self.target,
+            init_std=self.init_std,
         )
 
 
@@ -65,15 +72,19 @@ class BiGR(nn.Module):
         """Codes [B, N, K] → the residual stream after each block, [B, N, D] each; see `Backbone.features`."""
         return self.backbone.features(codes, labels)
 
-    def loss(self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(
+        self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator, noise_draws: int = 1
+    ) -> Tensor:
         """Mean wBCE over the masked tokens, a scalar (METHOD sections 2 and 3).
 
         codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
-        generator: on the codes' device, for steps and corruptions.
+        generator: on the codes' device, for steps and corruptions; noise_draws: how many of them share the backbone's
+        pass, which lowers the noise of the gradient and leaves its mean.
         """
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)
         h = gather_tokens(self.hidden(codes, labels, mask), masked)
-        return self.transcoder.loss(gather_tokens(codes, masked), h, generator).mean()
+        x0 = gather_tokens(codes, masked)
+        return self.transcoder.loss(x0.repeat(noise_draws, 1), h.repeat(noise_draws, 1), generator).mean()
 
     forward = loss
 

@@ -29,6 +29,7 @@ class TranscoderConfig:
     blocks: int
     diffusion_steps: int = 256
     target: str = "flip"
+    init_std: float = 0.02
 
 
 class Transcoder(nn.Module):
@@ -46,10 +47,10 @@ class Transcoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears N(0, 0.02), biases 0; every modulation and the last linear 0."""
+        """Linears N(0, init_std²), biases 0; every modulation and the last linear 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.config.init_std)
                 nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, TranscoderBlock | FinalLayer):

@@ -43,7 +43,7 @@ def run(settings: "Settings", context: Context) -> None:
 
     def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
         noise = generator(settings.seed, "generator", "noise", step, rank(), device=device)
-        return {"loss": loss_of(*batch, noise)}
+        return {"loss": loss_of(*batch, noise, section.noise_draws)}
 
     fixed = FixedMasks(
         CodesDataset.open(folder, "val", None),
@@ -87,6 +87,7 @@ def config_of(section: "Section", dataset: CodesDataset) -> BiGRConfig:
         ffn_multiple_of=section.ffn_multiple_of,
         dropout=section.dropout,
         condition_rope=section.condition_rope,
+        init_std=section.init_std,
         transcoder_dim=section.transcoder_dim,
         transcoder_blocks=section.transcoder_blocks,
         diffusion_steps=section.diffusion_steps,
