@@ -1,0 +1,92 @@
+"""The whole pipeline, small but real: nothing → evaluated samples, with every output accounted for in MLflow."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bigr import config
+from bigr.tracking import find_writer
+from bigr.tracking.store import Store
+from tests import scratch, tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after `dvc repro` from nothing, under settings that take seconds."""
+    project = scratch.make(tmp_path_factory.mktemp("pipeline"), real=True)
+    tiny.apply(project / "params.yaml")
+    scratch.run(project, "git", "commit", "-q", "-a", "-m", "tiny")
+    scratch.run(project, "dvc", "repro")
+    return project
+
+
+@pytest.fixture(autouse=True)
+def default_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records are in the project, whatever this session's environment says."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+
+
+def test_second_repro_runs_nothing_and_the_first_left_the_repository_clean(project: Path) -> None:
+    assert "Running stage" not in scratch.run(project, "dvc", "repro")
+    assert scratch.run(project, "git", "status", "--short") == "?? dvc.lock\n"
+
+
+def test_every_output_in_dvc_lock_has_a_run_that_wrote_it_and_names_what_it_read(project: Path) -> None:
+    locked = config.read(project / "dvc.lock")["stages"]
+    assert tuple(locked) == config.STAGES
+    for name, stage in locked.items():
+        for out in stage["outs"]:
+            writer = find_writer(project, out["path"], out["md5"])
+            assert writer is not None, f"no run wrote {out['path']}"
+            run = Store(project).client.get_run(writer)
+            assert (run.info.run_name, run.info.status) == (name, "FINISHED")
+            read = {f"dvc.dep.{dep['path']}": dep["md5"] for dep in stage["deps"]}
+            assert read.items() <= run.data.tags.items()
+            assert run.data.tags["mlflow.source.git.commit"] == scratch.run(project, "git", "rev-parse", "HEAD").strip()
+
+
+def test_the_stages_of_one_repro_are_under_one_parent_with_the_figures_and_the_samples(project: Path) -> None:
+    store = Store(project)
+    (parent,) = [run for run in store.runs(bigr__kind="pipeline") if run.info.run_name.startswith("pipeline ")]
+    assert parent.data.tags["mlflow.source.name"].endswith("dvc repro")
+    stages = store.runs(mlflow__parentRunId=parent.info.run_id)
+    assert [run.info.run_name for run in reversed(stages)] == list(config.STAGES)
+    figures = json.loads((project / "outputs/metrics.json").read_text())
+    assert parent.data.metrics["samples.label_agreement"] == figures["samples"]["label_agreement"]
+    assert "samples.png" in [file.path for file in store.client.list_artifacts(parent.info.run_id)]
+    generator = next(run for run in stages if run.info.run_name == "generator")
+    assert store.client.get_metric_history(generator.info.run_id, "val_loss")
+    models = store.client.list_artifacts(generator.info.run_id, "models/generator")
+    assert [Path(file.path).name for file in models] == ["config.json", "model.safetensors"]
+
+
+def test_metrics_and_plots_are_shown(project: Path) -> None:
+    shown = json.loads(scratch.run(project, "dvc", "metrics", "show", "--json"))
+    assert shown[""]["data"]["outputs/metrics.json"]["data"] == json.loads(
+        (project / "outputs/metrics.json").read_text()
+    )
+    page = Path(scratch.run(project, "dvc", "plots", "show").strip().removeprefix("file://")).read_text()
+    titles = [title for plot in config.read(project / "dvc.yaml")["plots"] for title in plot]
+    assert titles and all(title in page for title in titles if " " in title)
+    pictures = {path.name for path in (project / "dvc_plots" / "static").iterdir()}
+    for name in ("samples", "reconstructions", "probe", "confusion"):
+        assert any(f"{name}.png" in picture for picture in pictures)
+
+
+def test_an_experiment_is_run_shown_and_tracked_under_its_name(project: Path) -> None:
+    said = scratch.run(project, "dvc", "exp", "run", "--temp", "-n", "longer", "-S", "generator.steps=6")
+    ran = [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
+    assert ran[-4:] == ["generator", "transcoder", "samples", "evaluation"]
+    shown = json.loads(scratch.run(project, "dvc", "exp", "show", "--json"))
+    (experiment,) = [e for baseline in shown for e in baseline["experiments"] or []]
+    data = experiment["revs"][0]["data"]
+    assert data["params"]["params.yaml"]["data"]["generator"]["steps"] == 6
+    assert "label_agreement" in data["metrics"]["outputs/metrics.json"]["data"]["samples"]
+    (parent,) = [run for run in Store(project).runs(bigr__kind="pipeline") if run.info.run_name == "longer"]
+    assert parent.data.params["generator.steps"] == "6"
+    assert parent.info.status == "FINISHED"
+    assert "generator.steps: 6" not in (project / "params.yaml").read_text()
