@@ -1,0 +1,91 @@
+"""How fast this machine trains and samples under a params.yaml: medians over a few steps, nothing is written.
+
+    python benchmarks/speed.py [params.yaml]
+
+Random images and codes of the right shapes stand for the data, and fresh weights for trained ones: the arithmetic is
+the same. Sampling is measured with the settings of the section `samples`.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from bigr import config
+from bigr.models.bigr import BiGR, masked_count
+from bigr.models.tokenizer import Tokenizer
+from bigr.sampling.unmask import sample_codes
+from bigr.seeds import generator
+from bigr.stages import generator as generator_stage
+from bigr.stages import samples as samples_stage
+from bigr.stages import tokenizer as tokenizer_stage
+from bigr.training.device import autocast, resolve_device
+from bigr.training.optimiser import Average, adamw
+
+ROUNDS, WARM = 7, 2
+CLASSES = 10
+
+
+def median_ms(work: Callable[[], object], device: torch.device) -> float:
+    """Median milliseconds of `work`, after a few calls that do not count."""
+    times = []
+    for _ in range(ROUNDS + WARM):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[WARM:])
+
+
+def main() -> None:
+    settings = config.load(Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml"))
+    device = resolve_device(settings.run.device)
+    draws = generator(0, "speed", device=device)
+
+    def training_step(module: torch.nn.Module, section: config.Training, loss: Callable[[], torch.Tensor]) -> float:
+        optimiser, average = adamw(module, section), Average(module, section.ema_decay)
+
+        def work() -> None:
+            with autocast(device, settings.run.precision, getattr(section, "dim", 0)):
+                value = loss()
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), section.grad_clip)
+            optimiser.step()
+            average.update(module)
+
+        return median_ms(work, device)
+
+    section, size = settings.tokenizer, settings.shards.image_size
+    tokenizer = Tokenizer(tokenizer_stage.config_of(section, size)).to(device)
+    images = torch.rand(section.batch_size, 3, size, size, generator=draws, device=device)
+    step = training_step(tokenizer, section, lambda: (tokenizer.autoencode(images, draws)[0] - images).abs().mean())
+    print(f"tokenizer    {step:9.1f} ms a step of {section.batch_size} images")
+
+    shape = SimpleNamespace(code_bits=settings.tokenizer.code_bits, grid=settings.grid, num_classes=CLASSES)
+    model = BiGR(generator_stage.config_of(settings.generator, shape)).to(device)  # type: ignore[arg-type]
+    batch, tokens = settings.generator.batch_size, settings.grid**2
+    codes = torch.rand(batch, tokens, shape.code_bits, generator=draws, device=device).round()
+    labels = torch.arange(batch, device=device) % CLASSES
+    masked = torch.rand(batch, tokens, generator=draws, device=device).argsort(1)[:, : masked_count(tokens / 2, tokens)]
+    noise_draws = settings.generator.noise_draws
+    step = training_step(
+        model, settings.generator, lambda: model.loss(codes, labels, masked, draws, noise_draws=noise_draws)
+    )
+    print(f"generator    {step:9.1f} ms a step of {batch} images")
+
+    count = min(settings.samples.batch_size, settings.samples.count)
+    labels = torch.arange(count, device=device) % CLASSES
+    sampling = samples_stage.sampling_of(settings.samples)
+    with autocast(device, settings.run.precision, settings.generator.dim):
+        took = median_ms(lambda: sample_codes(model.eval(), labels, sampling, list(range(count))), device)
+    print(f"samples      {took / count:9.1f} ms an image, in batches of {count}")
+
+
+if __name__ == "__main__":
+    main()
