@@ -1,6 +1,7 @@
 """`bigr`: it explains the stages, validates without running, runs one as DVC does, and says mistakes in one line."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from bigr import cli, config, runner
 from bigr.context import Context, Report
 from bigr.errors import BigrError
-from tests import scratch
+from tests import scratch, tiny
 
 DVC_YAML = """\
 stages:
@@ -101,8 +102,8 @@ def test_check_says_what_the_settings_amount_to(monkeypatch: pytest.MonkeyPatch,
 def test_check_refuses_settings_that_do_not_fit(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    text = (project / "params.yaml").read_text().replace("heads: 4", "heads: 5")
-    (project / "other.yaml").write_text(text)
+    shutil.copy("params.yaml", "other.yaml")
+    tiny.apply(project / "other.yaml", {"generator.dim": 128, "generator.heads": 5})
     assert bigr(monkeypatch, "check", "--params", "other.yaml") == 2
     error = capsys.readouterr().err
     assert error.startswith("other.yaml: generator.heads is 5; allowed: a divisor of generator.dim = 128")
@@ -168,8 +169,7 @@ def test_a_missing_input_is_named_with_the_remedy(
 def test_a_missing_image_folder_is_named_with_its_setting(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    text = (project / "params.yaml").read_text().replace("source: data/digits", "source: my/images")
-    (project / "params.yaml").write_text(text)
+    tiny.apply(project / "params.yaml", {"shards.source": "my/images"})
     assert bigr(monkeypatch, "run", "shards") == 2
     expected = "stage shards reads my/images, which does not exist; put it there, or name another path in params.yaml\n"
     assert capsys.readouterr().err == expected
@@ -263,7 +263,7 @@ def test_a_stage_works_in_the_processes_that_the_settings_ask_for(tmp_path: Path
         (project / folder).mkdir(parents=True)
         (project / folder / "file").write_text("content")
     params = project / "params.yaml"
-    params.write_text(params.read_text().replace("processes: 1", "processes: 2"))
+    tiny.apply(params, {"run.processes": 2})
     scratch.run(project, "bigr", "run", "codes")
     written = [(project / f"data/codes/process-{rank}").read_text().split() for rank in (0, 1)]
     assert [words[0] for words in written] == ["2", "2"]

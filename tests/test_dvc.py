@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bigr import closure, config, pipeline
-from tests import scratch
+from tests import scratch, tiny
 
 ROOT = scratch.ROOT
 VALUES = config.read(ROOT / "params.yaml")
@@ -121,11 +121,10 @@ def repro(project: Path) -> list[str]:
     return scratch.ran(project)
 
 
-def change(project: Path, old: str, new: str, file: str = "params.yaml") -> None:
-    """Replace the only `old` in a file of the project."""
-    text = (project / file).read_text()
-    assert text.count(old) == 1
-    (project / file).write_text(text.replace(old, new))
+def change(project: Path, key: str, value: object) -> None:
+    """Change one setting of the project."""
+    assert pipeline.setting(VALUES, key) != value
+    tiny.apply(project / "params.yaml", {key: value})
 
 
 def from_stage(name: str) -> list[str]:
@@ -139,18 +138,18 @@ def test_second_repro_runs_nothing_and_leaves_only_the_lock_file_behind(project:
 
 
 def test_guidance_scale_reruns_samples_and_evaluation_only(project: Path) -> None:
-    change(project, "guidance_scale: 1.5", "guidance_scale: 2.0")
+    change(project, "samples.guidance_scale", 7.5)
     assert repro(project) == ["samples", "evaluation"]
 
 
 def test_a_transcoder_setting_reruns_from_the_transcoder_on(project: Path) -> None:
-    change(project, "noise_draws: 4", "noise_draws: 2")
+    change(project, "transcoder.noise_draws", 77)
     assert repro(project) == from_stage("transcoder")
 
 
 def test_where_it_runs_reruns_nothing(project: Path) -> None:
-    change(project, "workers: 2", "workers: 1")
-    change(project, "device: auto", "device: cpu")
+    change(project, "run.workers", 77)
+    change(project, "run.device", "cpu")
     assert repro(project) == []
 
 
@@ -166,7 +165,7 @@ def test_the_code_of_a_model_reruns_the_stages_that_use_it(project: Path) -> Non
 def test_another_image_folder_is_read_in_place_of_the_digits(project: Path) -> None:
     (project / "mine").mkdir()
     (project / "mine" / "image").write_text("an image")
-    change(project, "source: data/digits", "source: mine")
+    change(project, "shards.source", "mine")
     assert repro(project) == from_stage("shards")
 
 
@@ -186,7 +185,7 @@ def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path
     before = json.loads((project / "outputs/metrics.json").read_text())["figure"]
     scratch.run(project, "git", "add", "dvc.lock")
     scratch.run(project, "git", "commit", "-q", "-m", "second")
-    change(project, "guidance_scale: 1.5", "guidance_scale: 2.0")
+    change(project, "samples.guidance_scale", 7.5)
     assert repro(project) == ["samples", "evaluation"]
     after = json.loads((project / "outputs/metrics.json").read_text())["figure"]
     diff = json.loads(scratch.run(project, "dvc", "metrics", "diff", "--json"))

@@ -11,6 +11,9 @@ from bigr.errors import BigrError
 
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
+VALUES["generator"] |= {"dim": 128, "heads": 4, "diffusion_steps": 256, "target": "flip"}
+VALUES["samples"] |= {"iterations": 8, "diffusion_steps": 20, "guidance_scale": 1.5}
+VALUES["transcoder"] |= {"start": "joint", "target": "flip"}
 GONE = object()
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
