@@ -56,7 +56,8 @@ lint: $(STAMP) ## check style and types
 	mypy
 
 ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLFLOW_PORT)
-	$(if $(REMOTE_MLFLOW),@echo "The runs are on $(MLFLOW_TRACKING_URI)",honcho start mlflow)
+	@echo "The runs are on $(or $(REMOTE_MLFLOW),http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1/runs?workflowType=machine_learning)"
+	$(if $(REMOTE_MLFLOW),,honcho start mlflow)
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
 	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)

@@ -19,6 +19,9 @@ from bigr.errors import BigrError
 STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
 """The stages, in the order in which they run: also section names, file names and MLflow run names."""
 
+EMBEDDED = "data/digits"
+"""Where the stage `digits` writes the embedded data set."""
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -274,6 +277,8 @@ class Settings(_Section):
                     "tokenizer.attention_resolutions",
                     f"resolutions that the encoder passes through: {', '.join(map(str, resolutions))}",
                 )
+        if self.shards.source == EMBEDDED and "flip" in self.codes.views:
+            raise _Misfit("codes.views", f"[identity] where shards.source is {EMBEDDED}: a mirrored digit is no digit")
         tokens = self.grid**2
         if self.samples.iterations > tokens:
             raise _Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")

@@ -59,6 +59,10 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer.perceptual_weight": 1.0}, "tokenizer.perceptual_weights is null; allowed: a file with LPIPS'"),
     ({"codes.views": ["flip"]}, "codes.views is ['flip']; allowed: a list that starts with identity"),
     ({"codes.views": ["identity", "identity"]}, "codes.views is ['identity', 'identity']; allowed: each view once"),
+    (
+        {"codes.views": ["identity", "flip"]},
+        "codes.views is ['identity', 'flip']; allowed: [identity] where shards.source is data/digits",
+    ),
     ({"samples.iterations": 17}, "samples.iterations is 17; allowed: at most 16, the number of tokens (4×4)"),
     ({"samples.diffusion_steps": 257}, "samples.diffusion_steps is 257; allowed: 2 to 256, the number of generator."),
     (
