@@ -1,7 +1,8 @@
 """Files that are whole or not there: atomic writes, and digests.
 
 Everything is written beside its final name, flushed to the disk, and renamed. A reader, or a run that starts after a
-power cut, sees the old file or the new one, never half of one.
+power cut, sees the old file or the new one, never half of one. What a killed writer left beside the name is removed by
+the next. Of one name there is one writer at a time: a stage holds a lock while it runs.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 _CHUNK = 1 << 20
+_MARK = "[0-9a-f]" * 8  # of a name that is being written
 
 
 @contextmanager
@@ -28,29 +30,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix, since many writers choose the format by it. Parent folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.stem}.{_MARK}{path.suffix}"):
+        leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new empty folder beside `path`; on success it takes `path`'s place, on failure it is removed."""
+    """Yield a new empty folder beside `path`; on success it takes `path`'s place, on failure it is removed.
+
+    An old folder of that name is moved aside first, so that for a moment there is neither, but never half of one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    for leftover in path.parent.glob(f".{path.name}.{_MARK}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
     temporary.mkdir()
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            path.replace(old)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

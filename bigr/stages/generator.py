@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bigr.context import Context
 from bigr.data.codes import CodesDataset
-from bigr.interop.folders import save
+from bigr.interop.folders import model_hash, save
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.seeds import derive_seed, generator
 from bigr.training.device import resolve_device
@@ -35,7 +35,9 @@ def run(settings: "Settings", context: Context) -> None:
     section, device = settings.generator, resolve_device(settings.run.device)
     check_batch_size("generator", section.batch_size)
     folder = context.root / "data" / "codes"
-    dataset = CodesDataset.open(folder, "train", None)
+    tokenizer = context.root / "models" / "tokenizer"
+    expected = model_hash(tokenizer) if (tokenizer / "config.json").exists() else None  # codes may come without it
+    dataset = CodesDataset.open(folder, "train", expected)
     torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
     model = BiGR(config_of(section, dataset)).to(device)
     loss_of = parallel(model, "loss")
@@ -72,7 +74,7 @@ def run(settings: "Settings", context: Context) -> None:
     if is_main():
         assert isinstance(average, BiGR)
         save(context.root / "models" / "generator", average, dataset.tokenizer)
-    forget_checkpoint("generator", context)
+    forget_checkpoint(plan, context)
 
 
 def config_of(section: "Section", dataset: CodesDataset) -> BiGRConfig:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bigr.config import Settings
 
 PICTURED_CLASSES = 16
+DECODED_TOGETHER = 16
 
 
 def run(settings: "Settings", context: Context) -> None:
@@ -40,20 +41,20 @@ def run(settings: "Settings", context: Context) -> None:
     model = load_model(context.root / "models" / "bigr", BiGR).to(device)
     check_fit(context.root / "models", tokenizer, model)
     labels = balanced_labels(section.count, model.config.num_classes)
+    # A model trained without labels knows the unconditional row alone.
+    conditions = labels if settings.generator.use_labels else torch.full_like(labels, model.config.num_classes)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
     mine = range(rank(), section.count, world())
 
     images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
-    with (
-        Progress("samples", section.count, unit="image", enabled=is_main()) as bar,
-        autocast(device, settings.run.precision, model.config.dim),
-    ):
+    with Progress("samples", section.count, unit="image", enabled=is_main()) as bar:
         for places in batched(len(mine), section.batch_size):
             chosen = [mine[place] for place in places]
-            codes = sample_codes(model, labels[chosen].to(device), sampling_of(section), [seeds[i] for i in chosen])
-            with torch.no_grad():
-                decoded = to_uint8(tokenizer.decode(codes))
-            images[places.start : places.stop] = decoded.permute(0, 2, 3, 1).cpu()
+            with autocast(device, settings.run.precision, model.config.dim):
+                codes = sample_codes(
+                    model, conditions[chosen].to(device), sampling_of(section), [seeds[i] for i in chosen]
+                )
+            images[places.start : places.stop] = decoded(tokenizer, codes)
             bar.advance(len(chosen) * world())
 
     images = gathered(images, section.count, device)
@@ -90,6 +91,21 @@ def batched(count: int, size: int) -> Iterator[range]:
     """0..count in ranges of at most `size`."""
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
+
+
+@torch.no_grad()
+def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
+    """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in float32.
+
+    Always so many at a time, the last ones filled up: convolutions round by the size of their batch, and a sample must
+    not depend on which others stand in its batch.
+    """
+    parts = []
+    for part in codes.split(DECODED_TOGETHER):
+        filled = torch.zeros(DECODED_TOGETHER, *codes.shape[1:], dtype=codes.dtype, device=codes.device)
+        filled[: len(part)] = part
+        parts.append(to_uint8(tokenizer.decode(filled))[: len(part)].permute(0, 2, 3, 1).cpu())
+    return torch.cat(parts)
 
 
 def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:

@@ -83,7 +83,7 @@ def run(settings: "Settings", context: Context) -> None:
     if is_main():
         assert isinstance(average, Tokenizer)
         save(context.root / "models" / "tokenizer", average)
-    forget_checkpoint("tokenizer", context)
+    forget_checkpoint(plan, context)
 
 
 def config_of(section: "Section", image_size: int) -> TokenizerConfig:

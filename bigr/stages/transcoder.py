@@ -54,8 +54,9 @@ def run(settings: "Settings", context: Context) -> None:
         losses = [transcoder.loss(gather_tokens(b.codes, b.masked), h, noise).mean() for b, h in hidden]
         return {"val_loss": float(torch.stack(losses).mean())}
 
-    before = {"step": 0, **validate(joint, 0)}
-    context.report.metrics({"val_loss_joint": before["val_loss"]})
+    before = {"step": 0, **validate(model.transcoder, 0)}
+    if joint.config.target == model.config.target:  # losses of two targets do not compare
+        context.report.metrics({"val_loss_joint": validate(joint, 0)["val_loss"]})
     if section.steps == 0:
         if is_main():
             write_curves(context.root / "outputs" / "curves" / "transcoder.csv", [before])
@@ -87,7 +88,7 @@ def run(settings: "Settings", context: Context) -> None:
         assert isinstance(average, Transcoder)
         model.transcoder = average
         save(context.root / "models" / "bigr", model, dataset.tokenizer)
-    forget_checkpoint("transcoder", context)
+    forget_checkpoint(plan, context)
 
 
 @torch.no_grad()

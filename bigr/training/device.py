@@ -1,5 +1,6 @@
 """Where the arithmetic runs, and in which precision."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,6 +18,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself to the bit
         if not torch.cuda.is_available():
             raise BigrError(f"run.device is {name}, but torch sees no CUDA device here; set run.device to auto or cpu")
         device = torch.device("cuda", local_rank() if device.index is None else device.index)

@@ -80,10 +80,12 @@ def train(
     Raises `BigrError` with the step and the batch where a loss is not finite.
     """
     settings = plan.settings
+    if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
+        torch.use_deterministic_algorithms(True, warn_only=True)
     average = Average(players[0].module, settings.ema_decay)
     modules = {player.name: player.module for player in players} | {"average": average.module}
     optimisers = {player.name: player.optimiser for player in players}
-    checkpoint = Checkpoint(context.root / "checkpoints" / plan.stage, context.fingerprint)
+    checkpoint = _checkpoint(plan, context)
     progress = checkpoint.resume(modules, optimisers) or {
         "step": 0,
         "rows": [first_row] if first_row else [],
@@ -93,6 +95,8 @@ def train(
     losses = Losses(progress["losses"], start, describe)
     if start:
         log.info("%s: continuing from step %d of %d", plan.stage, start, settings.steps)
+        for row in rows if is_main() else []:  # this execution's record shows the whole curve
+            context.report.metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
     read_back = 1 if plan.device.type == "cpu" else READ_BACK_EVERY
     stream = batches(start)
     with Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar:
@@ -117,6 +121,7 @@ def train(
                 losses.read()
                 if is_main():
                     rows.append({"step": done, **losses.mean(), **validate(average.module, done)})
+                    _check_finite(rows[-1], done, describe)
                     context.report.metrics({k: v for k, v in rows[-1].items() if k.startswith("val_")}, step=done)
                 losses.clear()
                 barrier()
@@ -132,10 +137,16 @@ def train(
     return average.module
 
 
-def forget_checkpoint(stage: str, context: Context) -> None:
+def forget_checkpoint(plan: Plan, context: Context) -> None:
     """Remove the checkpoint of a stage whose outputs are written."""
     if is_main():
-        Checkpoint(context.root / "checkpoints" / stage, context.fingerprint).remove()
+        _checkpoint(plan, context).remove()
+
+
+def _checkpoint(plan: Plan, context: Context) -> Checkpoint:
+    # Draws are derived from the process's number, and kinds of devices round differently: both belong to the run.
+    fingerprint = f"{context.fingerprint} on {world()} × {plan.device.type}"
+    return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint)
 
 
 def _update(plan: Plan, player: Player[Batch], batch: Batch, step: int, rate: float) -> dict[str, Tensor]:
@@ -146,12 +157,12 @@ def _update(plan: Plan, player: Player[Batch], batch: Batch, step: int, rate: fl
     player.optimiser.zero_grad(set_to_none=True)
     losses["loss"].backward()
     parameters = [p for group in player.optimiser.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip)
+    gradient_norm = nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip)
     for group in player.optimiser.param_groups:
         group["lr"] = rate
     player.optimiser.step()
     prefix = "" if player.name == "model" else f"{player.name}_"
-    return {prefix + name: value.detach() for name, value in losses.items()}
+    return {prefix + name: value.detach() for name, value in losses.items()} | {prefix + "gradient_norm": gradient_norm}
 
 
 class Losses:
@@ -175,12 +186,7 @@ class Losses:
             for losses in self._waiting:
                 row = {name: next(values) for name in losses}
                 self._step += 1
-                for name, value in row.items():
-                    if not abs(value) < float("inf"):
-                        raise BigrError(
-                            f"{name} is {value} at step {self._step} {self._describe(self._step - 1)}".rstrip()
-                            + "; lower learning_rate or grad_clip, or set run.precision to float32"
-                        )
+                _check_finite(row, self._step, self._describe)
                 self.window.append(row)
             self._waiting.clear()
         return self.window[-1] if self.window else {"loss": float("nan")}
@@ -193,6 +199,15 @@ class Losses:
     def clear(self) -> None:
         """Begin a new window."""
         self.window.clear()
+
+
+def _check_finite(figures: Mapping[str, float], step: int, describe: Callable[[int], str]) -> None:
+    for name, value in figures.items():
+        if not abs(value) < float("inf"):
+            raise BigrError(
+                f"{name} is {value} at step {step} {describe(step - 1)}".rstrip()
+                + "; lower learning_rate or grad_clip, or set run.precision to float32"
+            )
 
 
 def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
