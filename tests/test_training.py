@@ -195,9 +195,10 @@ def test_codes_of_another_tokenizer_are_refused_by_the_transcoder(tmp_path):
 
 def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(tmp_path):
     write_shards(tmp_path, size=16)
-    tokenizer.run(settings(tokenizer__batch_size=4), Context(tmp_path))
+    chosen = settings(tokenizer__batch_size=4)
+    tokenizer.run(chosen, Context(tmp_path))
     model = load_model(tmp_path / "models" / "tokenizer", Tokenizer)
-    assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, 16, 24)
+    assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, chosen.grid**2, chosen.tokenizer.code_bits)
     assert (tmp_path / "outputs" / "reconstructions.png").stat().st_size > 0
     row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
     assert {"loss", "l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
