@@ -60,10 +60,14 @@ ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLF
 	$(if $(REMOTE_MLFLOW),,honcho start mlflow)
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
+	@if (exec 3<>/dev/tcp/127.0.0.1/$(PREFECT_PORT)) 2>/dev/null; then \
+		echo "Port $(PREFECT_PORT) is taken: the services run already, or name others: make services PREFECT_PORT=… MLFLOW_PORT=…" >&2; \
+		exit 1; fi
 	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)
 
 deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
 	python -m bigr.closure --write
 
-clean: ## remove what the pipeline and the services made; .venv and DVC's cache stay
-	rm -rf data models outputs checkpoints mlflow.db* mlartifacts .prefect dvc_plots
+# MLflow's records stay with dvc.lock and DVC's cache: every output that these name has its run.
+clean: ## remove what the pipeline and the services made; .venv, DVC's cache and MLflow's records stay
+	rm -rf data models outputs checkpoints .prefect dvc_plots

@@ -1,6 +1,8 @@
 """Tell Prefect's server about the work pool and the deployments of prefect.yaml: `python -m flows.deploy`.
 
-Waits for the server first, so that it can be started together with it; harmless when repeated.
+Waits for the server first, so that it can be started together with it. Runs that were under way when the services last
+stopped are declared crashed: nobody else would, and they would hold the deployment's only place for ever. Harmless when
+repeated.
 """
 
 import subprocess
@@ -9,9 +11,13 @@ import time
 import urllib.error
 import urllib.request
 
-from prefect.client.orchestration import get_client
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import get_current_settings
+from prefect.states import Crashed
 
 from flows.execution import command
 
@@ -31,11 +37,27 @@ def wait_for_server(url: str) -> None:
     raise TimeoutError(f"Prefect's server does not answer on {url}; start it with `make services`")
 
 
+def bury(client: SyncPrefectClient) -> None:
+    """Declare crashed the flow runs whose process is gone; they can be retried from their page."""
+    under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=under_way))):
+        if not _lives(run):
+            client.set_flow_run_state(run.id, Crashed(message="stopped together with the services"), force=True)
+
+
+def _lives(run: FlowRun) -> bool:
+    try:
+        return "prefect" in " ".join(psutil.Process(int(run.infrastructure_pid or "")).cmdline())
+    except (ValueError, psutil.Error):
+        return False
+
+
 def main() -> int:
     """Exit status 0 once everything is registered; otherwise that of `prefect deploy`."""
     url = get_current_settings().api.url
     wait_for_server(str(url))
     with get_client(sync_client=True) as client:
+        bury(client)
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
     return subprocess.call([command("prefect"), "--no-prompt", "deploy", "--all"], stdin=subprocess.DEVNULL)
 

@@ -26,7 +26,7 @@ class Page:
 
     def text(self) -> str:
         """The whole page."""
-        parts = [f"# {self.name}", self._stages(), self._figures(), self._picture(), self._records(), self._settings()]
+        parts = [f"# {self.name}", self._stages(), self._picture(), self._records(), self._figures(), self._settings()]
         return "\n\n".join(part for part in parts if part)
 
     def _stages(self) -> str:
@@ -76,8 +76,8 @@ def record(project: Path, run_id: str) -> str:
     """The address of the MLflow run that holds those of this flow run's stages; empty if there is none."""
     from bigr.tracking.store import Store, location
 
-    database = location(project).removeprefix("sqlite:///")
-    if not database.startswith("http") and not Path(database).exists():
+    uri = location(project)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return ""
     store = Store(project)
     found = store.runs(bigr__execution=run_id, bigr__kind="pipeline")

@@ -5,7 +5,6 @@ itself ends the run at once with its own message; one that a signal killed is tr
 checkpoint. `prefect deployment run bigr/full --watch` runs the deployment of prefect.yaml.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from bigr import config
 from bigr.errors import BigrError
 from bigr.pipeline import StageSpec
 from bigr.pipeline import stages as described_stages
+from bigr.tracking.store import location
 from flows import workspace
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from flows.page import Page, record
@@ -67,6 +67,8 @@ def pipeline(
     finally:
         _publish(page, project, run_id)
     if message:
+        if overrides and "failed" in page.stages.values():  # one that was killed stays, with its checkpoints
+            workspace.remove(folder)
         return Failed(message=message)
     if overrides:
         try:
@@ -89,7 +91,7 @@ def _environment(project: Path, name: str, run_id: str) -> dict[str, str]:
     return {
         "BIGR_EXECUTION": run_id,
         "BIGR_EXECUTION_NAME": name,
-        "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": location(project),
     }
 
 

@@ -2,8 +2,8 @@
 
 The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares
 DVC's cache, and alone has the overridden params.yaml: the user's files are never touched, however the run ends. It
-stays where it is until the run succeeds, so that a retry finds its checkpoints. Its result is an experiment of the
-user's project (`dvc exp show`) under the flow run's name.
+goes when the run has succeeded or failed by itself; after a kill it stays, so that a retry finds its checkpoints. Its
+result is an experiment of the user's project (`dvc exp show`) under the flow run's name.
 """
 
 import configparser
@@ -91,6 +91,11 @@ def save(project: Path, folder: Path, name: str, stages: list[str]) -> None:
     _run(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
     ref = _git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").split()[0]
     _git(project, "fetch", "--quiet", "--no-write-fetch-head", str(folder), f"+{ref}:{ref}")
+    remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Remove a clone."""
     shutil.rmtree(folder)
 
 

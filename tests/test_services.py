@@ -50,6 +50,10 @@ class Services:
             "MINI_PROJECT_KILL": str(self.kill),
             "MINI_PROJECT_HOLD": str(self.hold),
         }
+        self.launch()
+
+    def launch(self) -> None:
+        """Start what `make services` starts, but for MLflow."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(  # guarded: a test run that is killed leaves no server behind
                 [sys.executable, guard.__file__, "honcho", "start", "prefect", "worker"],
@@ -60,6 +64,10 @@ class Services:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def wait_until_up(self) -> None:
+        """Return once the worker waits for runs."""
+        self.wait_for(lambda: "Worker 'bigr' started!" in self.log.read_text())
 
     def processes(self) -> list[psutil.Process]:
         """Honcho first, then all that it started."""
@@ -94,6 +102,10 @@ class Services:
                 if error.code != 503 or not patience:
                     raise
                 time.sleep(patience)
+
+    def deploy(self, project: Path) -> None:
+        """Make the deployment that of `project`."""
+        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.environment, check=True)
 
     def start(self, *options: str, project: Path | None = None, **parameters: Any) -> tuple[str, str]:
         """The flow run's id, and all that `prefect deployment run bigr/full` says."""
@@ -142,7 +154,7 @@ def _free_port() -> int:
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     started = Services(tmp_path_factory.mktemp("services"))
     try:
-        started.wait_for(lambda: "Worker 'bigr' started!" in started.log.read_text())
+        started.wait_until_up()
         yield started
     finally:
         for process in started.stop():
@@ -261,7 +273,7 @@ def test_the_real_pipeline_runs_through_the_deployment(services: Services, tmp_p
             shutil.copy(mini_project.ROOT / name, project / name)
     (project / "dvc.lock").unlink(missing_ok=True)
     mini_project.commit(project)
-    subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=services.environment, check=True)
+    services.deploy(project)
     run = services.watch(project=project, settings=tiny.OVERRIDES)
     assert run["state_name"] == "Completed", run["state"]
     assert run["state"]["message"] == "8 stages ran, 0 cached"
@@ -272,7 +284,19 @@ def test_the_real_pipeline_runs_through_the_deployment(services: Services, tmp_p
     assert mini_project.run(project, "git", "status", "--porcelain") == ""
 
 
-def test_services_stop_together(services: Services) -> None:
+def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(services: Services) -> None:
+    services.deploy(services.project)
+    pid = services.hold.with_suffix(".pid")
+    pid.unlink(missing_ok=True)
+    services.hold.touch()
+    run_id, _ = services.start(stages=["digits", "shards"], force=True)
+    mini_project.holder(pid)
     said = [" ".join(process.cmdline()) for process in services.processes()]
-    assert any("prefect server" in words for words in said) and any("prefect worker" in words for words in said)
+    assert all(any(words in line for line in said) for words in ("prefect server", "prefect worker", "step.py"))
     assert services.stop() == []
+
+    services.hold.unlink()
+    services.launch()
+    services.wait_until_up()
+    assert services.run(run_id)["state_name"] == "Crashed"
+    assert services.watch(stages=["digits", "shards"])["state_name"] == "Completed"
