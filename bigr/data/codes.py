@@ -8,7 +8,6 @@ Shapes: B images, N = g² tokens in row-major order, K bits.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigr import seeds
+from bigr import bits, seeds
 from bigr.data.shards import Shard, ShardIndex, read_shard
 from bigr.errors import BigrError
 from bigr.files import write_json, write_tensors
@@ -223,6 +222,4 @@ def bit_usage(dataset: CodesDataset) -> dict[str, float]:
     for codes, _ in dataset.chunks():
         ones += codes.sum(dim=(0, 1))
     frequency = ones.double() / (len(dataset) * dataset.grid**2)
-    entropy = -(torch.xlogy(frequency, frequency) + torch.xlogy(1 - frequency, 1 - frequency)) / math.log(2)
-    dead = (frequency < 0.01) | (frequency > 0.99)
-    return {"bit_entropy": float(entropy.mean()), "dead_bits": int(dead.sum())}
+    return {"bit_entropy": float(bits.entropy(frequency).mean()), "dead_bits": bits.dead(frequency)}

@@ -1,16 +1,15 @@
 """How well the codes use their bits."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bigr import bits
 from bigr.data.codes import CodesDataset
 
 _CHUNK = 4096  # images at a time
-_DEAD = 0.01  # a bit that is on, or off, in less than this share of tokens
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,12 @@ class CodeUsage:
     @property
     def entropy(self) -> Tensor:
         """Of each bit's frequency, in bits: 1 is best, float64 [K]."""
-        p = self.frequency
-        return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / math.log(2)
+        return bits.entropy(self.frequency)
 
     @property
     def dead(self) -> int:
         """How many bits are on in less than 1 % or more than 99 % of all tokens."""
-        return int(((self.frequency < _DEAD) | (self.frequency > 1 - _DEAD)).sum())
+        return bits.dead(self.frequency)
 
 
 def code_usage(codes: CodesDataset, count: int) -> CodeUsage:
@@ -37,9 +35,9 @@ def code_usage(codes: CodesDataset, count: int) -> CodeUsage:
     ones = torch.zeros(codes.code_bits, dtype=torch.int64)
     packed = []
     for indices in torch.arange(count).split(_CHUNK):
-        bits, _ = codes.batch(indices)
-        ones += bits.sum(dim=(0, 1))
-        packed.append(np.packbits(bits.flatten(0, 1).numpy(), axis=-1))
+        batch, _ = codes.batch(indices)
+        ones += batch.sum(dim=(0, 1))
+        packed.append(np.packbits(batch.flatten(0, 1).numpy(), axis=-1))
     tokens = np.ascontiguousarray(np.concatenate(packed))
     # Rows as opaque bytes: sorting those is many times faster than np.unique over an axis.
     unique = np.unique(tokens.view(np.dtype((np.void, tokens.shape[1]))))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from bigr import bits
 from bigr.context import Context
 from bigr.data.shards import ImageBatches, ShardIndex, load_split
 from bigr.evaluation.pictures import pairs, save_grid
@@ -111,12 +112,11 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor, batch_size: int) -> tuple[
     codes = torch.cat([tokenizer.codes(batch) for batch in images.split(batch_size)])
     restored = torch.cat([tokenizer.decode(batch).clamp(0, 1) for batch in codes.split(batch_size)])
     squared = (restored - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-    frequency = codes.float().mean(dim=(0, 1)).clamp(1e-7, 1 - 1e-7)
-    entropy = -(frequency * frequency.log2() + (1 - frequency) * (1 - frequency).log2())
+    frequency = codes.double().mean(dim=(0, 1))
     figures = {
-        "val_l1": (restored - images).abs().mean(),
-        "val_psnr": (-10 / math.log(10) * squared.log()).mean(),
-        "val_bit_entropy": entropy.mean(),
-        "val_dead_bits": ((frequency < 0.01) | (frequency > 0.99)).sum(),
+        "val_l1": float((restored - images).abs().mean()),
+        "val_psnr": float((-10 / math.log(10) * squared.log()).mean()),
+        "val_bit_entropy": float(bits.entropy(frequency).mean()),
+        "val_dead_bits": float(bits.dead(frequency)),
     }
-    return {name: float(value) for name, value in figures.items()}, restored
+    return figures, restored
