@@ -1,11 +1,15 @@
 """The one training loop: resuming to the bit, stopping on what is not finite, averages, schedules, many processes."""
 
 import csv
+import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,7 @@ from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.stages import generator, tokenizer, transcoder
 from bigr.training import loop
+from bigr.training.masked import MaskedBatches
 from bigr.training.optimiser import Average, adamw, learning_rate
 from tests.worlds import ROOT, settings, write_codes, write_shards
 
@@ -47,7 +52,16 @@ def run_killed_after(monkeypatch, steps, run):
     monkeypatch.undo()
 
 
-def test_a_killed_generator_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
+def steps_of(monkeypatch, run) -> int:
+    """How many steps a run of a stage takes."""
+    update, steps = Average.update, []
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "update", lambda self, source: steps.append(1) or update(self, source))
+        run()
+    return len(steps)
+
+
+def test_a_killed_generator_continues_and_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, monkeypatch):
     changes = {"generator__steps": 7, "generator__dropout": 0.2, "run__checkpoint_every": 3}
     for name in ("straight", "killed"):
         write_codes(tmp_path / name)
@@ -55,7 +69,7 @@ def test_a_killed_generator_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     generator.run(settings(**changes), straight)
     run_killed_after(monkeypatch, 5, lambda: generator.run(settings(**changes), killed))
     assert not (killed.root / "models" / "generator").exists()
-    generator.run(settings(**changes), killed)
+    assert steps_of(monkeypatch, lambda: generator.run(settings(**changes), killed)) == 7 - 3
     assert weights(straight.root / "models" / "generator") == weights(killed.root / "models" / "generator")
     curves = [(c.root / "outputs" / "curves" / "generator.csv").read_text() for c in (straight, killed)]
     assert curves[0] == curves[1]
@@ -65,14 +79,25 @@ def test_a_killed_generator_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
 def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path, monkeypatch):
     write_codes(tmp_path)
     run_killed_after(monkeypatch, 5, lambda: generator.run(settings(), Context(tmp_path, "before")))
-    steps = []
-    update = Average.update
-    monkeypatch.setattr(Average, "update", lambda self, source: steps.append(1) or update(self, source))
-    generator.run(settings(), Context(tmp_path, "after"))
-    assert len(steps) == settings().generator.steps
+    steps = steps_of(monkeypatch, lambda: generator.run(settings(), Context(tmp_path, "after")))
+    assert steps == settings().generator.steps
 
 
-def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(tmp_path, monkeypatch):
+def test_a_killed_transcoder_continues_and_ends_with_the_same_weights(tmp_path, monkeypatch):
+    changes = {"transcoder__steps": 5, "run__checkpoint_every": 2}
+    straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
+    write_codes(straight.root)
+    generator.run(settings(**changes), straight)
+    shutil.copytree(straight.root, killed.root)
+    transcoder.run(settings(**changes), straight)
+    run_killed_after(monkeypatch, 3, lambda: transcoder.run(settings(**changes), killed))
+    assert steps_of(monkeypatch, lambda: transcoder.run(settings(**changes), killed)) == 5 - 2
+    assert weights(straight.root / "models" / "bigr") == weights(killed.root / "models" / "bigr")
+    curves = [(c.root / "outputs" / "curves" / "transcoder.csv").read_text() for c in (straight, killed)]
+    assert curves[0] == curves[1]
+
+
+def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weights(tmp_path, monkeypatch):
     changes = {
         "tokenizer__steps": 5,
         "tokenizer__batch_size": 4,
@@ -89,9 +114,10 @@ def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(tmp_path, m
     for name in ("straight", "killed"):
         context = Context(tmp_path / name, "f")
         write_shards(context.root)
+        run = partial(tokenizer.run, settings(**changes), context)
         if name == "killed":
-            run_killed_after(monkeypatch, 3, lambda context=context: tokenizer.run(settings(**changes), context))
-        tokenizer.run(settings(**changes), context)
+            run_killed_after(monkeypatch, 3, run)
+        assert steps_of(monkeypatch, run) == (5 - 2 if name == "killed" else 5)
         ends.append(weights(context.root / "models" / "tokenizer"))
         rows = list(csv.DictReader((context.root / "outputs" / "curves" / "tokenizer.csv").open()))
         assert math.isfinite(float(rows[-1]["discriminator_loss"]))
@@ -100,9 +126,9 @@ def test_a_killed_tokenizer_with_a_critic_ends_with_the_same_weights(tmp_path, m
 
 
 @pytest.mark.slow
-def test_kill_9_and_a_second_run_end_with_the_weights_of_one_run(tmp_path):
-    """The same through the command line, with a real SIGKILL while checkpoints are being written."""
-    changes = {"generator__steps": 20, "generator__validate_every": 20, "run__checkpoint_every": 1}
+def test_a_run_after_kill_9_continues_and_ends_with_the_weights_of_one_run(tmp_path):
+    """The same with a real SIGKILL while checkpoints are being written; tests/test_resume.py does it through DVC."""
+    changes = {"generator__steps": 60, "generator__validate_every": 60, "run__checkpoint_every": 1}
     command = [sys.executable, "-c", _PROGRAM, str(changes)]
     for name in ("straight", "killed"):
         write_codes(tmp_path / name)
@@ -115,17 +141,21 @@ def test_kill_9_and_a_second_run_end_with_the_weights_of_one_run(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "killed" / "models" / "generator").exists()
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, cwd=ROOT)
+    second = subprocess.run(
+        [*command, str(tmp_path / "killed")], check=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert re.search(r"generator: continuing from step \d+ of 60", second.stderr)
     assert weights(tmp_path / "straight" / "models" / "generator") == weights(
         tmp_path / "killed" / "models" / "generator"
     )
 
 
 _PROGRAM = """
-import ast, pathlib, sys
+import ast, logging, pathlib, sys
 from bigr.context import Context
 from bigr.stages import generator
 from tests.worlds import settings
+logging.basicConfig(level=logging.INFO)
 generator.run(settings(**ast.literal_eval(sys.argv[1])), Context(pathlib.Path(sys.argv[2]), "f"))
 """
 
@@ -142,6 +172,19 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monke
     monkeypatch.setattr(BiGR, "loss", explode)
     with pytest.raises(BigrError, match=r"loss is nan at step 3 \(batch 2: training codes \d+, \d+"):
         generator.run(settings(run__checkpoint_every=1), Context(tmp_path, "f"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_though_the_loss_is(tmp_path, monkeypatch):
+    write_codes(tmp_path)
+    original = BiGR.loss
+
+    def explode(self, *batch):
+        return original(self, *batch) + (0 * self.backbone.mask_tok).sum().sqrt()  # 0, of slope ∞ · 0
+
+    monkeypatch.setattr(BiGR, "loss", explode)
+    with pytest.raises(BigrError, match=r"gradient_norm is nan at step 1 \(batch 0: training codes"):
+        generator.run(settings(), Context(tmp_path))
     assert not (tmp_path / "models").exists()
 
 
@@ -256,36 +299,85 @@ def test_losses_are_averaged_over_their_window():
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path):
-    write_codes(tmp_path)
+def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
+    dataset = write_codes(tmp_path)
     program = tmp_path / "program.py"
     program.write_text(_DISTRIBUTED)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
-    end = load_model(tmp_path / "models" / "generator", BiGR).state_dict()
-    for rank in (0, 1):  # both ended with the same weights: gradients were averaged
-        mine = torch.tensor([float(x) for x in (tmp_path / f"rank{rank}").read_text().split()])
-        assert torch.isfinite(mine).all()
-        assert torch.equal(mine, torch.tensor([float(x) for x in (tmp_path / "rank0").read_text().split()]))
-    assert len(end) > 10
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+    batch_size, device = settings().generator.batch_size, torch.device("cpu")
+    stream = MaskedBatches(
+        dataset, batch_size, stage="generator", seed=settings().seed, label_dropout=0.0, unconditional=3, device=device
+    )
+    for step in range(2):  # within the first epoch: no image comes twice
+        halves = [rank["images"][step] for rank in ranks]
+        assert not set(halves[0]) & set(halves[1])
+        assert halves[0] + halves[1] == stream.indices(step).tolist()
+    assert ranks[0]["masked"] == ranks[1]["masked"]
+    assert ranks[0]["masks"] != ranks[1]["masks"]
+    for rank in ranks:
+        assert rank["off_the_mean"] < 1e-5 < 1e-2 < rank["off_its_own"]
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert all(map(math.isfinite, ranks[0]["weights"]))
+    assert (tmp_path / "models" / "generator" / "model.safetensors").exists()
 
 
 _DISTRIBUTED = """
-import pathlib, sys
+# Trains in this process, one of two, and writes what it saw: its images, its masks, and how far the gradients of the
+# first step are from its own ones and from the mean of all (largest difference, relative to the largest gradient).
+import json, pathlib, sys
 import torch
+import torch.distributed as dist
+from torch import nn
 from bigr.context import Context
+from bigr.data.codes import CodesDataset
+from bigr.models.bigr import BiGR
 from bigr.stages import generator
 from bigr.training import distributed, loop
+from bigr.training.masked import MaskedBatches
 from tests.worlds import settings
 
-root = pathlib.Path(sys.argv[1])
-update = loop.Average.update
-def remember(self, source):
-    update(self, source)
-    sums = [p.double().sum().item() for p in source.parameters()]
-    (root / f"rank{distributed.rank()}").write_text(" ".join(map(repr, sums)))
-loop.Average.update = remember
+root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": []}, [], []
+codes_of, batch_of, loss_of, clip = CodesDataset.batch, MaskedBatches.batch, BiGR.loss, nn.utils.clip_grad_norm_
+
+def remember_images(self, indices, views=0):
+    read.append(indices.tolist())
+    return codes_of(self, indices, views)
+
+def remember_batch(self, step):
+    read.clear()
+    batch = batch_of(self, step)
+    saw["images"] += read
+    saw["masked"].append(batch.masked.shape[1])
+    saw["masks"].append(batch.masked.tolist())
+    return batch
+
+def remember_call(self, codes, labels, masked, noise, draws=1):
+    if not call:
+        call.extend([self, codes, labels, masked, noise.get_state(), draws])
+    return loss_of(self, codes, labels, masked, noise, draws)
+
+def compare(parameters, *rest):
+    if "off_the_mean" not in saw:
+        model, codes, labels, masked, state, draws = call
+        noise = torch.Generator().set_state(state)
+        parameters = list(model.parameters())
+        own = torch.autograd.grad(loss_of(model, codes, labels, masked, noise, draws), parameters)
+        own, used = (torch.cat([g.flatten() for g in gradients]) for gradients in (own, [p.grad for p in parameters]))
+        mean = own.clone()
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+        for name, expected in (("off_the_mean", mean), ("off_its_own", own)):
+            saw[name] = ((used - expected).abs().max() / expected.abs().max()).item()
+    return clip(parameters, *rest)
+
+CodesDataset.batch, MaskedBatches.batch, BiGR.loss = remember_images, remember_batch, remember_call
+nn.utils.clip_grad_norm_ = compare
 with distributed.process_group(torch.device("cpu")):
-    generator.run(settings(run__device="cpu"), Context(root, "f"))
+    generator.run(settings(run__device="cpu", run__precision="float32"), Context(root, "f"))
+    saw["weights"] = [p.double().sum().item() for p in call[0].parameters()]
+    (root / f"rank{distributed.rank()}.json").write_text(json.dumps(saw))
 """

@@ -1,4 +1,4 @@
-"""Small real inputs for tests of the trained stages: a project folder with codes or shards, and settings that fit."""
+"""Small real inputs for tests of the stages: a project folder with shards, codes or models, and settings that fit."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from bigr import config
 from bigr.context import Context
 from bigr.data.codes import CodesDataset
 from bigr.files import write_json, write_tensors
+from bigr.interop.folders import model_hash, save
+from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 from bigr.stages import shards
 from tests import tiny
 
@@ -18,12 +22,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def settings(**overrides):
-    """params.yaml with the tiny values of tests/tiny.py, then `overrides` as section__key=value."""
+    """params.yaml with the tiny values of tests/tiny.py, then `overrides` as section__key=value, or seed=value."""
     values = config.read(ROOT / "params.yaml")
     dotted = tiny.OVERRIDES | {key.replace("__", "."): value for key, value in overrides.items()}
     for key, value in dotted.items():
-        section, name = key.split(".")
-        values[section][name] = value
+        *section, name = key.split(".")
+        (values[section[0]] if section else values)[name] = value
     return config.validate(values)
 
 
@@ -59,3 +63,27 @@ def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer=
         splits[split] = {"images": count, "class_counts": counts, "shards": [{"name": name, "images": count}]}
     write_json(folder / "index.json", {**header, "classes": [str(c) for c in range(classes)], "splits": splits})
     return CodesDataset.open(folder, "train", tokenizer)
+
+
+def write_models(
+    root: Path, *, classes=3, bits=6, model_bits=None, quantizer="bernoulli", target="flip", tokenizer=None
+):
+    """Untrained models under root/models that answer to all they are given: codes of 4×4 tokens, images of 8×8 pixels.
+
+    model_bits: those of models/bigr, where it is not to fit; tokenizer: the hash that it names, if not the true one.
+    """
+    torch.manual_seed(0)
+    shape = TokenizerConfig(8, bits, 32, 32, (1, 1), 1, (), norm_first=False, quantizer=quantizer)
+    autoencoder = Tokenizer(shape)
+    last = autoencoder.decoder.blocks[-1]
+    nn.init.normal_(last.weight, std=0.03)
+    nn.init.constant_(last.bias, 0.5)
+    save(root / "models" / "tokenizer", autoencoder)
+    model = BiGR(
+        BiGRConfig(
+            model_bits or bits, 4, classes, 32, 2, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16, target=target
+        )
+    )
+    for parameter in model.parameters():  # the zeros of the initialisation would hide what depends on what
+        nn.init.normal_(parameter, std=0.2)
+    save(root / "models" / "bigr", model, tokenizer or model_hash(root / "models" / "tokenizer"))
