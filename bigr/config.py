@@ -5,8 +5,7 @@ result (stages therefore import it for its types alone). Whatever does not fit i
 was, and what is allowed.
 """
 
-import difflib
-import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bigr.errors import BigrError
+from bigr.explain import Misfit, explain, show, some
 
 STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
 """The stages, in the order in which they run: also section names, file names and MLflow run names."""
@@ -33,20 +33,16 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Target = Literal["flip", "x0", "direct"]
 
 
-class _Misfit(ValueError):
-    """A combination of settings that cannot be: `key` is the setting to name, below the section that raises."""
-
-    def __init__(self, key: str, allowed: str) -> None:
-        super().__init__(allowed)
-        self.key, self.allowed = key, allowed
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Run(_Section):
-    """Where and how: nothing here changes what is computed, but for `precision`."""
+    """Where and how. Nothing here but `precision` reruns a stage, nor changes what is learnt and drawn from.
+
+    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way. Another
+    `device` or number of `processes` gives other draws of the same distribution.
+    """
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     precision: Precision
@@ -69,6 +65,12 @@ class Training(_Section):
     ema_decay: Fraction
     validate_every: Positive
 
+    @model_validator(mode="after")
+    def _warms_up(self) -> "Training":
+        if self.warmup_steps > self.steps > 0:  # 0: the stage transcoder trains nothing
+            raise Misfit("warmup_steps", f"at most {self.steps}, the number of steps")
+        return self
+
 
 class Digits(_Section):
     """The embedded data set."""
@@ -85,6 +87,11 @@ class Shards(_Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     images_per_shard: Positive
     max_bad_fraction: Fraction
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the images are those of the stage `digits`, however the path is written."""
+        return Path(os.path.normpath(self.source)).is_relative_to(EMBEDDED)
 
 
 class Tokenizer(Training):
@@ -118,11 +125,11 @@ class Tokenizer(Training):
     def _fits(self) -> "Tokenizer":
         groups = 32
         if self.base_channels % groups:
-            raise _Misfit("base_channels", f"a multiple of {groups} (GroupNorm has {groups} groups)")
+            raise Misfit("base_channels", f"a multiple of {groups} (GroupNorm has {groups} groups)")
         if self.norm_first and self.embed_dim % groups:
-            raise _Misfit("embed_dim", f"a multiple of {groups} where tokenizer.norm_first is true")
+            raise Misfit("embed_dim", f"a multiple of {groups} where tokenizer.norm_first is true")
         if self.perceptual_weight > 0 and self.perceptual_weights is None:
-            raise _Misfit(
+            raise Misfit(
                 "perceptual_weights", "a file with LPIPS' and VGG-16's weights where tokenizer.perceptual_weight is > 0"
             )
         return self
@@ -138,9 +145,9 @@ class Codes(_Section):
     @model_validator(mode="after")
     def _fits(self) -> "Codes":
         if len(set(self.views)) != len(self.views):
-            raise _Misfit("views", "each view once")
+            raise Misfit("views", "each view once")
         if self.views[0] != "identity":
-            raise _Misfit("views", "a list that starts with identity (evaluation reads the first view)")
+            raise Misfit("views", "a list that starts with identity (evaluation reads the first view)")
         return self
 
 
@@ -156,6 +163,7 @@ class Generator(Training):
     use_labels: bool
     condition_rope: bool
     init_std: PositiveFloat
+    position_std: PositiveFloat
     noise_draws: Positive
     transcoder_dim: Positive
     transcoder_blocks: Positive
@@ -164,16 +172,14 @@ class Generator(Training):
 
     @model_validator(mode="after")
     def _fits(self) -> "Generator":
-        if self.dim % self.heads:
-            divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and (self.dim // h) % 4 == 0]
-            raise _Misfit("heads", f"a divisor of generator.dim = {self.dim}, such as {_some(divisors)}")
-        if (self.dim // self.heads) % 4:
-            divisors = [h for h in range(1, self.dim + 1) if self.dim % h == 0 and (self.dim // h) % 4 == 0]
-            raise _Misfit(
-                "heads",
-                f"a number that leaves each head a width divisible by 4 (2-D RoPE) out of generator.dim = {self.dim}"
-                + (f", such as {_some(divisors)}" if divisors else "; make generator.dim a multiple of 4"),
-            )
+        if self.dim % 4:
+            need = f"a multiple of {4 * self.heads}, 4 for each of generator.heads = {self.heads} (2-D RoPE)"
+            raise Misfit("dim", need)
+        divisors = [h for h in range(1, self.dim + 1) if self.dim % (4 * h) == 0]
+        if self.heads not in divisors:
+            need = "a number that leaves each head a width divisible by 4 (2-D RoPE) out"
+            need = "a divisor" if self.dim % self.heads else need
+            raise Misfit("heads", f"{need} of generator.dim = {self.dim}, such as {some(divisors)}")
         return self
 
 
@@ -191,7 +197,7 @@ class Transcoder(Training):
     @model_validator(mode="after")
     def _fits(self) -> "Transcoder":
         if self.start == "scratch" and self.steps == 0:
-            raise _Misfit("steps", "more than 0 where transcoder.start is scratch: an untrained transcoder is noise")
+            raise Misfit("steps", "more than 0 where transcoder.start is scratch: an untrained transcoder is noise")
         return self
 
 
@@ -236,7 +242,7 @@ class Evaluation(_Section):
     @model_validator(mode="after")
     def _fits(self) -> "Evaluation":
         if self.extractor != "classifier" and self.extractor_weights is None:
-            raise _Misfit("extractor_weights", f"a file with the weights of evaluation.extractor = {self.extractor}")
+            raise Misfit("extractor_weights", f"a file with the weights of evaluation.extractor = {self.extractor}")
         return self
 
 
@@ -263,34 +269,53 @@ class Settings(_Section):
     def _fits(self) -> "Settings":
         f, size = self.tokenizer.downsampling, self.shards.image_size
         if size % f:
-            raise _Misfit(
+            raise Misfit(
                 "shards.image_size",
                 f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
             )
         for term, least in (("perceptual_weight", 16), ("gan_weight", 24)):  # VGG-16's poolings; the patches
             if getattr(self.tokenizer, term) > 0 and size < least:
-                raise _Misfit("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
+                raise Misfit("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
         resolutions = [size >> level for level in range(len(self.tokenizer.channel_multipliers))]
         for resolution in self.tokenizer.attention_resolutions:
             if resolution not in resolutions:
-                raise _Misfit(
+                raise Misfit(
                     "tokenizer.attention_resolutions",
                     f"resolutions that the encoder passes through: {', '.join(map(str, resolutions))}",
                 )
-        if self.shards.source == EMBEDDED and "flip" in self.codes.views:
-            raise _Misfit("codes.views", f"[identity] where shards.source is {EMBEDDED}: a mirrored digit is no digit")
+        if self.shards.embedded:
+            why = f"where shards.source is {EMBEDDED}: a mirrored digit is no digit"
+            if self.tokenizer.horizontal_flip:
+                raise Misfit("tokenizer.horizontal_flip", f"false {why}")
+            if "flip" in self.codes.views:
+                raise Misfit("codes.views", f"[identity] {why}")
         tokens = self.grid**2
         if self.samples.iterations > tokens:
-            raise _Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")
+            raise Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")
         transcoder = self.transcoder if self.transcoder.start == "scratch" else self.generator
         section = "transcoder" if self.transcoder.start == "scratch" else "generator"
         if transcoder.target != "direct" and not 2 <= self.samples.diffusion_steps <= transcoder.diffusion_steps:
-            raise _Misfit(
+            raise Misfit(
                 "samples.diffusion_steps",
                 f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps",
             )
-        if not self.generator.use_labels and self.samples.guidance_scale != 1.0:
-            raise _Misfit("samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides")
+        if self.samples.guidance_scale != 1.0:
+            if not self.generator.use_labels:
+                raise Misfit("samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides")
+            if self.generator.label_dropout == 0:
+                raise Misfit(
+                    "generator.label_dropout",
+                    "above 0 where samples.guidance_scale is not 1.0: guidance compares with the model without a label",
+                )
+        for name in ("tokenizer", "generator", "transcoder"):
+            if (section := getattr(self, name)).steps and section.batch_size % self.run.processes:
+                raise Misfit(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
+        measured = {"samples.count": self.samples.count, "evaluation.max_images": self.evaluation.max_images}
+        if self.shards.embedded:
+            measured["digits.val_count"] = self.digits.val_count
+        for key, images in measured.items():
+            if images <= (neighbours := self.evaluation.precision_recall_neighbours):
+                raise Misfit(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
         return self
 
 
@@ -314,7 +339,7 @@ def read(path: Path) -> dict[str, Any]:
     except YAMLError as error:
         raise BigrError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
-        raise BigrError(f"{path.name}: holds {_show(value)}; a mapping of sections is expected")
+        raise BigrError(f"{path.name}: holds {show(value)}; a mapping of sections is expected")
     return value
 
 
@@ -323,58 +348,5 @@ def validate(values: dict[str, Any], name: str = "params.yaml") -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        lines = [f"{name}: {_explain(detail, values)}" for detail in error.errors(include_url=False)]
+        lines = [f"{name}: {explain(detail, values, Settings)}" for detail in error.errors(include_url=False)]
         raise BigrError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _explain(detail: Any, values: dict[str, Any]) -> str:
-    location, kind, context = tuple(detail["loc"]), detail["type"], detail.get("ctx", {})
-    error = context.get("error")
-    if isinstance(error, _Misfit):
-        path = (*location, *error.key.split("."))
-        return f"{_key(path)} is {_show(_at(values, path))}; allowed: {error.allowed}"
-    if kind == "missing":
-        return f"{_key(location)} is missing; add it (docs/settings.md explains every key)"
-    if kind == "extra_forbidden":
-        known = _known(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {_key((*location[:-1], close[0]))}?" if close else f"known here: {', '.join(known)}"
-        return f"{_key(location)} is not a setting; {hint}"
-    if location and location[-1] == "device":
-        return f"{_key(location)} is {_show(detail['input'])}; allowed: auto, cpu, mps, cuda or cuda:N"
-    if kind == "model_type":
-        return f"{_key(location)} is {_show(detail['input'])}; allowed: a section with {', '.join(_known(location))}"
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{_key(location)} is {_show(detail['input'])}; allowed: {message}"
-
-
-def _known(location: tuple[Any, ...]) -> list[str]:
-    model: Any = Settings
-    for part in location:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
-
-
-def _key(location: tuple[Any, ...]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _at(values: Any, path: tuple[Any, ...]) -> Any:
-    for part in path:
-        values = values[part]
-    return values
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{value}"
-    text = repr(value) if value is not None else "null"
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _some(values: list[int]) -> str:
-    shown = [str(v) for v in values if v <= 64][:8]
-    return ", ".join(shown)

@@ -30,6 +30,7 @@ class BackboneConfig:
     dropout: float = 0.1
     condition_rope: bool = False
     init_std: float = 0.02
+    position_std: float = 0.02
 
     @property
     def tokens(self) -> int:
@@ -66,7 +67,10 @@ class Backbone(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears, embeddings, positions N(0, init_std²); biases, adaLN 0; `ada_gss` N(0, 1/D); `mask_tok` N(0, 1)."""
+        """Linears and embeddings N(0, init_std²), positions N(0, position_std²), `ada_gss` N(0, 1/D), `mask_tok` N(0, 1).
+
+        Biases and adaLN's linear are zero.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.init_std)
@@ -74,7 +78,7 @@ class Backbone(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.zeros_(cast(nn.Linear, self.adaLN[1]).weight)
         nn.init.normal_(self.mask_tok)
-        nn.init.normal_(self.position, std=self.config.init_std)
+        nn.init.normal_(self.position, std=self.config.position_std)
         for block in self.blocks():
             nn.init.normal_(block.ada_gss, std=self.config.dim**-0.5)
 

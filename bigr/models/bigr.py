@@ -30,6 +30,7 @@ class BiGRConfig:
     dropout: float = 0.1
     condition_rope: bool = False
     init_std: float = 0.02
+    position_std: float = 0.02
     diffusion_steps: int = 256
     target: str = "flip"
 

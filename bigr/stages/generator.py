@@ -90,6 +90,7 @@ def config_of(section: "Section", dataset: CodesDataset) -> BiGRConfig:
         dropout=section.dropout,
         condition_rope=section.condition_rope,
         init_std=section.init_std,
+        position_std=section.position_std,
         transcoder_dim=section.transcoder_dim,
         transcoder_blocks=section.transcoder_blocks,
         diffusion_steps=section.diffusion_steps,
