@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linears and embeddings N(0, init_std²), positions N(0, position_std²), `ada_gss` N(0, 1/D), `mask_tok` N(0, 1).
+        """Linears, embeddings N(0, init_std²); positions N(0, position_std²); `ada_gss` N(0, 1/D); `mask_tok` N(0, 1).
 
         Biases and adaLN's linear are zero.
         """
