@@ -5,6 +5,7 @@ started through `torchrun -m bigr run NAME` by hand joins those it finds); the o
 """
 
 import contextlib
+import dataclasses
 import difflib
 import fcntl
 import importlib
@@ -63,6 +64,7 @@ def run_stage(name: str, root: Path, params: Path) -> None:
 
 
 def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[str, object]) -> None:
+    spec = dataclasses.replace(spec, deps=(*spec.deps, *_weights(spec.name, settings)))
     hashes = pipeline.content_hashes(root, spec.deps)
     fingerprint = pipeline.fingerprint(spec, values, hashes)
     stage = importlib.import_module(f"bigr.stages.{spec.name}")
@@ -81,6 +83,16 @@ def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[s
             tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         tracker.finish("FINISHED", outputs)
+
+
+def _weights(name: str, settings: "Settings") -> tuple[str, ...]:
+    """The files with others' weights that the stage reads: not in dvc.yaml, as most settings need none of them."""
+    files = {
+        "tokenizer": settings.tokenizer.perceptual_weights if settings.tokenizer.perceptual_weight > 0 else None,
+        "evaluation": settings.evaluation.extractor_weights if settings.evaluation.extractor != "classifier" else None,
+    }
+    file = files.get(name)
+    return (file,) if file else ()
 
 
 @contextlib.contextmanager

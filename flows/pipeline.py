@@ -74,7 +74,7 @@ def pipeline(
         try:
             workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
         except BigrError as error:
-            return Failed(message=f"the results could not be saved as an experiment: {error}")
+            return Failed(message=f"the results, in {folder}, could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
     return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached")
 

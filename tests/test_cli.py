@@ -1,5 +1,6 @@
 """`bigr`: it explains the stages, validates without running, runs one as DVC does, and says mistakes in one line."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -41,9 +42,10 @@ class Silent(Report):
     """Takes the tracker's place and remembers how the stage ended."""
 
     ended: list[tuple[str, dict[str, str]]]
+    inputs: object
 
     def __init__(self, *about: object) -> None:
-        Silent.ended = []
+        Silent.ended, Silent.inputs = [], about[-1]
 
     def finish(self, status: str, outputs: dict[str, str] | None = None) -> None:
         """What `Tracker.finish` is called with."""
@@ -150,6 +152,42 @@ def test_a_stage_gets_settings_root_and_fingerprint_and_its_outputs_are_hashed(
     assert status == "FINISHED"
     assert list(outputs) == ["data/digits"]
     assert outputs["data/digits"].endswith(".dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tokenizer", {"tokenizer.perceptual_weight": 1.0, "tokenizer.perceptual_weights": "vgg.safetensors"}),
+        (
+            "evaluation",
+            {"evaluation.extractor": "inception-v3-compat", "evaluation.extractor_weights": "inception.pth"},
+        ),
+    ],
+)
+def test_weights_that_a_setting_names_count_as_input_where_they_are_used(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, changes: dict[str, object]
+) -> None:
+    prints = []
+    stage(monkeypatch, name, lambda settings, context: (prints.append(context.fingerprint), write_output(context)))
+    output = "models/tokenizer"
+    (project / "dvc.yaml").write_text(f"stages:\n  {name}:\n    cmd: x\n    params: [{name}]\n    outs: [{output}]\n")
+
+    def write_output(context: Context) -> None:
+        (context.root / output).mkdir(parents=True, exist_ok=True)
+
+    *_, file = map(str, changes.values())
+    tiny.apply(project / "params.yaml", changes)
+    for content in ("one", "two"):
+        (project / file).write_text(content)
+        runner.run_stage(name, project, project / "params.yaml")
+        assert Silent.inputs == {file: hashlib.md5(content.encode()).hexdigest()}
+    assert len(set(prints)) == 2
+    unused = dict.fromkeys(changes) | {
+        key: 0 if key.endswith("weight") else "classifier" for key in changes if not key.endswith("weights")
+    }
+    tiny.apply(project / "params.yaml", {**unused, list(changes)[1]: file})
+    runner.run_stage(name, project, project / "params.yaml")
+    assert Silent.inputs == {}
 
 
 @pytest.mark.parametrize(

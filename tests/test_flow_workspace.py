@@ -4,6 +4,7 @@ import csv
 import io
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from bigr import config
 from bigr.errors import BigrError
 from flows import workspace
 from flows.execution import execute
+from flows.page import Page
 from tests import mini_project
 from tests.mini_project import run
 
@@ -106,6 +108,29 @@ def test_the_result_is_an_experiment_of_the_project(project: Path) -> None:
     assert [(project / name).read_bytes() for name in ("params.yaml", "dvc.lock")] == before
     assert git_state(project) == status
     assert workspace.experiment_name(project, "calm heron!", "2222bbbb-0") == "calm-heron-2222bbbb"
+
+
+@pytest.mark.parametrize(("end", "stays"), [("failed", False), ("killed", True)])
+def test_only_the_clone_of_a_killed_run_stays(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, stays: bool
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    from flows import pipeline
+
+    def run_stages(graph: Any, chosen: list[str], page: Page, *rest: object) -> str:
+        assert (page.workspace / "params.yaml").is_file()
+        page.stages["shards"] = end
+        return f"shards: {end}"
+
+    published = []
+    monkeypatch.setattr(pipeline, "flow_run", SimpleNamespace(name="calm-heron", id=f"run-{end}"))
+    monkeypatch.setattr(pipeline, "_run", run_stages)
+    monkeypatch.setattr(pipeline, "_publish", lambda page, *rest: published.append(page.workspace.exists()))
+    monkeypatch.chdir(project)
+    state = pipeline.pipeline.fn(settings={"seed": 1})
+    assert (state.name, state.message, published) == ("Failed", f"shards: {end}", [True])
+    assert (project / workspace.FOLDER / f"run-{end}").exists() is stays
 
 
 def git_state(project: Path) -> str:

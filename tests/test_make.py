@@ -112,6 +112,16 @@ def test_services_leave_mlflow_out_where_a_server_has_it(project: Project) -> No
     assert project.make("ui") == ["honcho start mlflow"]
 
 
+def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> None:
+    kept = {".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
+    for name in {*kept, "data/file", "models/file", "outputs/file", "checkpoints/file", ".prefect/file"}:
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.folder / name).touch()
+    project.make("clean")
+    left = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*") if path.is_file()}
+    assert left == kept | {"Makefile", "requirements.lock", "pyproject.toml"}
+
+
 def test_the_lock_names_versions_and_nothing_else() -> None:
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     assert "torch==2.13.0" in lines

@@ -232,7 +232,22 @@ def test_a_bad_file_fails_the_stage_and_is_named_with_its_reason(tmp_path: Path)
     text = str(error.value)
     assert re.search(r"6 of 30 images .* shards.max_bad_fraction = 0.1 .*a/bad\d.jpg \(not a JPEG, PNG or WebP", text)
     assert text.count("not a JPEG") == 5 and "and 1 more" in text and "\n" not in text
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "shards-report.json"]
+
+
+def test_the_report_of_a_failure_outlives_it_and_goes_with_the_next_success(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "images", {"a": 12, "b": 12})
+    for number in range(6):
+        (source / "a" / f"bad{number}.jpg").write_bytes(b"")
+    failed = tmp_path / "shards-report.json"
+    with pytest.raises(BigrError, match=rf"all are in the log and in {re.escape(str(failed))}$"):
+        packed(source, tmp_path / "shards")
+    report = json.loads(failed.read_text())
+    assert sorted(entry["file"] for entry in report["bad"]) == [f"a/bad{number}.jpg" for number in range(6)]
+    assert (report["files"], report["bad_count"]) == (30, 6)
+    packed(source, tmp_path / "shards", max_bad_fraction=0.5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "shards"]
+    assert json.loads((tmp_path / "shards" / "report.json").read_text()) == report
 
 
 def test_bad_files_below_the_limit_are_absent_and_reported(tmp_path: Path) -> None:

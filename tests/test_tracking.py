@@ -102,6 +102,18 @@ def test_the_stages_of_one_execution_share_a_parent_with_all_settings_and_the_re
     assert files(project, parent, "") == ["samples.png"]
 
 
+def test_inputs_of_any_name_are_recorded(project: Path, request: pytest.FixtureRequest) -> None:
+    inputs = {"my images (2)/": "a.dir", "../weights/vgg=16.safetensors": "b", "/mnt/ü.pth": "c"}
+    tracking.Tracker(project, "shards", SETTINGS, inputs).finish("FINISHED")
+    _, (run,) = runs(project, request.node.name)
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("dvc.dep.")}
+    assert tags == {
+        "dvc.dep.my images _2_": "a.dir",
+        "dvc.dep.../weights/vgg_16.safetensors": "b",
+        "dvc.dep./mnt/ü.pth": "c",
+    }
+
+
 def test_the_commit_is_recorded(tmp_path: Path) -> None:
     for words in ("init -q", "-c user.name=a -c user.email=b commit -q --allow-empty -m first"):
         subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
@@ -191,6 +203,33 @@ def test_records_of_an_experiments_folder_go_to_its_project(tmp_path: Path, monk
     assert location(tmp_path / ".dvc/tmp/exps/one") == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert location(tmp_path) == "http://127.0.0.1:5000"
+
+
+def test_a_database_named_relatively_is_the_projects_wherever_a_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / ".dvc/tmp/flows/one"
+    clone.mkdir(parents=True)
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///records.db")
+    assert location(clone) == location(tmp_path) == f"sqlite:///{tmp_path}/records.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/records.db")
+    assert location(clone) == f"sqlite:///{tmp_path}/elsewhere/records.db"
+
+
+def test_a_training_that_resumes_reports_the_rows_of_its_past_and_its_final_figures_stay_last(
+    project: Path, request: pytest.FixtureRequest
+) -> None:
+    tracker = tracking.Tracker(project, "generator", SETTINGS, {})
+    for step in (60, 0, 20, 40, 80):
+        tracker.metrics({"val_loss": 1 / (step + 1)}, step=step)
+    tracker.metrics({"val_loss": 0.5})
+    tracker.metrics({"val_loss": 0.25}, step=40)
+    tracker.finish("FINISHED")
+    _, (run,) = runs(project, request.node.name)
+    assert run.data.metrics == {"val_loss": 0.5}
+    curve = Store(project).client.get_metric_history(run.info.run_id, "val_loss")
+    assert sorted(point.step for point in curve) == [0, 20, 40, 40, 60, 80, 80]
 
 
 def test_a_stage_goes_on_where_tracking_is_down_and_says_so_once(
@@ -301,3 +340,26 @@ def test_posting_does_not_wait_for_a_receiver_that_hangs(receiver: Receiver, mon
     box.close(lambda: None)
     time.sleep(0)
     assert sum(map(len, receiver.points)) == 99
+
+
+def test_pictures_that_wait_are_bounded_by_their_bytes_and_what_is_dropped_is_said_once(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mailbox, "_LIMIT_BYTES", 100)
+    receiver.refuse(ConnectionError("refused"))
+    box, drawn = post(receiver), []
+    box.point(0)
+    assert receiver.tried.wait(10)
+    for number in range(5):
+        box.call(lambda number=number: drawn.append(number), 40)  # type: ignore[misc]
+    box.point(1)  # takes no such room
+    receiver.failure = None
+    end = time.monotonic() + 10
+    while box._queue and time.monotonic() < end:
+        time.sleep(0.01)
+    box.call(lambda: drawn.append(5), 40)
+    box.close(lambda: None)
+    assert drawn == [0, 1, 5] and box._bytes == 0
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("it: too much waits for it; what there is no room for is dropped") == 1
+    assert said[-1] == "it: 3 records did not reach it"

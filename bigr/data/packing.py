@@ -2,7 +2,8 @@
 
 Which picture goes where is decided from the listing alone, before anything is decoded: every shard is a job of its own,
 done by whichever process is free, and the bytes do not depend on how many there are. A picture that cannot be read is
-absent from its shard and named in `report.json`. Pixels are in memory one picture per process at a time.
+absent from its shard and named in `report.json`; where there are too many, the report is all that is written,
+beside the folder, which DVC empties. Pixels are in memory one picture per process at a time.
 """
 
 import ctypes
@@ -68,9 +69,12 @@ def pack(
     """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, whole or not at all.
 
     Returns counts: images of each split, classes, shards, bad and ignored files. Raises `BigrError` when more than
-    `max_bad_fraction` of the pictures cannot be read, or a class or split has no readable picture left.
+    `max_bad_fraction` of the pictures cannot be read, or a class or split has no readable picture left; the report is
+    then `<folder>-report.json`.
     """
     total = sum(map(len, source.items.values()))
+    failed = folder.with_name(f"{folder.name}-report.json")
+    failed.unlink(missing_ok=True)
     with atomic_folder(folder) as temporary:
         jobs = list(_jobs(source, temporary, image_size, images_per_shard))
         with Progress("shards", total, unit="image") as progress:
@@ -79,17 +83,21 @@ def pack(
         bad = [(file, reason) for shard in packed for file, reason in shard.bad]
         for file, reason in bad:
             log.warning("%s: %s", source.root / file, reason)
-        _check(source, bad, total, max_bad_fraction)
-        packed = [shard for shard in packed if shard.images]
-        index = _index(source, packed, image_size)
-        write_json(temporary / "index.json", index)
         report = {
             "files": total,
             "bad": [{"file": printable(file), "reason": reason} for file, reason in bad],
             "bad_count": len(bad),
             "ignored_count": source.ignored,
         }
+        try:
+            _check(source, bad, total, max_bad_fraction)
+        except BigrError as error:
+            write_json(failed, report)
+            raise BigrError(f"{error}; all are in the log and in {failed}") from None
         write_json(temporary / "report.json", report)
+        packed = [shard for shard in packed if shard.images]
+        index = _index(source, packed, image_size)
+        write_json(temporary / "index.json", index)
     return {
         **{f"{split}_images": index["splits"][split]["images"] for split in SPLITS},
         "classes": len(source.classes),
@@ -109,7 +117,7 @@ def _jobs(source: Source, folder: Path, image_size: int, images_per_shard: int) 
 def _check(source: Source, bad: list[tuple[str, str]], total: int, max_bad_fraction: float) -> None:
     if len(bad) > max_bad_fraction * total:
         named = "; ".join(f"{printable(file)} ({reason})" for file, reason in bad[:_NAMED])
-        more = f"; and {len(bad) - _NAMED} more, in the log" if len(bad) > _NAMED else ""
+        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise BigrError(
             f"{len(bad)} of {total} images of {source.root} cannot be read, more than shards.max_bad_fraction = "
             f"{max_bad_fraction} allows; repair or remove them, or raise that setting: {named}{more}"
@@ -118,7 +126,7 @@ def _check(source: Source, bad: list[tuple[str, str]], total: int, max_bad_fract
     for split, items in source.items.items():
         readable = {label for file, label in items if file not in unreadable}
         if not readable:
-            raise BigrError(f"shards.source: none of the {split} images of {source.root} can be read; see the log")
+            raise BigrError(f"shards.source: none of the {split} images of {source.root} can be read")
         for label, name in enumerate(source.classes):
             if split == "train" and label not in readable:
                 raise BigrError(

@@ -1,6 +1,8 @@
-"""shards: an image folder → `data/shards/{train,val}-NNNNNN.tar`, `index.json`, `report.json`."""
+"""shards: an image folder → `data/shards/{train,val}-NNNNNN.tar`, `index.json`, `report.json`.
 
-import shutil
+Where too many images cannot be read, `data/shards-report.json` alone.
+"""
+
 from typing import TYPE_CHECKING
 
 from bigr.context import Context
@@ -18,8 +20,6 @@ def run(settings: "Settings", context: Context) -> None:
     root, folder = context.root / shards.source, context.root / "data" / "shards"
     if root.resolve().is_relative_to(folder.resolve()):
         raise BigrError(f"shards.source is {shards.source!r}, where this stage writes; name the folder with the images")
-    for killed in folder.parent.glob(f".{folder.name}.*"):  # what a run that was killed left half written
-        shutil.rmtree(killed)
     source = discover(root, val_fraction=shards.val_fraction, seed=settings.seed)
     counts = pack(
         source,

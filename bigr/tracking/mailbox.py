@@ -1,7 +1,8 @@
 """Deliveries made in order on a thread of their own, so that whoever posts them never waits.
 
 Points (of curves) are gathered and delivered together, about once a second. A delivery that fails is kept and tried
-again after a pause, and whatever was posted meanwhile waits its turn in a bounded queue; this is said once.
+again after a pause, and whatever was posted meanwhile waits its turn in a queue of bounded length and bytes; this is
+said once.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _LIMIT = 20_000
+_LIMIT_BYTES = 256 << 20
 _BATCH = 1000
 _GATHER_S = 1.0
 _PAUSE_S = 10.0
@@ -24,34 +26,39 @@ class Mailbox:
 
     def __init__(self, name: str, deliver: Callable[[list[Any]], None], permanent: Callable[[Exception], bool]) -> None:
         self._name, self._deliver, self._permanent = name, deliver, permanent
-        self._queue: deque[tuple[Callable[[], None] | None, Any]] = deque()
+        self._queue: deque[tuple[Callable[[], None] | None, Any, int]] = deque()
         self._changed = threading.Condition()
-        self._closing = self._down = False
-        self._lost = 0
+        self._closing = self._down = self._full = False
+        self._lost = self._bytes = 0
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
-    def call(self, function: Callable[[], None]) -> None:
-        """Have `function` called, after everything posted before."""
-        self._post(function, None)
+    def call(self, function: Callable[[], None], size: int = 0) -> None:
+        """Have `function`, which holds `size` bytes of memory, called after everything posted before."""
+        self._post(function, None, size)
 
     def point(self, value: Any) -> None:
         """Have `value` delivered, together with its neighbours."""
-        self._post(None, value)
+        self._post(None, value, 0)
 
-    def _post(self, function: Callable[[], None] | None, value: Any) -> None:
+    def _post(self, function: Callable[[], None] | None, value: Any, size: int) -> None:
         with self._changed:
-            if len(self._queue) >= _LIMIT and not self._closing:
+            full = len(self._queue) >= _LIMIT or (size and self._bytes + size > _LIMIT_BYTES)
+            if full and not self._closing:
                 self._lost += 1
+                if not self._full:
+                    log.warning("%s: too much waits for it; what there is no room for is dropped", self._name)
+                self._full = True
                 return
-            self._queue.append((function, value))
+            self._queue.append((function, value, size))
+            self._bytes += size
             self._changed.notify()
 
     def close(self, last: Callable[[], None]) -> None:
         """Deliver what is left and `last`; where the receiver is out of reach, try once and give up."""
         with self._changed:
             self._closing = True
-            self._queue.append((last, None))
+            self._queue.append((last, None, 0))
             self._changed.notify()
         self._thread.join(_CLOSE_S)
         lost = self._lost + len(self._queue)
@@ -67,7 +74,7 @@ class Mailbox:
                 final = self._closing
                 function = self._queue[0][0]
                 points: list[Any] = []
-                for other, value in self._queue:
+                for other, value, _ in self._queue:
                     if other is not None or len(points) == _BATCH:
                         break
                     points.append(value)
@@ -89,7 +96,7 @@ class Mailbox:
                 self._say_up()
             with self._changed:
                 for _ in range(1 if function is not None else len(points)):
-                    self._queue.popleft()
+                    self._bytes -= self._queue.popleft()[2]
             self._wait(_GATHER_S)
 
     def _wait(self, seconds: float) -> None:
@@ -104,7 +111,7 @@ class Mailbox:
     def _say_up(self) -> None:
         if self._down:
             log.warning("%s answers again", self._name)
-        self._down = False
+        self._down = self._full = False
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """A stage's report (`bigr.context.Report`) that goes to MLflow."""
 
 import io
+import os
 import re
 import tempfile
 import time
@@ -56,9 +57,9 @@ class Tracker(Report):
     def picture(self, name: str, path: Path, step: int | None = None) -> None:
         content, name = path.read_bytes(), _name(name)
         if step is None:
-            self._mail.call(lambda: self._log_picture(f"{name}{path.suffix}", content))
+            self._mail.call(lambda: self._log_picture(f"{name}{path.suffix}", content), len(content))
         else:
-            self._mail.call(lambda: self._log_frame(name, content, step))
+            self._mail.call(lambda: self._log_frame(name, content, step), len(content))
 
     def finish(self, status: str, outputs: Mapping[str, str] | None = None) -> None:
         """End the run: `status` FINISHED, FAILED or KILLED; outputs: path → DVC hash of all that the stage wrote."""
@@ -80,7 +81,7 @@ class Tracker(Report):
         store.bury(self.stage, self._parent)
         tags = {
             **about,
-            **{f"dvc.dep.{path}": md5 for path, md5 in self._inputs.items()},
+            **{f"dvc.dep.{_name(os.path.normpath(path))}": md5 for path, md5 in self._inputs.items()},
             "bigr.process": executions.process_tag(),
             "mlflow.source.name": f"bigr run {self.stage}",
         }

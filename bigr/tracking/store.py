@@ -32,8 +32,9 @@ def home(root: Path) -> Path:
 
 
 def location(root: Path) -> str:
-    """The tracking URI in force."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{home(root) / 'mlflow.db'}"
+    """The tracking URI in force; a database named relatively is one of the project's, wherever the stage runs."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    return f"{_SQLITE}{home(root) / uri.removeprefix(_SQLITE)}" if uri.startswith(_SQLITE) else uri
 
 
 def permanent(error: Exception) -> bool:
