@@ -42,6 +42,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the figures
+	bigr check
 	dvc repro
 	@echo && dvc metrics show
 	@echo && echo "samples        outputs/samples.png" && echo "all figures    outputs/metrics.json" \

@@ -1,9 +1,36 @@
-"""`bigr check`: what is wrong with params.yaml or dvc.yaml, or else what they amount to. Nothing is run."""
+"""What is wrong with params.yaml, dvc.yaml, or the files that settings name, or else what they amount to.
 
+`bigr check` says it without running anything; a stage and the flow look for the files before they begin.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 
 from bigr import closure, config, pipeline
 from bigr.errors import BigrError
+
+
+def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
+    """Raise `BigrError`, a line for each file or folder that the settings name for `stages` and that is not there.
+
+    Paths are below the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes them.
+    """
+    tokenizer, evaluation = settings.tokenizer, settings.evaluation
+    source = None if settings.shards.embedded else settings.shards.source
+    perceptual = tokenizer.perceptual_weights if tokenizer.perceptual_weight > 0 else None
+    extractor = evaluation.extractor_weights if evaluation.extractor != "classifier" else None
+    named = (("shards.source", source), ("tokenizer.perceptual_weights", perceptual))
+    problems = []
+    for key, path in (*named, ("evaluation.extractor_weights", extractor)):
+        stage, kind = key.split(".")[0], "folder" if key == "shards.source" else "file"
+        if path is None or stage not in stages:
+            continue
+        if not (root / path).exists():
+            problems.append(f"{key} is {path}, which does not exist; put the {kind} there, or name another")
+        elif not ((root / path).is_dir() if kind == "folder" else (root / path).is_file()):
+            problems.append(f"{key} is {path}, which is not a {kind}; name another")
+    if problems:
+        raise BigrError("\n".join(problems))
 
 
 def summary(root: Path, params: Path) -> list[str]:
@@ -20,6 +47,7 @@ def summary(root: Path, params: Path) -> list[str]:
         problems = [f"dvc.yaml: {line} (`make deps` does)" for line in closure.differences(root)]
     if problems:
         raise BigrError("\n".join(problems))
+    check_files(root, settings)
     size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
     generator, samples = settings.generator, settings.samples
     return [

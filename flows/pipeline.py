@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 
 from bigr import config
+from bigr.check import check_files
 from bigr.errors import BigrError
 from bigr.pipeline import StageSpec
 from bigr.pipeline import stages as described_stages
@@ -56,6 +57,7 @@ def pipeline(
         values = workspace.merge(config.read(project / "params.yaml"), overrides)
         graph = described_stages(project, values)
         chosen = _choose(graph, stages)
+        check_files(project, config.validate(values), chosen)
         folder = project / workspace.FOLDER / run_id if overrides else project
         if overrides:
             workspace.clone(project, folder, overrides)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bigr import cli, config, runner
+from bigr import check, cli, config, runner
 from bigr.context import Context, Report
 from bigr.errors import BigrError
 from tests import scratch, tiny
@@ -59,6 +59,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / ".dvc" / "config").write_text(f"[core]\n    no_scm = true\n    site_cache_dir = {tmp_path / 'site'}\n")
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
     (tmp_path / "params.yaml").write_text((scratch.ROOT / "params.yaml").read_text())
+    tiny.apply(tmp_path / "params.yaml")
     monkeypatch.setattr(runner, "Tracker", Silent)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -98,7 +99,9 @@ def test_help_explains_every_stage_in_order(monkeypatch: pytest.MonkeyPatch, cap
 def test_check_says_what_the_settings_amount_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(scratch.ROOT)
     assert bigr(monkeypatch, "check") == 0
-    assert "4×4 = 16 an image, 24 bits each" in capsys.readouterr().out
+    settings = config.load(scratch.ROOT / "params.yaml")
+    grid, bits = settings.grid, settings.tokenizer.code_bits
+    assert f"{grid}×{grid} = {grid**2} an image, {bits} bits each" in capsys.readouterr().out
 
 
 def test_check_refuses_settings_that_do_not_fit(
@@ -209,8 +212,40 @@ def test_a_missing_image_folder_is_named_with_its_setting(
 ) -> None:
     tiny.apply(project / "params.yaml", {"shards.source": "my/images"})
     assert bigr(monkeypatch, "run", "shards") == 2
-    expected = "stage shards reads my/images, which does not exist; put it there, or name another path in params.yaml\n"
+    expected = "shards.source is my/images, which does not exist; put the folder there, or name another\n"
     assert capsys.readouterr().err == expected
+
+
+NAMED = [
+    ("shards", {"shards.source": "mine"}),
+    ("tokenizer", {"tokenizer.perceptual_weights": "mine", "tokenizer.perceptual_weight": 1.0}),
+    ("evaluation", {"evaluation.extractor_weights": "mine", "evaluation.extractor": "inception-v3-compat"}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), NAMED)
+def test_a_file_that_a_setting_names_is_looked_for_before_anything_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str, changes: dict[str, object]
+) -> None:
+    shutil.copy(scratch.ROOT / "dvc.yaml", "dvc.yaml")
+    tiny.apply(project / "params.yaml", changes)
+    ran: list[str] = []
+    stage(monkeypatch, "digits", lambda settings, context: (ran.append("digits"), write_digits(settings, context)))
+    first = f"{next(iter(changes))} is mine, which "
+    for words in (["check"], ["run", "digits"], ["run", name]):
+        assert bigr(monkeypatch, *words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"{first}does not exist; put the ") and error.count("\n") == 1
+    if name == "shards":
+        (project / "mine").write_text("no folder")
+    else:
+        (project / "mine").mkdir()
+    assert bigr(monkeypatch, "check") == 2
+    assert capsys.readouterr().err == f"{first}is not a {'folder' if name == 'shards' else 'file'}; name another\n"
+    settings = config.load(project / "params.yaml")
+    after = config.STAGES[config.STAGES.index(name) + 1 :]
+    check.check_files(project, settings, after)  # done with it
+    assert ran == []
 
 
 def test_a_mistake_found_by_a_stage_is_one_line_and_status_2(

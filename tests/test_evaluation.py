@@ -186,7 +186,8 @@ def project(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     save(root / "models" / "tokenizer", Tokenizer(config_of(settings.tokenizer, 16)))
     codes.run(settings, Context(root))
-    model = BiGR(BiGRConfig(24, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32))
+    bits, grid = settings.tokenizer.code_bits, settings.grid
+    model = BiGR(BiGRConfig(bits, grid, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32))
     save(root / "models" / "bigr", model, tokenizer=model_hash(root / "models" / "tokenizer"))
     write_samples(root, np.stack(kept), np.arange(10).repeat(4))
     return root
@@ -325,6 +326,16 @@ def test_codes_of_another_tokenizer_are_refused(project: Path, copied: Path) -> 
 
 def test_a_model_for_other_codes_is_refused(project: Path, copied: Path) -> None:
     (copied / "models" / "bigr").unlink()
-    save(copied / "models" / "bigr", BiGR(BiGRConfig(16, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32)))
-    with pytest.raises(BigrError, match=r"models/bigr has \(bits, grid, classes\) = \(16, 4, 10\)"):
+    bits = small_settings().tokenizer.code_bits + 8
+    save(copied / "models" / "bigr", BiGR(BiGRConfig(bits, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32)))
+    with pytest.raises(BigrError, match=rf"models/bigr has \(bits, grid, classes\) = \({bits}, 4, 10\)"):
         evaluation.run(small_settings(), Context(copied))
+
+
+def test_inceptions_weights_are_read_before_anything_takes_time(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
+    (copied / "weights.pth").write_bytes(b"no weights")
+    monkeypatch.setattr(evaluation, "train_offline", lambda *about: pytest.fail("the classifier was trained first"))
+    chosen = {"evaluation__extractor": "inception-v3-compat", "evaluation__extractor_weights": "weights.pth"}
+    with pytest.raises(BigrError, match=r"evaluation\.extractor_weights: .*weights\.pth does not hold"):
+        evaluation.run(small_settings(**chosen), Context(copied))

@@ -18,7 +18,7 @@ case "$*" in
 esac
 if [ "$2" = venv ]; then
     rm -rf .venv && mkdir -p .venv/bin
-    for name in python pip dvc ruff mypy honcho; do ln -s "$0" .venv/bin/$name; done
+    for name in python pip bigr dvc ruff mypy honcho; do ln -s "$0" .venv/bin/$name; done
 fi
 exit 0
 """
@@ -62,12 +62,12 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_pipeline_installs_torch_first_and_runs_dvc(project: Project) -> None:
-    assert project.make("pipeline") == [VENV, *INSTALL, "dvc repro", "dvc metrics show"]
+    assert project.make("pipeline") == [VENV, *INSTALL, "bigr check", "dvc repro", "dvc metrics show"]
 
 
 def test_nothing_is_installed_twice(project: Project) -> None:
     project.make("test")
-    assert project.make("pipeline") == ["dvc repro", "dvc metrics show"]
+    assert project.make("pipeline") == ["bigr check", "dvc repro", "dvc metrics show"]
     assert project.make("test") == ["python -m pytest"]
     assert project.make("lint") == ["ruff check .", "ruff format --check .", "mypy "]
 

@@ -11,9 +11,15 @@ from bigr.errors import BigrError
 
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
-VALUES["generator"] |= {"dim": 128, "heads": 4, "diffusion_steps": 256, "target": "flip"}
+VALUES["digits"]["val_count"] = 360
+VALUES["shards"] |= {"source": "data/digits", "image_size": 16}
+VALUES["tokenizer"] |= {"batch_size": 48, "steps": 500, "warmup_steps": 20, "horizontal_flip": False}
+VALUES["tokenizer"] |= {"channel_multipliers": [1, 1, 2], "attention_resolutions": [4], "norm_first": True}
+VALUES["generator"] |= {"dim": 128, "heads": 4, "diffusion_steps": 256, "target": "flip", "label_dropout": 0.1}
+VALUES["generator"] |= {"batch_size": 64, "steps": 2000, "warmup_steps": 50}
 VALUES["samples"] |= {"iterations": 8, "diffusion_steps": 20, "guidance_scale": 1.5}
-VALUES["transcoder"] |= {"start": "joint", "target": "flip"}
+VALUES["transcoder"] |= {"start": "joint", "target": "flip", "batch_size": 64, "steps": 100, "warmup_steps": 10}
+VALUES["evaluation"] |= {"precision_recall_neighbours": 3, "max_images": 50000}
 GONE = object()
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
@@ -52,6 +58,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     # a combination that cannot be
     ({"generator.heads": 5}, "generator.heads is 5; allowed: a divisor of generator.dim = 128, such as 1, 2, 4, 8"),
     ({"generator.heads": 64}, "generator.heads is 64; allowed: a number that leaves each head a width divisible by 4"),
+    ({"generator.dim": 130}, "generator.dim is 130; allowed: a multiple of 16, 4 for each of generator.heads = 4"),
     ({"shards.image_size": 18}, "shards.image_size is 18; allowed: a multiple of 4, the factor of"),
     ({"tokenizer.attention_resolutions": [5]}, "tokenizer.attention_resolutions is [5]; allowed: resolutions that"),
     ({"tokenizer.base_channels": 40}, "tokenizer.base_channels is 40; allowed: a multiple of 32"),
@@ -63,6 +70,15 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
         {"codes.views": ["identity", "flip"]},
         "codes.views is ['identity', 'flip']; allowed: [identity] where shards.source is data/digits",
     ),
+    (
+        {"tokenizer.horizontal_flip": True},
+        "tokenizer.horizontal_flip is True; allowed: false where shards.source is data/digits: a mirrored digit is no",
+    ),
+    ({"tokenizer.warmup_steps": 501}, "tokenizer.warmup_steps is 501; allowed: at most 500, the number of steps"),
+    ({"transcoder.warmup_steps": 101}, "transcoder.warmup_steps is 101; allowed: at most 100, the number of steps"),
+    ({"run.processes": 5}, "tokenizer.batch_size is 48; allowed: a multiple of run.processes = 5"),
+    ({"run.processes": 3}, "generator.batch_size is 64; allowed: a multiple of run.processes = 3"),
+    ({"transcoder.batch_size": 9, "run.processes": 2}, "transcoder.batch_size is 9; allowed: a multiple of run.proc"),
     ({"samples.iterations": 17}, "samples.iterations is 17; allowed: at most 16, the number of tokens (4×4)"),
     ({"samples.diffusion_steps": 257}, "samples.diffusion_steps is 257; allowed: 2 to 256, the number of generator."),
     (
@@ -71,6 +87,16 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"transcoder.start": "scratch", "transcoder.steps": 0}, "transcoder.steps is 0; allowed: more than 0 where"),
     ({"generator.use_labels": False}, "samples.guidance_scale is 1.5; allowed: 1.0 where generator.use_labels is fal"),
+    ({"generator.label_dropout": 0.0}, "generator.label_dropout is 0.0; allowed: above 0 where samples.guidance_scale"),
+    ({"samples.count": 3}, "samples.count is 3; allowed: more than evaluation.precision_recall_neighbours = 3"),
+    (
+        {"evaluation.max_images": 10, "evaluation.precision_recall_neighbours": 10},
+        "evaluation.max_images is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
+    ),
+    (
+        {"digits.val_count": 10, "evaluation.precision_recall_neighbours": 10},
+        "digits.val_count is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
+    ),
     ({"evaluation.extractor": "inception-v3-compat"}, "evaluation.extractor_weights is null; allowed: a file with"),
 ]
 
@@ -96,6 +122,29 @@ def test_a_misfit_is_one_line_with_key_value_and_what_is_allowed(changes: dict[s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("source", ["./data/digits", "data/digits/", "data/x/../digits", "data/digits/train"])
+@pytest.mark.parametrize(("key", "value"), [("codes.views", ["identity", "flip"]), ("tokenizer.horizontal_flip", True)])
+def test_the_embedded_digits_are_known_however_their_folder_is_written(source: str, key: str, value: object) -> None:
+    with pytest.raises(BigrError, match=f"{key} is .* a mirrored digit is no digit"):
+        config.validate(changed({"shards.source": source, key: value}))
+    config.validate(changed({"shards.source": "pictures/data/digits", key: value}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transcoder.steps": 0},  # no training: neither warm-up nor batches
+        {"transcoder.steps": 0, "transcoder.batch_size": 9, "run.processes": 2},
+        {"generator.label_dropout": 0.0, "samples.guidance_scale": 1.0},
+        {"generator.label_dropout": 0.0, "generator.use_labels": False, "samples.guidance_scale": 1.0},
+        {"samples.count": 4, "tokenizer.warmup_steps": 500},
+    ],
+    ids=str,
+)
+def test_settings_that_a_stage_can_do_with_fit(changes: dict[str, Any]) -> None:
+    config.validate(changed(changes))
+
+
 def test_several_misfits_are_as_many_lines() -> None:
     with pytest.raises(BigrError) as caught:
         config.validate(changed({"seed": "zero", "run.workers": 0, "codes.drawn": 1}))
@@ -105,7 +154,7 @@ def test_several_misfits_are_as_many_lines() -> None:
 
 def test_the_settings_of_the_project_fit() -> None:
     settings = config.load(ROOT / "params.yaml")
-    assert settings.grid == 4
+    assert settings.grid * settings.tokenizer.downsampling == settings.shards.image_size
 
 
 def test_settings_cannot_be_changed_and_have_no_defaults() -> None:

@@ -40,6 +40,9 @@ _SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same
 def run(settings: "Settings", context: Context) -> None:
     """Load, measure, write, report."""
     section, device, root = settings.evaluation, resolve_device(settings.run.device), context.root
+    inception = None
+    if section.extractor != CLASSIFIER:  # before anything takes time
+        inception = read_inception_weights(root / str(section.extractor_weights))
     folder = root / "data" / "shards"
     shards = ShardIndex.load(folder)
     classes = shards.classes
@@ -54,7 +57,7 @@ def run(settings: "Settings", context: Context) -> None:
 
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         classifier = train_offline(section, folder, shards, settings.run.workers, device)
-        fidelity = instrument(section, root, classifier, device)
+        fidelity = instrument(section, classifier if inception is None else inception, device)
         drawn = InOrder(len(samples), lambda: iter(samples))
         seen = predictions(classifier, drawn, section.batch_size)
         metrics: dict[str, dict[str, float]] = {
@@ -133,12 +136,11 @@ def train_offline(
     )
 
 
-def instrument(section: "Section", root: Path, classifier: Classifier, device: torch.device) -> Fidelity:
-    """What measures distances between sets of images: `evaluation.extractor`."""
-    offline = section.extractor == CLASSIFIER
+def instrument(section: "Section", extractor: Classifier | Mapping[str, Tensor], device: torch.device) -> Fidelity:
+    """What measures distances between sets of images: `evaluation.extractor`, the classifier or Inception's weights."""
     return Fidelity(
         section.extractor,
-        classifier if offline else read_inception_weights(root / str(section.extractor_weights)),
+        extractor,
         device=device,
         batch_size=section.batch_size,
         kid_subsets=section.kid_subsets,
