@@ -45,7 +45,10 @@ def values(project: Path) -> dict[str, Any]:
         ({"generater.steps": 3}, "settings: generater is not a setting; did you mean generator?"),
         ({"generator.steps.most": 3}, "settings: generator.steps.most is not a setting; steps holds a value"),
         ({"generator.steps": "many"}, "settings: generator.steps is 'many'; allowed: a valid integer"),
-        ({"generator.heads": 5}, "settings: generator.heads is 5; allowed: a divisor of generator.dim = 128"),
+        (
+            {"generator.dim": 128, "generator.heads": 5},
+            "settings: generator.heads is 5; allowed: a divisor of generator.dim = 128",
+        ),
     ],
 )
 def test_an_override_that_does_not_fit_is_one_line(project: Path, overrides: dict[str, Any], message: str) -> None:
@@ -59,7 +62,7 @@ def test_overrides_reach_single_settings_only(project: Path) -> None:
     merged = workspace.merge(before, {"seed": 7, "samples.guidance_scale": 2.0})
     assert merged["seed"] == 7 and merged["samples"]["guidance_scale"] == 2.0
     assert before == values(project)
-    assert {**merged["samples"], "guidance_scale": 1.5} == before["samples"]
+    assert {**merged["samples"], "guidance_scale": before["samples"]["guidance_scale"]} == before["samples"]
 
 
 def test_a_clone_holds_the_project_as_it_is_and_only_the_overrides_differ(project: Path, tmp_path: Path) -> None:
@@ -131,6 +134,20 @@ def test_only_the_clone_of_a_killed_run_stays(
     state = pipeline.pipeline.fn(settings={"seed": 1})
     assert (state.name, state.message, published) == ("Failed", f"shards: {end}", [True])
     assert (project / workspace.FOLDER / f"run-{end}").exists() is stays
+
+
+def test_a_flow_run_looks_for_the_files_that_settings_name_before_it_makes_a_clone(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    from flows import pipeline
+
+    monkeypatch.setattr(pipeline, "flow_run", SimpleNamespace(name="calm-heron", id="run-missing"))
+    monkeypatch.chdir(project)
+    state = pipeline.pipeline.fn(settings={"shards.source": "nowhere"})
+    assert state.message == "shards.source is nowhere, which does not exist; put the folder there, or name another"
+    assert not (project / workspace.FOLDER / "run-missing").exists()
 
 
 def git_state(project: Path) -> str:
