@@ -56,7 +56,7 @@ def pipeline(
     try:
         values = workspace.merge(config.read(project / "params.yaml"), overrides)
         graph = described_stages(project, values)
-        chosen = _choose(graph, stages)
+        chosen = choose(graph, stages)
         check_files(project, config.validate(values), chosen)
         folder = project / workspace.FOLDER / run_id if overrides else project
         if overrides:
@@ -81,7 +81,7 @@ def pipeline(
     return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached")
 
 
-def _choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
+def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
     """The stages asked for, in the pipeline's order. Raises `BigrError` for an unknown one."""
     if unknown := sorted(set(stages or []) - set(graph)):
         raise BigrError(f"stages: {', '.join(unknown)}: no such stage; there are {', '.join(graph)}")

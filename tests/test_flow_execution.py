@@ -10,6 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bigr import config
+from bigr.errors import BigrError
+from bigr.pipeline import stages
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from tests import mini_project
 
@@ -36,6 +39,16 @@ def set_fraction(project: Path, value: float) -> None:
 def test_importing_the_flow_imports_no_torch() -> None:
     code = "import sys, flows.pipeline, flows.deploy; sys.exit('torch' in sys.modules or 'dvc' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=mini_project.ROOT, check=True)
+
+
+def test_stages_are_taken_in_the_pipelines_order_and_an_unknown_one_is_named(project: Path) -> None:
+    from flows.pipeline import choose
+
+    graph = stages(project, config.read(project / "params.yaml"))
+    assert choose(graph, None) == choose(graph, []) == mini_project.STAGES
+    assert choose(graph, ["evaluation", "digits"]) == ["digits", "evaluation"]
+    with pytest.raises(BigrError, match="stages: sample: no such stage; there are digits, shards, samples, evaluation"):
+        choose(graph, ["digits", "sample"])
 
 
 def test_a_stage_runs_once_and_is_cached_after(project: Path) -> None:
