@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.diffusion import BernoulliDiffusion
 from bigr.sampling.unmask import Sampling, certainty, guidance, sample_codes, still_masked
 
 TOKENS, BITS, CLASSES = 16, 6, 3
@@ -114,6 +115,17 @@ def test_gumbel_noise_follows_its_schedule(schedule, factor):
     sampling = Sampling(4, 4, gumbel_temperature=0.5, gumbel_schedule=schedule)
     noisy = certainty(probability, torch.arange(2)[None], "entropy", gumbel, 0.25, sampling)
     assert noisy[0].tolist() == pytest.approx([-1 + 0.5 * factor, -1 - 2 * 0.5 * factor])
+
+
+@pytest.mark.parametrize("steps", [8, 16, 50, 256])
+def test_as_many_sampling_steps_as_noise_levels_visit_each_once(steps):
+    assert BernoulliDiffusion(steps).reverse_steps(steps) == list(range(steps, 0, -1))
+
+
+def test_fewer_sampling_steps_are_spread_from_the_last_noise_level_to_the_first():
+    assert BernoulliDiffusion(16).reverse_steps(5) == [16, 12, 8, 4, 1]
+    hundred = [math.floor(i / 99 * 255 + 1e-9) + 1 for i in range(100)]
+    assert BernoulliDiffusion(256).reverse_steps(100) == hundred[::-1]
 
 
 def test_linear_guidance_rises_from_one_to_its_scale():

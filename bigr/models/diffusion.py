@@ -4,9 +4,6 @@ Pure formulas on tensors; the network that predicts is in bigr/models/transcoder
 entries, entry 0 for t = 0 (nothing corrupted); at t = T a bit is a fair coin.
 """
 
-from typing import cast
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,9 +41,11 @@ class BernoulliDiffusion(nn.Module):
         return torch.where(first, x0_probability, one / (one + zero))
 
     def reverse_steps(self, count: int) -> list[int]:
-        """S steps of the T for sampling, downwards: ⌊linspace(0, 1, S)·(T−1)⌋ into 1..T."""
-        indices = (np.linspace(0, 1, count) * (self.steps - 1)).astype(int)
-        return [cast(int, i) + 1 for i in reversed(indices.tolist())]
+        """S steps of the T for sampling, downwards: ⌊linspace(0, 1, S)·(T−1)⌋ into 1..T, so all of them for S = T.
+
+        In integers: in floats some products fall just short of a whole number, and a step would come twice.
+        """
+        return [i * (self.steps - 1) // max(count - 1, 1) + 1 for i in reversed(range(count))]
 
 
 def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
