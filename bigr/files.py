@@ -7,20 +7,32 @@ the next. Of one name there is one writer at a time: a stage holds a lock while 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 _CHUNK = 1 << 20
 _MARK = "[0-9a-f]" * 8  # of a name that is being written
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # in the order in which safetensors keeps them: wide ones first, so that each is aligned
 
 
 @contextmanager
@@ -83,26 +95,42 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors to a safetensors file atomically; tensors are moved to the CPU and made contiguous.
+class StoredTensor(Protocol):
+    """A tensor that is still in a file: its shape, and `read`, which gives it as `dtype`, on the CPU."""
 
-    The same tensors and metadata give the same bytes, so that a hash of the file names its content.
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self) -> torch.Tensor: ...
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors to a safetensors file atomically, one after the other: memory holds one at a time.
+
+    The same tensors and metadata give the same bytes, so that a hash of the file names its content. (safetensors' own
+    writer copies all tensors first, and orders metadata differently from process to process.)
     """
-    with atomic_path(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(metadata or {}))
-        _sort_metadata(temporary)
-
-
-def _sort_metadata(path: Path) -> None:
-    """safetensors writes the entries of `__metadata__` in an order that changes from process to process."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # always so: the same entries, in compact JSON
-            file.seek(8)
-            file.write(text.ljust(length))
+    order = sorted(tensors, key=lambda name: (list(_DTYPES).index(tensors[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {}).items()))}
+    end = 0
+    for name in order:
+        start, shape = end, list(tensors[name].shape)
+        end += math.prod(shape) * tensors[name].dtype.itemsize
+        header[name] = {"dtype": _DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name]
+            data = tensor.detach() if isinstance(tensor, torch.Tensor) else tensor.read()
+            file.write(data.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            del data  # before the next one is read
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
