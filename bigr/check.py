@@ -9,25 +9,31 @@ from pathlib import Path
 from bigr import closure, config, pipeline
 from bigr.errors import BigrError
 
+MADE = ("models/tokenizer", "models/generator", "models/bigr")
+"""Models that the stages write: DVC removes them before it runs the stage, so that none can be taken over."""
+
 
 def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
     """Raise `BigrError`, a line for each file or folder that the settings name for `stages` and that is not there.
 
     Paths are below the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes them.
     """
-    tokenizer, evaluation = settings.tokenizer, settings.evaluation
-    source = None if settings.shards.embedded else settings.shards.source
-    perceptual = tokenizer.perceptual_weights if tokenizer.perceptual_weight > 0 else None
-    extractor = evaluation.extractor_weights if evaluation.extractor != "classifier" else None
-    named = (("shards.source", source), ("tokenizer.perceptual_weights", perceptual))
     problems = []
-    for key, path in (*named, ("evaluation.extractor_weights", extractor)):
-        stage, kind = key.split(".")[0], "folder" if key == "shards.source" else "file"
-        if path is None or stage not in stages:
+    for key, path in settings.files.items():
+        stage, name = key.split(".")
+        if stage not in stages:
             continue
-        if not (root / path).exists():
+        place = root / path
+        kind = {"source": "folder", "from": "model"}.get(name, "file")
+        fits = {"folder": place.is_dir(), "model": place.exists(), "file": place.is_file()}[kind]
+        if kind == "model" and any(place.resolve().is_relative_to((root / made).resolve()) for made in MADE):
+            problems.append(
+                f"{key} is {path}, which a stage of this project writes; name a copy of it "
+                "(`dvc checkout` brings back what `dvc repro` has removed)"
+            )
+        elif not place.exists():
             problems.append(f"{key} is {path}, which does not exist; put the {kind} there, or name another")
-        elif not ((root / path).is_dir() if kind == "folder" else (root / path).is_file()):
+        elif not fits:
             problems.append(f"{key} is {path}, which is not a {kind}; name another")
     if problems:
         raise BigrError("\n".join(problems))

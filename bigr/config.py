@@ -34,7 +34,7 @@ Target = Literal["flip", "x0", "direct"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
 class Run(_Section):
@@ -65,9 +65,14 @@ class Training(_Section):
     ema_decay: Fraction
     validate_every: Positive
 
+    @property
+    def trains(self) -> bool:
+        """Whether the stage trains at all; where it does not, nothing above is used but `batch_size`, to measure."""
+        return self.steps > 0  # 0: the joint transcoder is handed on
+
     @model_validator(mode="after")
     def _warms_up(self) -> "Training":
-        if self.warmup_steps > self.steps > 0:  # 0: the stage transcoder trains nothing
+        if self.trains and self.warmup_steps > self.steps:
             raise Misfit("warmup_steps", f"at most {self.steps}, the number of steps")
         return self
 
@@ -94,7 +99,17 @@ class Shards(_Section):
         return Path(os.path.normpath(self.source)).is_relative_to(EMBEDDED)
 
 
-class Tokenizer(Training):
+class _Importable(Training):
+    """A stage that takes a ready model in place of training one, where `from` names it."""
+
+    from_: Name | None = Field(alias="from")
+
+    @property
+    def trains(self) -> bool:
+        return self.from_ is None
+
+
+class Tokenizer(_Importable):
     """The binary autoencoder (METHOD section 1)."""
 
     quantizer: Literal["bernoulli", "lfq"]
@@ -117,6 +132,11 @@ class Tokenizer(Training):
     horizontal_flip: bool
 
     @property
+    def perceptual_file(self) -> str | None:
+        """The file of LPIPS' weights, where the training needs it."""
+        return self.perceptual_weights if self.trains and self.perceptual_weight > 0 else None
+
+    @property
     def downsampling(self) -> int:
         """f: pixels along one side of a token."""
         return int(2 ** (len(self.channel_multipliers) - 1))
@@ -128,7 +148,7 @@ class Tokenizer(Training):
             raise Misfit("base_channels", f"a multiple of {groups} (GroupNorm has {groups} groups)")
         if self.norm_first and self.embed_dim % groups:
             raise Misfit("embed_dim", f"a multiple of {groups} where tokenizer.norm_first is true")
-        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+        if self.trains and self.perceptual_weight > 0 and self.perceptual_weights is None:
             raise Misfit(
                 "perceptual_weights", "a file with LPIPS' and VGG-16's weights where tokenizer.perceptual_weight is > 0"
             )
@@ -151,7 +171,7 @@ class Codes(_Section):
         return self
 
 
-class Generator(Training):
+class Generator(_Importable):
     """The masked backbone and its transcoder, trained jointly (METHOD sections 2 and 3)."""
 
     dim: Positive
@@ -265,6 +285,22 @@ class Settings(_Section):
         """g: tokens along one side of an image."""
         return self.shards.image_size // self.tokenizer.downsampling
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The user's files and folders that these settings make a stage read: key → path below the project's folder,
+        or absolute. The first word of the key is the stage."""
+        evaluation = self.evaluation
+        named = {
+            "shards.source": None if self.shards.embedded else self.shards.source,
+            "tokenizer.from": self.tokenizer.from_,
+            "tokenizer.perceptual_weights": self.tokenizer.perceptual_file,
+            "generator.from": self.generator.from_,
+            "evaluation.extractor_weights": (
+                evaluation.extractor_weights if evaluation.extractor != "classifier" else None
+            ),
+        }
+        return {key: path for key, path in named.items() if path is not None}
+
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
         f, size = self.tokenizer.downsampling, self.shards.image_size
@@ -274,7 +310,7 @@ class Settings(_Section):
                 f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
             )
         for term, least in (("perceptual_weight", 16), ("gan_weight", 24)):  # VGG-16's poolings; the patches
-            if getattr(self.tokenizer, term) > 0 and size < least:
+            if self.tokenizer.trains and getattr(self.tokenizer, term) > 0 and size < least:
                 raise Misfit("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
         resolutions = [size >> level for level in range(len(self.tokenizer.channel_multipliers))]
         for resolution in self.tokenizer.attention_resolutions:
@@ -285,7 +321,7 @@ class Settings(_Section):
                 )
         if self.shards.embedded:
             why = f"where shards.source is {EMBEDDED}: a mirrored digit is no digit"
-            if self.tokenizer.horizontal_flip:
+            if self.tokenizer.trains and self.tokenizer.horizontal_flip:
                 raise Misfit("tokenizer.horizontal_flip", f"false {why}")
             if "flip" in self.codes.views:
                 raise Misfit("codes.views", f"[identity] {why}")
@@ -302,13 +338,13 @@ class Settings(_Section):
         if self.samples.guidance_scale != 1.0:
             if not self.generator.use_labels:
                 raise Misfit("samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides")
-            if self.generator.label_dropout == 0:
+            if self.generator.label_dropout == 0 and (self.generator.trains or self.transcoder.trains):
                 raise Misfit(
                     "generator.label_dropout",
                     "above 0 where samples.guidance_scale is not 1.0: guidance compares with the model without a label",
                 )
         for name in ("tokenizer", "generator", "transcoder"):
-            if (section := getattr(self, name)).steps and section.batch_size % self.run.processes:
+            if (section := getattr(self, name)).trains and section.batch_size % self.run.processes:
                 raise Misfit(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
         measured = {"samples.count": self.samples.count, "evaluation.max_images": self.evaluation.max_images}
         if self.shards.embedded:

@@ -40,7 +40,7 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
 def _known(model: Any, location: tuple[Any, ...]) -> list[str]:
     for part in location:
         model = model.model_fields[part].annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _key(location: tuple[Any, ...]) -> str:

@@ -66,7 +66,7 @@ def run_stage(name: str, root: Path, params: Path) -> None:
 
 
 def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[str, object]) -> None:
-    spec = dataclasses.replace(spec, deps=(*spec.deps, *_weights(spec.name, settings)))
+    spec = dataclasses.replace(spec, deps=tuple(dict.fromkeys((*spec.deps, *_files(spec.name, settings)))))
     hashes = pipeline.content_hashes(root, spec.deps)
     fingerprint = pipeline.fingerprint(spec, values, hashes)
     stage = importlib.import_module(f"bigr.stages.{spec.name}")
@@ -87,14 +87,9 @@ def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[s
         tracker.finish("FINISHED", outputs)
 
 
-def _weights(name: str, settings: "Settings") -> tuple[str, ...]:
-    """The files with others' weights that the stage reads: not in dvc.yaml, as most settings need none of them."""
-    files = {
-        "tokenizer": settings.tokenizer.perceptual_weights if settings.tokenizer.perceptual_weight > 0 else None,
-        "evaluation": settings.evaluation.extractor_weights if settings.evaluation.extractor != "classifier" else None,
-    }
-    file = files.get(name)
-    return (file,) if file else ()
+def _files(name: str, settings: "Settings") -> tuple[str, ...]:
+    """The models and weights of others that the stage reads: not in dvc.yaml, whose deps cannot be null."""
+    return tuple(path for key, path in settings.files.items() if key.split(".")[0] == name)
 
 
 @contextlib.contextmanager

@@ -24,8 +24,6 @@ from flows.execution import command
 
 FOLDER = Path(".dvc/tmp/flows")
 """Where clones are, one a flow run: inside .dvc, so that DVC, git and the tracking see the project around them."""
-_FILES = ("shards.source", "tokenizer.perceptual_weights", "evaluation.extractor_weights")
-"""The settings that name files of the user's: the clone sees those that git does not have."""
 
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,14 +98,13 @@ def remove(folder: Path) -> None:
 
 
 def _files(project: Path, values: Mapping[str, Any]) -> list[str]:
-    """Relative files that settings name, that are there, and that neither git nor a stage provides."""
+    """Relative files that settings name, that are there, and that neither git nor a stage provides: the clone gets
+    links to them."""
     outs = [out for spec in pipeline.stages(project, values).values() for out in spec.outs]
-    named = [pipeline.setting(values, key) for key in _FILES]
     return [
         file
-        for file in named
-        if file
-        and not Path(file).is_absolute()
+        for file in config.validate(dict(values)).files.values()
+        if not Path(file).is_absolute()
         and (project / file).exists()
         and not any(Path(file).is_relative_to(out) for out in outs)
         and not _git(project, "ls-files", "--", file)
