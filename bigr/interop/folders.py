@@ -6,16 +6,18 @@ one model's code leaves the stages that use another up to date.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bigr.errors import BigrError
-from bigr.files import atomic_folder, sha256_file, write_json, write_tensors
+from bigr.files import StoredTensor, atomic_folder, sha256_file, write_json, write_tensors
 
 
 class Model(Protocol):
@@ -38,45 +40,80 @@ def save(folder: Path, model: Model, tokenizer: str | None = None) -> None:
 
     tokenizer: for a generator, the hash of the tokenizer on whose codes it was trained.
     """
-    shape = {"kind": model.kind, **asdict(model.config)}
+    write_model(folder, model.kind, model.config, model.state_dict(), tokenizer)
+
+
+def write_model(
+    folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
+) -> None:
+    """What `save` does, for a model that is not in memory: its kind, the dataclass of its shape, its state dict."""
+    shape = {"kind": kind, **asdict(config)}
     if tokenizer is not None:
         shape["tokenizer"] = tokenizer
     with atomic_folder(folder) as temporary:
         write_json(temporary / "config.json", shape)
-        write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt", "kind": model.kind})
+        write_tensors(temporary / "model.safetensors", weights, {"format": "pt", "kind": kind})
 
 
 def load_model(folder: Path, cls: type[M]) -> M:
-    """Read a model of class `cls`, in eval mode, on the CPU.
+    """Read a model of class `cls`, in eval mode, on the CPU; its weights are mapped from the file, not copied.
 
     Raises `BigrError` naming the file or the tensor that is missing, damaged, of another kind or another shape.
     """
-    values = _read_config(folder)
+    config = load_config(folder, cls)
     try:
         weights = load_file(folder / "model.safetensors")
     except FileNotFoundError:
         raise BigrError(f"{folder / 'model.safetensors'}: no such file; {folder} is not a whole model folder") from None
     except (OSError, SafetensorError) as error:
         raise BigrError(f"{folder / 'model.safetensors'}: cannot be read: {error}") from None
+    try:
+        model: Any = without_weights(cls, config)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise BigrError(f"{folder / 'config.json'}: not the shape of a {cls.kind}: {error}") from None
+    expected = model.state_dict()
+    given_shapes = {name: tuple(t.shape) for name, t in weights.items()}
+    shapes = {name: tuple(t.shape) for name, t in expected.items()}
+    if unfit := sorted(name for name in shapes.keys() | weights.keys() if shapes.get(name) != given_shapes.get(name)):
+        name = unfit[0]
+        raise BigrError(
+            f"{folder / 'model.safetensors'}: tensor {name} has shape {given_shapes.get(name, 'none')}; "
+            f"config.json asks for {shapes.get(name, 'none')}"
+        )
+    model.load_state_dict({name: t.to(expected[name].dtype) for name, t in weights.items()}, assign=True)
+    return model.eval()
+
+
+def load_config(folder: Path, cls: type[Model]) -> Any:
+    """The shape of the model in `folder`, as `cls.config_class`; errors as `load_model`."""
+    values = _read_config(folder)
     found = values.pop("kind", None)
     if found != cls.kind:
         raise BigrError(f"{folder} holds a model of kind {found!r}; a {cls.kind!r} is needed here")
     values.pop("tokenizer", None)
     try:
-        config = cls.config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        model: Any = cls(config)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        return config_from(cls, values)
+    except TypeError as error:
         raise BigrError(f"{folder / 'config.json'}: not the shape of a {cls.kind}: {error}") from None
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    given = {name: tuple(t.shape) for name, t in weights.items()}
-    if unfit := sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)):
-        name = unfit[0]
-        raise BigrError(
-            f"{folder / 'model.safetensors'}: tensor {name} has shape {given.get(name, 'none')}; "
-            f"config.json asks for {expected.get(name, 'none')}"
-        )
-    model.load_state_dict(weights)
-    return model.eval()
+
+
+def config_from(cls: type[Model], values: Mapping[str, Any]) -> Any:
+    """The dataclass of a model's shape, from values as JSON gives them. Raises `TypeError` for unknown fields."""
+    return cls.config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def without_weights(cls: type[M], config: Any) -> M:
+    """A model whose parameters have shapes but no memory; buffers (tables that it computes) are real."""
+
+    def unfilled(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return parameter if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    # As each parameter is registered, so that initialisation has nothing to fill.
+    hook = register_module_parameter_registration_hook(unfilled)  # type: ignore[arg-type]  # it may return one
+    try:
+        return cls(config)
+    finally:
+        hook.remove()
 
 
 def model_hash(folder: Path) -> str:
