@@ -1,8 +1,8 @@
 """METHOD sections 3 and 4, transcribed line by line: slow, and with nothing of bigr/sampling in it.
 
-Two things are the model's own, because the golden vectors hold them: h, and the logits of the denoiser. All that is drawn,
-ordered or scheduled is written out here, in loops over iterations, tokens and diffusion steps. The images of a call are
-independent of each other, and they alone are vectorised.
+Two things are the model's own, because the golden vectors hold them: h, and the logits of the denoiser. All that is
+drawn, ordered or scheduled is written out here, in loops over iterations, tokens and diffusion steps. The images of a
+call are independent of each other, and they alone are vectorised.
 
 Each line of the method is a method of the class, so that a test can put one mistake in its place.
 Shapes: M images, N tokens, K bits.
