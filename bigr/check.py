@@ -4,7 +4,9 @@
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from bigr import closure, config, pipeline
 from bigr.errors import BigrError
@@ -39,6 +41,65 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = c
         raise BigrError("\n".join(problems))
 
 
+def check_models(
+    root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES, classes: int | None = None
+) -> None:
+    """Raise `BigrError`, a line for each setting that is not as the models are that `tokenizer.from` and
+    `generator.from` name for `stages`. Reads their shapes, not their weights.
+
+    classes: how many the images have, where that is known.
+    """
+    problems = []
+    if settings.tokenizer.from_ is not None and "tokenizer" in stages:
+        problems += _tokenizer_problems(root, settings, settings.tokenizer.from_)
+    if settings.generator.from_ is not None and "generator" in stages:
+        problems += _generator_problems(root, settings, settings.generator.from_, classes)
+    if problems:
+        raise BigrError("\n".join(problems))
+
+
+def _tokenizer_problems(root: Path, settings: config.Settings, named: str) -> list[str]:
+    from bigr.interop.ready import Ready  # the room of models imports torch, which is slow
+    from bigr.models.tokenizer import Tokenizer
+    from bigr.stages.tokenizer import OF_SHARDS, config_of
+
+    ready = Ready("tokenizer.from", root, named, Tokenizer)
+    expected = config_of(settings.tokenizer, settings.shards.image_size)
+    return ready.differences(ready.shape(expected), expected, OF_SHARDS)
+
+
+class _Codes(NamedTuple):
+    code_bits: int
+    grid: int
+    num_classes: int
+
+
+def _generator_problems(root: Path, settings: config.Settings, named: str, classes: int | None) -> list[str]:
+    from bigr.interop.folders import model_hash
+    from bigr.interop.ready import Ready
+    from bigr.models.bigr import BiGR
+    from bigr.stages import generator as stage
+
+    ready = Ready("generator.from", root, named, BiGR)
+    bits, grid, size = settings.tokenizer.code_bits, settings.grid, settings.shards.image_size
+    expected = stage.config_of(settings.generator, _Codes(bits, grid, classes or 0))
+    found = ready.shape(expected)
+    problems = []
+    if found.grid != grid:
+        problems.append(
+            f"shards.image_size is {size}, {grid}×{grid} tokens, but {named} has {found.grid}×{found.grid}; set it to "
+            f"{size // grid * found.grid}, or name another generator"
+        )
+    if classes not in (None, found.num_classes):
+        problems.append(stage.other_classes(named, found.num_classes, classes))
+    tokenizer = root / (settings.tokenizer.from_ or "")
+    theirs = ready.tokenizer()
+    if settings.tokenizer.from_ and tokenizer.is_dir() and theirs not in (None, ours := model_hash(tokenizer)):
+        problems.append(stage.other_tokenizer(named, theirs, ours))
+    expected = replace(expected, grid=found.grid, num_classes=found.num_classes)
+    return problems + ready.differences(found, expected, {"code_bits": "tokenizer.code_bits"})
+
+
 def summary(root: Path, params: Path) -> list[str]:
     """Lines that describe the pipeline at `root` under these settings. Raises `BigrError`, a line per misfit."""
     values = config.read(params)
@@ -54,14 +115,30 @@ def summary(root: Path, params: Path) -> list[str]:
     if problems:
         raise BigrError("\n".join(problems))
     check_files(root, settings)
+    check_models(root, settings, classes=_classes(root, values) if settings.generator.from_ else None)
     size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
     generator, samples = settings.generator, settings.samples
+    learned = settings.tokenizer, generator, settings.transcoder
     return [
         f"{params.name} and dvc.yaml fit.",
         f"images      {size}×{size} from {settings.shards.source}",
         f"tokens      {grid}×{grid} = {grid**2} an image, {bits} bits each: {grid**2 * bits / 8:g} bytes",
         f"generator   {generator.layers} layers of width {generator.dim}, {generator.heads} heads",
         f"samples     {samples.count} in {samples.iterations} iterations of {samples.diffusion_steps} diffusion steps",
-        f"training    {settings.tokenizer.steps} + {generator.steps} + {settings.transcoder.steps} steps "
+        f"training    {' + '.join(str(trained.steps if trained.trains else 0) for trained in learned)} steps "
         "(tokenizer, generator, transcoder)",
+        *(f"ready       {key.split('.')[0]} from {path}" for key, path in settings.files.items() if ".from" in key),
     ]
+
+
+def _classes(root: Path, values: dict[str, Any]) -> int | None:
+    """How many classes the shards have, where they are there and made under these settings."""
+    from bigr.data.shards import ShardIndex
+
+    index, lock = root / "data" / "shards" / "index.json", root / "dvc.lock"
+    if not (index.is_file() and lock.is_file()):
+        return None
+    made = config.read(lock).get("stages", {}).get("shards", {}).get("params", {}).get("params.yaml", {})
+    if made.get("shards") != values["shards"]:
+        return None
+    return len(ShardIndex.load(index.parent).classes)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigr import config, pipeline
-from bigr.check import check_files
+from bigr.check import check_files, check_models
 from bigr.context import Context
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.tracking import Tracker
@@ -51,7 +51,9 @@ def run_stage(name: str, root: Path, params: Path) -> None:
     described = pipeline.stages(root, values)
     if name not in described:
         raise BigrError(f"dvc.yaml: has no stage {name}")
-    check_files(root, settings, config.STAGES[config.STAGES.index(name) :])  # not hours later, for a stage after it
+    onwards = config.STAGES[config.STAGES.index(name) :]  # not hours later, for a stage after it
+    check_files(root, settings, onwards)
+    check_models(root, settings, onwards)
     pipeline.check_inputs(root, described[name], described)
     if "LOCAL_RANK" in os.environ:
         if name in IN_MANY_PROCESSES:

@@ -1,11 +1,13 @@
-"""Stage `tokenizer`: train the binary autoencoder on the shards (METHOD section 1).
+"""Stage `tokenizer`: train the binary autoencoder on the shards (METHOD section 1), or take a ready one.
 
-Reads data/shards; writes models/tokenizer, outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the
-validation split above their reconstructions).
+Reads data/shards, and with `tokenizer.from` the model that it names; writes models/tokenizer,
+outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the validation split above their
+reconstructions).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,29 +19,70 @@ from bigr.data.shards import ImageBatches, ShardIndex, load_split
 from bigr.evaluation.pictures import pairs, save_grid
 from bigr.interop.folders import save
 from bigr.interop.lpips import load_lpips
+from bigr.interop.ready import Ready
 from bigr.models.discriminator import PatchDiscriminator
 from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 from bigr.seeds import derive_seed
 from bigr.training.autoencoding import Autoencoding, Batch
 from bigr.training.device import resolve_device
 from bigr.training.distributed import is_main, rank, world
-from bigr.training.loop import Plan, Player, check_batch_size, forget_checkpoint, train
+from bigr.training.loop import (
+    VALIDATION_IMAGES,
+    Plan,
+    Player,
+    check_batch_size,
+    forget_checkpoint,
+    train,
+    write_untrained,
+)
 from bigr.training.optimiser import adamw
 
 if TYPE_CHECKING:
     from bigr.config import Settings
     from bigr.config import Tokenizer as Section
 
-VALIDATION_IMAGES = 512  # at most: these figures are points of a curve; the evaluation stage uses every image
 PICTURED = 16
+OF_SHARDS = {"image_size": "shards.image_size"}
+"""The settings behind the fields of a tokenizer's shape that its own section does not have."""
+
+Validation = Callable[[nn.Module, int], dict[str, float]]
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Train, and write the average of the weights."""
+    """Train, and write the average of the weights; or write the model that `tokenizer.from` names."""
     section, device = settings.tokenizer, resolve_device(settings.run.device)
-    check_batch_size("tokenizer", section.batch_size)
     shards = context.root / "data" / "shards"
+    validate = validation(shards, section.batch_size, device, context)
+    if section.from_ is None:
+        learn(settings, shards, device, validate, context)
+    elif is_main():
+        ready = Ready("tokenizer.from", context.root, section.from_, Tokenizer)
+        expected = config_of(section, ShardIndex.load(shards).image_size)
+        ready.check(ready.shape(expected), expected, OF_SHARDS)
+        tokenizer = ready.load(expected).to(device)
+        write_untrained("tokenizer", validate(tokenizer, 0), context)
+        save(context.root / "models" / "tokenizer", tokenizer)
 
+
+def validation(shards: Path, batch_size: int, device: torch.device, context: Context) -> Validation:
+    """What measures a tokenizer on fixed images, and draws them above their reconstructions."""
+    originals = load_split(shards, "val", limit=VALIDATION_IMAGES)[0].to(device) / 255
+    picture = context.root / "outputs" / "reconstructions.png"
+
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Tokenizer)
+        figures, restored = reconstruct(model, originals, batch_size)
+        save_grid(picture, pairs(originals[:PICTURED], restored[:PICTURED]), columns=PICTURED)
+        context.report.picture("reconstructions", picture, step)
+        return figures
+
+    return validate
+
+
+def learn(settings: "Settings", shards: Path, device: torch.device, validate: Validation, context: Context) -> None:
+    """Train from nothing, and write the average of the weights."""
+    section = settings.tokenizer
+    check_batch_size("tokenizer", section.batch_size)
     torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
     tokenizer = Tokenizer(config_of(section, ShardIndex.load(shards).image_size)).to(device)
     perceptual = discriminator = None
@@ -68,16 +111,6 @@ def run(settings: "Settings", context: Context) -> None:
     def batches(step: int) -> Iterator[Batch]:
         for images, labels in stream.from_step(step):
             yield images.to(device, non_blocking=True), labels
-
-    originals = load_split(shards, "val", limit=VALIDATION_IMAGES)[0].to(device) / 255
-    picture = context.root / "outputs" / "reconstructions.png"
-
-    def validate(model: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(model, Tokenizer)
-        figures, restored = reconstruct(model, originals, section.batch_size)
-        save_grid(picture, pairs(originals[:PICTURED], restored[:PICTURED]), columns=PICTURED)
-        context.report.picture("reconstructions", picture, step)
-        return figures
 
     plan = Plan("tokenizer", section, settings.run, settings.seed, device, width=section.base_channels)
     average = train(plan, players, batches, validate, context, lambda step: f"(batch {step} of the training shards)")

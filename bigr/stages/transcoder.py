@@ -20,14 +20,20 @@ from bigr.models.transcoder import Transcoder
 from bigr.seeds import derive_seed, generator
 from bigr.training.device import resolve_device
 from bigr.training.distributed import is_main, parallel, rank
-from bigr.training.loop import Plan, Player, check_batch_size, forget_checkpoint, train, write_curves
+from bigr.training.loop import (
+    VALIDATION_IMAGES,
+    Plan,
+    Player,
+    check_batch_size,
+    forget_checkpoint,
+    train,
+    write_curves,
+)
 from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
 from bigr.training.optimiser import adamw
 
 if TYPE_CHECKING:
     from bigr.config import Settings
-
-VALIDATION_IMAGES = 512
 
 
 def run(settings: "Settings", context: Context) -> None:

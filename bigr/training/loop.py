@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
+VALIDATION_IMAGES = 512  # at most, behind a point of the curves; the stage evaluation uses every image
 READ_BACK_EVERY = 20  # steps between two looks at the losses of a device that computes ahead
 
 
@@ -210,9 +211,18 @@ def _check_finite(figures: Mapping[str, float], step: int, describe: Callable[[i
             )
 
 
+def write_untrained(stage: str, figures: Mapping[str, float], context: Context) -> None:
+    """Write and report the figures of a model that was not trained: outputs/curves/<stage>.csv with one row, step 0."""
+    write_curves(context.root / "outputs" / "curves" / f"{stage}.csv", [{"step": 0, **figures}])
+    context.report.metrics(figures)
+
+
 def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows (with a column "step") as CSV, atomically; a figure that a row lacks is left empty."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    """Write rows (with a column "step") as CSV, atomically; a figure that a row lacks is left empty.
+
+    There is a column "loss" even where nothing was trained: the plots of dvc.yaml ask for it.
+    """
+    names = list(dict.fromkeys(["step", "loss", *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
