@@ -1,4 +1,7 @@
-"""The command line: `bigr check`, `bigr run <stage>`. What a user can put right is one line and exit status 2."""
+"""The command line: `bigr check`, `bigr run <stage>`, the commands of bigr/commands.
+
+What a user can put right is one line and exit status 2.
+"""
 
 import logging
 import os
@@ -11,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigr
+from bigr.commands import weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -108,6 +112,9 @@ def check(params: Params = Path("params.yaml")) -> None:
 
     for line in summary(Path.cwd(), params):
         typer.echo(line)
+
+
+weights.register(app)
 
 
 def main() -> NoReturn:

@@ -1,70 +1,121 @@
-"""The published checkpoints: one table from their names to this project's, in both directions.
+"""The published checkpoints: one table from their names to this project's, used in both directions.
 
-Works on dicts of tensors only; reading files is the caller's. What the published files hold twice or never use is
-listed here too, so that every tensor of a file is either taken, known to be superfluous, or an error.
+Works on mappings by name of whatever has a shape; reading files is bigr/interop/tensorfiles.py's. What the published
+files hold twice or never use is listed here too, so that every tensor is taken, known to be superfluous, or an error.
 Source: METHOD section 7.
 """
 
 import re
 from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from bigr.errors import BigrError
 
+# Beginnings of names, theirs and ours; the first that fits counts.
 TOKENIZER_NAMES = (
-    (r"ae\.encoder\.", "encoder."),
-    (r"ae\.quantize\.", "quantizer."),
-    (r"ae\.generator\.", "decoder."),
+    ("ae.encoder.", "encoder."),
+    ("ae.quantize.", "quantizer."),
+    ("ae.generator.", "decoder."),
 )
 TOKENIZER_UNUSED = (
     r"ae\.generator\.logsigma\..*",  # a variance head that no published computation reads
     r"(?!ae\.).*",  # discriminator, perceptual loss
 )
 GENERATOR_NAMES = (
-    (r"cls_embedding\.embedding_table\.", "backbone.cls_embedding."),
-    (r"diffusion_pos_embed_learned$", "backbone.position"),
-    (r"denoise_mlp\.", "transcoder."),
-    (r"(?=(tok_embeddings|mask_tok|layers|adaLN|norm)\b)", "backbone."),
+    ("cls_embedding.embedding_table.", "backbone.cls_embedding."),
+    ("diffusion_pos_embed_learned", "backbone.position"),
+    ("denoise_mlp.", "transcoder."),
+    ("", "backbone."),
 )
-GENERATOR_UNUSED = (
-    r"diffusion_processor\._denoise_fn\..*",  # the transcoder again
-    r"diffusion_processor\.scheduler\..*",  # buffers, computed from T
-)
+TRANSCODER, TRANSCODER_AGAIN = "denoise_mlp.", "diffusion_processor._denoise_fn."
+"""The transcoder's two names: the files hold the same tensors under both."""
+SCHEDULE = "diffusion_processor.scheduler."
+"""Buffers, computed from T."""
+SCHEDULE_TABLES = {"k_final": "k", "cumbeta": "k", "b_final": "b", "beta": "beta"}
+"""Their names, and those of `BernoulliDiffusion`'s tables."""
+GENERATOR_UNUSED = (re.escape(TRANSCODER_AGAIN) + ".*", re.escape(SCHEDULE) + ".*")
 
 
-def tokenizer_state(published: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class Shaped(Protocol):
+    """What the tables of names are applied to: a tensor, in memory or in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+S = TypeVar("S", bound=Shaped)
+
+
+def tokenizer_state(
+    published: Mapping[str, S], expected: Mapping[str, Tensor], source: str = "published weights"
+) -> dict[str, S]:
     """Published tokenizer tensors under this project's names, checked against the `expected` state dict's shapes.
 
-    Raises `BigrError` naming the first tensor that is missing, unknown or of another shape.
+    Raises `BigrError` naming `source` and the first tensor that is missing, unknown or of another shape.
     """
-    return _rename(published, expected, TOKENIZER_NAMES, TOKENIZER_UNUSED)
+    return _rename(published, expected, TOKENIZER_NAMES, TOKENIZER_UNUSED, source)
 
 
-def generator_state(published: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def generator_state(
+    published: Mapping[str, S], expected: Mapping[str, Tensor], source: str = "published weights"
+) -> dict[str, S]:
     """Published generator tensors (the entry `ema`) under this project's names; errors as `tokenizer_state`."""
-    return _rename(published, expected, GENERATOR_NAMES, GENERATOR_UNUSED)
+    return _rename(with_transcoder(published), expected, GENERATOR_NAMES, GENERATOR_UNUSED, source)
+
+
+def with_transcoder(published: Mapping[str, S]) -> dict[str, S]:
+    """A generator's tensors with the transcoder under its first name, also where the file has only the second."""
+    if any(name.startswith(TRANSCODER) for name in published):
+        return dict(published)
+    return {_swap(name, TRANSCODER_AGAIN, TRANSCODER): tensor for name, tensor in published.items()}
+
+
+def published_tokenizer(state: Mapping[str, S]) -> dict[str, S]:
+    """The way back: a tokenizer's state dict under the published names."""
+    return {_theirs(name, TOKENIZER_NAMES): tensor for name, tensor in state.items()}
+
+
+def published_generator(state: Mapping[str, S]) -> dict[str, S]:
+    """The way back: a generator's state dict under the published names, its transcoder under both of them."""
+    first = {_theirs(name, GENERATOR_NAMES): tensor for name, tensor in state.items()}
+    again = {_swap(name, TRANSCODER, TRANSCODER_AGAIN): t for name, t in first.items() if name.startswith(TRANSCODER)}
+    return first | again
+
+
+def _swap(name: str, old: str, new: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
+
+
+def _ours(name: str, names: tuple[tuple[str, str], ...]) -> str:
+    return next((_swap(name, theirs, ours) for theirs, ours in names if name.startswith(theirs)), name)
+
+
+def _theirs(name: str, names: tuple[tuple[str, str], ...]) -> str:
+    return next((_swap(name, ours, theirs) for theirs, ours in names if name.startswith(ours)), name)
 
 
 def _rename(
-    published: Mapping[str, Tensor],
+    published: Mapping[str, S],
     expected: Mapping[str, Tensor],
     names: tuple[tuple[str, str], ...],
     unused: tuple[str, ...],
-) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
+    source: str,
+) -> dict[str, S]:
+    state: dict[str, S] = {}
     for name, tensor in published.items():
         if any(re.fullmatch(pattern, name) for pattern in unused):
             continue
-        ours = next((re.sub("^" + old, new, name) for old, new in names if re.match(old, name)), None)
-        if ours is None or ours not in expected:
-            raise BigrError(f"published weights: tensor {name} has no place in this model; is the shape another?")
-        if tensor.shape != expected[ours].shape:
+        ours = _ours(name, names)
+        if ours not in expected or _theirs(ours, names) != name:
+            raise BigrError(f"{source}: tensor {name} has no place in this model; is the shape another?")
+        if tuple(tensor.shape) != tuple(expected[ours].shape):
             raise BigrError(
-                f"published weights: tensor {name} has shape {list(tensor.shape)}; "
-                f"this model needs {list(expected[ours].shape)}"
+                f"{source}: tensor {name} has shape {list(tensor.shape)}; this model needs {list(expected[ours].shape)}"
             )
         state[ours] = tensor
     if missing := sorted(expected.keys() - state.keys()):
-        raise BigrError(f"published weights: nothing in the file for {missing[0]} ({len(missing)} tensors are missing)")
+        name = _theirs(missing[0], names)
+        raise BigrError(f"{source}: tensor {name} is missing ({len(missing)} of {len(expected)} are)")
     return state

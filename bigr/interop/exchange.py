@@ -1,0 +1,274 @@
+"""Published checkpoints to this project's model folders, and back (METHOD section 7). Both ways are exact.
+
+`import_tokenizer`, `import_generator`, `import_pair` read a file of tensors, infer the model's shape from them, and
+write a folder as bigr/interop/folders.py does; `export_tokenizer`, `export_generator` write the published names again,
+as safetensors. Tensors go through one at a time: memory holds no model. Every input is checked before anything is
+written. The header of an exported file also holds the model's whole shape, which an import goes by.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigr.errors import BigrError
+from bigr.files import StoredTensor, write_tensors
+from bigr.interop import published
+from bigr.interop.folders import (
+    config_from,
+    load_config,
+    model_hash,
+    tokenizer_of,
+    without_weights,
+    write_model,
+)
+from bigr.interop.shapes import generator_config, tokenizer_config
+from bigr.interop.tensorfiles import FileTensor, TensorFile, open_tensors
+from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.diffusion import BernoulliDiffusion
+from bigr.models.presets import PRESETS
+from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+
+TOKENIZER_FILE, GENERATOR_FILE = "tokenizer.safetensors", "generator.safetensors"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model in a published file, checked, its weights not yet read.
+
+    weights: this project's names; tokenizer: the hash of the tokenizer that the generator was trained on, where known.
+    """
+
+    path: Path
+    config: Any
+    weights: Mapping[str, FileTensor]
+    tokenizer: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is, in a line: "L-d24, 256²: 336,346,136 parameters"."""
+        numbers = sum(torch.Size(tensor.shape).numel() for tensor in self.weights.values())
+        return f"{_name(self.config)}: {numbers:,} parameters"
+
+
+def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | None = None) -> Found:
+    """The tokenizer in a published file. Raises `BigrError` naming the file, and the tensor or shape that does not fit.
+
+    image_size: side of its images in pixels; None: inferred. grid: tokens along a side, of the generator that goes
+    with it, where the tensors do not tell the size.
+    """
+    file = open_tensors(path)
+    config = _recorded(file, Tokenizer)
+    if config is None or image_size not in (None, config.image_size):
+        config = tokenizer_config(file.tensors, str(path), image_size, grid)
+    weights = published.tokenizer_state(file.tensors, _expected(Tokenizer, config, path), str(path))
+    return Found(path, config, _floats(path, weights))
+
+
+def read_generator(path: Path, *, heads: int | None = None) -> Found:
+    """The generator in a published file: its entry `ema`, or tensors at the top. Errors as `read_tokenizer`.
+
+    heads: attention heads, which tensors do not tell; None: 64 dimensions each, as in all published models.
+    """
+    file = open_tensors(path)
+    config = _recorded(file, BiGR)
+    if config is None or heads not in (None, config.heads):
+        config = generator_config(file.tensors, str(path), heads)
+    weights = published.generator_state(file.tensors, _expected(BiGR, config, path), str(path))
+    found = Found(path, config, _floats(path, weights), file.metadata.get("tokenizer"))
+    _check_transcoders(file)
+    _check_schedule(file, config)
+    return found
+
+
+def import_tokenizer(
+    path: Path, folder: Path, *, image_size: int | None = None, grid: int | None = None, force: bool = False
+) -> Found:
+    """Write the tokenizer of a published file to the model folder `folder`; see `read_tokenizer`.
+
+    Raises `BigrError` where `folder` exists, unless `force`.
+    """
+    found = read_tokenizer(path, image_size=image_size, grid=grid)
+    refuse_existing(folder, force)
+    write_model(folder, Tokenizer.kind, found.config, found.weights)
+    return found
+
+
+def import_generator(
+    path: Path, folder: Path, *, heads: int | None = None, tokenizer: str | None = None, force: bool = False
+) -> Found:
+    """Write the generator of a published file to the model folder `folder`; see `read_generator`.
+
+    tokenizer: the hash (`model_hash`) of the tokenizer that it goes with, where it is known. Raises `BigrError` where
+    `folder` exists, unless `force`.
+    """
+    found = read_generator(path, heads=heads)
+    refuse_existing(folder, force)
+    write_model(folder, BiGR.kind, found.config, found.weights, tokenizer or found.tokenizer)
+    return found
+
+
+def import_pair(
+    tokenizer: Path,
+    generator: Path,
+    folder: Path,
+    *,
+    image_size: int | None = None,
+    heads: int | None = None,
+    force: bool = False,
+) -> tuple[Found, Found]:
+    """Write `folder`/tokenizer and `folder`/bigr from two published files that go together.
+
+    The arguments are those of `import_tokenizer` and `import_generator`. Raises `BigrError`, before anything is
+    written, where the tokenizer's bits or grid are not the generator's.
+    """
+    second = read_generator(generator, heads=heads)
+    first = read_tokenizer(tokenizer, image_size=image_size, grid=second.config.grid)
+    check_pair(first, second)
+    targets = folder / "tokenizer", folder / "bigr"
+    for target in targets:
+        refuse_existing(target, force)
+    write_model(targets[0], Tokenizer.kind, first.config, first.weights)
+    write_model(targets[1], BiGR.kind, second.config, second.weights, model_hash(targets[0]))
+    return first, second
+
+
+def check_pair(tokenizer: Found, generator: Found) -> None:
+    """Raise `BigrError` where a tokenizer and a generator do not speak of the same codes."""
+    shape, model = tokenizer.config, generator.config
+    if shape.code_bits != model.code_bits:
+        raise BigrError(
+            f"{tokenizer.path} and {generator.path} do not belong together: ae.quantize.embed.weight has "
+            f"K = {shape.code_bits} bits a token, tok_embeddings.weight K = {model.code_bits}"
+        )
+    if shape.grid != model.grid:
+        raise BigrError(
+            f"{tokenizer.path} and {generator.path} do not belong together: the tokenizer is for {shape.image_size}² "
+            f"images in {shape.grid}×{shape.grid} tokens, diffusion_pos_embed_learned for {model.grid}×{model.grid}"
+        )
+
+
+def export_tokenizer(folder: Path, path: Path, *, force: bool = False) -> None:
+    """Write the tokenizer in the model folder `folder` to the safetensors file `path`, under the published names.
+
+    Raises `BigrError` where the published code has no such model, or where `path` exists, unless `force`.
+    """
+    config = load_config(folder, Tokenizer)
+    _refuse_unpublished(folder, "quantizer", config.quantizer, "bernoulli")
+    tensors = published.published_tokenizer(_weights(folder, Tokenizer, config))
+    refuse_existing(path, force)
+    write_tensors(path, tensors, _header(Tokenizer.kind, config))
+
+
+def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
+    """Write the generator in the model folder `folder` to the safetensors file `path`, under the published names.
+
+    The transcoder stands there under both of its names, with the buffers of the schedule. Errors as `export_tokenizer`.
+    """
+    config = load_config(folder, BiGR)
+    _refuse_unpublished(folder, "target", config.target, "flip")
+    _refuse_unpublished(folder, "condition_rope", config.condition_rope, False)
+    tensors: dict[str, Tensor | StoredTensor] = {**published.published_generator(_weights(folder, BiGR, config))}
+    diffusion = BernoulliDiffusion(config.diffusion_steps)
+    for theirs, ours in published.SCHEDULE_TABLES.items():
+        tensors[published.SCHEDULE + theirs] = getattr(diffusion, ours)
+    refuse_existing(path, force)
+    write_tensors(path, tensors, _header(BiGR.kind, config, tokenizer_of(folder)))
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise `BigrError` where there is something at `path`, unless `force`."""
+    if path.exists() and not force:
+        raise BigrError(f"{path} exists already; --force replaces it")
+
+
+def _expected(cls: type[Any], config: Any, path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = without_weights(cls, config).state_dict()
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise BigrError(f"{path}: not the shape of a {cls.kind}: {' '.join(str(error).split())}") from None
+    return state
+
+
+def _floats(path: Path, weights: dict[str, FileTensor]) -> dict[str, FileTensor]:
+    for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise BigrError(f"{path}: the tensor of {name} holds {tensor.stored}; weights are floating-point numbers")
+    return weights
+
+
+def _check_transcoders(file: TensorFile) -> None:
+    """Where the transcoder is there twice, as different tensors, which one was meant is not known."""
+    for name, tensor in file.tensors.items():
+        twin = published.TRANSCODER + name.removeprefix(published.TRANSCODER_AGAIN)
+        if name.startswith(published.TRANSCODER_AGAIN) and twin in file.tensors:
+            other = file.tensors[twin]
+            if tensor != other and (tensor.shape != other.shape or not torch.equal(tensor.read(), other.read())):
+                raise BigrError(f"{file.path}: tensors {twin} and {name} differ; they are the same in published files")
+
+
+def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
+    """The buffers, where they are there, must be METHOD's schedule: another one would sample noise, silently."""
+    diffusion = BernoulliDiffusion(config.diffusion_steps)
+    for theirs, ours in published.SCHEDULE_TABLES.items():
+        name = published.SCHEDULE + theirs
+        if name not in file.tensors:
+            continue
+        table, expected = file.tensors[name].read(), getattr(diffusion, ours)
+        if table.shape != expected.shape or not torch.allclose(table, expected, rtol=0, atol=1e-4):
+            raise BigrError(f"{file.path}: tensor {name} is not the published schedule of {len(expected) - 1} steps")
+
+
+def _recorded(file: TensorFile, cls: type[Any]) -> Any:
+    """The shape in the header of an exported file; None where there is none of this kind."""
+    if file.metadata.get("kind") != cls.kind or "config" not in file.metadata:
+        return None
+    try:
+        return config_from(cls, json.loads(file.metadata["config"]))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BigrError(f"{file.path}: its header does not tell the shape of a {cls.kind}: {error}") from None
+
+
+def _header(kind: str, config: Any, tokenizer: str | None = None) -> dict[str, str]:
+    header = {"format": "pt", "kind": kind, "config": json.dumps(asdict(config), sort_keys=True)}
+    return header if tokenizer is None else {**header, "tokenizer": tokenizer}
+
+
+def _weights(folder: Path, cls: type[Any], config: Any) -> dict[str, FileTensor]:
+    """The weights in a model folder, checked against its shape."""
+    file = open_tensors(folder / "model.safetensors")
+    expected = {name: tuple(tensor.shape) for name, tensor in _expected(cls, config, file.path).items()}
+    given = {name: tensor.shape for name, tensor in file.tensors.items()}
+    if unfit := sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)):
+        raise BigrError(f"{file.path}: tensor {unfit[0]} is not as config.json says")
+    return dict(file.tensors)
+
+
+def _refuse_unpublished(folder: Path, field: str, value: Any, published_value: Any) -> None:
+    if value != published_value:
+        raise BigrError(
+            f"{folder}: its {field} is {json.dumps(value)}; the published code computes "
+            f"{json.dumps(published_value)} with these weights, so that they cannot be exported to it"
+        )
+
+
+def _name(config: TokenizerConfig | BiGRConfig) -> str:
+    if isinstance(config, TokenizerConfig):
+        return f"tokenizer d{config.code_bits}, {config.image_size}² in {config.grid}×{config.grid} tokens"
+    for name, preset in PRESETS.items():
+        if preset == replace(
+            config,
+            code_bits=preset.code_bits,
+            dropout=preset.dropout,
+            init_std=preset.init_std,
+            position_std=preset.position_std,
+        ):
+            return f"{name.split('-')[0]}-d{config.code_bits}, {16 * config.grid}²"
+    return (
+        f"generator d{config.code_bits}, {config.grid}×{config.grid} tokens, {config.layers} layers "
+        f"of {config.dim} in {config.heads} heads"
+    )
