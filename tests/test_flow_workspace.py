@@ -97,6 +97,15 @@ def test_a_clone_sees_images_that_git_does_not_have(project: Path, tmp_path: Pat
     assert "path: pictures" in lock and str(project) not in lock
 
 
+def test_a_clone_sees_the_models_that_settings_name(project: Path, tmp_path: Path) -> None:
+    (project / "ready").mkdir()
+    (project / "ready/config.json").write_text("{}")
+    with (project / ".gitignore").open("a") as file:
+        file.write("/ready\n")
+    workspace.clone(project, tmp_path / "clone", {"tokenizer.from": "ready"})
+    assert (tmp_path / "clone/ready/config.json").read_text() == "{}"
+
+
 def test_the_result_is_an_experiment_of_the_project(project: Path) -> None:
     before = [(project / name).read_bytes() for name in ("params.yaml", "dvc.lock")]
     status, clone = git_state(project), project / workspace.FOLDER / "1111aaaa-0"

@@ -12,6 +12,7 @@ from bigr.errors import BigrError
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
 VALUES["digits"]["val_count"] = 360
+VALUES["tokenizer"]["from"] = VALUES["generator"]["from"] = None
 VALUES["shards"] |= {"source": "data/digits", "image_size": 16}
 VALUES["tokenizer"] |= {"batch_size": 48, "steps": 500, "warmup_steps": 20, "horizontal_flip": False}
 VALUES["tokenizer"] |= {"channel_multipliers": [1, 1, 2], "attention_resolutions": [4], "norm_first": True}
@@ -26,6 +27,11 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     # a name or a type that does not fit
     ({"samples.guidence_scale": 2.0}, "samples.guidence_scale is not a setting; did you mean samples.guidance_scale?"),
     ({"sample": {}}, "sample is not a setting; did you mean samples?"),
+    ({"tokenizer.from_": None}, "tokenizer.from_ is not a setting; did you mean tokenizer.from?"),
+    ({"generator.fron": None}, "generator.fron is not a setting; did you mean generator.from?"),
+    ({"generator.from": GONE}, "generator.from is missing; add it"),
+    ({"generator.from": 3}, "generator.from is 3; allowed: a valid string"),
+    ({"generator.from": ""}, "generator.from is ''; allowed: "),
     ({"run.colour": "red"}, "run.colour is not a setting; known here: device, precision, workers, processes"),
     ({"generator.heads": GONE}, "generator.heads is missing; add it"),
     ({"codes": GONE}, "codes is missing; add it"),
@@ -88,6 +94,13 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"transcoder.start": "scratch", "transcoder.steps": 0}, "transcoder.steps is 0; allowed: more than 0 where"),
     ({"generator.use_labels": False}, "samples.guidance_scale is 1.5; allowed: 1.0 where generator.use_labels is fal"),
     ({"generator.label_dropout": 0.0}, "generator.label_dropout is 0.0; allowed: above 0 where samples.guidance_scale"),
+    (
+        {"generator.from": "ready", "generator.label_dropout": 0.0},  # the transcoder is still fitted
+        "generator.label_dropout is 0.0; allowed: above 0 where samples.guidance_scale",
+    ),
+    ({"generator.from": "ready", "samples.iterations": 17}, "samples.iterations is 17; allowed: at most 16, the num"),
+    ({"generator.from": "ready", "generator.use_labels": False}, "samples.guidance_scale is 1.5; allowed: 1.0 where"),
+    ({"generator.from": "ready", "run.processes": 5}, "tokenizer.batch_size is 48; allowed: a multiple of run.proc"),
     ({"samples.count": 3}, "samples.count is 3; allowed: more than evaluation.precision_recall_neighbours = 3"),
     (
         {"evaluation.max_images": 10, "evaluation.precision_recall_neighbours": 10},
@@ -138,11 +151,30 @@ def test_the_embedded_digits_are_known_however_their_folder_is_written(source: s
         {"generator.label_dropout": 0.0, "samples.guidance_scale": 1.0},
         {"generator.label_dropout": 0.0, "generator.use_labels": False, "samples.guidance_scale": 1.0},
         {"samples.count": 4, "tokenizer.warmup_steps": 500},
+        {"tokenizer.from": "ready", "tokenizer.batch_size": 7, "run.processes": 2},
+        {"tokenizer.from": "ready", "tokenizer.perceptual_weight": 1.0, "tokenizer.gan_weight": 1.0},
+        {"tokenizer.from": "ready", "tokenizer.horizontal_flip": True, "tokenizer.warmup_steps": 501},
+        {"generator.from": "ready", "generator.batch_size": 7, "generator.warmup_steps": 2001, "run.processes": 2},
+        {"generator.from": "ready", "generator.label_dropout": 0.0, "transcoder.steps": 0},
     ],
     ids=str,
 )
 def test_settings_that_a_stage_can_do_with_fit(changes: dict[str, Any]) -> None:
     config.validate(changed(changes))
+
+
+def test_the_files_that_are_read_are_those_that_are_needed() -> None:
+    changes = {"shards.source": "pictures", "evaluation.extractor": "inception-v3-compat"}
+    changes |= {"tokenizer.perceptual_weight": 1.0, "tokenizer.perceptual_weights": "vgg", "generator.from": "model.pt"}
+    needed = {"shards.source": "pictures", "generator.from": "model.pt", "evaluation.extractor_weights": "inception"}
+    changes["evaluation.extractor_weights"] = "inception"
+    assert config.validate(changed(changes)).files == needed | {"tokenizer.perceptual_weights": "vgg"}
+    assert config.validate(changed(changes | {"tokenizer.from": "ae"})).files == needed | {"tokenizer.from": "ae"}
+    assert config.validate(changed({"evaluation.extractor_weights": "inception"})).files == {}
+
+
+def test_records_name_the_keys_as_the_file_does() -> None:
+    assert config.validate(VALUES).model_dump()["tokenizer"].keys() == VALUES["tokenizer"].keys()
 
 
 def test_several_misfits_are_as_many_lines() -> None:

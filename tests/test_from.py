@@ -1,0 +1,332 @@
+"""`tokenizer.from` and `generator.from`: a stage takes a ready model over instead of training one."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch import nn
+
+from bigr import check, config
+from bigr.context import Context
+from bigr.errors import BigrError
+from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
+from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+from bigr.stages import codes, generator, samples, tokenizer, transcoder
+from tests import scratch, worlds
+
+TOKENIZER, GENERATOR = "models/published/tokenizer", "models/published/bigr"
+CLASSES = 3
+PAGE = (scratch.ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+RECIPES = [
+    YAML(typ="safe").load(block)
+    for block in re.findall(r"```yaml\n(.*?)```", PAGE.split("## Start from ready models")[1].split("\n## ")[0], re.S)
+]
+"""The lines to change, as the page shows them."""
+
+
+def settings(*recipes: dict[str, Any], **overrides: Any) -> config.Settings:
+    """The tiny settings for the world's pictures, with the lines of recipes, then `overrides` as section__key."""
+    lines = {
+        f"{section}__{key}": v for recipe in recipes for section, keys in recipe.items() for key, v in keys.items()
+    }
+    return worlds.settings(**{"shards__source": "pictures", "codes__views": ["identity", "flip"], **lines, **overrides})
+
+
+SETTINGS = settings()
+
+
+def scramble(model: nn.Module, seed: int) -> None:
+    """Weights that hide nothing behind the zeros of an initialisation."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+
+
+def ready_tokenizer(folder: Path, seed: int = 0, **shape: Any) -> None:
+    """A tokenizer as the settings describe it, but for `shape`."""
+    model = Tokenizer(replace(tokenizer.config_of(SETTINGS.tokenizer, 16), **shape))
+    scramble(model, seed)
+    save(folder, model)
+
+
+def ready_generator(folder: Path, made_for: str | None = None, **shape: Any) -> None:
+    """A generator as the settings describe it, but for `shape`."""
+    described = BiGRConfig(24, 4, CLASSES, **sizes(SETTINGS.generator))
+    model = BiGR(replace(described, **shape))
+    scramble(model, 1)
+    save(folder, model, made_for)
+
+
+def sizes(section: config.Generator) -> dict[str, Any]:
+    names = BiGRConfig.__dataclass_fields__.keys() - {"code_bits", "grid", "num_classes"}
+    return {name: getattr(section, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards and ready models, and the codes that the ready tokenizer gives."""
+    root = tmp_path_factory.mktemp("world")
+    worlds.write_shards(root, size=16, classes=CLASSES)
+    ready_tokenizer(root / TOKENIZER)
+    ready_generator(root / GENERATOR, model_hash(root / TOKENIZER))
+    context = Context(root, "f")
+    tokenizer.run(settings(tokenizer__from=TOKENIZER), context)
+    codes.run(settings(), context)
+    return root
+
+
+@pytest.fixture
+def root(world: Path, tmp_path: Path) -> Path:
+    """A copy of the world for a test to change."""
+    return Path(shutil.copytree(world, tmp_path / "world"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows(root: Path, stage: str) -> list[dict[str, str]]:
+    with (root / "outputs" / "curves" / f"{stage}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def complaints(run: Any) -> list[str]:
+    """The lines of the error that a call ends with."""
+    with pytest.raises(BigrError) as caught:
+        run()
+    return str(caught.value).splitlines()
+
+
+def test_a_ready_tokenizer_is_taken_over_to_the_byte_measured_and_drawn(root: Path) -> None:
+    assert files(root / "models/tokenizer") == files(root / TOKENIZER)
+    (row,) = rows(root, "tokenizer")
+    assert (row["step"], row["loss"]) == ("0", "")  # the column is there: the plots ask for it
+    assert float(row["val_l1"]) > 0 and float(row["val_psnr"]) and float(row["val_bit_entropy"]) <= 1
+    assert (root / "outputs/reconstructions.png").is_file()
+    assert not (root / "checkpoints").exists()
+
+
+def test_a_ready_generator_is_taken_over_and_measured(root: Path) -> None:
+    generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
+    assert files(root / "models/generator") == files(root / GENERATOR)
+    (row,) = rows(root, "generator")
+    assert (row["step"], row["loss"]) == ("0", "")
+    assert float(row["val_loss"]) > 0
+
+
+def test_what_only_a_training_reads_comes_from_the_settings(root: Path) -> None:
+    """A transcoder from scratch starts with generator.init_std, whatever the ready model says."""
+    ready_generator(root / GENERATOR, dropout=0.3, init_std=0.9, position_std=0.9)
+    generator.run(settings(generator__from=GENERATOR, generator__init_std=0.05), Context(root, "f"))
+    taken = load_model(root / "models/generator", BiGR).config
+    assert (taken.dropout, taken.init_std, taken.position_std) == (
+        SETTINGS.generator.dropout,
+        0.05,
+        SETTINGS.generator.position_std,
+    )
+    assert files(root / "models/generator")["model.safetensors"] == files(root / GENERATOR)["model.safetensors"]
+
+
+def test_the_settings_of_a_training_are_not_used(root: Path) -> None:
+    changes = {"steps": 10**9, "learning_rate": 10.0, "warmup_steps": 10**9 + 1, "ema_decay": 0.0, "batch_size": 7}
+    lines = {f"{section}__{key}": value for section in ("tokenizer", "generator") for key, value in changes.items()}
+    chosen = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR, **lines)
+    tokenizer.run(chosen, Context(root, "f"))
+    generator.run(chosen, Context(root, "f"))
+    assert files(root / "models/tokenizer") == files(root / TOKENIZER)
+    assert files(root / "models/generator") == files(root / GENERATOR)
+
+
+def test_a_tokenizer_from_elsewhere_is_recorded_where_the_generator_names_none(root: Path) -> None:
+    ready_generator(root / GENERATOR, made_for=None)
+    generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
+    assert tokenizer_of(root / "models/generator") == model_hash(root / "models/tokenizer")
+
+
+OTHER_TOKENIZERS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("tokenizer.quantizer", {"quantizer": "lfq"}, {}),
+    ("tokenizer.code_bits", {"code_bits": 16}, {}),
+    ("tokenizer.embed_dim", {"embed_dim": 64}, {}),
+    ("tokenizer.base_channels", {"base_channels": 64}, {}),
+    ("tokenizer.channel_multipliers", {"channel_multipliers": (1, 2, 2)}, {}),
+    ("tokenizer.res_blocks", {"res_blocks": 2}, {}),
+    ("tokenizer.attention_resolutions", {"attention_resolutions": (8,)}, {}),
+    ("tokenizer.norm_first", {"norm_first": False}, {}),
+    ("shards.image_size", {"image_size": 32}, {}),
+]
+
+
+@pytest.mark.parametrize(("key", "shape", "_"), OTHER_TOKENIZERS, ids=[key for key, *_ in OTHER_TOKENIZERS])
+def test_each_setting_that_is_not_as_the_tokenizer_is_named(
+    root: Path, key: str, shape: dict[str, Any], _: Any
+) -> None:
+    ready_tokenizer(root / TOKENIZER, **shape)
+    ((field, value),) = shape.items()
+    ours = json.dumps(getattr(tokenizer.config_of(SETTINGS.tokenizer, 16), field))
+    expected = [f"{key} is {ours}, but {TOKENIZER} has {json.dumps(value)}; set it to {json.dumps(value)}"]
+    chosen = settings(tokenizer__from=TOKENIZER)
+    assert complaints(lambda: check.check_models(root, chosen)) == expected
+    before = files(root / "models/tokenizer")
+    assert complaints(lambda: tokenizer.run(chosen, Context(root, "f"))) == expected
+    assert files(root / "models/tokenizer") == before
+
+
+def test_no_field_of_a_shape_goes_unchecked() -> None:
+    """A new field is compared as well, unless it is among those that only the start of a training reads."""
+    assert {next(iter(shape)) for _, shape, _ in OTHER_TOKENIZERS} == TokenizerConfig.__dataclass_fields__.keys()
+    checked = {next(iter(shape)) for _, shape in OTHER_GENERATORS} | {"code_bits", "grid", "num_classes"}
+    assert checked | {"dropout", "init_std", "position_std"} == BiGRConfig.__dataclass_fields__.keys()
+
+
+OTHER_GENERATORS: list[tuple[str, dict[str, Any]]] = [
+    ("generator.dim", {"dim": 64}),
+    ("generator.layers", {"layers": 3}),
+    ("generator.heads", {"heads": 4}),
+    ("generator.ffn_multiple_of", {"ffn_multiple_of": 64}),
+    ("generator.condition_rope", {"condition_rope": True}),
+    ("generator.transcoder_dim", {"transcoder_dim": 64}),
+    ("generator.transcoder_blocks", {"transcoder_blocks": 2}),
+    ("generator.diffusion_steps", {"diffusion_steps": 16}),
+    ("generator.target", {"target": "x0"}),
+]
+
+
+@pytest.mark.parametrize(("key", "shape"), OTHER_GENERATORS, ids=[key for key, _ in OTHER_GENERATORS])
+def test_each_setting_that_is_not_as_the_generator_is_named(root: Path, key: str, shape: dict[str, Any]) -> None:
+    ready_generator(root / GENERATOR, **shape)
+    ((field, value),) = shape.items()
+    ours = json.dumps(getattr(SETTINGS.generator, field))
+    expected = [f"{key} is {ours}, but {GENERATOR} has {json.dumps(value)}; set it to {json.dumps(value)}"]
+    chosen = settings(generator__from=GENERATOR)
+    assert complaints(lambda: check.check_models(root, chosen)) == expected
+    assert complaints(lambda: generator.run(chosen, Context(root, "f"))) == expected
+    assert not (root / "models/generator").exists()
+
+
+def test_several_unequal_settings_are_as_many_lines(root: Path) -> None:
+    ready_tokenizer(root / TOKENIZER, res_blocks=2, norm_first=False)
+    ready_generator(root / GENERATOR, code_bits=32, grid=8, layers=3)
+    chosen = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR)
+    assert complaints(lambda: check.check_models(root, chosen)) == [
+        f"tokenizer.res_blocks is 1, but {TOKENIZER} has 2; set it to 2",
+        f"tokenizer.norm_first is true, but {TOKENIZER} has false; set it to false",
+        f"shards.image_size is 16, 4×4 tokens, but {GENERATOR} has 8×8; set it to 32, or name another generator",
+        f"tokenizer.code_bits is 24, but {GENERATOR} has 32; set it to 32",
+        f"generator.layers is 2, but {GENERATOR} has 3; set it to 3",
+    ]
+    assert check.check_models(root, chosen, ["codes", "samples"]) is None  # done with them
+
+
+def test_a_generator_of_other_tokens_is_refused(root: Path) -> None:
+    ready_generator(root / GENERATOR, code_bits=32, grid=8)
+    (line,) = complaints(lambda: generator.run(settings(generator__from=GENERATOR), Context(root, "f")))
+    assert line.startswith(f"generator.from is {GENERATOR}, for 8×8 tokens of 32 bits; data/codes has 4×4 of 24 bits;")
+
+
+def test_a_generator_of_another_tokenizers_codes_is_refused_and_both_are_named(root: Path) -> None:
+    ready_tokenizer(root / "models/other", seed=5)
+    theirs, ours = (model_hash(root / path) for path in ("models/other", TOKENIZER))
+    ready_generator(root / GENERATOR, made_for=theirs)
+    chosen = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR)
+    for run in (lambda: generator.run(chosen, Context(root, "f")), lambda: check.check_models(root, chosen)):
+        (line,) = complaints(run)
+        assert f"generator.from is {GENERATOR}" in line and theirs[:12] in line and ours[:12] in line
+        assert line.endswith("name the generator's own tokenizer in tokenizer.from")
+
+
+def test_a_generator_of_other_classes_is_refused_with_both_numbers(root: Path) -> None:
+    ready_generator(root / GENERATOR, num_classes=1000)
+    chosen = settings(generator__from=GENERATOR)
+    line = f"generator.from is {GENERATOR}, which knows 1000 classes; the images have 3; name a folder with its classes"
+    for run in (
+        lambda: generator.run(chosen, Context(root, "f")),
+        lambda: check.check_models(root, chosen, classes=CLASSES),
+    ):
+        (said,) = complaints(run)
+        assert said.startswith(line) and said.endswith("or train a generator (generator.from: null)")
+    check.check_models(root, chosen)  # nobody knows yet how many the images have
+
+
+def test_a_model_that_is_none_or_another_kind_is_named_with_its_setting(root: Path) -> None:
+    chosen = settings(tokenizer__from=GENERATOR)
+    (line,) = complaints(lambda: check.check_models(root, chosen))
+    assert line.startswith("tokenizer.from: ") and line.endswith(
+        "holds a model of kind 'bigr'; a 'tokenizer' is needed here"
+    )
+    (root / TOKENIZER / "model.safetensors").write_bytes(b"damaged")
+    (line,) = complaints(lambda: tokenizer.run(settings(tokenizer__from=TOKENIZER), Context(root, "f")))
+    assert line.startswith("tokenizer.from: ") and "model.safetensors: cannot be read" in line
+    shutil.rmtree(root / TOKENIZER)
+    (root / TOKENIZER).mkdir()
+    (line,) = complaints(lambda: check.check_models(root, settings(tokenizer__from=TOKENIZER)))
+    assert line.startswith("tokenizer.from: ") and "config.json: no such file" in line
+
+
+@pytest.mark.parametrize("path", ["models/tokenizer", "models/../models/bigr", "{root}/models/generator", "link"])
+def test_a_model_that_a_stage_writes_is_refused(root: Path, path: str) -> None:
+    """DVC would remove it before the stage could read it."""
+    (root / "link").symlink_to("models/tokenizer")
+    path = path.format(root=root)
+    (line,) = complaints(lambda: check.check_files(root, settings(tokenizer__from=path)))
+    assert line.startswith(f"tokenizer.from is {path}, which a stage of this project writes; name a copy of it")
+
+
+def test_a_model_that_is_not_there_is_named(root: Path) -> None:
+    chosen = settings(generator__from="models/nowhere.pt")
+    assert complaints(lambda: check.check_files(root, chosen)) == [
+        "generator.from is models/nowhere.pt, which does not exist; put the model there, or name another"
+    ]
+    check.check_files(root, chosen, ["transcoder"])
+
+
+# The three uses, by the lines that docs/settings.md shows.
+
+
+def test_published_models_are_sampled_as_they_are(root: Path) -> None:
+    chosen = settings(RECIPES[0])
+    check.check_models(root, chosen, classes=CLASSES)
+    for stage in (tokenizer, codes, generator, transcoder, samples):
+        stage.run(chosen, Context(root, "f"))
+    assert files(root / "models/bigr") == files(root / GENERATOR)
+    assert rows(root, "transcoder")[0]["loss"] == ""
+    assert (root / "outputs/samples.npz").is_file()
+
+
+@pytest.mark.parametrize("start", ["joint", "scratch"])
+def test_a_transcoder_is_fitted_on_a_published_backbone(root: Path, start: str) -> None:
+    chosen = settings(RECIPES[1], transcoder__start=start, transcoder__dim=48, transcoder__steps=4)
+    generator.run(chosen, Context(root, "f"))
+    transcoder.run(chosen, Context(root, "f"))
+    ready, fitted = (load_model(root / folder, BiGR) for folder in (GENERATOR, "models/bigr"))
+    assert fitted.config.transcoder_dim == (48 if start == "scratch" else ready.config.transcoder_dim)
+    for name, weight in ready.backbone.state_dict().items():
+        assert torch.equal(weight, fitted.backbone.state_dict()[name]), name
+    assert rows(root, "transcoder")[-1]["step"] == "4"
+    if start == "joint":
+        assert not torch.equal(ready.transcoder.final_layer.linear.weight, fitted.transcoder.final_layer.linear.weight)
+
+
+def test_a_generator_is_trained_on_a_published_tokenizer(root: Path) -> None:
+    chosen = settings(RECIPES[2])
+    for stage in (tokenizer, codes, generator):
+        stage.run(chosen, Context(root, "f"))
+    assert tokenizer_of(root / "models/generator") == model_hash(root / TOKENIZER)
+    assert rows(root, "generator")[-1]["step"] == str(chosen.generator.steps)
+
+
+def test_the_page_shows_the_three_uses() -> None:
+    assert [[f"{s}.{k}" for s, keys in recipe.items() for k in keys] for recipe in RECIPES] == [
+        ["tokenizer.from", "generator.from", "transcoder.steps"],
+        ["tokenizer.from", "generator.from", "transcoder.start", "transcoder.steps"],
+        ["tokenizer.from"],
+    ]
+    assert {recipe["tokenizer"]["from"] for recipe in RECIPES} == {TOKENIZER}
+    assert {recipe["generator"]["from"] for recipe in RECIPES[:2]} == {GENERATOR}
