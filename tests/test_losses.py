@@ -15,9 +15,9 @@ from bigr.models.discriminator import MIN_SIDE, PatchDiscriminator
 from bigr.models.perceptual import MIN_SIDE as LPIPS_MIN_SIDE
 from bigr.models.perceptual import Lpips
 from bigr.training.adversarial import adaptive_weight, diff_augment, discriminator_loss, generator_loss
+from tests.worlds import lpips_weights
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
-WIDTHS = (4, 6, 8, 8, 8)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -30,17 +30,7 @@ def images(count: int = 2, side: int = 32, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def weights() -> dict[str, Tensor]:
-    """LPIPS' tensors under their published names, VGG-16 made narrow, and one tensor that LPIPS does not use."""
-    generator, width = seeded(0), 3
-    tensors = {"classifier.0.weight": torch.zeros(2, 2)}
-    stages = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
-    for stage, (numbers, out) in enumerate(zip(stages, WIDTHS, strict=True)):
-        for number in numbers:
-            tensors[f"features.{number}.weight"] = torch.randn(out, width, 3, 3, generator=generator) / (3 * width**0.5)
-            tensors[f"features.{number}.bias"] = torch.randn(out, generator=generator) / 10
-            width = out
-        tensors[f"lin{stage}.model.1.weight"] = torch.rand(1, out, 1, 1, generator=generator)
-    return tensors
+    return lpips_weights()
 
 
 # LPIPS ---------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from bigr import config
 from bigr.context import Context
@@ -87,3 +87,17 @@ def write_models(
     for parameter in model.parameters():  # the zeros of the initialisation would hide what depends on what
         nn.init.normal_(parameter, std=0.2)
     save(root / "models" / "bigr", model, tokenizer or model_hash(root / "models" / "tokenizer"))
+
+
+def lpips_weights() -> dict[str, Tensor]:
+    """LPIPS' tensors under their published names, VGG-16 made narrow, and one tensor that LPIPS does not use."""
+    draws, width = torch.Generator().manual_seed(0), 3
+    tensors = {"classifier.0.weight": torch.zeros(2, 2)}
+    stages = [[0, 2], [5, 7], [10, 12, 14], [17, 19, 21], [24, 26, 28]]
+    for stage, (numbers, out) in enumerate(zip(stages, (4, 6, 8, 8, 8), strict=True)):
+        for number in numbers:
+            tensors[f"features.{number}.weight"] = torch.randn(out, width, 3, 3, generator=draws) / (3 * width**0.5)
+            tensors[f"features.{number}.bias"] = torch.randn(out, generator=draws) / 10
+            width = out
+        tensors[f"lin{stage}.model.1.weight"] = torch.rand(1, out, 1, 1, generator=draws)
+    return tensors
