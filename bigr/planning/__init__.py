@@ -1,0 +1,1 @@
+"""What a params.yaml will cost, before anything is trained: `bigr plan`."""

@@ -1,0 +1,230 @@
+"""The whole plan of a params.yaml: parameters, FLOPs, memory, disk, time. Nothing is trained, no data is needed."""
+
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from bigr import config
+from bigr.config import Settings
+from bigr.errors import BigrError
+from bigr.evaluation.classifier import Classifier
+from bigr.planning import dataset, networks, sampling, speed, training
+from bigr.planning.dataset import Disk, Images
+from bigr.planning.meter import Arithmetic, flops, measure, shapes_only
+from bigr.planning.networks import Networks
+from bigr.planning.sampling import SamplingCost, backbone_flops
+from bigr.planning.training import Training
+from bigr.training.device import autocast, resolve_device
+
+_INCEPTION = 11.4e9
+"""FLOPs of an image through Inception v3 at 299²: 5.7 GMAC (Szegedy et al., 2016)."""
+_RESTORED = 3
+"""How often the evaluation decodes the validation images: for distances, for PSNR, for labels."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """TFLOP/s that one process sustains, in the precision of the settings and in float32; basis: how that is known."""
+
+    tflops: float
+    float32_tflops: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work of one stage over all its processes. note: why there is no figure, or what it leaves out.
+
+    flops: in the settings' precision; flops_float32: what is float32 whatever they say; None: not known.
+    """
+
+    name: str
+    flops: float | None
+    flops_float32: float
+    processes: int
+    note: str = ""
+
+    def seconds(self, speed: Speed) -> float | None:
+        """The time that the arithmetic takes at that speed."""
+        if self.flops is None:
+            return None
+        work = self.flops / speed.tflops + self.flops_float32 / speed.float32_tflops
+        return work / 1e12 / self.processes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `bigr plan` says. FLOPs and bytes are plain numbers; encoder: FLOPs of one view of an image."""
+
+    params: str
+    device: str
+    processes: int
+    precision: dict[str, str]
+    images: Images
+    parameters: dict[str, dict[str, int]]
+    training: list[Training]
+    encoder: float
+    sampling: SamplingCost
+    disk: Disk
+    speed: Speed | None
+    stages: list[Stage]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in FLOPs, bytes and seconds; the times of stages are null where they are not known."""
+        values = asdict(self)
+        for stage, row in zip(self.stages, values["stages"], strict=True):
+            row["seconds"] = stage.seconds(self.speed) if self.speed else None
+        values["images"]["total"] = self.images.total
+        return values
+
+
+def make_plan(
+    params: Path,
+    root: Path,
+    *,
+    tflops: float | None = None,
+    float32_tflops: float | None = None,
+    images: int | None = None,
+    classes: int | None = None,
+    processes: int | None = None,
+) -> Plan:
+    """The plan of the settings in `params` for the project at `root`.
+
+    tflops, float32_tflops: what one process sustains; without, measured here where the settings' device is here.
+    images, classes, processes: in place of what is found and set. Raises `BigrError` as `bigr check` does.
+    """
+    settings = config.load(params)
+    if processes is not None:
+        values = settings.model_dump()
+        values["run"]["processes"] = processes
+        settings = config.validate(values, params.name)
+    found = dataset.count_images(settings, root, images, classes)
+    device = _device(settings.run.device)
+    widths = {
+        "tokenizer": settings.tokenizer.base_channels,
+        "generator": settings.generator.dim,
+        "transcoder": settings.generator.dim,
+        "samples": settings.generator.dim,
+    }
+    arithmetic = {name: _arithmetic(device, settings.run.precision, width) for name, width in widths.items()}
+    with shapes_only() as mode:
+        built = networks.build(settings, found.classes, mode)
+        parameters = networks.parameters(built)
+        trained = [
+            work(settings, built, arithmetic[name], settings.run.processes)
+            for name, work in (
+                ("tokenizer", training.tokenizer_training),
+                ("generator", training.generator_training),
+                ("transcoder", training.transcoder_training),
+            )
+            if getattr(settings, name).trains
+        ]
+        size = settings.shards.image_size
+        encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
+        sampled = sampling.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
+        evaluated = evaluation_flops(settings, built, found)
+    stages = _stages(settings, found, trained, encoder, sampled, evaluated)
+    return Plan(
+        params=str(params),
+        device=str(device),
+        processes=settings.run.processes,
+        precision={name: "bfloat16" if a.bfloat16 else "float32" for name, a in arithmetic.items()},
+        images=found,
+        parameters=parameters,
+        training=trained,
+        encoder=encoder,
+        sampling=sampled,
+        disk=dataset.disk(settings, root),
+        speed=_speed(device, arithmetic["generator"].bfloat16, tflops, float32_tflops),
+        stages=stages,
+    )
+
+
+def evaluation_flops(settings: Settings, built: Networks, images: Images) -> float:
+    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe.
+
+    Where the number of images is not known, evaluation.max_images of each split.
+    """
+    section, size, count = settings.evaluation, settings.shards.image_size, settings.samples.count
+    train, val = (min(section.max_images, n or section.max_images) for n in (images.train, images.val))
+    classifier = Classifier(size, images.classes, section.classifier_channels, section.classifier_features).train()
+    batch, labels = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.long)
+    step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False)).flops / 2
+    seen = flops(lambda: classifier(batch)) / 2
+    extractor = seen if section.extractor == "classifier" else _INCEPTION
+    reference = train if section.reference == "train" else val
+    decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
+    probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * train
+    return (
+        section.classifier_steps * section.classifier_batch_size * step
+        + (count + 2 * val) * seen
+        + (count + reference + val + val + val + train) * extractor
+        + _RESTORED * val * decoder
+        + (train + val) * backbone_flops(built.bigr)
+        + probe
+    )
+
+
+def _stages(
+    settings: Settings, images: Images, trained: list[Training], encoder: float, sampled: SamplingCost, evaluated: float
+) -> list[Stage]:
+    processes, views = settings.run.processes, len(settings.codes.views)
+    by_name = {t.stage: t for t in trained}
+    stages = []
+    for name in config.STAGES:
+        if name in ("digits", "shards"):
+            stages.append(Stage(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs"))
+        elif name in by_name:
+            stages.append(Stage(name, by_name[name].flops, 0.0, processes))
+        elif name == "codes":
+            total, note = images.total, f"{views} view{'s' if views > 1 else ''}, in float32"
+            work = 0.0 if total is None else encoder * views * total
+            stages.append(Stage(name, None if total is None else 0.0, work, processes, note))
+        elif name == "samples":
+            note = "the decoder in float32"
+            stages.append(Stage(name, sampled.flops, sampled.flops_float32, processes, note))
+        elif name == "evaluation":
+            stages.append(Stage(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID"))
+        else:
+            ready = getattr(getattr(settings, name), "from_", None)
+            note = f"nothing is trained: from {ready}" if ready else "nothing is trained: steps is 0"
+            stages.append(Stage(name, 0.0, 0.0, processes, note))
+    return stages
+
+
+def _device(name: str) -> torch.device:
+    """The device to plan for; a GPU need not be here."""
+    try:
+        return resolve_device(name)
+    except BigrError:
+        return torch.device(name)
+
+
+def _here(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available()
+    return device.type != "mps" or torch.backends.mps.is_available()
+
+
+def _arithmetic(device: torch.device, precision: str, width: int) -> Arithmetic:
+    """What the training loop would compute in; a GPU that is not here is taken for one that has bfloat16."""
+    gpu = device.type == "cuda"
+    if precision != "auto" or (gpu and not _here(device)):
+        return Arithmetic(gpu, bfloat16=precision != "float32")
+    return Arithmetic(gpu, bfloat16=not isinstance(autocast(device, precision, width), nullcontext))
+
+
+def _speed(device: torch.device, bfloat16: bool, tflops: float | None, float32_tflops: float | None) -> Speed | None:
+    if tflops is not None:
+        if float32_tflops is None:
+            return Speed(tflops, tflops, "as given; also for what is computed in float32, which GPUs do slower")
+        return Speed(tflops, float32_tflops, "as given")
+    if not _here(device):
+        return None
+    full = float32_tflops or speed.measured_tflops(device, torch.float32)
+    fast = speed.measured_tflops(device, torch.bfloat16) if bfloat16 else full
+    return Speed(fast, full, speed.describe(device))
