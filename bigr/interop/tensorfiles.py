@@ -6,6 +6,7 @@ maps that tensor alone, so that a file much larger than memory can be gone throu
 
 import json
 import math
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ def _open_zip(path: Path, entry: str) -> TensorFile:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
         raise BigrError(f"{path}: not a whole zip file: {_line(error)}; is the download complete?") from None
     try:
         return _read_members(path, members, entry)
@@ -243,12 +244,12 @@ def _start(path: Path, member: zipfile.ZipInfo) -> int:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
         raise BigrError(f"{path}: {member.filename} is compressed or encrypted, which torch.save never does")
     with path.open("rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(_LOCAL_HEADER)
         end = file.seek(0, 2)
+        file.seek(min(max(member.header_offset, 0), end))
+        header = file.read(_LOCAL_HEADER)
     names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     start = member.header_offset + _LOCAL_HEADER + names
-    if not header.startswith(_ZIP) or start + member.file_size > end:
+    if not header.startswith(_ZIP) or member.header_offset < 0 or start + member.file_size > end:
         raise BigrError(f"{path}: damaged at {member.filename}; is the download complete?")
     return start
 
