@@ -125,7 +125,8 @@ def certainty(
 
     probability: [B, m, K]; positions: int64 [B, m]; gumbel: Gumbel noise [B, m].
     entropy: minus the mean binary entropy in bits; margin: the mean of |2P − 1|, as in the published code; both lie
-    in a range of width 1 and get the noise × its temperature. random: the noise alone; raster: reading order.
+    in a range of width 1 and get the noise × its temperature, which is constant, or times the `ratio` of the iteration
+    (schedule "up") or 1 − ratio ("down"). random: the noise alone; raster: reading order.
     """
     if order == "raster":
         return -positions.float()
