@@ -59,13 +59,10 @@ def check_models(
 
 
 def _tokenizer_problems(root: Path, settings: config.Settings, named: str) -> list[str]:
-    from bigr.interop.ready import Ready  # the room of models imports torch, which is slow
-    from bigr.models.tokenizer import Tokenizer
-    from bigr.stages.tokenizer import OF_SHARDS, config_of
+    from bigr.stages.tokenizer import OF_SHARDS, config_of, ready_at  # imports torch, which is slow
 
-    ready = Ready("tokenizer.from", root, named, Tokenizer)
-    expected = config_of(settings.tokenizer, settings.shards.image_size)
-    return ready.differences(ready.shape(expected), expected, OF_SHARDS)
+    ready, expected = ready_at(root, named), config_of(settings.tokenizer, settings.shards.image_size)
+    return ready.differences(ready.find(expected), expected, OF_SHARDS)
 
 
 class _Codes(NamedTuple):
@@ -76,27 +73,25 @@ class _Codes(NamedTuple):
 
 def _generator_problems(root: Path, settings: config.Settings, named: str, classes: int | None) -> list[str]:
     from bigr.interop.folders import model_hash
-    from bigr.interop.ready import Ready
-    from bigr.models.bigr import BiGR
     from bigr.stages import generator as stage
 
-    ready = Ready("generator.from", root, named, BiGR)
+    ready = stage.ready_at(root, named)
     bits, grid, size = settings.tokenizer.code_bits, settings.grid, settings.shards.image_size
     expected = stage.config_of(settings.generator, _Codes(bits, grid, classes or 0))
-    found = ready.shape(expected)
+    found = ready.find(expected)
+    theirs = found.config
     problems = []
-    if found.grid != grid:
+    if theirs.grid != grid:
         problems.append(
-            f"shards.image_size is {size}, {grid}×{grid} tokens, but {named} has {found.grid}×{found.grid}; set it to "
-            f"{size // grid * found.grid}, or name another generator"
+            f"shards.image_size is {size}, {grid}×{grid} tokens, but {named} has {theirs.grid}×{theirs.grid}; set it "
+            f"to {size // grid * theirs.grid}, or name another generator"
         )
-    if classes not in (None, found.num_classes):
-        problems.append(stage.other_classes(named, found.num_classes, classes))
-    tokenizer = root / (settings.tokenizer.from_ or "")
-    theirs = ready.tokenizer()
-    if settings.tokenizer.from_ and tokenizer.is_dir() and theirs not in (None, ours := model_hash(tokenizer)):
-        problems.append(stage.other_tokenizer(named, theirs, ours))
-    expected = replace(expected, grid=found.grid, num_classes=found.num_classes)
+    if classes not in (None, theirs.num_classes):
+        problems.append(stage.other_classes(named, theirs.num_classes, classes))
+    tokenizer = None if settings.tokenizer.from_ is None else root / settings.tokenizer.from_
+    if tokenizer and tokenizer.is_dir() and found.tokenizer not in (None, ours := model_hash(tokenizer)):
+        problems.append(stage.other_tokenizer(named, found.tokenizer, ours))
+    expected = replace(expected, grid=theirs.grid, num_classes=theirs.num_classes)
     return problems + ready.differences(found, expected, {"code_bits": "tokenizer.code_bits"})
 
 

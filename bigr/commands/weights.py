@@ -49,7 +49,7 @@ def import_(
     else:
         raise BigrError("nothing to import: give --tokenizer FILE, --generator FILE, or both")
     for name, model in found.items():
-        typer.echo(f"{model.path.name}: {model.title}, in {folders[name]}")
+        typer.echo(f"{model.path.name}: {exchange.title(model)}, in {folders[name]}")
     typer.echo("To use this in place of a training, set in params.yaml:")
     for name in found:
         typer.echo(f"  {name}.from: {folders[name]}")

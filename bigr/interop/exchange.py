@@ -7,8 +7,7 @@ written. The header of an exported file also holds the model's whole shape, whic
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,71 +17,17 @@ from torch import Tensor
 from bigr.errors import BigrError
 from bigr.files import StoredTensor, write_tensors
 from bigr.interop import published
-from bigr.interop.folders import (
-    config_from,
-    load_config,
-    model_hash,
-    tokenizer_of,
-    without_weights,
-    write_model,
-)
-from bigr.interop.shapes import generator_config, tokenizer_config
-from bigr.interop.tensorfiles import FileTensor, TensorFile, open_tensors
+from bigr.interop.folders import load_config, model_hash, tokenizer_of, write_model
+from bigr.interop.found import Found, expected_state
+from bigr.interop.generators import read_generator
+from bigr.interop.tensorfiles import FileTensor, open_tensors
+from bigr.interop.tokenizers import read_tokenizer
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.diffusion import BernoulliDiffusion
 from bigr.models.presets import PRESETS
 from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 
 TOKENIZER_FILE, GENERATOR_FILE = "tokenizer.safetensors", "generator.safetensors"
-
-
-@dataclass(frozen=True)
-class Found:
-    """A model in a published file, checked, its weights not yet read.
-
-    weights: this project's names; tokenizer: the hash of the tokenizer that the generator was trained on, where known.
-    """
-
-    path: Path
-    config: Any
-    weights: Mapping[str, FileTensor]
-    tokenizer: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What it is, in a line: "L-d24, 256²: 336,346,136 parameters"."""
-        numbers = sum(torch.Size(tensor.shape).numel() for tensor in self.weights.values())
-        return f"{_name(self.config)}: {numbers:,} parameters"
-
-
-def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | None = None) -> Found:
-    """The tokenizer in a published file. Raises `BigrError` naming the file, and the tensor or shape that does not fit.
-
-    image_size: side of its images in pixels; None: inferred. grid: tokens along a side, of the generator that goes
-    with it, where the tensors do not tell the size.
-    """
-    file = open_tensors(path)
-    config = _recorded(file, Tokenizer)
-    if config is None or image_size not in (None, config.image_size):
-        config = tokenizer_config(file.tensors, str(path), image_size, grid)
-    weights = published.tokenizer_state(file.tensors, _expected(Tokenizer, config, path), str(path))
-    return Found(path, config, _floats(path, weights))
-
-
-def read_generator(path: Path, *, heads: int | None = None) -> Found:
-    """The generator in a published file: its entry `ema`, or tensors at the top. Errors as `read_tokenizer`.
-
-    heads: attention heads, which tensors do not tell; None: 64 dimensions each, as in all published models.
-    """
-    file = open_tensors(path)
-    config = _recorded(file, BiGR)
-    if config is None or heads not in (None, config.heads):
-        config = generator_config(file.tensors, str(path), heads)
-    weights = published.generator_state(file.tensors, _expected(BiGR, config, path), str(path))
-    found = Found(path, config, _floats(path, weights), file.metadata.get("tokenizer"))
-    _check_transcoders(file)
-    _check_schedule(file, config)
-    return found
 
 
 def import_tokenizer(
@@ -186,53 +131,6 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise BigrError(f"{path} exists already; --force replaces it")
 
 
-def _expected(cls: type[Any], config: Any, path: Path) -> dict[str, Tensor]:
-    try:
-        state: dict[str, Tensor] = without_weights(cls, config).state_dict()
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise BigrError(f"{path}: not the shape of a {cls.kind}: {' '.join(str(error).split())}") from None
-    return state
-
-
-def _floats(path: Path, weights: dict[str, FileTensor]) -> dict[str, FileTensor]:
-    for name, tensor in weights.items():
-        if tensor.dtype != torch.float32:
-            raise BigrError(f"{path}: the tensor of {name} holds {tensor.stored}; weights are floating-point numbers")
-    return weights
-
-
-def _check_transcoders(file: TensorFile) -> None:
-    """Where the transcoder is there twice, as different tensors, which one was meant is not known."""
-    for name, tensor in file.tensors.items():
-        twin = published.TRANSCODER + name.removeprefix(published.TRANSCODER_AGAIN)
-        if name.startswith(published.TRANSCODER_AGAIN) and twin in file.tensors:
-            other = file.tensors[twin]
-            if tensor != other and (tensor.shape != other.shape or not torch.equal(tensor.read(), other.read())):
-                raise BigrError(f"{file.path}: tensors {twin} and {name} differ; they are the same in published files")
-
-
-def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
-    """The buffers, where they are there, must be METHOD's schedule: another one would sample noise, silently."""
-    diffusion = BernoulliDiffusion(config.diffusion_steps)
-    for theirs, ours in published.SCHEDULE_TABLES.items():
-        name = published.SCHEDULE + theirs
-        if name not in file.tensors:
-            continue
-        table, expected = file.tensors[name].read(), getattr(diffusion, ours)
-        if table.shape != expected.shape or not torch.allclose(table, expected, rtol=0, atol=1e-4):
-            raise BigrError(f"{file.path}: tensor {name} is not the published schedule of {len(expected) - 1} steps")
-
-
-def _recorded(file: TensorFile, cls: type[Any]) -> Any:
-    """The shape in the header of an exported file; None where there is none of this kind."""
-    if file.metadata.get("kind") != cls.kind or "config" not in file.metadata:
-        return None
-    try:
-        return config_from(cls, json.loads(file.metadata["config"]))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BigrError(f"{file.path}: its header does not tell the shape of a {cls.kind}: {error}") from None
-
-
 def _header(kind: str, config: Any, tokenizer: str | None = None) -> dict[str, str]:
     header = {"format": "pt", "kind": kind, "config": json.dumps(asdict(config), sort_keys=True)}
     return header if tokenizer is None else {**header, "tokenizer": tokenizer}
@@ -241,7 +139,7 @@ def _header(kind: str, config: Any, tokenizer: str | None = None) -> dict[str, s
 def _weights(folder: Path, cls: type[Any], config: Any) -> dict[str, FileTensor]:
     """The weights in a model folder, checked against its shape."""
     file = open_tensors(folder / "model.safetensors")
-    expected = {name: tuple(tensor.shape) for name, tensor in _expected(cls, config, file.path).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in expected_state(cls, config, file.path).items()}
     given = {name: tensor.shape for name, tensor in file.tensors.items()}
     if unfit := sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)):
         raise BigrError(f"{file.path}: tensor {unfit[0]} is not as config.json says")
@@ -254,6 +152,12 @@ def _refuse_unpublished(folder: Path, field: str, value: Any, published_value: A
             f"{folder}: its {field} is {json.dumps(value)}; the published code computes "
             f"{json.dumps(published_value)} with these weights, so that they cannot be exported to it"
         )
+
+
+def title(found: Found) -> str:
+    """What it is, in a line: "L-d24, 256²: 336,346,136 parameters"."""
+    numbers = sum(torch.Size(tensor.shape).numel() for tensor in found.weights.values())
+    return f"{_name(found.config)}: {numbers:,} parameters"
 
 
 def _name(config: TokenizerConfig | BiGRConfig) -> str:

@@ -7,6 +7,7 @@ weights, backbone and joint transcoder) and outputs/curves/generator.csv.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from bigr.context import Context
 from bigr.data.codes import CodesDataset
 from bigr.errors import BigrError
 from bigr.interop.folders import model_hash, save
+from bigr.interop.generators import read_generator
 from bigr.interop.ready import Ready
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.seeds import derive_seed, generator
@@ -83,21 +85,25 @@ def run(settings: "Settings", context: Context) -> None:
 def take_over(section: "Section", dataset: CodesDataset, context: Context) -> BiGR:
     """The model that `generator.from` names. Raises `BigrError` where it is not of the shape that the settings
     describe, or not one for these codes: other tokens, another tokenizer's, or other classes."""
-    ready = Ready("generator.from", context.root, str(section.from_), BiGR)
-    expected = config_of(section, dataset)
-    found = ready.shape(expected)
-    if (found.grid, found.code_bits) != (dataset.grid, dataset.code_bits):
+    ready, expected = ready_at(context.root, str(section.from_)), config_of(section, dataset)
+    found = ready.find(expected)
+    shape = found.config
+    if (shape.grid, shape.code_bits) != (dataset.grid, dataset.code_bits):
         raise BigrError(
-            f"generator.from is {section.from_}, for {found.grid}×{found.grid} tokens of {found.code_bits} bits; "
+            f"generator.from is {section.from_}, for {shape.grid}×{shape.grid} tokens of {shape.code_bits} bits; "
             f"data/codes has {dataset.grid}×{dataset.grid} of {dataset.code_bits} bits; name the generator's own "
             "tokenizer in tokenizer.from"
         )
-    if (theirs := ready.tokenizer()) not in (None, dataset.tokenizer):
-        raise BigrError(other_tokenizer(ready.named, str(theirs), dataset.tokenizer))
-    if found.num_classes != dataset.num_classes:
-        raise BigrError(other_classes(ready.named, found.num_classes, dataset.num_classes))
-    ready.check(found, expected)
-    return ready.load(expected)
+    if found.tokenizer not in (None, dataset.tokenizer):
+        raise BigrError(other_tokenizer(ready.named, found.tokenizer, dataset.tokenizer))
+    if shape.num_classes != dataset.num_classes:
+        raise BigrError(other_classes(ready.named, shape.num_classes, dataset.num_classes))
+    return ready.load(found, expected)
+
+
+def ready_at(root: Path, named: str) -> Ready[BiGR]:
+    """The model that `generator.from` names. Where a file does not tell the heads, the settings do."""
+    return Ready("generator.from", root, named, BiGR, lambda path, shape: read_generator(path, like=shape))
 
 
 def other_tokenizer(named: str, theirs: str, ours: str) -> str:

@@ -20,6 +20,7 @@ from bigr.evaluation.pictures import pairs, save_grid
 from bigr.interop.folders import save
 from bigr.interop.lpips import load_lpips
 from bigr.interop.ready import Ready
+from bigr.interop.tokenizers import read_tokenizer
 from bigr.models.discriminator import PatchDiscriminator
 from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 from bigr.seeds import derive_seed
@@ -56,12 +57,15 @@ def run(settings: "Settings", context: Context) -> None:
     if section.from_ is None:
         learn(settings, shards, device, validate, context)
     elif is_main():
-        ready = Ready("tokenizer.from", context.root, section.from_, Tokenizer)
-        expected = config_of(section, ShardIndex.load(shards).image_size)
-        ready.check(ready.shape(expected), expected, OF_SHARDS)
-        tokenizer = ready.load(expected).to(device)
+        ready, expected = ready_at(context.root, section.from_), config_of(section, ShardIndex.load(shards).image_size)
+        tokenizer = ready.load(ready.find(expected), expected, OF_SHARDS).to(device)
         write_untrained("tokenizer", validate(tokenizer, 0), context)
         save(context.root / "models" / "tokenizer", tokenizer)
+
+
+def ready_at(root: Path, named: str) -> Ready[Tokenizer]:
+    """The model that `tokenizer.from` names. Where a file does not tell the size of its images, the settings do."""
+    return Ready("tokenizer.from", root, named, Tokenizer, lambda path, shape: read_tokenizer(path, grid=shape.grid))
 
 
 def validation(shards: Path, batch_size: int, device: torch.device, context: Context) -> Validation:
