@@ -1,4 +1,7 @@
-"""docs/settings.md and params.yaml speak of the same keys, choices and stages."""
+"""docs/settings.md and params.yaml speak of the same keys, choices and stages.
+
+docs/choices.md names settings and tests that are there.
+"""
 
 import re
 from pathlib import Path
@@ -12,6 +15,7 @@ from bigr import config, pipeline
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
 PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+PAPER = (ROOT / "docs" / "choices.md").read_text(encoding="utf-8")
 SECTIONS = {text.split("\n", 1)[0]: text for text in PAGE.split("\n## ")[1:]}
 ROWS = {
     cells[0].strip("`"): cells
@@ -77,3 +81,31 @@ def test_reruns_names_the_stages_that_dvc_would_run_again(section: str) -> None:
             written += stage.outs
     (line,) = re.findall(r"^Reruns: (.*)$", SECTIONS[section], flags=re.MULTILINE)
     assert re.findall(r"`(\w+)`", line) == again
+
+
+def test_every_setting_that_the_papers_choices_name_is_one_that_takes_the_value() -> None:
+    named = re.findall(rf"`((?:{'|'.join(VALUES)})\.\w+)(?:: (\w+))?`", PAPER)
+    words = choices(config.Settings)
+    assert {key for key, _ in named} <= set(keys(VALUES))
+    assert all(value in words[key] for key, value in named if key in words and value)
+
+
+CHOSEN = ("tokenizer.quantizer", "generator.target", "samples.order", "samples.guidance_schedule")
+
+
+@pytest.mark.parametrize("key", [*CHOSEN, "samples.gumbel_schedule"])
+def test_the_papers_choices_have_every_alternative(key: str) -> None:
+    rows = "\n".join(line for line in PAPER.splitlines() if key in line)
+    assert {word for word in choices(config.Settings)[key] if not re.search(rf"\b{word}`", rows)} == set()
+
+
+def test_each_row_of_the_papers_choices_names_a_setting_and_a_test_that_is_there() -> None:
+    rows = [line.split(" | ") for line in PAPER.splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [cells for cells in rows if cells[0] != "| the paper's choice"]
+    assert {len(cells) for cells in rows} == {5}
+    for cells in rows:
+        assert re.search(r"`\w+\.\w+", cells[1]), cells[0]
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells[4])
+        assert tests, cells[0]
+        for file, test in tests:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
