@@ -1,0 +1,106 @@
+"""recipes/: each is a whole params.yaml, of the published sizes, with the paper's settings."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from bigr import check, config
+from bigr.errors import BigrError
+from bigr.models.presets import PRESETS, TOKENIZERS
+from bigr.stages import generator, tokenizer
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "recipes"
+SHAPES = {
+    "imagenet256-L-d24.yaml": ("256", "L", 24),
+    "imagenet256-XL-d24.yaml": ("256", "XL", 24),
+    "imagenet256-XXL-d24.yaml": ("256", "XXL", 24),
+    "imagenet256-XXL-d32.yaml": ("256", "XXL", 32),
+    "imagenet512-L-d32.yaml": ("512", "L-512", 32),
+    "imagenet256-L-d20-representation.yaml": ("256", "L", 20),
+}
+"""Of each recipe: the tokenizer's and the generator's preset, and K."""
+IMAGENET = 1_281_167
+TABLE_7 = {"L": (20, 0.17), "XL": (25, 0.25), "XXL": (25, 0.30), "L-512": (20, 0.17)}
+
+every_recipe = pytest.mark.parametrize("name", SHAPES)
+
+
+def load(name: str) -> config.Settings:
+    """The recipe's settings."""
+    return config.load(FOLDER / name)
+
+
+def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys of a mapping, in its order."""
+    found = []
+    for key, value in values.items():
+        found += [prefix + key, *(keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
+    return found
+
+
+def test_there_is_a_recipe_for_each_published_model_and_nothing_else() -> None:
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted(SHAPES)
+
+
+@every_recipe
+def test_a_recipe_passes_the_check_once_the_files_that_it_names_are_there(name: str, tmp_path: Path) -> None:
+    settings = load(name)
+    with pytest.raises(BigrError, match=r"shards\.source is data/imagenet"):
+        check.check_files(tmp_path, settings)
+    (tmp_path / settings.shards.source).mkdir(parents=True)
+    for file in (settings.tokenizer.perceptual_weights, settings.evaluation.extractor_weights):
+        path = tmp_path / str(file)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    check.check_files(tmp_path, settings)
+
+
+@every_recipe
+def test_a_recipe_has_the_keys_of_params_yaml_in_their_order(name: str) -> None:
+    assert keys(config.read(FOLDER / name)) == keys(config.read(ROOT / "params.yaml"))
+
+
+@every_recipe
+def test_a_recipes_networks_are_the_published_ones(name: str) -> None:
+    settings = load(name)
+    images, model, code_bits = SHAPES[name]
+    ours = tokenizer.config_of(settings.tokenizer, settings.shards.image_size)
+    assert ours == replace(TOKENIZERS[images], code_bits=code_bits)
+    codes = SimpleNamespace(code_bits=ours.code_bits, grid=ours.grid, num_classes=1000)
+    assert generator.config_of(settings.generator, cast(Any, codes)) == replace(PRESETS[model], code_bits=code_bits)
+    assert settings.tokenizer.from_ is None
+    assert settings.generator.from_ is None
+    assert settings.transcoder.start == "joint"
+    assert settings.transcoder.steps == 0
+
+
+@every_recipe
+def test_a_recipe_trains_for_as_long_and_as_fast_as_the_paper(name: str) -> None:
+    settings, model = load(name), SHAPES[name][1]
+    section = settings.generator
+    assert section.batch_size == (1024 if model.startswith("L") else 512)
+    assert section.steps == math.ceil(400 * IMAGENET / section.batch_size)
+    assert (section.learning_rate, section.schedule, section.weight_decay) == (1e-4, "constant", 0.02)
+    assert settings.tokenizer.learning_rate == pytest.approx(4.5e-6 * settings.tokenizer.batch_size)
+    assert settings.tokenizer.gan_start == 30_001
+
+
+@every_recipe
+def test_a_recipe_samples_by_table_7(name: str) -> None:
+    samples = load(name).samples
+    assert (samples.iterations, samples.gumbel_temperature) == TABLE_7[SHAPES[name][1]]
+    assert (samples.guidance_scale, samples.diffusion_steps, samples.count) == (2.5, 100, 50_000)
+    assert (samples.order, samples.deterministic_bits) == ("entropy", False)
+
+
+@every_recipe
+def test_a_recipes_first_lines_say_how_to_use_it(name: str) -> None:
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    assert f"#   cp recipes/{name} params.yaml\n#   bigr check && bigr plan" in text
+    assert f"K = {SHAPES[name][2]}" in text.splitlines()[0]
+    assert all(len(line) <= 120 for line in text.splitlines())
