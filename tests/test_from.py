@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,20 @@ import torch
 from ruamel.yaml import YAML
 from torch import nn
 
-from bigr import check, config
+from bigr import check, config, runner
 from bigr.context import Context
 from bigr.errors import BigrError
-from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
+from bigr.files import write_json
+from bigr.interop import exchange
+from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
+from bigr.interop.generators import PUBLISHED_WIDTHS, generator_config
+from bigr.interop.published import published_generator, published_tokenizer
 from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.presets import PRESETS
 from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 from bigr.stages import codes, generator, samples, tokenizer, transcoder
-from tests import scratch, worlds
+from tests import publications, scratch, tiny, worlds
+from tests.test_cli import Silent
 
 TOKENIZER, GENERATOR = "models/published/tokenizer", "models/published/bigr"
 CLASSES = 3
@@ -330,3 +337,188 @@ def test_the_page_shows_the_three_uses() -> None:
     ]
     assert {recipe["tokenizer"]["from"] for recipe in RECIPES} == {TOKENIZER}
     assert {recipe["generator"]["from"] for recipe in RECIPES[:2]} == {GENERATOR}
+
+
+# Files of published weights, without importing them first.
+
+
+@pytest.fixture
+def published(root: Path) -> Path:
+    """The world with the ready models also as files under the published names, in models/files."""
+    folder = root / "models/files"
+    folder.mkdir()
+    states = [load_model(root / path, cls).state_dict() for path, cls in ((TOKENIZER, Tokenizer), (GENERATOR, BiGR))]
+    publications.save_tokenizer(folder / "ae.th", published_tokenizer(states[0]))
+    publications.save_generator(folder / "bigr.pt", published_generator(states[1]), opt={"state": {}}, args=None)
+    exchange.export_tokenizer(root / TOKENIZER, folder / "ae.safetensors")
+    exchange.export_generator(root / GENERATOR, folder / "bigr.safetensors")
+    return root
+
+
+@pytest.mark.parametrize("suffixes", [("th", "pt"), ("safetensors", "safetensors")], ids=" ".join)
+def test_files_give_the_same_models_as_folders(published: Path, suffixes: tuple[str, str]) -> None:
+    ae, bigr = (f"models/files/{name}.{suffix}" for name, suffix in zip(("ae", "bigr"), suffixes, strict=True))
+    chosen = settings(tokenizer__from=ae, generator__from=bigr)
+    check.check_files(published, chosen)
+    check.check_models(published, chosen, classes=CLASSES)
+    tokenizer.run(chosen, Context(published, "f"))
+    generator.run(chosen, Context(published, "f"))
+    assert files(published / "models/tokenizer") == files(published / TOKENIZER)
+    assert files(published / "models/generator") == files(published / GENERATOR)
+
+
+def test_the_settings_tell_what_a_file_does_not(published: Path) -> None:
+    """Heads and the size of images; an exported file tells both."""
+    lines = {"generator__heads": 4, "shards__image_size": 32, "tokenizer__attention_resolutions": [8]}
+    plain = settings(tokenizer__from="models/files/ae.th", generator__from="models/files/bigr.pt", **lines)
+    assert complaints(lambda: check.check_models(published, plain)) == [
+        "shards.image_size is 32, 8×8 tokens, but models/files/bigr.pt has 4×4; set it to 16, or name another generator"
+    ]
+    told = {"tokenizer__from": "models/files/ae.safetensors", "generator__from": "models/files/bigr.safetensors"}
+    assert complaints(lambda: check.check_models(published, settings(**told, **lines))) == [
+        "shards.image_size is 32, but models/files/ae.safetensors has 16; set it to 16",
+        "tokenizer.attention_resolutions is [8], but models/files/ae.safetensors has [4]; set it to [4]",
+        "shards.image_size is 32, 8×8 tokens, but models/files/bigr.safetensors has 4×4; set it to 16, or name another "
+        "generator",
+        "generator.heads is 4, but models/files/bigr.safetensors has 2; set it to 2",
+    ]
+    generator.run(settings(generator__from="models/files/bigr.pt", generator__heads=4), Context(published, "f"))
+    assert load_model(published / "models/generator", BiGR).config.heads == 4
+
+
+def test_the_heads_of_a_published_width_are_known() -> None:
+    tensors = published_generator(without_weights(BiGR, PRESETS["XL"]).state_dict())
+    assert {preset.dim for preset in PRESETS.values()} == set(PUBLISHED_WIDTHS)
+    assert generator_config(tensors, "file", like=replace(PRESETS["XL"], heads=5)) == PRESETS["XL"]
+
+
+def test_a_file_of_another_shape_or_kind_is_refused(published: Path) -> None:
+    other = settings(generator__from="models/files/bigr.pt", tokenizer__code_bits=16, generator__dim=64)
+    assert complaints(lambda: check.check_models(published, other)) == [
+        "tokenizer.code_bits is 16, but models/files/bigr.pt has 24; set it to 24",
+        "generator.dim is 64, but models/files/bigr.pt has 32; set it to 32",
+    ]
+    (line,) = complaints(lambda: check.check_models(published, settings(tokenizer__from="models/files/bigr.pt")))
+    assert line.startswith("tokenizer.from: ") and "where a tokenizer is wanted" in line
+    (published / "models/files/ae.th").write_bytes((published / "models/files/ae.th").read_bytes()[:1000])
+    (line,) = complaints(lambda: check.check_models(published, settings(tokenizer__from="models/files/ae.th")))
+    assert line.startswith("tokenizer.from: ") and "ae.th" in line
+
+
+# What the rest of the project makes of it.
+
+DVC_YAML = """\
+stages:
+  shards:
+    cmd: bigr run shards
+    deps: ["${shards.source}"]
+    params: [seed, shards]
+    outs: [data/shards]
+  tokenizer:
+    cmd: bigr run tokenizer
+    deps: [data/shards]
+    params: [tokenizer]
+    outs: [models/tokenizer, outputs/curves/tokenizer.csv, outputs/reconstructions.png]
+"""
+
+
+@pytest.fixture
+def project(root: Path) -> Path:
+    """The world as a DVC project with settings."""
+    (root / ".dvc").mkdir()
+    (root / ".dvc/config").write_text(f"[core]\n    no_scm = true\n    site_cache_dir = {root / 'site'}\n")
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    shutil.copy(scratch.ROOT / "params.yaml", root / "params.yaml")
+    lines = {"shards.source": "pictures", "tokenizer.from": TOKENIZER, "generator.from": GENERATOR}
+    tiny.apply(root / "params.yaml", tiny.OVERRIDES | lines)
+    return root
+
+
+def test_what_is_read_is_part_of_the_fingerprint_and_of_the_record(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "Tracker", Silent)
+    prints, inputs = [], []
+    run = tokenizer.run
+    monkeypatch.setattr(tokenizer, "run", lambda s, context: (prints.append(context.fingerprint), run(s, context)))
+    for seed in (0, 0, 7):
+        ready_tokenizer(project / TOKENIZER, seed)
+        ready_generator(project / GENERATOR, model_hash(project / TOKENIZER))
+        runner.run_stage("tokenizer", project, project / "params.yaml")
+        inputs.append(dict(Silent.inputs))  # type: ignore[call-overload]
+        assert files(project / "models/tokenizer") == files(project / TOKENIZER)
+    assert prints[0] == prints[1] != prints[2]
+    assert all(set(read) == {"data/shards", TOKENIZER} for read in inputs)
+    assert inputs[0] == inputs[1] and inputs[0][TOKENIZER] != inputs[2][TOKENIZER]
+
+
+def test_a_stage_refuses_what_a_later_one_could_not_use(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready_generator(project / GENERATOR, layers=3)
+    monkeypatch.setattr(tokenizer, "run", lambda *_: pytest.fail("it ran"))
+    (line,) = complaints(lambda: runner.run_stage("tokenizer", project, project / "params.yaml"))
+    assert line == f"generator.layers is 2, but {GENERATOR} has 3; set it to 3"
+
+
+def test_check_finds_what_does_not_fit_without_running_anything(project: Path) -> None:
+    shutil.copy(scratch.ROOT / "dvc.yaml", project / "dvc.yaml")
+    lines = check.summary(project, project / "params.yaml")
+    assert f"ready       tokenizer from {TOKENIZER}" in lines and f"ready       generator from {GENERATOR}" in lines
+    assert "training    0 + 0 + 3 steps (tokenizer, generator, transcoder)" in lines
+    ready_tokenizer(project / TOKENIZER, res_blocks=2)
+    ready_generator(project / GENERATOR, num_classes=1000)
+    unequal = f"tokenizer.res_blocks is 1, but {TOKENIZER} has 2; set it to 2"
+    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [unequal]
+
+    made = {"seed": 0, "shards": config.read(project / "params.yaml")["shards"]}
+    write_json(project / "dvc.lock", {"stages": {"shards": {"params": {"params.yaml": made}}}})
+    first, second = complaints(lambda: check.summary(project, project / "params.yaml"))
+    assert first == unequal
+    assert second.startswith(f"generator.from is {GENERATOR}, which knows 1000 classes; the images have 3; ")
+    tiny.apply(project / "params.yaml", {"shards.val_fraction": 0.2})  # the shards there may be of other images
+    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [unequal]
+
+
+@pytest.mark.slow
+def test_two_processes_take_a_model_over_as_one_does(tmp_path: Path, world: Path) -> None:
+    project = scratch.make(tmp_path, real=True)
+    for folder in ("data/shards", "data/codes", "models/published", "models/tokenizer", "pictures"):
+        shutil.copytree(world / folder, project / folder)
+    lines = {"shards.source": "pictures", "tokenizer.from": TOKENIZER, "generator.from": GENERATOR}
+    tiny.apply(project / "params.yaml", tiny.OVERRIDES | lines | {"run.processes": 2, "generator.batch_size": 7})
+    for stage in ("tokenizer", "generator"):
+        scratch.run(project, "bigr", "run", stage)
+    assert files(project / "models/tokenizer") == files(project / TOKENIZER)
+    assert files(project / "models/generator") == files(project / GENERATOR)
+    assert [len(rows(project, stage)) for stage in ("tokenizer", "generator")] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_project_samples_the_models_of_another_to_the_byte_and_once(tmp_path: Path) -> None:
+    first, second = (scratch.make(tmp_path / name, real=True) for name in ("first", "second"))
+    for project in (first, second):
+        tiny.apply(project / "params.yaml", tiny.OVERRIDES | {"transcoder.steps": 0})
+        scratch.run(project, "git", "commit", "-q", "-a", "-m", "tiny")
+    scratch.run(first, "dvc", "repro", "samples")
+    shutil.copytree(first / "models/tokenizer", second / TOKENIZER)
+    lines = [f"tokenizer.from={TOKENIZER}", f"generator.from={first / 'models/generator'}"]
+    said = scratch.run(second, "dvc", "exp", "run", "-S", lines[0], "-S", lines[1])
+    assert said.count("Running stage") == len(config.STAGES)
+    for out in ("models/tokenizer", "models/generator", "models/bigr"):
+        assert files(first / out) == files(second / out)
+    for out in ("outputs/samples.npz", "outputs/samples.png"):
+        assert (first / out).read_bytes() == (second / out).read_bytes()
+    assert "Running stage" not in scratch.run(second, "dvc", "repro")
+    assert config.load(second / "params.yaml").tokenizer.from_ == TOKENIZER
+
+    shown = subprocess.run(
+        ["dvc", "plots", "show"],
+        cwd=second,
+        env=scratch.environment(second),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "WARNING" not in shown.stderr
+    page = Path(shown.stdout.strip().removeprefix("file://")).read_text()
+    assert all(title in page for plot in config.read(second / "dvc.yaml")["plots"] for title in plot if " " in title)
