@@ -123,7 +123,8 @@ def _ffn_multiple_of(dim: int, hidden: int, source: str) -> int:
 
 
 def _diffusion_steps(tensors: Mapping[str, Shaped], source: str) -> int:
-    lengths = {name: tensors[name].shape for name in tensors if name.startswith(SCHEDULE)}
+    names = [SCHEDULE + table for table in SCHEDULE_TABLES]
+    lengths = {name: tensors[name].shape for name in names if name in tensors}
     for name, shape in lengths.items():
         if len(shape) != 1 or shape != next(iter(lengths.values())) or shape[0] < 3:
             raise BigrError(f"{source}: tensor {name} has shape {list(shape)}; a table of T + 1 steps is expected")
