@@ -33,7 +33,8 @@ STAGE_HELP = {
     ),
     "tokenizer": (
         "Trains the binary autoencoder on the shards: it turns an image into a grid of tokens of "
-        "tokenizer.code_bits bits each, and back. Writes models/tokenizer/."
+        "tokenizer.code_bits bits each, and back. Or takes over the model that tokenizer.from names. Writes "
+        "models/tokenizer/."
     ),
     "codes": (
         "Encodes every image of the shards with the tokenizer, once, and writes the bits, packed, to "
@@ -41,7 +42,8 @@ STAGE_HELP = {
     ),
     "generator": (
         "Trains the masked generator on the codes: a bidirectional transformer that predicts masked tokens, "
-        "together with its Bernoulli transcoder. Writes models/generator/."
+        "together with its Bernoulli transcoder. Or takes over the model that generator.from names. Writes "
+        "models/generator/."
     ),
     "transcoder": (
         "Trains the transcoder further, or a new one, on the frozen generator, several noise draws for each "
