@@ -276,6 +276,7 @@ def test_the_published_tokenizer_for_512_is_not_taken_for_a_generator_for_256(tm
         ("layers.0.attention.bias", torch.zeros(64), "layers.0.attention.bias has no place"),
         ("layers.7.attention_norm.weight", torch.zeros(64), "has no place"),
         ("backbone.mask_tok", torch.zeros(1, 64), "backbone.mask_tok has no place"),
+        ("cls_embedding.weight", torch.zeros(4, 64), "cls_embedding.weight has no place"),
         ("diffusion_pos_embed_learned", torch.zeros(1, 255, 64), "255 tokens, which make no square"),
         ("tok_embeddings.weight", torch.zeros(64), "tok_embeddings.weight has shape [64]"),
         ("layers.0.feed_forward.w1.weight", torch.zeros(100, 64), "w1.weight is 100 wide"),

