@@ -1,5 +1,6 @@
 """recipes/: each is a whole params.yaml, of the published sizes, with the paper's settings."""
 
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ TABLE_7 = {"L": (20, 0.17), "XL": (25, 0.25), "XXL": (25, 0.30), "L-512": (20, 0
 every_recipe = pytest.mark.parametrize("name", SHAPES)
 
 
+@functools.cache
 def load(name: str) -> config.Settings:
     """The recipe's settings."""
     return config.load(FOLDER / name)

@@ -69,14 +69,14 @@ def _memory(plan: Plan) -> list[str]:
     rows = []
     for stage in plan.training:
         memory = [_gibi(getattr(stage.memory, name)) for name in names]
-        rows.append((f"{stage.stage}, {stage.images} images", *memory))
+        rows.append((f"{stage.stage}, {_images(stage.images)}", *memory))
     cost = plan.sampling
-    rows.append((f"samples, {cost.images} images", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
+    rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
         *_table(("Memory of one process", *(f"{name} GiB" for name in shown)), rows),
-        f"{_INDENT}Activations: kept for the backward pass, copies of weights in bfloat16 among them. Peak: the most alive",
-        f"{_INDENT}at once, while gradients replace activations; without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: the most at once,",
+        f"{_INDENT}while gradients replace activations; without the device's context, workspaces, fragmentation.",
     ]
 
 
@@ -99,11 +99,11 @@ def _time(plan: Plan) -> list[str]:
     for stage in plan.stages:
         work, seconds = _work(stage), stage.seconds(plan.speed) if plan.speed else None
         figure = "—" if work is None else f"{work / unit:,.1f}"
-        rows.append((stage.name, figure, f"{stage.processes}", _duration(seconds), stage.note))
+        rows.append((stage.name, figure, f"{stage.processes}", duration(seconds), stage.note))
     known = [stage.seconds(plan.speed) for stage in plan.stages] if plan.speed else []
     if known:
         total = sum(seconds for seconds in known if seconds is not None)
-        rows.append(("all of these", "", "", _duration(total), ""))
+        rows.append(("all of these", "", "", duration(total), ""))
     head = ("Time of the arithmetic", name, "processes", "h:mm:ss", "")
     lines = _table(head, rows, right=(1, 2, 3))
     if plan.speed is None:
@@ -126,6 +126,10 @@ def _work(stage: Stage) -> float | None:
     return None if stage.flops is None else stage.flops + stage.flops_float32
 
 
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
 def _giga(flops: float) -> str:
     return f"{flops / 1e9:,.3f}" if flops < 1e11 else f"{flops / 1e9:,.1f}"
 
@@ -135,7 +139,7 @@ def _gibi(size: float) -> str:
     return f"{gibi:,.4f}" if gibi < 0.1 else f"{gibi:,.2f}"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """h:mm:ss, with days in front from two on."""
     if seconds is None:
         return "—"

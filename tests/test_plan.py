@@ -1,0 +1,391 @@
+"""`bigr plan`: FLOPs equal a count by hand and what runs, memory what is kept; time follows; no data is needed."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor
+
+from bigr import cli, config
+from bigr.models.bigr import BiGR, masked_count
+from bigr.models.tokenizer import Tokenizer
+from bigr.planning import dataset, meter, networks, plan, sampling, training
+from bigr.planning.page import page
+from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.stages import tokenizer as tokenizer_stage
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+FLOAT32 = meter.Arithmetic(gpu=False, bfloat16=False)
+LIKE_A_GPU = meter.Arithmetic(gpu=True, bfloat16=True)
+VALUES = config.read(ROOT / "params.yaml")
+
+
+def settings(**overrides: Any) -> config.Settings:
+    """The tiny pipeline's settings, with others in place of some: `generator__dim=64`."""
+    values = {name: dict(v) if isinstance(v, dict) else v for name, v in VALUES.items()}
+    for key, value in (tiny.OVERRIDES | {k.replace("__", "."): v for k, v in overrides.items()}).items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return config.validate(values)
+
+
+def write(folder: Path, **overrides: Any) -> Path:
+    """A params.yaml of such settings."""
+    values = settings(**overrides).model_dump()
+    path = folder / "params.yaml"
+    YAML(typ="safe").dump(values, path)
+    return path
+
+
+def trained(
+    settings: config.Settings, stage: str, arithmetic: meter.Arithmetic = FLOAT32, processes: int = 1
+) -> training.Training:
+    """The plan of one trained stage."""
+    with meter.shapes_only() as mode:
+        built = networks.build(settings, 10, mode)
+        work = getattr(training, f"{stage}_training")(settings, built, arithmetic, processes)
+    assert isinstance(work, training.Training)
+    return work
+
+
+def real_model(settings: config.Settings, classes: int = 10) -> BiGR:
+    """The complete model in memory."""
+    return BiGR(networks.complete_config(settings, networks.generator_config(settings, classes)))
+
+
+def backbone_by_hand(c: Any) -> tuple[int, int]:
+    """FLOPs of one image forward, and of its token embedding alone, matmul by matmul; 2 for a multiply-add."""
+    n, d, k, f = c.grid**2, c.dim, c.code_bits, c.backbone.ffn_dim
+    length = n + 1  # the condition token
+    embedding = 2 * n * k * d
+    modulation = 2 * d * 6 * d  # adaLN: once for all blocks
+    block = (
+        2 * length * d * 3 * d  # wqkv
+        + 2 * length * length * d  # queries · keys, over all heads
+        + 2 * length * length * d  # attention · values
+        + 2 * length * d * d  # wo
+        + 3 * 2 * length * d * f  # w1, w3, w2
+    )
+    return embedding + modulation + c.layers * block, embedding
+
+
+def denoiser_by_hand(c: Any) -> dict[str, int]:
+    """FLOPs of one token through the transcoder's parts."""
+    h, k = c.transcoder_dim, c.code_bits
+    block = 2 * h * 3 * h + 2 * 2 * h * h  # modulation; the MLP's two linears
+    return {
+        "bits": 2 * k * h,
+        "condition": 2 * c.dim * h,
+        "sinusoids": 2 * 256 * h,
+        "step": 2 * h * h,
+        "denoiser": c.transcoder_blocks * block + 2 * h * 2 * h + 2 * h * k,
+    }
+
+
+def test_flops_of_the_generators_training_equal_a_count_by_hand() -> None:
+    s = settings(generator__layers=3, generator__noise_draws=2, generator__ffn_multiple_of=24)
+    c, parts = real_model(s).config, {part.name: part for part in trained(s, "generator").parts}
+    forward, embedding = backbone_by_hand(c)
+    assert parts["backbone"].forward == forward
+    assert parts["backbone"].backward == 2 * forward - embedding  # the codes need no gradient
+
+    per_token = denoiser_by_hand(c)
+    tokens = 2 * sum(masked_count(u, 16) for u in range(16)) / 16  # two noise draws
+    assert parts["transcoder"].forward == pytest.approx(tokens * sum(per_token.values()))
+    backward = 2 * sum(per_token.values()) - per_token["bits"] - per_token["sinusoids"]
+    assert parts["transcoder"].backward == pytest.approx(tokens * backward)
+
+
+def test_flops_of_a_stage_are_those_of_all_its_images() -> None:
+    work = trained(settings(generator__steps=7), "generator")
+    assert work.flops == pytest.approx(7 * 16 * sum(part.forward + part.backward for part in work.parts))
+
+
+def test_flops_of_the_tokenizers_encoder_equal_those_of_a_real_pass() -> None:
+    s = settings()
+    real = Tokenizer(tokenizer_stage.config_of(s.tokenizer, 16))
+    with meter.shapes_only() as mode:
+        built = networks.build(s, 10, mode)
+        planned = meter.flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, 16, 16)))
+    assert planned == meter.flops(lambda: real.codes(torch.zeros(1, 3, 16, 16)))
+    first = 2 * 16 * 16 * 3 * 3 * 3 * 32  # the first convolution, of 3×3 from 3 to 32 channels
+    assert meter.flops(lambda: real.encoder.blocks[0](torch.zeros(1, 3, 16, 16))) == first
+
+
+@pytest.mark.parametrize(
+    ("iterations", "steps", "guidance_scale", "schedule", "target"),
+    [
+        (1, 2, 1.0, "constant", "flip"),
+        (4, 2, 2.5, "constant", "flip"),
+        (16, 3, 2.5, "linear", "flip"),  # some of the iterations fix nothing
+        (5, 7, 1.5, "constant", "x0"),
+        (5, 3, 1.5, "constant", "direct"),
+    ],
+)
+def test_flops_of_sampling_equal_those_of_a_sampling_that_runs(
+    iterations: int, steps: int, guidance_scale: float, schedule: str, target: str
+) -> None:
+    images, how = 3, Sampling(iterations, steps, guidance_scale=guidance_scale, guidance_schedule=schedule)
+    s = settings(
+        generator__target=target,
+        samples__iterations=iterations,
+        samples__diffusion_steps=steps,
+        samples__guidance_scale=guidance_scale,
+        samples__guidance_schedule=schedule,
+        samples__count=24,
+        samples__batch_size=images,
+    )
+    with meter.shapes_only() as mode:
+        cost = sampling.sampling_cost(s, networks.build(s, 10, mode), FLOAT32, 1)
+    model = real_model(s).eval()
+    ran = meter.flops(lambda: sample_codes(model, torch.zeros(images, dtype=torch.long), how, list(range(images))))
+    assert images * (cost.backbone + cost.transcoder) == pytest.approx(ran, rel=1e-12)
+
+
+def test_sampling_runs_the_transcoder_on_masked_tokens_and_everything_twice_where_it_guides() -> None:
+    tokens, n, steps = 16, 4, 5
+    left = [16, 14, 11, 6]  # 16·cos(π/2·i/4), rounded down
+    run = sampling.passes(Sampling(n, steps, guidance_scale=2.0), tokens, batch=2, direct=False)
+    assert run == sampling.Passes(2 * n, 2 * sum(left), 2 * sum(left) * steps, n * steps / 2)
+    alone = sampling.passes(Sampling(n, steps), tokens, batch=2, direct=False)
+    assert (alone.backbone, alone.conditions, alone.denoised) == (n, sum(left), sum(left) * steps)
+
+
+def test_parameters_are_those_of_the_models() -> None:
+    s = config.load(ROOT / "params.yaml")
+    with meter.shapes_only() as mode:
+        found = networks.parameters(networks.build(s, 10, mode))
+    tokenizer = Tokenizer(tokenizer_stage.config_of(s.tokenizer, s.shards.image_size))
+    for name, model in (("tokenizer", tokenizer), ("generator", real_model(s))):
+        assert sum(found[name].values()) == sum(p.numel() for p in model.parameters())
+    assert found["tokenizer's losses"] == {}
+
+
+def test_a_new_transcoder_is_planned_beside_the_joint_one() -> None:
+    s = settings(transcoder__start="scratch", transcoder__dim=48)
+    with meter.shapes_only() as mode:
+        built = networks.build(s, 10, mode)
+        found = networks.parameters(built)["generator"]
+    assert found["transcoder"] == sum(p.numel() for p in real_model(s).transcoder.parameters())
+    assert found["joint transcoder"] != found["transcoder"]
+
+
+def test_activations_are_what_a_real_step_keeps() -> None:
+    s = settings(generator__dropout=0.1)
+    model, kept = real_model(s).train(), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    codes, masked = torch.zeros(16, 16, 24), torch.arange(16).expand(16, 16).contiguous()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.loss(codes, torch.zeros(16, dtype=torch.long), masked, torch.Generator(), s.generator.noise_draws)
+    expected = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+    assert trained(s, "generator").memory.activations == expected
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator", "transcoder"])
+@pytest.mark.parametrize("arithmetic", [FLOAT32, LIKE_A_GPU])
+def test_activations_grow_by_the_same_for_each_image(stage: str, arithmetic: meter.Arithmetic) -> None:
+    sizes = [
+        trained(settings(**{f"{stage}__batch_size": batch}), stage, arithmetic).memory.activations
+        for batch in (4, 8, 12)
+    ]
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1] > 0
+
+
+def test_processes_share_the_batch_and_add_the_buckets_of_their_gradients() -> None:
+    s = settings()
+    one, two = trained(s, "generator"), trained(s, "generator", processes=2)
+    assert (one.images, two.images) == (16, 8)
+    assert two.memory.activations < one.memory.activations
+    assert (one.memory.buckets, two.memory.buckets) == (0, one.memory.gradients)
+    assert two.flops == one.flops
+
+
+def test_bfloat16_keeps_less_and_norms_on_gpus_keep_float32() -> None:
+    s, bfloat16 = settings(generator__dim=128), meter.Arithmetic(gpu=False, bfloat16=True)
+    assert trained(s, "generator", bfloat16).memory.activations < trained(s, "generator").memory.activations
+    on_cpu, on_gpu = (trained(s, "tokenizer", how).memory.activations for how in (bfloat16, LIKE_A_GPU))
+    assert on_cpu < on_gpu < trained(s, "tokenizer").memory.activations
+
+
+def test_weights_moments_and_average_are_counted_in_float32() -> None:
+    s = settings(transcoder__start="joint")
+    numbers = [p.numel() for p in real_model(s).parameters()]
+    memory = trained(s, "generator", LIKE_A_GPU).memory
+    assert (memory.weights, memory.average, memory.gradients) == (4 * sum(numbers),) * 3
+    assert memory.optimiser == 8 * sum(numbers)
+    fitted = trained(s, "transcoder").memory
+    learning = sum(p.numel() for p in real_model(s).transcoder.parameters())
+    assert (fitted.weights, fitted.average, fitted.gradients) == (memory.weights, 4 * learning, 4 * learning)
+
+
+def test_peak_is_the_most_that_is_alive_at_once() -> None:
+    def work() -> Tensor:
+        a = torch.zeros(1000)  # 4,000 bytes
+        b = a + 1
+        del a
+        c = b * 2
+        del b
+        return c.sum()
+
+    with meter.shapes_only():
+        assert 8000 <= meter.measure(work, FLOAT32).peak < 8100
+
+
+def test_lpips_and_the_discriminator_are_planned_without_their_files() -> None:
+    s = settings(
+        digits__image_size=32,
+        shards__image_size=32,
+        tokenizer__attention_resolutions=[8],
+        tokenizer__perceptual_weight=1.0,
+        tokenizer__perceptual_weights="nowhere.safetensors",
+        tokenizer__gan_weight=1.0,
+        tokenizer__gan_start=4,
+    )
+    work = trained(s, "tokenizer")
+    before, after = (part.forward + part.backward for part in work.parts)
+    assert work.flops == pytest.approx(16 * (3 * before + 2 * after))  # steps 1 to 3, then 4 and 5
+    assert after > before > trained(settings(), "tokenizer").flops / 5 / 16
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> plan.Plan:
+    """The plan of the tiny pipeline, in two processes."""
+    folder = tmp_path_factory.mktemp("plan")
+    return plan.make_plan(write(folder), folder, tflops=8.0, float32_tflops=2.0, processes=2)
+
+
+def test_time_is_work_over_speed_and_processes(made: plan.Plan) -> None:
+    stages = {stage.name: stage for stage in made.stages}
+    assert stages["shards"].seconds(plan.Speed(1.0, 1.0, "")) is None
+    for stage in (s for s in made.stages if s.flops is not None):
+        seconds = stage.seconds(plan.Speed(1.0, 1.0, ""))
+        assert seconds == pytest.approx((stage.flops + stage.flops_float32) / 1e12 / stage.processes)
+        assert stage.seconds(plan.Speed(4.0, 4.0, "")) == pytest.approx(seconds / 4)
+    assert (stages["generator"].processes, stages["evaluation"].processes) == (2, 1)
+
+
+def test_float32_work_goes_at_a_speed_of_its_own(made: plan.Plan) -> None:
+    assert made.speed is not None
+    codes = next(stage for stage in made.stages if stage.name == "codes")
+    assert codes.seconds(made.speed) == pytest.approx(1797 * made.encoder / 2e12 / 2)
+
+
+def test_speed_is_measured_where_it_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigr.planning.speed.measured_tflops", lambda device, dtype: 0.25)
+    made = plan.make_plan(write(tmp_path, run__device="cpu", run__precision="float32"), tmp_path)
+    assert made.speed is not None
+    assert made.speed.tflops == 0.25
+    assert any("measured here: products of 1024×1024 matrices on cpu" in line for line in page(made))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plans for a GPU that is not here")
+def test_a_gpu_that_is_not_here_is_planned_for_without_times(tmp_path: Path) -> None:
+    made = plan.make_plan(write(tmp_path, run__device="cuda", run__precision="auto"), tmp_path)
+    assert made.speed is None
+    assert set(made.precision.values()) == {"bfloat16"}
+    assert "--tflops" in "\n".join(page(made))
+
+
+def test_what_is_taken_over_costs_nothing(tmp_path: Path) -> None:
+    params = write(tmp_path, tokenizer__from="ready/tokenizer", generator__from="ready/generator.pt")
+    made = plan.make_plan(params, tmp_path, tflops=1.0)
+    assert [work.stage for work in made.training] == ["transcoder"]
+    stages = {stage.name: stage for stage in made.stages}
+    assert (stages["tokenizer"].flops, stages["generator"].flops) == (0.0, 0.0)
+    assert stages["generator"].note == "nothing is trained: from ready/generator.pt"
+
+
+def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
+    s = settings(shards__source="pictures")
+    assert dataset.count_images(s, tmp_path, None, None).total is None
+    for split, files in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for i in range(files):
+                (folder / f"{i}.png").touch()
+    found = dataset.count_images(s, tmp_path, None, None)
+    assert (found.train, found.val, found.classes) == (6, 4, 2)
+
+    shards = tmp_path / "data" / "shards"
+    shards.mkdir(parents=True)
+    splits = {
+        split: {"images": n, "class_counts": [n], "shards": [{"name": f"{split}-0.tar", "images": n, "sha256": ""}]}
+        for split, n in (("train", 9), ("val", 1))
+    }
+    for split in splits:
+        (shards / f"{split}-0.tar").write_bytes(bytes(2560))
+    (shards / "index.json").write_text(json.dumps({"image_size": 16, "classes": ["a"], "splits": splits}))
+    found = dataset.count_images(s, tmp_path, None, None)
+    assert (found.train, found.val, found.classes) == (9, 1, 1)
+    assert dataset.disk(s, tmp_path).shard == 2 * 2560 / 10
+    given = dataset.count_images(s, tmp_path, 1000, 7)
+    assert (given.total, given.classes) == (1000, 7)
+    others = settings(shards__image_size=32, shards__source="elsewhere", tokenizer__attention_resolutions=[8])
+    assert dataset.count_images(others, tmp_path, None, None).total is None  # those shards hold other images
+
+
+def test_codes_take_768_bytes_a_view_at_k_24_and_256_tokens(tmp_path: Path) -> None:
+    recipe = config.load(ROOT / "recipes" / "imagenet256-XXL-d24.yaml")
+    assert dataset.disk(recipe, tmp_path).code == 2 * 768 + 8
+
+
+def bigr(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """What the command says in `folder`, where there is no data."""
+    return subprocess.run([sys.executable, "-m", "bigr", *words], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_command_prints_a_page_or_json_and_needs_no_data(tmp_path: Path) -> None:
+    write(tmp_path)
+    done = bigr(tmp_path, "plan", "--tflops", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert [stage["name"] for stage in values["stages"]] == list(config.STAGES)
+    assert values["images"]["total"] == 1797
+    assert values["training"][1]["memory"]["activations"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_the_page_names_a_unit_in_every_column(made: plan.Plan) -> None:
+    text = "\n".join(page(made))
+    for words in ("Parameters", " M\n", "forward GFLOP", "weights GiB", "peak GiB", "bytes an image"):
+        assert words in text
+    assert re.search(r"Time of the arithmetic +TFLOP +processes +h:mm:ss", text)
+    assert "At 8 TFLOP/s a process, 2 in float32; as given." in text
+
+
+def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = settings().model_dump()
+    values["generator"]["heads"] = 3
+    path = tmp_path / "wrong.yaml"
+    YAML(typ="safe").dump(values, path)
+    said = []
+    for words in (["plan", str(path)], ["check", "--params", str(path)]):
+        sys.argv = ["bigr", *words]
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert said[0].startswith("wrong.yaml: generator.heads is 3; allowed:")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "—"), (0.2, "< 0:00:01"), (3661, "1:01:01"), (360000, "4 d 4:00:00")]
+)
+def test_durations_read_as_hours_or_days(seconds: float | None, text: str) -> None:
+    from bigr.planning.page import duration
+
+    assert duration(seconds) == text
