@@ -369,7 +369,7 @@ def test_a_models_header_of_another_kind_or_none_is_not_gone_by(tmp_path):
 @pytest.mark.slow
 def test_importing_needs_far_less_memory_than_the_file_has(tmp_path):
     """Peak resident memory of `bigr import` on a 400 MB file, beside that of the imports alone."""
-    shape = publications.generator_config(dim=1024, heads=16, layers=6, transcoder_dim=512)
+    shape = publications.generator_config(dim=1024, heads=16, layers=7, transcoder_dim=512)
     path = publications.save_generator(tmp_path / "g.pt", publications.generator_tensors(shape))
     code = "import resource, sys, bigr.interop.exchange, torch._meta_registrations, torch._refs\n{}\n"
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
@@ -380,4 +380,4 @@ def test_importing_needs_far_less_memory_than_the_file_has(tmp_path):
         for part in ("", work)
     ]
     assert path.stat().st_size > 4e8
-    assert peaks[1] - peaks[0] < path.stat().st_size / 4
+    assert peaks[1] - peaks[0] < path.stat().st_size / 4, peaks
