@@ -49,11 +49,13 @@ def check_models(
 
     classes: how many the images have, where that is known.
     """
+    tokenizer = settings.tokenizer.from_ if "tokenizer" in stages else None
+    generator = settings.generator.from_ if "generator" in stages else None
     problems = []
-    if settings.tokenizer.from_ is not None and "tokenizer" in stages:
-        problems += _tokenizer_problems(root, settings, settings.tokenizer.from_)
-    if settings.generator.from_ is not None and "generator" in stages:
-        problems += _generator_problems(root, settings, settings.generator.from_, classes)
+    if tokenizer is not None:
+        problems += _tokenizer_problems(root, settings, tokenizer)
+    if generator is not None:
+        problems += _generator_problems(root, settings, generator, classes, tokenizer)
     if problems:
         raise BigrError("\n".join(problems))
 
@@ -71,7 +73,9 @@ class _Codes(NamedTuple):
     num_classes: int
 
 
-def _generator_problems(root: Path, settings: config.Settings, named: str, classes: int | None) -> list[str]:
+def _generator_problems(
+    root: Path, settings: config.Settings, named: str, classes: int | None, tokenizer: str | None
+) -> list[str]:
     from bigr.interop.folders import model_hash
     from bigr.stages import generator as stage
 
@@ -88,8 +92,11 @@ def _generator_problems(root: Path, settings: config.Settings, named: str, class
         )
     if classes not in (None, theirs.num_classes):
         problems.append(stage.other_classes(named, theirs.num_classes, classes))
-    tokenizer = None if settings.tokenizer.from_ is None else root / settings.tokenizer.from_
-    if tokenizer and tokenizer.is_dir() and found.tokenizer not in (None, ours := model_hash(tokenizer)):
+    if (
+        tokenizer
+        and (root / tokenizer).is_dir()
+        and found.tokenizer not in (None, ours := model_hash(root / tokenizer))
+    ):
         problems.append(stage.other_tokenizer(named, found.tokenizer, ours))
     expected = replace(expected, grid=theirs.grid, num_classes=theirs.num_classes)
     return problems + ready.differences(found, expected, {"code_bits": "tokenizer.code_bits"})

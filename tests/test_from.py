@@ -271,10 +271,13 @@ def test_a_model_that_is_none_or_another_kind_is_named_with_its_setting(root: Pa
     (root / TOKENIZER / "model.safetensors").write_bytes(b"damaged")
     (line,) = complaints(lambda: tokenizer.run(settings(tokenizer__from=TOKENIZER), Context(root, "f")))
     assert line.startswith("tokenizer.from: ") and "model.safetensors: cannot be read" in line
-    shutil.rmtree(root / TOKENIZER)
-    (root / TOKENIZER).mkdir()
-    (line,) = complaints(lambda: check.check_models(root, settings(tokenizer__from=TOKENIZER)))
-    assert line.startswith("tokenizer.from: ") and "config.json: no such file" in line
+    both = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR)
+    for name in ("model.safetensors", "config.json"):
+        ready_tokenizer(root / TOKENIZER)
+        (root / TOKENIZER / name).unlink()
+        (line,) = complaints(lambda: check.check_models(root, both))
+        assert line.startswith("tokenizer.from: ") and f"{name}: no such file" in line
+    check.check_models(root, both, ["generator"])  # done with the tokenizer
 
 
 @pytest.mark.parametrize("path", ["models/tokenizer", "models/../models/bigr", "{root}/models/generator", "link"])

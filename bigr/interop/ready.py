@@ -38,6 +38,8 @@ class Ready(Generic[M]):
         path = self.root / self.named
         with self._at_fault():
             if path.is_dir():
+                if not (path / "model.safetensors").is_file():
+                    raise BigrError(f"{path / 'model.safetensors'}: no such file; {path} is not a whole model folder")
                 return Found(path, load_config(path, self.cls), {}, tokenizer_of(path))
             return self.read(path, expected)
 
