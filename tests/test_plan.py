@@ -177,7 +177,8 @@ def test_a_new_transcoder_is_planned_beside_the_joint_one() -> None:
     assert found["joint transcoder"] != found["transcoder"]
 
 
-def test_activations_are_what_a_real_step_keeps() -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_activations_are_what_a_real_step_keeps(bfloat16: bool) -> None:
     s = settings(generator__dropout=0.1)
     model, kept = real_model(s).train(), {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -187,10 +188,12 @@ def test_activations_are_what_a_real_step_keeps() -> None:
         return tensor
 
     codes, masked = torch.zeros(16, 16, 24), torch.arange(16).expand(16, 16).contiguous()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with saving, torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
         model.loss(codes, torch.zeros(16, dtype=torch.long), masked, torch.Generator(), s.generator.noise_draws)
     expected = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
-    assert trained(s, "generator").memory.activations == expected
+    arithmetic = meter.Arithmetic(gpu=False, bfloat16=bfloat16)
+    assert trained(s, "generator", arithmetic).memory.activations == expected
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "generator", "transcoder"])
