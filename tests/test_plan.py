@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from bigr import cli, config
+from bigr.errors import BigrError
 from bigr.models.bigr import BiGR, masked_count
 from bigr.models.tokenizer import Tokenizer
 from bigr.planning import dataset, meter, networks, plan, sampling, training
@@ -383,6 +384,12 @@ def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pyt
         said.append(capsys.readouterr().err)
     assert said[0] == said[1]
     assert said[0].startswith("wrong.yaml: generator.heads is 3; allowed:")
+
+
+@pytest.mark.parametrize("option", ["tflops", "float32_tflops", "images", "classes", "processes"])
+def test_an_option_that_cannot_be_is_named(tmp_path: Path, option: str) -> None:
+    with pytest.raises(BigrError, match=f"--{option.replace('_', '-')} is 0; allowed: a number above 0"):
+        plan.make_plan(tmp_path / "params.yaml", tmp_path, **{option: 0})
 
 
 @pytest.mark.parametrize(

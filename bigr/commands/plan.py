@@ -8,22 +8,22 @@ import typer
 
 
 def plan(
-    params: Annotated[Path, typer.Argument(metavar="[PARAMS]", help="The settings.")] = Path("params.yaml"),
+    params: Annotated[Path, typer.Argument(metavar="PARAMS", help="The settings.")] = Path("params.yaml"),
     tflops: Annotated[
-        float | None, typer.Option(metavar="X", min=1e-6, help="TFLOP/s that one device sustains; else measured here.")
+        float | None, typer.Option(metavar="X", help="TFLOP/s that one device sustains; else measured here.")
     ] = None,
     float32_tflops: Annotated[
         float | None,
-        typer.Option(metavar="X", min=1e-6, help="The same in float32: codes, decoding, evaluation."),
+        typer.Option(metavar="X", help="The same in float32: codes, decoding, evaluation."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(metavar="N", min=2, help="Images, of both splits; else counted where they are.")
+        int | None, typer.Option(metavar="N", help="Images, of both splits; else counted where they are.")
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(metavar="C", min=1, help="Classes; else counted where the images are, or 1,000.")
+        int | None, typer.Option(metavar="C", help="Classes; else counted where the images are, or 1,000.")
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(metavar="P", min=1, help="In place of run.processes: for torchrun on many machines.")
+        int | None, typer.Option(metavar="P", help="In place of run.processes: for torchrun on many machines.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: FLOPs, bytes, seconds.")] = False,
 ) -> None:

@@ -97,6 +97,10 @@ def make_plan(
     tflops, float32_tflops: what one process sustains; without, measured here where the settings' device is here.
     images, classes, processes: in place of what is found and set. Raises `BigrError` as `bigr check` does.
     """
+    given = {"tflops": tflops, "float32-tflops": float32_tflops, "images": images, "classes": classes}
+    for name, number in {**given, "processes": processes}.items():
+        if number is not None and not 0 < number < float("inf"):
+            raise BigrError(f"--{name} is {number}; allowed: a number above 0")
     settings = config.load(params)
     if processes is not None:
         values = settings.model_dump()
