@@ -47,11 +47,13 @@ def main() -> None:
     device = resolve_device(settings.run.device)
     draws = generator(0, "speed", device=device)
 
-    def training_step(module: torch.nn.Module, section: config.Training, loss: Callable[[], torch.Tensor]) -> float:
+    def training_step(
+        module: torch.nn.Module, width: int, section: config.Training, loss: Callable[[], torch.Tensor]
+    ) -> float:
         optimiser, average = adamw(module, section), Average(module, section.ema_decay)
 
         def work() -> None:
-            with autocast(device, settings.run.precision, getattr(section, "dim", 0)):
+            with autocast(device, settings.run.precision, width):
                 value = loss()
             optimiser.zero_grad(set_to_none=True)
             value.backward()
@@ -64,7 +66,9 @@ def main() -> None:
     section, size = settings.tokenizer, settings.shards.image_size
     tokenizer = Tokenizer(tokenizer_stage.config_of(section, size)).to(device)
     images = torch.rand(section.batch_size, 3, size, size, generator=draws, device=device)
-    step = training_step(tokenizer, section, lambda: (tokenizer.autoencode(images, draws)[0] - images).abs().mean())
+    step = training_step(
+        tokenizer, tokenizer.width, section, lambda: (tokenizer.autoencode(images, draws)[0] - images).abs().mean()
+    )
     print(f"tokenizer    {step:9.1f} ms a step of {section.batch_size} images")
 
     shape = SimpleNamespace(code_bits=settings.tokenizer.code_bits, grid=settings.grid, num_classes=CLASSES)
@@ -75,7 +79,10 @@ def main() -> None:
     masked = torch.rand(batch, tokens, generator=draws, device=device).argsort(1)[:, : masked_count(tokens / 2, tokens)]
     noise_draws = settings.generator.noise_draws
     step = training_step(
-        model, settings.generator, lambda: model.loss(codes, labels, masked, draws, noise_draws=noise_draws)
+        model,
+        settings.generator.dim,
+        settings.generator,
+        lambda: model.loss(codes, labels, masked, draws, noise_draws=noise_draws),
     )
     print(f"generator    {step:9.1f} ms a step of {batch} images")
 

@@ -66,6 +66,21 @@ def test_the_classifier_follows_from_its_batches_and_from_no_seed_of_the_run() -
 
 
 @pytest.mark.slow
+def test_the_classifier_is_the_same_however_many_threads_there_are() -> None:
+    batches = list(islice(digit_batches(64)[0], 5))
+    before = torch.get_num_threads()
+    classifiers = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            classifiers.append(trained(iter(batches), 5))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    first, second = (classifier.state_dict() for classifier in classifiers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_the_classifier_knows_at_least_98_percent_of_held_out_digits() -> None:
     batches, (images, labels) = digit_batches(128)
     classifier = trained(batches, 300, channels=32)

@@ -7,7 +7,8 @@ KID over Inception. Knows no files.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -72,7 +73,8 @@ def train_classifier(
     """Train a `Classifier` for `steps` batches (float images [B, 3, H, W] in [0, 1], labels [B]); in evaluation mode.
 
     Images are shifted by up to an eighth of their size, so that the features do not hang on the place of a stroke.
-    AdamW, one-cycle learning rate, float32. The same batches give the same classifier on the same machine.
+    AdamW, one-cycle learning rate, float32. The same batches give the same classifier on the same machine, on a CPU
+    however many threads it may use: sums in another order would end in another instrument, whose distances differ.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(INSTRUMENT_SEED, "classifier", "init"))
@@ -80,7 +82,7 @@ def train_classifier(
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=_WARMUP)
-    with Progress("classifier", steps) as progress:
+    with _one_thread(), Progress("classifier", steps) as progress:
         for step, (images, labels) in zip(range(steps), batches, strict=False):
             shifted = _shift(images.to(device), generator(INSTRUMENT_SEED, "classifier", "shift", step))
             loss = F.cross_entropy(model(shifted), labels.to(device))
@@ -90,6 +92,16 @@ def train_classifier(
             schedule.step()
             progress.advance()
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:

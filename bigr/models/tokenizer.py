@@ -182,6 +182,11 @@ class Tokenizer(nn.Module):
         """g: tokens along one side of an image."""
         return self.config.grid
 
+    @property
+    def width(self) -> int:
+        """Terms in the widest sums of its convolutions, 3·3·channels: what a matrix product's width is to it."""
+        return 9 * self.config.base_channels * max(self.config.channel_multipliers)
+
     def logits(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → bit logits [B, K, g, g]."""
         return self.quantizer.logits(self.encoder(images))

@@ -116,7 +116,7 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
         for images, labels in stream.from_step(step):
             yield images.to(device, non_blocking=True), labels
 
-    plan = Plan("tokenizer", section, settings.run, settings.seed, device, width=section.base_channels)
+    plan = Plan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
     average = train(plan, players, batches, validate, context, lambda step: f"(batch {step} of the training shards)")
     if is_main():
         assert isinstance(average, Tokenizer)

@@ -9,7 +9,7 @@ from bigr.errors import BigrError
 from bigr.training.distributed import local_rank
 
 # Below this width a CPU loses more by converting to bfloat16 than its matrix units win: benchmarks/precision.py.
-CPU_BFLOAT16_WIDTH = 512
+CPU_BFLOAT16_WIDTH = 256
 
 
 def resolve_device(name: str) -> torch.device:
