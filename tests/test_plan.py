@@ -367,7 +367,7 @@ def test_the_page_names_a_unit_in_every_column(made: plan.Plan) -> None:
     for words in ("Parameters", " M\n", "forward GFLOP", "weights GiB", "peak GiB", "bytes an image"):
         assert words in text
     assert re.search(r"Time of the arithmetic +TFLOP +processes +h:mm:ss", text)
-    assert "At 8 TFLOP/s a process, 2 in float32; as given." in text
+    assert "At 8 TFLOP/s a process in bfloat16, 2 in float32; as given." in text
 
 
 def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,14 @@ def _head(plan: Plan) -> list[str]:
     counted = "number not known: per image only; --images N names it"
     if images.total is not None:
         counted = f"{images.total:,} ({images.train:,} train, {images.val:,} val): {images.basis}"
-    precisions = set(plan.precision.values())
-    precision = precisions.pop() if len(precisions) == 1 else ", ".join(f"{k} {v}" for k, v in plan.precision.items())
+    used = sorted(set(plan.precision.values()))
+    stages = {kind: ", ".join(name for name, own in plan.precision.items() if own == kind) for kind in used}
+    precision = used[0] if len(used) == 1 else "; ".join(f"{kind} for {stages[kind]}" for kind in used)
     return [
         f"{plan.params}, planned; nothing was trained",
         f"images     {counted}",
         f"classes    {images.classes:,} {images.classes_basis}",
-        f"runs on    {plan.processes} × {plan.device}; networks in {precision}, weights in float32",
+        f"runs on    {plan.processes} × {plan.device}; networks in {precision}",
     ]
 
 
@@ -114,7 +115,7 @@ def _time(plan: Plan) -> list[str]:
     speed = plan.speed
     figures = f"{speed.tflops:,.4g} TFLOP/s a process"
     if speed.float32_tflops != speed.tflops:
-        figures += f", {speed.float32_tflops:,.4g} in float32"
+        figures += f" in bfloat16, {speed.float32_tflops:,.4g} in float32"
     return [
         *lines,
         f"{_INDENT}At {figures}; {speed.basis}.",

@@ -28,7 +28,7 @@ _RESTORED = 3
 
 @dataclass(frozen=True)
 class Speed:
-    """TFLOP/s that one process sustains, in the precision of the settings and in float32; basis: how that is known."""
+    """TFLOP/s that one process sustains, under bfloat16 autocast and in float32; basis: how that is known."""
 
     tflops: float
     float32_tflops: float
@@ -39,7 +39,7 @@ class Speed:
 class Stage:
     """Work of one stage over all its processes. note: why there is no figure, or what it leaves out.
 
-    flops: in the settings' precision; flops_float32: what is float32 whatever they say; None: not known.
+    flops: under bfloat16 autocast, None where not known; flops_float32: in float32, by the settings or regardless.
     """
 
     name: str
@@ -108,15 +108,11 @@ def make_plan(
         settings = config.validate(values, params.name)
     found = dataset.count_images(settings, root, images, classes)
     device = _device(settings.run.device)
-    widths = {
-        "tokenizer": settings.tokenizer.base_channels,
-        "generator": settings.generator.dim,
-        "transcoder": settings.generator.dim,
-        "samples": settings.generator.dim,
-    }
-    arithmetic = {name: _arithmetic(device, settings.run.precision, width) for name, width in widths.items()}
     with shapes_only() as mode:
         built = networks.build(settings, found.classes, mode)
+        widths = {"tokenizer": built.tokenizer.width}
+        widths |= dict.fromkeys(("generator", "transcoder", "samples"), settings.generator.dim)
+        arithmetic = {name: _arithmetic(device, settings.run.precision, width) for name, width in widths.items()}
         parameters = networks.parameters(built)
         trained = [
             work(settings, built, arithmetic[name], settings.run.processes)
@@ -131,7 +127,7 @@ def make_plan(
         encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
         sampled = sampling.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
         evaluated = evaluation_flops(settings, built, found)
-    stages = _stages(settings, found, trained, encoder, sampled, evaluated)
+    stages = _stages(settings, found, arithmetic, trained, encoder, sampled, evaluated)
     return Plan(
         params=str(params),
         device=str(device),
@@ -143,7 +139,7 @@ def make_plan(
         encoder=encoder,
         sampling=sampled,
         disk=dataset.disk(settings, root),
-        speed=_speed(device, arithmetic["generator"].bfloat16, tflops, float32_tflops),
+        speed=_speed(device, any(a.bfloat16 for a in arithmetic.values()), tflops, float32_tflops),
         stages=stages,
     )
 
@@ -174,8 +170,17 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
 
 
 def _stages(
-    settings: Settings, images: Images, trained: list[Training], encoder: float, sampled: SamplingCost, evaluated: float
+    settings: Settings,
+    images: Images,
+    arithmetic: dict[str, Arithmetic],
+    trained: list[Training],
+    encoder: float,
+    sampled: SamplingCost,
+    evaluated: float,
 ) -> list[Stage]:
+    def split(name: str, work: float) -> tuple[float, float]:
+        return (work, 0.0) if arithmetic[name].bfloat16 else (0.0, work)
+
     processes, views = settings.run.processes, len(settings.codes.views)
     by_name = {t.stage: t for t in trained}
     stages = []
@@ -183,14 +188,14 @@ def _stages(
         if name in ("digits", "shards"):
             stages.append(Stage(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs"))
         elif name in by_name:
-            stages.append(Stage(name, by_name[name].flops, 0.0, processes))
+            stages.append(Stage(name, *split(name, by_name[name].flops), processes))
         elif name == "codes":
             total, note = images.total, f"{views} view{'s' if views > 1 else ''}, in float32"
             work = 0.0 if total is None else encoder * views * total
             stages.append(Stage(name, None if total is None else 0.0, work, processes, note))
         elif name == "samples":
-            note = "the decoder in float32"
-            stages.append(Stage(name, sampled.flops, sampled.flops_float32, processes, note))
+            fast, full = split(name, sampled.flops)
+            stages.append(Stage(name, fast, full + sampled.flops_float32, processes, "the decoder in float32"))
         elif name == "evaluation":
             stages.append(Stage(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID"))
         else:
