@@ -5,9 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.diffusion import BernoulliDiffusion
+from bigr.models.transcoder import Transcoder, TranscoderConfig
+from bigr.sampling.reverse import bit_probabilities
 from bigr.sampling.unmask import Sampling, certainty, guidance, sample_codes, still_masked
 
 TOKENS, BITS, CLASSES = 16, 6, 3
@@ -126,6 +129,51 @@ def test_fewer_sampling_steps_are_spread_from_the_last_noise_level_to_the_first(
     assert BernoulliDiffusion(16).reverse_steps(5) == [16, 12, 8, 4, 1]
     hundred = [math.floor(i / 99 * 255 + 1e-9) + 1 for i in range(100)]
     assert BernoulliDiffusion(256).reverse_steps(100) == hundred[::-1]
+
+
+class NothingRead(TorchDispatchMode):
+    """Within it, no operation may need the values of a tensor on the host, for which a GPU would be waited for."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket._qualified_op_name.removeprefix("aten::") not in self.WAITING, f"{func} waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_no_diffusion_step_waits_for_the_device(target, guided):
+    torch.manual_seed(0)
+    for device in ("cpu", "meta"):  # tensors on meta have no values that could be read
+        transcoder = Transcoder(TranscoderConfig(BITS, 32, 32, 1, diffusion_steps=16, target=target)).to(device)
+        hidden, noise = torch.randn(3, 32, device=device), torch.rand(5, 3, BITS, device=device)
+        unconditional = torch.randn(3, 32, device=device) if guided else None
+        with NothingRead():
+            found = bit_probabilities(
+                transcoder, hidden, noise, hidden_unconditional=unconditional, guidance_scale=2.0, temperature=0.9
+            )
+        assert found.shape == (3, BITS)
+
+
+@pytest.mark.parametrize("order", ["entropy", "margin", "random", "raster"])
+def test_the_device_is_looked_at_once_in_sampling(model, order, monkeypatch):
+    looks = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: looks.append(1) or tolist(self))
+    with NothingRead():
+        draw(model, sampling=Sampling(4, 5, order=order, guidance_scale=2.0, gumbel_temperature=0.5))
+    assert len(looks) == 1
+
+
+def test_posterior_is_the_same_for_a_step_of_all_tokens_and_for_one_of_each():
+    torch.manual_seed(0)
+    diffusion, x0, xt = BernoulliDiffusion(16), torch.rand(5, BITS), (torch.rand(5, BITS) < 0.5).float()
+    for t, s in ((16, 9), (9, 1), (1, 0)):
+        one = diffusion.posterior(x0, xt, torch.tensor(t), torch.tensor(s))
+        each = diffusion.posterior(x0, xt, torch.full((5,), t), torch.full((5,), s))
+        assert torch.equal(one, each)
+    assert torch.equal(one, x0)
 
 
 def test_linear_guidance_rises_from_one_to_its_scale():

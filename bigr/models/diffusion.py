@@ -32,7 +32,9 @@ class BernoulliDiffusion(nn.Module):
 
     def posterior(self, x0_probability: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """P(xₛ = 1 | xₜ, x̂₀) for bits xt, probabilities x̂₀ [M, K] and steps t > s, int64 [M] or []; at t = 1, x̂₀."""
-        k_s, b_s, kappa = self.k[s], self.b[s], self.k[t] / self.k[s]
+        # take: an index of no dimension would be read back from the device, which waits for it
+        k_s, b_s = self.k.take(s), self.b.take(s)
+        kappa = self.k.take(t) / k_s
         first = t <= 1
         if t.ndim:
             k_s, b_s, kappa, first = (v.unsqueeze(-1) for v in (k_s, b_s, kappa, first))

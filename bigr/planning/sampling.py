@@ -126,7 +126,7 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
 
 
 class _AllUnknown(TorchFunctionMode):
-    """Answers where the sampler looks at values: every token is unknown; whichever entry of a table is as large."""
+    """Answers where the sampler looks at values: every token is unknown."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__()
@@ -135,8 +135,6 @@ class _AllUnknown(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:
             return self.tokens
-        if func is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor) and not args[1].dim():
-            return func(args[0], 0)
         return func(*args, **(kwargs or {}))
 
 
