@@ -15,6 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bigr.errors import BigrError
 from bigr.explain import Misfit, explain, show, some
+from bigr.figures import FIGURES
 
 STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
 """The stages, in the order in which they run: also section names, file names and MLflow run names."""
@@ -266,8 +267,36 @@ class Evaluation(_Section):
         return self
 
 
+class Comparison(_Section):
+    """One figure of metrics.json by which the gate compares a challenger with the champion."""
+
+    name: Name
+    tolerance: Weight
+    relative: bool
+    limit: Annotated[float, Field(allow_inf_nan=False)] | None
+
+    @model_validator(mode="after")
+    def _known(self) -> "Comparison":
+        if self.name not in FIGURES:
+            raise Misfit("name", f"one of {', '.join(FIGURES)}")
+        return self
+
+
+class Promotion(_Section):
+    """The gate in front of the alias `champion`. No stage reads it."""
+
+    metrics: Annotated[list[Comparison], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Promotion":
+        names = [comparison.name for comparison in self.metrics]
+        if len(set(names)) != len(names):
+            raise Misfit("metrics", "each figure once")
+        return self
+
+
 class Settings(_Section):
-    """All of params.yaml: a section per stage, `seed` and `run`."""
+    """All of params.yaml: a section per stage, `seed`, `run` and `promotion`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Run
@@ -279,6 +308,7 @@ class Settings(_Section):
     transcoder: Transcoder
     samples: Samples
     evaluation: Evaluation
+    promotion: Promotion
 
     @property
     def grid(self) -> int:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from typing import Any
+from typing import Any, get_args
 
 
 class Misfit(ValueError):
@@ -39,7 +39,10 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
 
 def _known(model: Any, location: tuple[Any, ...]) -> list[str]:
     for part in location:
-        model = model.model_fields[part].annotation
+        if isinstance(part, int):  # an entry of a list of sections
+            (model,) = get_args(model)
+        else:
+            model = model.model_fields[part].annotation
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

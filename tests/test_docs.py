@@ -39,7 +39,7 @@ def choices(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ..
     found: dict[str, tuple[str, ...]] = {}
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        if get_origin(annotation) is list:
+        if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
             (annotation,) = get_args(annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found |= choices(annotation, f"{prefix}{name}.")

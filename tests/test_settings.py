@@ -22,6 +22,7 @@ VALUES["samples"] |= {"iterations": 8, "diffusion_steps": 20, "guidance_scale": 
 VALUES["transcoder"] |= {"start": "joint", "target": "flip", "batch_size": 64, "steps": 100, "warmup_steps": 10}
 VALUES["evaluation"] |= {"precision_recall_neighbours": 3, "max_images": 50000}
 GONE = object()
+GATE = {"name": "samples.recall", "tolerance": 0.1, "relative": False, "limit": None}
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
     # a name or a type that does not fit
@@ -111,6 +112,14 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
         "digits.val_count is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
     ),
     ({"evaluation.extractor": "inception-v3-compat"}, "evaluation.extractor_weights is null; allowed: a file with"),
+    ({"promotion.metrics": []}, "promotion.metrics is []; allowed: "),
+    ({"promotion.metrics": [GATE | {"name": "samples.fd"}]}, "promotion.metrics[0].name is 'samples.fd'; allowed: "),
+    ({"promotion.metrics": [GATE, GATE]}, "promotion.metrics is [{'name': 'samples.recall', 'tolerance': 0.1"),
+    ({"promotion.metrics": [GATE | {"tolerance": -1.0}]}, "promotion.metrics[0].tolerance is -1.0; allowed: greater"),
+    (
+        {"promotion.metrics": [GATE | {"tollerance": 1.0}]},
+        "promotion.metrics[0].tollerance is not a setting; did you mean promotion.metrics[0].tolerance?",
+    ),
 ]
 
 

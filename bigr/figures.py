@@ -1,0 +1,20 @@
+"""Which figures of outputs/metrics.json tell a better model from a worse one, and which way is better.
+
+Figures that describe the data, the classifier or the size of a set are not among them.
+"""
+
+_LOWER = {
+    "samples": ("fd_classifier", "kd_classifier", "fid", "kid", "over_floor"),
+    "reconstructions": ("fd_classifier", "kd_classifier", "fid", "kid"),
+    "codes": ("dead_bits",),
+}
+_HIGHER = {
+    "samples": ("isc", "precision", "recall", "label_agreement"),
+    "reconstructions": ("isc", "precision", "recall", "psnr", "label_agreement"),
+    "codes": ("bit_entropy", "unique_share"),
+    "probe": ("best_top1", "best_top5"),
+}
+
+LOWER_IS_BETTER = frozenset(f"{part}.{name}" for part, names in _LOWER.items() for name in names)
+FIGURES = tuple(sorted(LOWER_IS_BETTER | {f"{part}.{name}" for part, names in _HIGHER.items() for name in names}))
+"""Every figure by which models can be compared, as `<part>.<name>` of metrics.json."""
