@@ -13,13 +13,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bigr.context import Context, Report
+from bigr.data.shards import ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
-from bigr.evaluation.classifier import Classifier, train_classifier
-from bigr.evaluation.images import InOrder, psnr, read_samples
+from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.fidelity import weights_hash
+from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.probe import ProbeResult
 from bigr.evaluation.usage import CodeUsage, code_usage
-from bigr.interop.folders import model_hash, save
+from bigr.files import sha256_file
+from bigr.interop.folders import load_model, model_hash, save
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.tokenizer import Tokenizer
 from bigr.stages import codes, evaluation, shards
@@ -49,8 +52,8 @@ def digit_batches(size: int, images: int = 1400):
 
 
 def trained(batches, steps: int, image_size: int = 16, channels: int = 8) -> Classifier:
-    shape = {"image_size": image_size, "classes": 10, "channels": channels, "features": 64}
-    return train_classifier(batches, steps=steps, learning_rate=0.003, device=CPU, **shape)
+    shape = ClassifierConfig(image_size, classes=10, channels=channels, features=64)
+    return train_classifier(batches, shape, steps=steps, learning_rate=0.003, device=CPU)
 
 
 def test_the_classifier_follows_from_its_batches_and_from_no_seed_of_the_run() -> None:
@@ -89,7 +92,7 @@ def test_the_classifier_knows_at_least_98_percent_of_held_out_digits() -> None:
 
 @pytest.mark.parametrize("size", [8, 20, 24, 96, 256])
 def test_the_classifier_takes_images_of_any_size(size: int) -> None:
-    classifier = Classifier(size, classes=7, channels=8, features=24).eval()
+    classifier = Classifier(ClassifierConfig(size, classes=7, channels=8, features=24)).eval()
     images = torch.rand(2, 3, size, size)
     assert classifier.features(images).shape == (2, 24)
     assert classifier.logits(images).shape == (2, 7)
@@ -249,6 +252,30 @@ def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated
 def test_samples_that_are_training_images_lie_within_the_training_images(evaluated) -> None:
     root, _ = evaluated
     assert json.loads((root / "outputs" / "metrics.json").read_text())["samples"]["precision"] == 1
+
+
+def test_what_the_distances_were_measured_with_and_against_is_named_by_hash(evaluated) -> None:
+    root, _ = evaluated
+    about = json.loads((root / "outputs" / "instrument.json").read_text())
+    kept = load_model(root / "models" / "classifier", Classifier)
+    assert about["extractor"] == {"name": "classifier", "hash": weights_hash(kept.state_dict())}
+    tars = ShardIndex.load(root / "data" / "shards").tars("train")
+    assert len(tars) > 1
+    expected = files_hash(map(sha256_file, tars))
+    assert about["reference"] == {"split": "train", "images": 120, "hash": expected}
+
+
+def test_a_hash_of_weights_tells_names_shapes_and_values_but_no_order() -> None:
+    weights = {"a": torch.arange(4.0), "b": torch.zeros(2)}
+    same = weights_hash({"b": torch.zeros(2), "a": torch.arange(4.0)})
+    others = [
+        {"a": torch.arange(4.0).view(2, 2), "b": torch.zeros(2)},
+        {"c": torch.arange(4.0), "b": torch.zeros(2)},
+        {"a": torch.arange(4.0), "b": torch.zeros(2, dtype=torch.int32)},
+        {"a": torch.arange(4.0) + 1, "b": torch.zeros(2)},
+    ]
+    assert weights_hash(weights) == same
+    assert len({same, *map(weights_hash, others)}) == 5
 
 
 def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from bigr.errors import BigrError
 from bigr.evaluation import _torchvision
-from bigr.evaluation.classifier import Classifier
+from bigr.evaluation.classifier import Classifier, ClassifierConfig
 from bigr.evaluation.fidelity import CLASSIFIER, INCEPTION, Fidelity, InceptionExtractor, read_inception_weights
 from bigr.evaluation.images import InOrder
 
@@ -31,7 +31,7 @@ def digits() -> torch.Tensor:
 def classifier() -> Classifier:
     """Untrained: its features are as good as any for a comparison of arithmetic."""
     torch.manual_seed(0)
-    model = Classifier(16, classes=10, channels=8, features=24).eval().requires_grad_(False)
+    model = Classifier(ClassifierConfig(16, classes=10, channels=8, features=24)).eval().requires_grad_(False)
     model.neck[0].weight *= 100  # features of a trained one's size
     return model
 

@@ -9,7 +9,9 @@ KID over Inception. Knows no files.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,22 +28,36 @@ _WARMUP = 0.1  # share of the steps in which the learning rate rises
 _WEIGHT_DECAY = 1e-2
 
 
-class Classifier(nn.Module):
-    """Strided convolutions down to about 4×4, one layer of F features over all of that, one linear layer.
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """A classifier's shape.
 
     image_size: pixels of one side, at least 8; classes: C; channels: width after the first halving, doubled from the
     second on; features: F, the width of the layer that distances are measured in.
     """
 
-    def __init__(self, image_size: int, classes: int, channels: int, features: int) -> None:
+    image_size: int
+    classes: int
+    channels: int
+    features: int
+
+
+class Classifier(nn.Module):
+    """Strided convolutions down to about 4×4, one layer of F features over all of that, one linear layer."""
+
+    kind: ClassVar[str] = "classifier"
+    config_class: ClassVar[type[ClassifierConfig]] = ClassifierConfig
+
+    def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        halvings = max(1, round(math.log2(image_size / _SMALLEST)))
-        widths = [3, channels, *[2 * channels] * (halvings - 1)]
+        self.config = config
+        halvings = max(1, round(math.log2(config.image_size / _SMALLEST)))
+        widths = [3, config.channels, *[2 * config.channels] * (halvings - 1)]
         layers = [_convolution(a, b, stride=2) for a, b in pairwise(widths)]
         self.trunk = nn.Sequential(*layers, _convolution(widths[-1], widths[-1], stride=1))
-        side = math.ceil(image_size / 2**halvings)
-        self.neck = nn.Sequential(nn.Linear(widths[-1] * side**2, features), nn.ReLU())
-        self.head = nn.Linear(features, classes)
+        side = math.ceil(config.image_size / 2**halvings)
+        self.neck = nn.Sequential(nn.Linear(widths[-1] * side**2, config.features), nn.ReLU())
+        self.head = nn.Linear(config.features, config.classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → the layer before the last, [B, F], not negative."""
@@ -61,11 +77,8 @@ class Classifier(nn.Module):
 
 def train_classifier(
     batches: Iterable[tuple[Tensor, Tensor]],
+    config: ClassifierConfig,
     *,
-    image_size: int,
-    classes: int,
-    channels: int,
-    features: int,
     steps: int,
     learning_rate: float,
     device: torch.device,
@@ -78,7 +91,7 @@ def train_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(INSTRUMENT_SEED, "classifier", "init"))
-        model = Classifier(image_size, classes, channels, features)
+        model = Classifier(config)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=_WARMUP)

@@ -4,6 +4,7 @@ Everything goes through `torch_fidelity.calculate_metrics`: Fréchet and kernel 
 Inception its score. Features reach the metrics in float64. Nothing is downloaded, and nothing is cached on disk.
 """
 
+import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -166,6 +167,15 @@ class Fidelity:
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over named tensors (names, types, shapes, values), in whatever file or order they come."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_inception_weights(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Sets of images as torch-fidelity reads them: one after another, uint8 [3, H, W], none kept in memory."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bigr.data.codes import CodesDataset
-from bigr.data.shards import read_split
+from bigr.data.shards import ShardIndex, read_split
 from bigr.errors import BigrError
 from bigr.evaluation.pictures import to_uint8
 from bigr.models.tokenizer import Tokenizer
@@ -48,6 +49,16 @@ class InOrder(Dataset[Tensor]):
 def split_images(shards: Path, split: str, count: int, workers: int) -> InOrder:
     """The first `count` images of a split of the shards."""
     return InOrder(count, lambda: (image for image, _ in read_split(shards, split, workers)))
+
+
+def split_hash(index: ShardIndex, split: str) -> str:
+    """What tells a split's images from any others: `files_hash` of its shards, whose hashes the index keeps."""
+    return files_hash(str(entry["sha256"]) for entry in index.splits[split]["shards"])
+
+
+def files_hash(hashes: Iterable[str]) -> str:
+    """SHA-256 over the SHA-256 of files, in their order."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def reconstructions(tokenizer: Tokenizer, codes: CodesDataset, count: int, batch_size: int) -> InOrder:

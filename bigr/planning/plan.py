@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bigr import config
 from bigr.config import Settings
 from bigr.errors import BigrError
-from bigr.evaluation.classifier import Classifier
+from bigr.evaluation.classifier import Classifier, ClassifierConfig
 from bigr.planning import dataset, networks, sampling, speed, training
 from bigr.planning.dataset import Disk, Images
 from bigr.planning.meter import Arithmetic, flops, measure, shapes_only
@@ -151,7 +151,8 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
     """
     section, size, count = settings.evaluation, settings.shards.image_size, settings.samples.count
     train, val = (min(section.max_images, n or section.max_images) for n in (images.train, images.val))
-    classifier = Classifier(size, images.classes, section.classifier_channels, section.classifier_features).train()
+    shape = ClassifierConfig(size, images.classes, section.classifier_channels, section.classifier_features)
+    classifier = Classifier(shape).train()
     batch, labels = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.long)
     step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False)).flops / 2
     seen = flops(lambda: classifier(batch)) / 2

@@ -1,8 +1,10 @@
 """Stage `evaluation`: fidelity, reconstruction, representation, code usage.
 
-Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json and
-outputs/plots. The instruments (classifier, probe, draws of subsets) have a seed of their own, so that the figures of
-runs with different `seed` compare. All in float32, whatever `run.precision` is.
+Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json,
+outputs/plots, models/classifier, and outputs/instrument.json: what the distances were measured with and against, since
+those of other extractors or references do not compare. The instruments (classifier, probe, draws of subsets) have a
+seed of their own, so that the figures of runs with different `seed` compare. All in float32, whatever `run.precision`
+is.
 """
 
 from collections.abc import Mapping
@@ -17,13 +19,13 @@ from bigr.data.codes import CodesDataset
 from bigr.data.shards import ImageBatches, ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
-from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier, train_classifier
-from bigr.evaluation.fidelity import CLASSIFIER, Fidelity, read_inception_weights
-from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_images
+from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.fidelity import CLASSIFIER, Fidelity, read_inception_weights, weights_hash
+from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
 from bigr.evaluation.probe import ProbeResult, layer_features, linear_probe
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import atomic_folder, write_json
-from bigr.interop.folders import load_model, model_hash, tokenizer_of
+from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.seeds import derive_seed
@@ -87,6 +89,9 @@ def run(settings: "Settings", context: Context) -> None:
     }
     metrics["probe"] = probe_figures(probe)
 
+    save(root / "models" / "classifier", classifier)
+    measured_with = classifier.state_dict() if inception is None else inception
+    write_json(root / "outputs" / "instrument.json", about(section, weights_hash(measured_with), shards, counts))
     write_json(root / "outputs" / "metrics.json", metrics)
     draw(root / "outputs" / "plots", probe, usage, asked, seen, classes)
     report(context, metrics, probe)
@@ -124,12 +129,10 @@ def train_offline(
         horizontal_flip=False,
         workers=workers,
     )
+    width, features = section.classifier_channels, section.classifier_features
     return train_classifier(
         stream.from_step(0),
-        image_size=shards.image_size,
-        classes=len(shards.classes),
-        channels=section.classifier_channels,
-        features=section.classifier_features,
+        ClassifierConfig(shards.image_size, len(shards.classes), width, features),
         steps=section.classifier_steps,
         learning_rate=section.classifier_learning_rate,
         device=device,
@@ -148,6 +151,25 @@ def instrument(section: "Section", extractor: Classifier | Mapping[str, Tensor],
         neighbours=section.precision_recall_neighbours,
         seed=derive_seed(INSTRUMENT_SEED, "fidelity"),
     )
+
+
+def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mapping[str, int]) -> dict[str, object]:
+    """What the distances depend on besides the images measured: only where all of it agrees do figures compare.
+
+    extractor: the hash of its weights.
+    """
+    reference = section.reference
+    return {
+        "extractor": {"name": section.extractor, "hash": extractor},
+        "reference": {
+            "split": reference,
+            "images": counts[reference],
+            "hash": split_hash(shards, reference),
+        },
+        "kid_subset_size": section.kid_subset_size,
+        "kid_subsets": section.kid_subsets,
+        "precision_recall_neighbours": section.precision_recall_neighbours,
+    }
 
 
 def predictions(classifier: Classifier, images: InOrder, batch_size: int) -> Tensor:
