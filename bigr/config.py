@@ -259,6 +259,10 @@ class Evaluation(_Section):
     probe_batch_size: Annotated[int, Field(ge=2)]
     probe_learning_rate: PositiveFloat
     probe_weight_decay: Weight
+    knn_neighbours: Positive
+    knn_temperature: PositiveFloat
+    tsne_images: Positive
+    tsne_perplexity: PositiveFloat
 
     @model_validator(mode="after")
     def _fits(self) -> "Evaluation":
