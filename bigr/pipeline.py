@@ -11,10 +11,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bigr.config import read
 from bigr.errors import BigrError
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
 
 
 @dataclass(frozen=True)
@@ -81,15 +84,10 @@ def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec])
 
 def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """DVC's hash of each path below `root` (or absolute). Raises `BigrError` where `root` is no DVC project."""
-    from dvc.exceptions import NotDvcRepoError
     from dvc.fs import localfs
-    from dvc.repo import Repo
     from dvc_data.hashfile.build import build
 
-    try:
-        repo = Repo(str(root))
-    except NotDvcRepoError:
-        raise BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there") from None
+    repo = _repo(root)
 
     def hash_of(path: str) -> str:
         absolute = str((root / path).absolute())
@@ -98,6 +96,22 @@ def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
     with repo:
         return {path: hash_of(path) for path in paths}
+
+
+def cache_folder(root: Path) -> Path:
+    """Where DVC keeps the contents that it knows and its records of runs. Raises `BigrError` as above."""
+    with _repo(root) as repo:
+        return Path(repo.cache.legacy.path)
+
+
+def _repo(root: Path) -> "Repo":
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        return Repo(str(root))
+    except NotDvcRepoError:
+        raise BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there") from None
 
 
 def fingerprint(spec: StageSpec, values: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
