@@ -23,7 +23,7 @@ export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline test lint ui services deps clean
+.PHONY: help install pipeline ablations test lint ui services deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then 
 	@echo && dvc metrics show
 	@echo && echo "samples        outputs/samples.png" && echo "all figures    outputs/metrics.json" \
 		&& echo "curves, plots  dvc plots show --open" && echo "every run      make ui"
+
+ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
+	python -m flows.study
 
 test: $(STAMP) ## run the whole test suite
 	python -m pytest

@@ -24,6 +24,7 @@ _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
 _NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log
 _SKIPPED = re.compile(r"Stage '[^']*' (didn't change|is cached)")
+_RUNNING = re.compile(r"Running stage '([^']*)'")
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,25 @@ def command(program: str) -> str:
 
 
 def execute(
-    stage: str, workspace: Path, environment: Mapping[str, str], force: bool, log: Callable[[str], None]
+    stage: str,
+    workspace: Path,
+    environment: Mapping[str, str],
+    force: bool,
+    log: Callable[[str], None],
+    *,
+    upstream: bool = False,
 ) -> Outcome:
-    """Bring one stage up to date in `workspace` with `dvc repro --single-item`.
+    """Bring one stage up to date in `workspace` with `dvc repro`.
 
-    environment: added to this process's; force: run even if nothing changed; log: receives each line of output.
+    environment: added to this process's; force: run even if nothing changed; log: receives each line of output;
+    upstream: bring up to date whatever the stage depends on, too.
     Raises `StageFailed` or `StageKilled`.
     """
     started = time.monotonic()
-    words = [sys.executable, guard.__file__, command("dvc"), "repro", "--single-item", stage]
-    skipped, exited, refused = False, 0, ""
+    words = [sys.executable, guard.__file__, command("dvc"), "repro", stage]
+    if not upstream:
+        words.append("--single-item")
+    ran, skipped, exited, refused = False, False, 0, ""
     said: list[str] = []
     process = subprocess.Popen(
         [*words, "--force"] if force else words,
@@ -76,7 +86,9 @@ def execute(
             if not line:
                 continue
             log(line)
-            if _SKIPPED.match(line):
+            if match := _RUNNING.match(line):
+                ran, stage, said = True, match[1], []
+            elif _SKIPPED.match(line):
                 skipped = True
             elif match := _EXIT.search(line):
                 exited = int(match[1])
@@ -88,7 +100,7 @@ def execute(
     finally:
         _end(process)
     if status == 0:
-        return Outcome("cached" if skipped else "ran", time.monotonic() - started)
+        return Outcome("cached" if skipped and not ran else "ran", time.monotonic() - started)
     if number := _signal(exited) or _signal(status):
         raise StageKilled(f"{stage}: killed by {signal.Signals(number).name}")
     last_words = "; ".join(said if exited == EXIT_USER_ERROR else said[-1:])

@@ -51,8 +51,7 @@ def _lay_over(values: Any, overrides: Mapping[str, Any]) -> None:
 def experiment_name(project: Path, flow_run_name: str, flow_run_id: str) -> str:
     """The flow run's name as git allows it; with the beginning of its id where another experiment has the name."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", flow_run_name).strip("-") or "run"
-    taken = _git(project, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-    return f"{name}-{flow_run_id[:8]}" if any(ref.rsplit("/", 1)[-1] == name for ref in taken) else name
+    return f"{name}-{flow_run_id[:8]}" if name in experiments(project) else name
 
 
 def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
@@ -84,12 +83,29 @@ def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
     made.touch()
 
 
+def change(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Give a clone other settings: those of `project` with `overrides` laid over them."""
+    shutil.copy2(project / "params.yaml", folder / "params.yaml")
+    _write_params(folder / "params.yaml", overrides)
+
+
 def save(project: Path, folder: Path, name: str, stages: list[str]) -> None:
     """Make what `stages` produced in the clone an experiment of `project`, and remove the clone."""
+    keep(project, folder, name, stages)
+    remove(folder)
+
+
+def keep(project: Path, folder: Path, name: str, stages: list[str]) -> None:
+    """Make what `stages` produced in the clone an experiment of `project`; the clone can go on."""
     _run(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
     ref = _git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").split()[0]
     _git(project, "fetch", "--quiet", "--no-write-fetch-head", str(folder), f"+{ref}:{ref}")
-    remove(folder)
+
+
+def experiments(project: Path) -> set[str]:
+    """The names of the experiments that `project` has."""
+    refs = _git(project, "for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+    return {ref.rsplit("/", 1)[-1] for ref in refs}
 
 
 def remove(folder: Path) -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     {"training", "evaluation"},
     {"stages"},
     {"closure", "pipeline", "tracking"},
-    {"planning", "lineage", "runner", "check"},
+    {"ablations", "planning", "lineage", "runner", "check"},
     {"cli", "commands", "__main__"},
 ]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bigr").rglob("*.py"))
