@@ -114,6 +114,23 @@ def _repo(root: Path) -> "Repo":
         raise BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there") from None
 
 
+def _no_project(root: Path) -> BigrError:
+    return BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there")
+
+
+def outdated(root: Path, names: Iterable[str]) -> list[str]:
+    """Those stages whose inputs, settings or outputs are not as dvc.lock has them. Raises as `content_hashes`."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        repo = Repo(str(root))
+    except NotDvcRepoError:
+        raise _no_project(root) from None
+    with repo:
+        return [name for name in names if repo.status(targets=[name])]
+
+
 def fingerprint(spec: StageSpec, values: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     """SHA-256 over everything that dvc.yaml says the stage's result depends on: contents of deps, values of params."""
     named = {

@@ -35,6 +35,11 @@ def current() -> Execution:
     )
 
 
+def is_experiment(root: Path) -> bool:
+    """Whether this execution is an experiment of DVC, or in a copy of the project that was made for one."""
+    return "DVC_EXP_NAME" in os.environ or ".dvc" in (folder.name for folder in root.absolute().parents)
+
+
 def _started_by() -> psutil.Process:
     own = psutil.Process()
     for process in own.parents():

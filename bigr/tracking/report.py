@@ -1,6 +1,7 @@
 """A stage's report (`bigr.context.Report`) that goes to MLflow."""
 
 import io
+import logging
 import os
 import re
 import tempfile
@@ -16,6 +17,8 @@ from bigr.tracking.store import Store, location, permanent
 
 if TYPE_CHECKING:
     from bigr.config import Settings
+
+log = logging.getLogger(__name__)
 
 _PICTURES_ON_PARENT = ("samples", "evaluation")
 _FIGURES_ON_PARENT = ("evaluation",)
@@ -37,7 +40,7 @@ class Tracker(Report):
 
     def __init__(self, root: Path, stage: str, settings: "Settings", inputs: Mapping[str, str]) -> None:
         self.root, self.stage = root, stage
-        self._all_settings = flatten(settings.model_dump())
+        self._settings, self._all_settings = settings, flatten(settings.model_dump())
         self._inputs = dict(inputs)
         self._last_step = self._last_time = 0
         self._store: Store
@@ -69,6 +72,9 @@ class Tracker(Report):
                 self._mail.call(lambda path=path: self._log_model(path))  # type: ignore[misc]
         if self.stage == "evaluation" and (grid := self.root / "outputs" / "samples.png").is_file():
             self.picture("samples", grid)
+        finished = self.stage == "evaluation" and status == "FINISHED" and "models/bigr" in self._inputs
+        if finished and not executions.is_experiment(self.root):
+            self._mail.call(lambda: self._register(written))
         self._mail.close(lambda: self._close(status, written))
 
     # What follows runs on the mailbox's thread.
@@ -117,6 +123,16 @@ class Tracker(Report):
 
     def _log_model(self, path: str) -> None:
         self._store.client.log_artifacts(self._run, str(self.root / path), path)
+
+    def _register(self, written: Mapping[str, str]) -> None:
+        """Make the finished pipeline's model a version in the registry; `bigr promote` makes up for a failure."""
+        from bigr.tracking.registry import Candidate, Registry
+
+        candidate = Candidate(self.root, self._settings, {**self._inputs, **written})
+        try:
+            Registry(self._store).register(candidate, self._parent)
+        except Exception as error:
+            log.warning("the model could not be registered, which `bigr promote` will try again: %s", error)
 
     def _close(self, status: str, written: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -1,0 +1,77 @@
+"""One version of the model as MLflow keeps it: a folder with weights, code, signature and example, and no pickle.
+
+`MLmodel` names the signature and the sampling settings; `artifacts/tokenizer` and `artifacts/bigr` are the project's
+model folders (config.json, model.safetensors); `served.py` is the code that serves them; `samples.png` shows what the
+model draws.
+"""
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigr.sampling.unmask import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlflow.models import Model
+
+    from bigr.config import Settings
+
+CODE = Path(__file__).with_name("served.py")
+MODELS = ("tokenizer", "bigr")
+REQUIREMENTS = ("torch", "numpy", "pillow", "safetensors", "tqdm", "mlflow")
+"""What serving imports, besides the package `bigr` itself."""
+
+
+def write(
+    folder: Path, root: Path, settings: "Settings", classes: "Sequence[str]", about: "Model | None" = None
+) -> None:
+    """Write the new `folder` from the models of the project `root`.
+
+    classes: their names, in the order of labels; about: MLflow's own description, where it has begun one.
+    """
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    samples = settings.samples
+    params = [
+        ParamSpec("seed", DataType.long, settings.seed),
+        ParamSpec("iterations", DataType.long, samples.iterations),
+        ParamSpec("diffusion_steps", DataType.long, samples.diffusion_steps),
+        ParamSpec("guidance_scale", DataType.double, samples.guidance_scale),
+    ]
+    labels = Schema([TensorSpec(np.dtype("int64"), (-1,))])
+    save_model(
+        folder,
+        python_model=CODE,
+        artifacts={name: str(root / "models" / name) for name in MODELS},
+        model_config=served_config(settings, classes),
+        signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), ParamSchema(params)),
+        input_example=np.arange(min(2, len(classes)), dtype=np.int64),
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+        mlflow_model=about,
+    )
+    picture = root / "outputs" / "samples.png"
+    if picture.is_file():
+        shutil.copy(picture, folder / picture.name)
+
+
+def served_config(settings: "Settings", classes: "Sequence[str]") -> dict[str, Any]:
+    """What the code that serves, and a later measurement, must know besides the weights."""
+    return {
+        "samples": sampling_settings(settings),
+        "seed": settings.seed,
+        "precision": settings.run.precision,
+        "batch_size": settings.samples.batch_size,
+        "use_labels": settings.generator.use_labels,
+        "classes": list(classes),
+    }
+
+
+def sampling_settings(settings: "Settings") -> dict[str, Any]:
+    """The settings of the sampler, as plain values."""
+    return {name: getattr(settings.samples, name) for name in Sampling.__dataclass_fields__}

@@ -1,0 +1,155 @@
+"""What `bigr promote` does: register the finished pipeline's model, compare it with the champion, move the alias.
+
+Both are measured with the same instrument, or not compared: where the champion's figures are those of another reference
+or extractor, it is measured again on the present ones, once, and the figures are kept with its version.
+"""
+
+import logging
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bigr import config, pipeline
+from bigr.errors import BigrError
+from bigr.tracking.gate import Row, compare, decide
+from bigr.tracking.registry import Candidate, Registry, Version
+from bigr.tracking.store import Store
+
+log = logging.getLogger(__name__)
+
+MEASURED = ("samples", "evaluation")
+"""Stages that must be up to date, or the figures are not those of the models at hand."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a comparison ended. version, champion: numbers, the champion as it was before; why: in words."""
+
+    version: int
+    champion: int | None
+    promoted: bool
+    why: str
+    rows: list[Row]
+    measured_again: bool = False
+
+    @property
+    def is_champion(self) -> bool:
+        """Whether the version is the champion now."""
+        return self.promoted or self.version == self.champion
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        if self.promoted:
+            return f"version {self.version} is the champion now: {self.why}"
+        if self.is_champion:
+            return f"version {self.version} is the champion already"
+        stays = f"version {self.champion} stays the champion" if self.champion else "there is no champion"
+        return f"version {self.version} is not promoted, {stays}: {self.why}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {**asdict(self), "is_champion": self.is_champion, "summary": self.summary}
+
+
+def candidate(root: Path, params: Path) -> Candidate:
+    """What the pipeline at `root` has made. Raises `BigrError` where it has not finished, or is out of date."""
+    values = config.read(params)
+    settings = config.validate(values, params.name)
+    described = pipeline.stages(root, values)
+    specs = [described[name] for name in MEASURED if name in described]
+    for path in (path for spec in specs for path in (*spec.deps, *spec.outs)):
+        if not (root / path).exists():
+            raise BigrError(f"{path} does not exist, so there is nothing to promote; run `dvc repro` first")
+    if stale := pipeline.outdated(root, [spec.name for spec in specs]):
+        raise BigrError(
+            f"stage {stale[0]} is out of date: the figures are not those of the models and settings at hand; run "
+            "`dvc repro` first"
+        )
+    paths = dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs))
+    return Candidate(root, settings, pipeline.content_hashes(root, paths))
+
+
+def promote(root: Path, params: Path) -> Decision:
+    """Register the model at `root`, compare it with the champion, and move the alias if it passes.
+
+    Raises `BigrError` where there is nothing finished, MLflow is out of reach, or figures cannot be compared.
+    """
+    from mlflow.exceptions import MlflowException
+
+    root = root.absolute()
+    offered = candidate(root, params)
+    store: Store | None = None
+    try:
+        store = Store(root)
+        return _promote(offered, Registry(store))
+    except MlflowException as error:
+        where = f"MLflow ({store.uri})" if store else "MLflow"
+        raise BigrError(f"{where} could not be asked: {' '.join(str(error).split())[:300]}; is it running?") from error
+
+
+def _promote(offered: Candidate, registry: Registry) -> Decision:
+    comparisons = offered.settings.promotion.metrics
+    version = registry.register(offered, _run_of(offered, registry.store))
+    champion = registry.champion()
+    if champion is not None and champion.number == version.number:
+        return Decision(version.number, champion.number, False, "", [])
+    own = registry.figures(version, offered.instrument)
+    compare(comparisons, own or {}, None)  # before anything takes time
+    theirs, again = None, False
+    if champion is not None:
+        theirs = registry.figures(champion, offered.instrument)
+        if theirs is None:
+            theirs, again = _measure_again(champion, offered, registry), True
+    rows = compare(comparisons, own or {}, theirs)
+    passes, why = decide(rows)
+    if passes:
+        registry.promote(version)
+    decision = Decision(version.number, champion.number if champion else None, passes, why, rows, again)
+    registry.note(version, decision.summary)
+    return decision
+
+
+def _run_of(offered: Candidate, store: Store) -> str:
+    """The run of the pipeline execution that measured the candidate; a new one where MLflow has no record of it."""
+    from bigr.tracking.registry import METRICS
+
+    tag = {f"dvc.out.{METRICS}": offered.hashes[METRICS], "dvc.dep.models/bigr": offered.hashes["models/bigr"]}
+    found = store.runs(**tag, bigr__kind="stage")
+    if found:
+        return str(found[0].data.tags.get("mlflow.parentRunId", found[0].info.run_id))
+    return _run(store, "registration", {f"dvc.dep.{path}": md5 for path, md5 in offered.hashes.items()})
+
+
+def _measure_again(champion: Version, offered: Candidate, registry: Registry) -> dict[str, float]:
+    from bigr.tracking.remeasure import Again
+
+    log.info("the champion, version %d, is measured again with this reference and extractor", champion.number)
+    same = champion.hashes.get("models/tokenizer") == offered.hashes["models/tokenizer"]
+    with tempfile.TemporaryDirectory() as folder, Again(offered.root) as again:
+        package = registry.fetch(champion, Path(folder))
+        try:
+            again.measure(package, offered.settings, same)
+        except BigrError as error:
+            raise BigrError(
+                f"the champion, version {champion.number}, cannot be measured on the present images, so that nothing "
+                f"compares ({error}); choose by hand: set the alias `champion` on MLflow's page of the model"
+            ) from error
+        measured = Candidate(again.root, offered.settings, offered.hashes)
+        if measured.instrument != offered.instrument:
+            raise BigrError(
+                "the champion was measured with another extractor than the challenger, though the settings are the "
+                "same: the classifier's training did not repeat; run `dvc repro -f -s evaluation` on this machine first"
+            )
+        figures = measured.figures
+    run = _run(registry.store, f"version {champion.number} again", {"bigr.version": str(champion.number)})
+    registry.record(champion, offered.instrument, figures, run, offered.settings)
+    return registry.figures(champion, offered.instrument) or {}
+
+
+def _run(store: Store, name: str, tags: dict[str, str]) -> str:
+    about = {"bigr.kind": "promotion", "mlflow.source.name": "bigr promote", **tags}
+    run = store.client.create_run(store.experiment, run_name=name, tags=about)
+    store.client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)

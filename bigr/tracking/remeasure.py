@@ -1,0 +1,78 @@
+"""The champion, measured again: with the reference, the extractor and the settings of the present pipeline.
+
+New images change the reference, and with it every figure. So that a challenger is compared with the champion on the
+same images, the champion's own models draw samples under the settings that they were measured under, and the stages
+`codes`, `samples` and `evaluation` do with them in a folder aside what they do in the project.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigr.context import Context
+from bigr.tracking.package import MODELS
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+
+class Again:
+    """A folder aside in which a version is measured. Use as a context manager; it goes afterwards."""
+
+    def __init__(self, root: Path) -> None:
+        self._project = root.absolute()
+        aside = self._project / ".dvc" / "tmp" / "promote"
+        aside.mkdir(parents=True, exist_ok=True)
+        self.root = Path(tempfile.mkdtemp(dir=aside))
+
+    def __enter__(self) -> "Again":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def measure(self, package: Path, settings: "Settings", same_tokenizer: bool) -> None:
+        """Write outputs/metrics.json and outputs/instrument.json of the version in `package` below `self.root`.
+
+        same_tokenizer: its tokenizer is the project's, so that the project's codes are its own.
+        Raises `BigrError` where the version cannot be measured on the present images.
+        """
+        from bigr.stages import codes, evaluation, samples
+
+        for name in MODELS:
+            self._link(package / "artifacts" / name, f"models/{name}")
+        self._link(self._project / "data" / "shards", "data/shards")
+        context, settings = Context(self.root), self._settings(package, settings)
+        if same_tokenizer:
+            self._link(self._project / "data" / "codes", "data/codes")
+        else:
+            codes.run(settings, context)
+        samples.run(settings, context)
+        evaluation.run(settings, context)
+
+    def _link(self, target: Path, name: str) -> None:
+        place = self.root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target.absolute(), target_is_directory=True)
+
+    def _settings(self, package: Path, settings: "Settings") -> "Settings":
+        """The present settings, but for what belongs to the version: its sampler, and whether it knows labels."""
+        own = served_with(package)
+        sampling = {name: value for name, value in own["samples"].items() if hasattr(settings.samples, name)}
+        weights = settings.evaluation.extractor_weights
+        changed = {
+            "samples": settings.samples.model_copy(update=sampling),
+            "generator": settings.generator.model_copy(update={"use_labels": own["use_labels"]}),
+            "evaluation": settings.evaluation.model_copy(
+                update={"extractor_weights": weights and str(self._project / weights)}
+            ),
+        }
+        return settings.model_copy(update=changed)
+
+
+def served_with(package: Path) -> dict[str, Any]:
+    """What `bigr.tracking.package.served_config` wrote into `package`."""
+    from mlflow.models import Model
+
+    return dict(Model.load(str(package)).flavors["python_function"]["config"])
