@@ -343,6 +343,49 @@ def test_either_file_is_enough(tmp_path, files, monkeypatch):
     assert bigr(monkeypatch, "export", "--out", tmp_path / "b") == 2
 
 
+def test_an_option_of_the_file_that_is_not_given_is_refused(tmp_path, files, monkeypatch, capsys):
+    for file, option in ((("--tokenizer", files[0]), "--heads"), (("--generator", files[1]), "--image-size")):
+        assert bigr(monkeypatch, "import", *file, option, 4, "--out", tmp_path / "a") == 2
+        assert capsys.readouterr().err.startswith(f"{option} ")
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path, files, monkeypatch, capsys):
+    both = ("--tokenizer", files[0], "--generator", files[1])
+    (tmp_path / "a").touch()
+    assert bigr(monkeypatch, "import", *both, "--out", tmp_path / "a") == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'a'}: cannot be written: File exists\n"
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/bigr").touch()
+    assert bigr(monkeypatch, "import", *both, "--out", tmp_path / "b", "--force") == 2
+    assert not (tmp_path / "b/tokenizer").exists()
+    capsys.readouterr()
+
+    exchange.import_pair(*files, tmp_path / "c")
+    folders = ("--tokenizer", tmp_path / "c/tokenizer", "--generator", tmp_path / "c/bigr")
+    assert bigr(monkeypatch, "export", *folders, "--out", tmp_path / "a") == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'a/tokenizer.safetensors'}: cannot be written: File exists\n"
+
+
+def test_a_folder_that_is_no_model_is_never_replaced(tmp_path, files, monkeypatch, capsys):
+    kept = tmp_path / "tokenizer/essay.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    assert bigr(monkeypatch, "import", "--tokenizer", files[0], "--out", tmp_path, "--force") == 2
+    assert "tokenizer holds essay.txt, which is no part of a model" in capsys.readouterr().err
+    assert kept.read_text() == "mine"
+
+
+def test_of_two_exports_neither_is_written_where_one_cannot_be(tmp_path, files, monkeypatch):
+    exchange.import_pair(*files, tmp_path / "a")
+    words = ("export", "--tokenizer", tmp_path / "a/tokenizer", "--out", tmp_path / "out")
+    assert bigr(monkeypatch, *words, "--generator", tmp_path / "nothing") == 2
+    assert not (tmp_path / "out").exists()
+    exchange.export_generator(tmp_path / "a/bigr", tmp_path / "out/generator.safetensors")
+    assert bigr(monkeypatch, *words, "--generator", tmp_path / "a/bigr") == 2
+    assert not (tmp_path / "out/tokenizer.safetensors").exists()
+
+
 def test_an_unfit_file_is_one_line_and_leaves_nothing_behind(tmp_path, files, monkeypatch, capsys):
     files[1].write_bytes(files[1].read_bytes()[:-5000])
     assert bigr(monkeypatch, "import", "--tokenizer", files[0], "--generator", files[1], "--out", tmp_path / "out") == 2

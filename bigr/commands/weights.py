@@ -35,6 +35,12 @@ def import_(
     """
     from bigr.interop import exchange
 
+    if not (tokenizer or generator):
+        raise BigrError("nothing to import: give --tokenizer FILE, --generator FILE, or both")
+    if image_size and not tokenizer:
+        raise BigrError("--image-size is a tokenizer's, and none is given; give --tokenizer FILE, or leave it out")
+    if heads and not generator:
+        raise BigrError("--heads are a generator's, and none is given; give --generator FILE, or leave it out")
     folders = {"tokenizer": out / "tokenizer", "generator": out / "bigr"}
     found: dict[str, exchange.Found] = {}
     if tokenizer and generator:
@@ -46,8 +52,6 @@ def import_(
         )
     elif generator:
         found["generator"] = exchange.import_generator(generator, folders["generator"], heads=heads, force=force)
-    else:
-        raise BigrError("nothing to import: give --tokenizer FILE, --generator FILE, or both")
     for name, model in found.items():
         typer.echo(f"{model.path.name}: {exchange.title(model)}, in {folders[name]}")
     typer.echo("To use this in place of a training, set in params.yaml:")
@@ -66,9 +70,13 @@ def export(
 
     if not (tokenizer or generator):
         raise BigrError("nothing to export: give --tokenizer FOLDER, --generator FOLDER, or both")
-    if tokenizer:
-        exchange.export_tokenizer(tokenizer, out / exchange.TOKENIZER_FILE, force=force)
-        typer.echo(f"{tokenizer}: written to {out / exchange.TOKENIZER_FILE}")
-    if generator:
-        exchange.export_generator(generator, out / exchange.GENERATOR_FILE, force=force)
-        typer.echo(f"{generator}: written to {out / exchange.GENERATOR_FILE}")
+    files = {"tokenizer": out / exchange.TOKENIZER_FILE, "generator": out / exchange.GENERATOR_FILE}
+    if tokenizer and generator:
+        exchange.export_pair(tokenizer, generator, out, force=force)
+    elif tokenizer:
+        exchange.export_tokenizer(tokenizer, files["tokenizer"], force=force)
+    elif generator:
+        exchange.export_generator(generator, files["generator"], force=force)
+    for name, folder in (("tokenizer", tokenizer), ("generator", generator)):
+        if folder:
+            typer.echo(f"{folder}: written to {files[name]}")

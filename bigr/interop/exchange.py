@@ -7,6 +7,8 @@ written. The header of an exported file also holds the model's whole shape, whic
 """
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from bigr.models.presets import PRESETS
 from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 
 TOKENIZER_FILE, GENERATOR_FILE = "tokenizer.safetensors", "generator.safetensors"
+_FOLDER_HOLDS = {"config.json", "model.safetensors"}
 
 
 def import_tokenizer(
@@ -35,11 +38,12 @@ def import_tokenizer(
 ) -> Found:
     """Write the tokenizer of a published file to the model folder `folder`; see `read_tokenizer`.
 
-    Raises `BigrError` where `folder` exists, unless `force`.
+    Raises `BigrError` where `folder` exists, unless it is a model folder and `force`, or cannot be written.
     """
     found = read_tokenizer(path, image_size=image_size, grid=grid)
-    refuse_existing(folder, force)
-    write_model(folder, Tokenizer.kind, found.config, found.weights)
+    with _writing(folder):
+        _refuse_folder(folder, force)
+        write_model(folder, Tokenizer.kind, found.config, found.weights)
     return found
 
 
@@ -48,12 +52,13 @@ def import_generator(
 ) -> Found:
     """Write the generator of a published file to the model folder `folder`; see `read_generator`.
 
-    tokenizer: the hash (`model_hash`) of the tokenizer that it goes with, where it is known. Raises `BigrError` where
-    `folder` exists, unless `force`.
+    tokenizer: the hash (`model_hash`) of the tokenizer that it goes with, where it is known. Errors as
+    `import_tokenizer`.
     """
     found = read_generator(path, heads=heads)
-    refuse_existing(folder, force)
-    write_model(folder, BiGR.kind, found.config, found.weights, tokenizer or found.tokenizer)
+    with _writing(folder):
+        _refuse_folder(folder, force)
+        write_model(folder, BiGR.kind, found.config, found.weights, tokenizer or found.tokenizer)
     return found
 
 
@@ -75,10 +80,11 @@ def import_pair(
     first = read_tokenizer(tokenizer, image_size=image_size, grid=second.config.grid)
     check_pair(first, second)
     targets = folder / "tokenizer", folder / "bigr"
-    for target in targets:
-        refuse_existing(target, force)
-    write_model(targets[0], Tokenizer.kind, first.config, first.weights)
-    write_model(targets[1], BiGR.kind, second.config, second.weights, model_hash(targets[0]))
+    with _writing(folder):
+        for target in targets:
+            _refuse_folder(target, force)
+        write_model(targets[0], Tokenizer.kind, first.config, first.weights)
+        write_model(targets[1], BiGR.kind, second.config, second.weights, model_hash(targets[0]))
     return first, second
 
 
@@ -100,13 +106,10 @@ def check_pair(tokenizer: Found, generator: Found) -> None:
 def export_tokenizer(folder: Path, path: Path, *, force: bool = False) -> None:
     """Write the tokenizer in the model folder `folder` to the safetensors file `path`, under the published names.
 
-    Raises `BigrError` where the published code has no such model, or where `path` exists, unless `force`.
+    Raises `BigrError` where the published code has no such model, where `path` exists, unless `force`, or cannot be
+    written.
     """
-    config = load_config(folder, Tokenizer)
-    _refuse_unpublished(folder, "quantizer", config.quantizer, "bernoulli")
-    tensors = published.published_tokenizer(_weights(folder, Tokenizer, config))
-    refuse_existing(path, force)
-    write_tensors(path, tensors, _header(Tokenizer.kind, config))
+    _export({path: _published_tokenizer(folder)}, force)
 
 
 def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
@@ -114,6 +117,29 @@ def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
 
     The transcoder stands there under both of its names, with the buffers of the schedule. Errors as `export_tokenizer`.
     """
+    _export({path: _published_generator(folder)}, force)
+
+
+def export_pair(tokenizer: Path, generator: Path, folder: Path, *, force: bool = False) -> None:
+    """Write two model folders to `folder`/tokenizer.safetensors and `folder`/generator.safetensors.
+
+    Errors as `export_tokenizer`, before either is written.
+    """
+    exported = {TOKENIZER_FILE: _published_tokenizer(tokenizer), GENERATOR_FILE: _published_generator(generator)}
+    _export({folder / name: file for name, file in exported.items()}, force)
+
+
+_Exported = tuple[Mapping[str, Tensor | StoredTensor], dict[str, str]]
+"""The tensors of a file, and its header."""
+
+
+def _published_tokenizer(folder: Path) -> _Exported:
+    config = load_config(folder, Tokenizer)
+    _refuse_unpublished(folder, "quantizer", config.quantizer, "bernoulli")
+    return published.published_tokenizer(_weights(folder, Tokenizer, config)), _header(Tokenizer.kind, config)
+
+
+def _published_generator(folder: Path) -> _Exported:
     config = load_config(folder, BiGR)
     _refuse_unpublished(folder, "target", config.target, "flip")
     _refuse_unpublished(folder, "condition_rope", config.condition_rope, False)
@@ -121,14 +147,37 @@ def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
     diffusion = BernoulliDiffusion(config.diffusion_steps)
     for theirs, ours in published.SCHEDULE_TABLES.items():
         tensors[published.SCHEDULE + theirs] = getattr(diffusion, ours)
-    refuse_existing(path, force)
-    write_tensors(path, tensors, _header(BiGR.kind, config, tokenizer_of(folder)))
+    return tensors, _header(BiGR.kind, config, tokenizer_of(folder))
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise `BigrError` where there is something at `path`, unless `force`."""
+def _export(files: Mapping[Path, _Exported], force: bool) -> None:
+    for path in files:
+        with _writing(path):
+            _refuse_existing(path, force)
+    for path, (tensors, header) in files.items():
+        with _writing(path):
+            write_tensors(path, tensors, header)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line why `path` cannot be written: a file in the way, no permission, a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise BigrError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
     if path.exists() and not force:
         raise BigrError(f"{path} exists already; --force replaces it")
+
+
+def _refuse_folder(folder: Path, force: bool) -> None:
+    """As `_refuse_existing`; whatever is no model folder is not replaced in any case."""
+    _refuse_existing(folder, force)
+    if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - _FOLDER_HOLDS)):
+        raise BigrError(f"{folder} holds {others[0]}, which is no part of a model; --force will not remove it")
 
 
 def _header(kind: str, config: Any, tokenizer: str | None = None) -> dict[str, str]:
