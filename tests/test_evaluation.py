@@ -19,7 +19,7 @@ from bigr.evaluation import plots
 from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.fidelity import weights_hash
 from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
-from bigr.evaluation.probe import ProbeResult
+from bigr.evaluation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import sha256_file
 from bigr.interop.folders import load_model, model_hash, save
@@ -138,12 +138,14 @@ def test_a_bit_that_hardly_changes_is_dead() -> None:
 def test_pictures_are_pngs_that_are_the_same_every_time(classes: int, tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     asked, seen = draws.integers(0, classes, (2, 500))
+    points = draws.normal(size=(500, 2))
     usage = CodeUsage(torch.rand(24, dtype=torch.float64), 0.5)
-    probe = ProbeResult([0.2, 0.9, 0.5], [0.8, 1.0, 0.9])
+    probe, knn = LayerAccuracies([0.2, 0.9, 0.5], [0.8, 1.0, 0.9]), LayerAccuracies([0.1, 0.6, 0.5], [0.8, 1.0, 0.9])
     written = []
     for name in ("first", "second"):
         folder = tmp_path / name
-        plots.probe_plot(folder / "probe.png", probe, classes)
+        plots.probe_plot(folder / "probe.png", probe, knn, classes)
+        plots.tsne_plot(folder / "tsne.png", points, asked, [f"class {i}" for i in range(classes)], layer=2)
         plots.bits_plot(folder / "bits.png", usage)
         plots.confusion_plot(folder / "confusion.png", asked, seen, [f"class {i}" for i in range(classes)])
         written.append({path.name: path.read_bytes() for path in folder.iterdir()})
@@ -240,6 +242,7 @@ def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated
         "classifier": {"val_accuracy"},
         "codes": {"bit_entropy", "dead_bits", "unique_share"},
         "probe": {"best_layer", "best_top1", "best_top5"} | layers,
+        "knn": {"best_layer", "best_top1", "best_top5"} | layers,
     }
     flat = {f"{part}.{name}": value for part, figures in metrics.items() for name, value in figures.items()}
     assert told.final == flat
@@ -282,9 +285,11 @@ def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:
     root, told = evaluated
     folder = root / "outputs" / "plots"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"bits.png", "confusion.csv", "confusion.png", "probe.csv", "probe.png"}
-    assert told.pictures == {name: folder / f"{name}.png" for name in ("probe", "bits", "confusion")}
-    assert told.curves == {"probe_by_layer.top1": [1, 2], "probe_by_layer.top5": [1, 2]}
+    assert names == {"bits.png", "confusion.csv", "confusion.png", "probe.csv", "probe.png", "tsne.png"}
+    assert told.pictures == {name: folder / f"{name}.png" for name in ("probe", "tsne", "bits", "confusion")}
+    columns = ("top1", "top5", "knn_top1", "knn_top5")
+    assert told.curves == {f"probe_by_layer.{column}": [1, 2] for column in columns}
+    assert not list((root / "checkpoints").iterdir())  # the features
     probe = list(csv.DictReader((folder / "probe.csv").open()))
     assert [row["layer"] for row in probe] == ["1", "2"]
     confusion = list(csv.DictReader((folder / "confusion.csv").open()))

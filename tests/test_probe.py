@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bigr.evaluation.probe import layer_features, linear_probe
-from bigr.models.bigr import BiGR, BiGRConfig
-from tests.worlds import write_codes
+from bigr.evaluation.features import Features
+from bigr.evaluation.probe import linear_probe
+from tests.worlds import features_of
 
 CPU = torch.device("cpu")
 OPTIONS = {"epochs": 10, "batch_size": 64, "learning_rate": 0.01, "weight_decay": 0.0, "device": CPU}
@@ -23,12 +23,12 @@ def separable(labels: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def splits() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+def splits() -> tuple[Features, Features]:
     """Features [n, 2, D] of train and val: layer 1 is noise, layer 2 tells the classes apart."""
     made = []
     for images, seed in ((640, 0), (320, 10)):
         labels = torch.arange(images) % CLASSES
-        made.append((torch.cat([noise(images, 1, seed), separable(labels, seed + 1)], dim=1), labels))
+        made.append(features_of(torch.cat([noise(images, 1, seed), separable(labels, seed + 1)], dim=1), labels))
     return made[0], made[1]
 
 
@@ -41,9 +41,9 @@ def test_a_probe_reads_separable_classes_and_is_at_chance_on_noise(splits) -> No
 
 
 def test_probes_of_several_layers_are_what_each_would_be_alone(splits) -> None:
-    (train, labels), (val, val_labels) = splits
     together = linear_probe(*splits, classes=CLASSES, **OPTIONS)
-    alone = linear_probe((train[:, :1], labels), (val[:, :1], val_labels), classes=CLASSES, **OPTIONS)
+    first_layers = [features_of(f.rows(slice(None), CPU)[:, :1], f.labels) for f in splits]
+    alone = linear_probe(*first_layers, classes=CLASSES, **OPTIONS)
     assert together.top1[0] == alone.top1[0]
 
 
@@ -56,25 +56,12 @@ def test_the_same_features_give_the_same_accuracies_whatever_torchs_seed(splits)
 
 def test_top5_is_everything_where_there_are_fewer_classes() -> None:
     labels = torch.arange(60) % 3
-    features = noise(60, 2, seed=0)
-    assert linear_probe((features, labels), (features, labels), classes=3, **OPTIONS).top5 == [1, 1]
+    features = features_of(noise(60, 2, seed=0), labels)
+    assert linear_probe(features, features, classes=3, **OPTIONS).top5 == [1, 1]
 
 
 def test_a_split_smaller_than_a_batch_still_trains() -> None:
     labels = torch.arange(32) % CLASSES
-    features = separable(labels, seed=0)
-    result = linear_probe((features, labels), (features, labels), classes=CLASSES, **OPTIONS | {"epochs": 100})
+    features = features_of(separable(labels, seed=0), labels)
+    result = linear_probe(features, features, classes=CLASSES, **OPTIONS | {"epochs": 100})
     assert result.top1 == [1]
-
-
-def test_features_are_token_averages_of_every_layer_whatever_the_batch(tmp_path) -> None:
-    codes = write_codes(tmp_path, classes=3, images=20)
-    torch.manual_seed(0)
-    model = BiGR(BiGRConfig(24, 4, 3, 32, 2, 2, 32, 1, ffn_multiple_of=32)).eval()
-    features, labels = layer_features(model, codes, 18, batch_size=5)
-    bits, expected_labels = codes.batch(torch.arange(18))
-    with torch.no_grad():
-        expected = torch.stack([layer.mean(1) for layer in model.features(bits)], dim=1)
-    assert torch.equal(labels, expected_labels)
-    assert features.shape == (18, 2, 32)
-    torch.testing.assert_close(features, expected)

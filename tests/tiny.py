@@ -54,6 +54,7 @@ OVERRIDES: dict[str, Any] = {
     "evaluation.classifier_channels": 8,
     "evaluation.classifier_steps": 5,
     "evaluation.probe_epochs": 1,
+    "evaluation.tsne_images": 20,
 }
 
 

@@ -1,6 +1,7 @@
 """Small real inputs for tests of the stages: a project folder with shards, codes or models, and settings that fit."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from bigr import config
 from bigr.context import Context
 from bigr.data.codes import CodesDataset
+from bigr.evaluation.features import Features, write_features
 from bigr.files import write_json, write_tensors
 from bigr.interop.folders import model_hash, save
 from bigr.models.bigr import BiGR, BiGRConfig
@@ -87,6 +89,12 @@ def write_models(
     for parameter in model.parameters():  # the zeros of the initialisation would hide what depends on what
         nn.init.normal_(parameter, std=0.2)
     save(root / "models" / "bigr", model, tokenizer or model_hash(root / "models" / "tokenizer"))
+
+
+def features_of(features: Tensor, labels: Tensor) -> Features:
+    """Features [n, L, D] and labels [n] as they are kept on disk; the file is gone with the last who reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_features(Path(folder) / "features.npy", [(features, labels)], len(labels))
 
 
 def lpips_weights() -> dict[str, Tensor]:

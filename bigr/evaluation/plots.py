@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bigr.evaluation.probe import ProbeResult
+from bigr.evaluation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage
 from bigr.files import atomic_path
 
@@ -33,37 +33,61 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _NAMED_CLASSES = 20  # more names than this cannot be read on an axis
+_NAME_LENGTH = 26
 
 
-def probe_plot(path: Path, probe: ProbeResult, classes: int) -> None:
-    """Accuracy of the linear probe by layer."""
+def probe_plot(path: Path, probe: LayerAccuracies, knn: LayerAccuracies, classes: int) -> None:
+    """Accuracy of the linear probe, and of the nearest neighbours, by layer."""
     layers = range(1, len(probe.top1) + 1)
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(7.2, 4.4)
         if classes > 5:
-            axes.plot(layers, probe.top5, "o-", color=_ORANGE, label="top-5")
-        axes.plot(layers, probe.top1, "o-", color=_BLUE, label="top-1")
-        best = probe.best
-        axes.annotate(
-            f"layer {best}: {probe.top1[best - 1]:.1%}",
-            (best, probe.top1[best - 1]),
-            xytext=(0, -14),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            color=_BLUE,
-            fontweight="bold",
-        )
-        lowest = min(probe.top1)
+            axes.plot(layers, probe.top5, "o-", color=_ORANGE, label="probe, top-5")
+        lines = ((probe, "o-", _BLUE, "probe"), (knn, "o--", _INK, "k-NN"))
+        for found, line, colour, name in lines:
+            best, reached = found.best, max(found.top1)
+            axes.plot(layers, found.top1, line, color=colour, label=f"{name}: {reached:.1%} in layer {best}")
+            axes.plot(best, reached, "o", color=colour, markersize=10)
+        lowest = min(*probe.top1, *knn.top1)
         axes.set_ylim(max(0, lowest - 0.25 * (1.02 - lowest)), 1.02)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(axis="y", color=_GREY, alpha=0.4)
         axes.set(xlabel="layer", ylabel="accuracy, validation split")
-        axes.set_title("Linear probe by layer")
-        if classes > 5:
-            axes.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
+        axes.set_title("Linear probe and nearest neighbours by layer", pad=34)
+        axes.legend(loc="lower left", ncols=3, bbox_to_anchor=(-0.02, 1), borderpad=0.2, columnspacing=1.2, fontsize=11)
+        _save(figure, path)
+
+
+def tsne_plot(path: Path, points: np.ndarray, labels: np.ndarray, classes: Sequence[str], layer: int) -> None:
+    """Points [m, 2] coloured by class: each class its colour and its name; where they are too many for that, a scale.
+
+    The scale follows the order of the class names, which for WordNet's ids is that of kinds of things.
+    """
+    named = len(classes) <= _NAMED_CLASSES
+    size = 26 if len(points) <= 1000 else 8
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(7.6, 6.2)
+        if named:
+            colours = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20"]
+            for label in np.unique(labels):
+                x, y = points[labels == label].T
+                axes.scatter(x, y, s=size, color=colours(int(label)), linewidths=0, label=_short(classes[label]))
+            figure.legend(loc="outside right center", title="class", markerscale=1.6, handletextpad=0.2)
+        else:
+            last = len(classes) - 1
+            x, y = points.T
+            spread = axes.scatter(x, y, s=size, c=labels, cmap="turbo", vmin=0, vmax=last, linewidths=0)
+            bar = figure.colorbar(spread, ax=axes, fraction=0.046, pad=0.03, ticks=[0, last])
+            bar.ax.set_yticklabels([_short(classes[0]), _short(classes[last])])
+            bar.outline.set_visible(False)
+            bar.set_label(f"{len(classes):,} classes, in the order of their names")
+            bar.ax.yaxis.set_label_coords(1.9, 0.5)  # between the two names, however long they are
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.spines[:].set_visible(False)
+        axes.set_title(f"Layer {layer}: t-SNE of {len(points):,} validation images")
         _save(figure, path)
 
 
@@ -112,6 +136,11 @@ def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Seq
         bar.outline.set_visible(False)
         bar.set_label("share of the row")
         _save(figure, path)
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for the picture."""
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -6,24 +6,27 @@ probes of all layers are trained at once, on the same batches; none sees another
 Shapes: n images, L layers, D width, C classes. Layer l is what the backbone's block l, counted from 1, hands on.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigr.data.codes import CodesDataset
 from bigr.evaluation.classifier import INSTRUMENT_SEED
-from bigr.models.bigr import BiGR
+from bigr.evaluation.features import Features
 from bigr.progress import Progress
 from bigr.seeds import generator
 
-_TOP = 5
+TOP = 5
+"""The k of top-k accuracy beside top-1; all classes where there are fewer."""
+
 _INIT_STD = 0.01  # MAE's
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class LayerAccuracies:
     """Accuracies on the validation split, in [0, 1], for layers 1 to L; `best` is the layer of the highest top-1."""
 
     top1: list[float]
@@ -35,27 +38,9 @@ class ProbeResult:
         return max(range(len(self.top1)), key=self.top1.__getitem__) + 1
 
 
-@torch.no_grad()
-def layer_features(model: BiGR, codes: CodesDataset, count: int, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Token averages after every layer for the first `count` images: float32 [n, L, D], and labels [n].
-
-    Unconditional, nothing masked, first view, in float32. Held in memory: 4·L·D bytes an image.
-    """
-    device = next(model.parameters()).device
-    features, labels = [], []
-    with Progress("features", count, unit="image") as progress:
-        for indices in torch.arange(count).split(batch_size):
-            bits, here = codes.batch(indices)
-            averages = [block.float().mean(dim=1) for block in model.features(bits.to(device))]
-            features.append(torch.stack(averages, dim=1).cpu())
-            labels.append(here)
-            progress.advance(len(indices))
-    return torch.cat(features), torch.cat(labels)
-
-
 def linear_probe(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: Features,
+    val: Features,
     *,
     classes: int,
     epochs: int,
@@ -63,36 +48,57 @@ def linear_probe(
     learning_rate: float,
     weight_decay: float,
     device: torch.device,
-) -> ProbeResult:
-    """Train on features [n, L, D] and labels [n] of one split, and measure on another's.
+) -> LayerAccuracies:
+    """Train on the features of one split, and measure on another's. In memory are two batches of features.
 
-    AdamW, learning rate on a cosine to 0. Draws from a seed of its own: the same features give the same accuracies.
-    Top-5 is top-C where there are fewer than 5 classes.
+    AdamW, learning rate on a cosine to 0, float32. Draws from a seed of its own: the same features give the same
+    accuracies.
     """
-    features, labels = train
-    batch_size = min(batch_size, len(features))
-    probes = _Probes(features.shape[1], features.shape[2], classes).to(device)
+    batch_size = min(batch_size, len(train))
+    probes = _Probes(train.layers, train.width, classes).to(device)
     decays = [
         {"params": [probes.weight], "weight_decay": weight_decay},
         {"params": [probes.bias], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(decays, lr=learning_rate, fused=True)
-    steps = len(features) // batch_size
+    steps = len(train) // batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    with Progress("probe", epochs, unit="epoch") as progress:
-        for epoch in range(epochs):
-            order = torch.randperm(len(features), generator=generator(INSTRUMENT_SEED, "probe", "order", epoch))
-            for chosen in order[: steps * batch_size].split(batch_size):
-                logits = probes(features[chosen].to(device))
-                targets = labels[chosen].to(device)[:, None].expand(-1, logits.shape[1])
-                # The sum over layers, so that each probe has the gradient that it would have alone.
-                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / batch_size
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+    with Progress("probe", epochs * steps) as progress:
+        for features, labels in _ahead(train, _orders(len(train), batch_size, epochs), device):
+            logits = probes(features)
+            targets = labels[:, None].expand(-1, logits.shape[1])
+            # The sum over layers, so that each probe has the gradient that it would have alone.
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / batch_size
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
             progress.advance()
-    return _accuracies(probes.eval(), *val, batch_size=batch_size, device=device)
+    return _accuracies(probes.eval(), val, batch_size, device)
+
+
+def _orders(images: int, batch_size: int, epochs: int) -> Iterator[Tensor]:
+    """The images of each batch, int64 [B]; what does not fill one is left out of its epoch."""
+    for epoch in range(epochs):
+        order = torch.randperm(images, generator=generator(INSTRUMENT_SEED, "probe", "order", epoch))
+        # Sorted within a batch, where the order changes nothing, so that a disk is read in one direction.
+        yield from (chosen.sort().values for chosen in order[: images // batch_size * batch_size].split(batch_size))
+
+
+def _ahead(features: Features, chosen: Iterator[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [B, L, D] and labels [B] of each batch of images; the next one is read while this one is used."""
+
+    def read(images: Tensor) -> tuple[Tensor, Tensor]:
+        return features.rows(images, device), features.labels[images].to(device)
+
+    with ThreadPoolExecutor(1) as reader:
+        following = None
+        for images in chosen:
+            current, following = following, reader.submit(read, images)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
 
 
 class _Probes(nn.Module):
@@ -111,14 +117,11 @@ class _Probes(nn.Module):
 
 
 @torch.no_grad()
-def _accuracies(
-    probes: nn.Module, features: Tensor, labels: Tensor, *, batch_size: int, device: torch.device
-) -> ProbeResult:
-    right1: Tensor | int = 0
-    right5: Tensor | int = 0
-    for batch, here in zip(features.split(batch_size), labels.split(batch_size), strict=True):
-        logits = probes(batch.to(device))
-        hits = logits.topk(min(_TOP, logits.shape[-1]), dim=-1).indices == here.to(device)[:, None, None]
-        right1 = right1 + hits[..., 0].sum(0)
-        right5 = right5 + hits.any(-1).sum(0)
-    return ProbeResult(*((torch.as_tensor(right).double() / len(labels)).tolist() for right in (right1, right5)))
+def _accuracies(probes: nn.Module, val: Features, batch_size: int, device: torch.device) -> LayerAccuracies:
+    right = torch.zeros(2, val.layers, dtype=torch.int64, device=device)
+    for features, labels in _ahead(val, iter(torch.arange(len(val)).split(batch_size)), device):
+        logits = probes(features)
+        hits = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices == labels[:, None, None]
+        right += torch.stack([hits[..., 0].sum(0), hits.any(-1).sum(0)])
+    top1, top5 = (right.cpu().double() / len(val)).tolist()
+    return LayerAccuracies(top1, top5)

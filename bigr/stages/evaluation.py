@@ -20,9 +20,10 @@ from bigr.data.shards import ImageBatches, ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
 from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.features import Features, layer_features, scratch_folder
 from bigr.evaluation.fidelity import CLASSIFIER, Fidelity, read_inception_weights, weights_hash
 from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
-from bigr.evaluation.probe import ProbeResult, layer_features, linear_probe
+from bigr.evaluation.representation import COLUMNS, Representation, represent
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import atomic_folder, write_json
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
@@ -69,7 +70,9 @@ def run(settings: "Settings", context: Context) -> None:
             "classifier": {"val_accuracy": agreement(classifier, originals["val"], val_labels, section.batch_size)},
         }
         usage = code_usage(codes["train"], counts["train"])
-        probe = represent(section, model.to(device), codes, counts)
+        with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
+            train, val = extract(section, model.to(device), codes, counts, scratch)
+            representation = represent(section, train, val, len(classes), device)
         floor = max(metrics["val_against_train"][fidelity.distance], _SMALLEST_FLOOR)
         metrics["samples"] |= {
             "over_floor": metrics["samples"][fidelity.distance] / floor,
@@ -87,14 +90,14 @@ def run(settings: "Settings", context: Context) -> None:
         "dead_bits": usage.dead,
         "unique_share": usage.unique_share,
     }
-    metrics["probe"] = probe_figures(probe)
+    metrics |= representation.figures()
 
     save(root / "models" / "classifier", classifier)
     measured_with = classifier.state_dict() if inception is None else inception
     write_json(root / "outputs" / "instrument.json", about(section, weights_hash(measured_with), shards, counts))
     write_json(root / "outputs" / "metrics.json", metrics)
-    draw(root / "outputs" / "plots", probe, usage, asked, seen, classes)
-    report(context, metrics, probe)
+    draw(root / "outputs" / "plots", representation, usage, asked, seen, classes)
+    report(context, metrics, representation)
 
 
 def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
@@ -182,46 +185,33 @@ def agreement(classifier: Classifier, images: InOrder, labels: Tensor, batch_siz
     return float((predictions(classifier, images, batch_size) == labels).double().mean())
 
 
-def represent(
-    section: "Section", model: BiGR, codes: Mapping[str, CodesDataset], counts: Mapping[str, int]
-) -> ProbeResult:
-    """The linear probe of every layer, trained on the training split's codes and measured on the validation split's."""
-    train, val = (layer_features(model, codes[split], counts[split], section.batch_size) for split in SPLITS)
-    return linear_probe(
-        train,
-        val,
-        classes=model.config.num_classes,
-        epochs=section.probe_epochs,
-        batch_size=section.probe_batch_size,
-        learning_rate=section.probe_learning_rate,
-        weight_decay=section.probe_weight_decay,
-        device=next(model.parameters()).device,
-    )
+def extract(
+    section: "Section", model: BiGR, codes: Mapping[str, CodesDataset], counts: Mapping[str, int], scratch: Path
+) -> list[Features]:
+    """Every layer's features of each split, in `scratch`."""
+    return [
+        layer_features(scratch / f"{split}.npy", model, codes[split], counts[split], section.batch_size)
+        for split in SPLITS
+    ]
 
 
-def probe_figures(probe: ProbeResult) -> dict[str, float]:
-    """The best layer (by top-1, counted from 1), its accuracies, and those of every layer."""
-    layers = {f"top{k}_layer_{i:02}": v for k, top in ((1, probe.top1), (5, probe.top5)) for i, v in enumerate(top, 1)}
-    best = {"best_layer": probe.best, "best_top1": probe.top1[probe.best - 1], "best_top5": probe.top5[probe.best - 1]}
-    return best | layers
-
-
-def draw(folder: Path, probe: ProbeResult, usage: CodeUsage, asked: Tensor, seen: Tensor, classes: list[str]) -> None:
+def draw(
+    folder: Path, representation: Representation, usage: CodeUsage, asked: Tensor, seen: Tensor, classes: list[str]
+) -> None:
     """Write the pictures and the tables behind them."""
     with atomic_folder(folder) as new:
-        plots.probe_plot(new / "probe.png", probe, len(classes))
+        representation.draw(new, classes)
         plots.bits_plot(new / "bits.png", usage)
         plots.confusion_plot(new / "confusion.png", asked.numpy(), seen.numpy(), classes)
-        rows = zip(range(1, len(probe.top1) + 1), probe.top1, probe.top5, strict=True)
-        plots.write_table(new / "probe.csv", ("layer", "top1", "top5"), rows)
         pairs = zip(asked.tolist(), seen.tolist(), strict=True)
         plots.write_table(new / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
 
 
-def report(context: Context, metrics: Mapping[str, Mapping[str, float]], probe: ProbeResult) -> None:
-    """Tell the figures under their names in metrics.json, the probe also as curves over layers, and the pictures."""
-    for layer, (top1, top5) in enumerate(zip(probe.top1, probe.top5, strict=True), start=1):
-        context.report.metrics({"probe_by_layer.top1": top1, "probe_by_layer.top5": top5}, step=layer)
+def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation) -> None:
+    """Tell the figures under their names in metrics.json, the layers' also as curves over layers, and the pictures."""
+    for layer, *accuracies in representation.table():
+        names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
+        context.report.metrics(dict(zip(names, accuracies, strict=True)), step=layer)
     context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
-    for name in ("probe", "bits", "confusion"):
+    for name in ("probe", "tsne", "bits", "confusion"):
         context.report.picture(name, context.root / "outputs" / "plots" / f"{name}.png")

@@ -1,0 +1,87 @@
+"""Representation: all that is measured of features, and its figures, tables and pictures (METHOD section 5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigr.evaluation import plots
+from bigr.evaluation.embedding import tsne
+from bigr.evaluation.features import Features
+from bigr.evaluation.neighbours import nearest_neighbours
+from bigr.evaluation.probe import LayerAccuracies, linear_probe
+
+if TYPE_CHECKING:
+    from bigr.config import Evaluation as Section
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Of every layer the linear probe's accuracies and the k-NN ones; of the probe's best the t-SNE.
+
+    points: float32 [m, 2], of the first m validation images; labels: theirs, int64 [m].
+    """
+
+    probe: LayerAccuracies
+    knn: LayerAccuracies
+    points: np.ndarray
+    labels: Tensor
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """As in metrics.json: `probe` and `knn`, each its best layer (by top-1, from 1) and every layer's figures."""
+        return {name: _figures(part) for name, part in (("probe", self.probe), ("knn", self.knn))}
+
+    def table(self) -> list[tuple[int, float, float, float, float]]:
+        """Rows of `COLUMNS`."""
+        probe, knn = self.probe, self.knn
+        layers = range(1, len(probe.top1) + 1)
+        return list(zip(layers, probe.top1, probe.top5, knn.top1, knn.top5, strict=True))
+
+    def draw(self, folder: Path, classes: Sequence[str]) -> None:
+        """Write probe.png, probe.csv and tsne.png."""
+        plots.probe_plot(folder / "probe.png", self.probe, self.knn, len(classes))
+        plots.tsne_plot(folder / "tsne.png", self.points, self.labels.numpy(), classes, self.probe.best)
+        plots.write_table(folder / "probe.csv", COLUMNS, self.table())
+
+
+COLUMNS = ("layer", "top1", "top5", "knn_top1", "knn_top5")
+"""Of probe.csv."""
+
+
+def represent(section: "Section", train: Features, val: Features, classes: int, device: torch.device) -> Representation:
+    """Measure what the features of one split tell about another's, by the settings of `evaluation`."""
+    probe = linear_probe(
+        train,
+        val,
+        classes=classes,
+        epochs=section.probe_epochs,
+        batch_size=section.probe_batch_size,
+        learning_rate=section.probe_learning_rate,
+        weight_decay=section.probe_weight_decay,
+        device=device,
+    )
+    knn = nearest_neighbours(
+        train,
+        val,
+        classes=classes,
+        neighbours=section.knn_neighbours,
+        temperature=section.knn_temperature,
+        device=device,
+    )
+    points = tsne(val, probe.best, images=section.tsne_images, perplexity=section.tsne_perplexity)
+    return Representation(probe, knn, points, val.labels[: len(points)])
+
+
+def _figures(found: LayerAccuracies) -> dict[str, float]:
+    best = found.best
+    figures: dict[str, float] = {
+        "best_layer": best,
+        "best_top1": found.top1[best - 1],
+        "best_top5": found.top5[best - 1],
+    }
+    layers = ((1, found.top1), (5, found.top5))
+    return figures | {f"top{k}_layer_{layer:02}": v for k, top in layers for layer, v in enumerate(top, start=1)}
