@@ -399,7 +399,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BigrError(f"{path}: no such file; run in the project's folder, or name the file with --params") from None
+        raise BigrError(f"{path}: no such file; run in the project's folder, or name another") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BigrError(f"{path}: cannot be read: {error}") from None
     except MarkedYAMLError as error:

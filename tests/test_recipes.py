@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,9 +88,20 @@ def test_a_recipe_trains_for_as_long_and_as_fast_as_the_paper(name: str) -> None
     section = settings.generator
     assert section.batch_size == (1024 if model.startswith("L") else 512)
     assert section.steps == math.ceil(400 * IMAGENET / section.batch_size)
-    assert (section.learning_rate, section.schedule, section.weight_decay) == (1e-4, "constant", 0.02)
-    assert settings.tokenizer.learning_rate == pytest.approx(4.5e-6 * settings.tokenizer.batch_size)
-    assert settings.tokenizer.gan_start == 30_001
+    assert (section.learning_rate, section.schedule, section.warmup_steps) == (1e-4, "constant", 0)
+    assert (section.betas, section.weight_decay, section.grad_clip) == ([0.9, 0.95], 0.02, 1.0)
+    assert (section.ema_decay, section.dropout, section.label_dropout) == (0.9999, 0.1, 0.1)
+    assert (section.use_labels, section.noise_draws, settings.run.precision) == (True, 1, "bfloat16")
+    assert (settings.codes.views, settings.codes.drawn) == (["identity", "flip"], False)
+
+
+@every_recipe
+def test_a_recipe_trains_the_tokenizer_by_the_papers_loss(name: str) -> None:
+    section = load(name).tokenizer
+    assert section.learning_rate == pytest.approx(4.5e-6 * section.batch_size)
+    assert (section.reconstruction_weight, section.perceptual_weight, section.gan_weight) == (1.0, 1.0, 1.0)
+    assert (section.gan_start, section.gan_base_channels) == (30_001, 64)
+    assert section.steps == {24: 1_000_000, 20: 1_000_000, 32: 720_000 if "512" in name else 950_000}[SHAPES[name][2]]
 
 
 @every_recipe
@@ -97,7 +109,16 @@ def test_a_recipe_samples_by_table_7(name: str) -> None:
     samples = load(name).samples
     assert (samples.iterations, samples.gumbel_temperature) == TABLE_7[SHAPES[name][1]]
     assert (samples.guidance_scale, samples.diffusion_steps, samples.count) == (2.5, 100, 50_000)
-    assert (samples.order, samples.deterministic_bits) == ("entropy", False)
+    assert (samples.order, samples.deterministic_bits, samples.temperature) == ("entropy", False, 1.0)
+
+
+@every_recipe
+def test_what_a_recipe_says_of_a_published_file_is_the_file_of_its_size(name: str) -> None:
+    images, model, bits = SHAPES[name]
+    step = {(24, "256"): 1_000_000, (32, "256"): 950_000, (32, "512"): 720_000}.get((bits, images))
+    size = model.split("-")[0]
+    files = [f"binaryae_ema_{step}.th", f"bigr_{size}_d{bits}{'_512' if images == '512' else ''}.pt"] if step else []
+    assert re.findall(r"# or the published one: weights/(\S+)", (FOLDER / name).read_text(encoding="utf-8")) == files
 
 
 @every_recipe
