@@ -28,11 +28,12 @@ from flows.page import Page, record
 RETRIES, RETRY_DELAY_S = 2, 5
 
 
-def _was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
+def was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
+    """Whether a task ended because a signal ended its stage: another try continues it."""
     return isinstance(state.result(raise_on_failure=False), StageKilled)
 
 
-@task(retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=_was_killed)
+@task(retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=was_killed)
 def run_stage(stage: str, folder: str, environment: dict[str, str], force: bool) -> State[Outcome]:
     """Bring one stage up to date; the state of the task is named after what it took: Ran or Cached."""
     outcome = execute(stage, Path(folder), environment, force, get_run_logger().info)
