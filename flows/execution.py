@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,27 +64,13 @@ def execute(
     Raises `StageFailed` or `StageKilled`.
     """
     started = time.monotonic()
-    words = [sys.executable, guard.__file__, command("dvc"), "repro", stage]
+    words = [command("dvc"), "repro", stage]
     if not upstream:
         words.append("--single-item")
     ran, skipped, exited, refused = False, False, 0, ""
     said: list[str] = []
-    process = subprocess.Popen(
-        [*words, "--force"] if force else words,
-        cwd=workspace,
-        env={**os.environ, **environment, **_paths(workspace)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        for line in map(str.rstrip, process.stdout):
-            if not line:
-                continue
+    with started_in(workspace, [*words, "--force"] if force else words, environment) as process:
+        for line in lines(process):
             log(line)
             if match := _RUNNING.match(line):
                 ran, stage, said = True, match[1], []
@@ -97,14 +83,40 @@ def execute(
             elif not exited:
                 said = [] if _NOT_LAST_WORDS.match(line) else [*said, line]
         status = process.wait()
-    finally:
-        _end(process)
     if status == 0:
         return Outcome("cached" if skipped and not ran else "ran", time.monotonic() - started)
-    if number := _signal(exited) or _signal(status):
+    if number := killer(exited) or killer(status):
         raise StageKilled(f"{stage}: killed by {signal.Signals(number).name}")
     last_words = "; ".join(said if exited == EXIT_USER_ERROR else said[-1:])
     raise StageFailed(f"{stage}: {refused or last_words or f'failed with status {exited or status}'}")
+
+
+@contextlib.contextmanager
+def started_in(
+    workspace: Path, words: Sequence[str], environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
+    """A command of this project under way in `workspace`; of all that it starts, nothing outlives this context."""
+    process = subprocess.Popen(
+        [sys.executable, guard.__file__, *words],
+        cwd=workspace,
+        env={**os.environ, **environment, **_paths(workspace)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """What the command prints, line by line, empty ones left out, to its end."""
+    assert process.stdout is not None
+    yield from filter(None, map(str.rstrip, process.stdout))
 
 
 def _paths(workspace: Path) -> dict[str, str]:
@@ -116,7 +128,7 @@ def _paths(workspace: Path) -> dict[str, str]:
     }
 
 
-def _signal(status: int) -> int:
+def killer(status: int) -> int:
     """The signal that an exit status tells of, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
     number = -status if status < 0 else status - 128
     return number if number in set(signal.Signals) else 0

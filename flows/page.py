@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.execution import Outcome
+from flows.gate import Decision
 
 METRICS, PICTURE = Path("outputs/metrics.json"), Path("outputs/samples.png")
 
@@ -22,12 +23,13 @@ class Page:
     settings: Mapping[str, Any]
     overrides: Mapping[str, Any]
     stages: dict[str, Outcome | str] = field(default_factory=dict)
+    gate: Decision | None = None
     record: str = ""
 
     def text(self) -> str:
         """The whole page."""
-        parts = [f"# {self.name}", self._stages(), self._picture(), self._records(), self._figures(), self._settings()]
-        return "\n\n".join(part for part in parts if part)
+        parts = [f"# {self.name}", self._stages(), self._gate(), self._picture(), self._records(), self._figures()]
+        return "\n\n".join(part for part in [*parts, self._settings()] if part)
 
     def _stages(self) -> str:
         rows = [
@@ -35,6 +37,18 @@ class Page:
             for name, end in self.stages.items()
         ]
         return _table("Stages", ("stage", "state", "time"), rows)
+
+    def _gate(self) -> str:
+        if self.gate is None:
+            return ""
+        summary = self.gate.summary[:1].upper() + self.gate.summary[1:]
+        keys = ("champion", "challenger", "worst")
+        rows = [
+            (row["name"], *("—" if row[key] is None else _number(row[key]) for key in keys), row["verdict"])
+            for row in self.gate.rows
+        ]
+        table = _table("Promotion", ("figure", "champion", "challenger", "at worst", "verdict"), rows, f"{summary}.\n")
+        return table or f"## Promotion\n\n{summary}."
 
     def _figures(self) -> str:
         path = self.workspace / METRICS

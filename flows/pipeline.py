@@ -21,7 +21,7 @@ from bigr.errors import BigrError
 from bigr.pipeline import StageSpec
 from bigr.pipeline import stages as described_stages
 from bigr.tracking.store import location
-from flows import workspace
+from flows import gate, workspace
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from flows.page import Page, record
 
@@ -40,9 +40,25 @@ def run_stage(stage: str, folder: str, environment: dict[str, str], force: bool)
     return Completed(name=outcome.state.capitalize(), message=f"{outcome.seconds:.1f} s", data=outcome)
 
 
+@task(
+    name="promote",
+    task_run_name="promote",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_S,
+    retry_condition_fn=was_killed,
+)
+def run_gate(folder: str, environment: dict[str, str]) -> State[gate.Decision]:
+    """Let the model compete for the alias `champion`; the state is Promoted, Champion (already) or NotPromoted."""
+    decision = gate.promote(Path(folder), environment, get_run_logger().info)
+    return Completed(name=decision.state, message=decision.summary, data=decision)
+
+
 @flow(name="bigr")
 def pipeline(
-    stages: list[str] | None = None, settings: dict[str, Any] | None = None, force: bool = False
+    stages: list[str] | None = None,
+    settings: dict[str, Any] | None = None,
+    force: bool = False,
+    promote: bool = True,
 ) -> State[Any]:
     """Run the pipeline, or some of its stages.
 
@@ -50,6 +66,7 @@ def pipeline(
     settings: values that differ from params.yaml for this run only, as {"generator.steps": 2000}. The run then works in
         a clone of the project, and becomes an experiment of DVC under its name.
     force: run each stage even if nothing that it depends on has changed.
+    promote: let the model compete for the alias `champion` once it is measured.
     """
     project = Path.cwd()
     name, run_id = str(flow_run.name), str(flow_run.id)
@@ -66,7 +83,10 @@ def pipeline(
         return Failed(message=str(error))
     page = Page(name, folder, values, overrides)
     try:
-        message = _run(graph, chosen, page, _environment(project, name, run_id), force)
+        environment = _environment(project, name, run_id)
+        message = _run(graph, chosen, page, environment, force)
+        if not message and promote and gate.applies(graph, chosen):
+            message = _promote(page, environment)
     finally:
         _publish(page, project, run_id)
     if message:
@@ -79,7 +99,8 @@ def pipeline(
         except BigrError as error:
             return Failed(message=f"the results, in {folder}, could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
-    return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached")
+    decided = f"; {page.gate.summary}" if page.gate else ""
+    return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached{decided}")
 
 
 def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
@@ -114,6 +135,18 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
             return str(result)
         raise result
     return ""
+
+
+def _promote(page: Page, environment: dict[str, str]) -> str:
+    """Let the model compete; the message of a failure, or nothing."""
+    state = run_gate(str(page.workspace), environment, return_state=True)
+    result: Any = state.result(raise_on_failure=False)
+    if isinstance(result, gate.Decision):
+        page.gate = result
+        return ""
+    if isinstance(result, StageFailed | StageKilled):
+        return str(result)
+    raise result
 
 
 def _feeds(maker: StageSpec, reader: StageSpec) -> bool:
