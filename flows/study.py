@@ -33,7 +33,9 @@ from flows.execution import StageFailed, StageKilled, execute
 STATE = Path(".dvc/tmp/ablations")
 """A file for each run that is done, named after it: its digest, its figures, and how long it took."""
 
-LANES = 2
+LANES = 3
+"""Jobs beside each other: as many as seeds, which also keeps two cores busy while one job reads, writes or waits."""
+
 _CLONE = "ablations-"
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,10 @@ class Study:
             prepare(project)
 
     def open_jobs(self) -> list[Job]:
-        """The jobs with runs that are not done; long ones first, and of different seeds beside each other."""
+        """The jobs with runs that are not done; of different seeds beside each other, so that none waits for another's
+        tokenizer."""
         left = [job for job in self.jobs if any(not self.done(run) for run in job.runs)]
-        return sorted(left, key=lambda job: (-len(job.runs), job.seed))
+        return sorted(left, key=lambda job: (len(job.runs), job.name))
 
     def done(self, run: Run) -> bool:
         """Whether the run has its result and its experiment, under this code and these settings."""

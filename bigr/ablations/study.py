@@ -21,7 +21,7 @@ from bigr import pipeline
 SEEDS = (0, 1, 2)
 
 MINIATURE: dict[str, Any] = {
-    "generator.steps": 700,
+    "generator.steps": 600,
     "transcoder.steps": 0,
     "samples.count": 300,
     "samples.iterations": 12,
