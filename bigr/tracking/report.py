@@ -103,7 +103,8 @@ class Tracker(Report):
 
         metrics = [Metric(p.key, p.value, p.timestamp, p.step) for p in points]
         self._store.client.log_batch(self._run, metrics=metrics)
-        shown = [metric for metric, point in zip(metrics, points, strict=True) if point.final]
+        # Step 0: MLflow charts a figure with a later step as a curve, and figures side by side are what one compares.
+        shown = [Metric(p.key, p.value, p.timestamp, 0) for p in points if p.final]
         if shown and self.stage in _FIGURES_ON_PARENT:
             self._store.client.log_batch(self._parent, metrics=shown)
 
