@@ -249,6 +249,14 @@ def test_a_tokenizer_and_a_generator_that_do_not_belong_together_are_refused(tmp
     assert not (tmp_path / "tokenizer").exists() and not (tmp_path / "bigr").exists()
 
 
+def test_the_generator_tells_the_size_of_a_tokenizers_images_where_its_tensors_do_not(tmp_path, files):
+    shape = publications.tokenizer_config(attention_resolutions=())
+    tokenizer = publications.save_tokenizer(tmp_path / "plain.th", publications.tokenizer_tensors(shape))
+    assert "give --image-size" in refused(exchange.import_tokenizer, tokenizer, tmp_path / "alone")
+    found, generator = exchange.import_pair(tokenizer, files[1], tmp_path / "pair")
+    assert (found.config, generator.config.grid) == (shape, 16)
+
+
 def test_the_published_tokenizer_for_512_is_not_taken_for_a_generator_for_256(tmp_path):
     def found(cls, shape):
         return Found(tmp_path / cls.kind, shape, {})

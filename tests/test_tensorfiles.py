@@ -196,5 +196,9 @@ def test_a_damaged_zip_names_what_is_damaged(tmp_path):
     assert "list of tensors cannot be read" in unreadable(path)
     rezipped(source, path, change=lambda data: data.replace(b"K\x32", b"K\x33"))  # 51 numbers of 50
     assert "tensor second needs 204 bytes of data/1, which has 200" in unreadable(path)
+    torch.save({"turned": torch.randn(7, 7).t()}, source)
+    rezipped(source, path, change=lambda data: data.replace(b"K\x01K\x07\x86", b"K\x01K\x09\x86"))  # rows 9 apart
+    assert "tensor turned needs 244 bytes of data/0, which has 196" in unreadable(path)
+    torch.save({"first": torch.ones(2), "second": torch.randn(50)}, source)
     rezipped(source, path, change=lambda data: data.replace(b"FloatStorage", b"QUInt8Storage"))
     assert "tensor first is of type QUInt8" in unreadable(path)
