@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigr
-from bigr.commands import lineage, plan, promote, weights
+from bigr.commands import lineage, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -120,6 +120,7 @@ weights.register(app)
 plan.register(app)
 lineage.register(app)
 promote.register(app)
+probe.register(app)
 
 
 def main() -> NoReturn:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bigr.errors import BigrError
 from bigr.evaluation.classifier import INSTRUMENT_SEED
 from bigr.evaluation.features import Features
 from bigr.progress import Progress
@@ -52,8 +53,10 @@ def linear_probe(
     """Train on the features of one split, and measure on another's. In memory are two batches of features.
 
     AdamW, learning rate on a cosine to 0, float32. Draws from a seed of its own: the same features give the same
-    accuracies.
+    accuracies. Raises `BigrError` for fewer than two training images, which have no variance.
     """
+    if len(train) < 2:
+        raise BigrError("the linear probe needs two training images or more; add some")
     batch_size = min(batch_size, len(train))
     probes = _Probes(train.layers, train.width, classes).to(device)
     decays = [

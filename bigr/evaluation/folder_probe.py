@@ -1,0 +1,150 @@
+"""The representation of any trained model on any labelled images: what `bigr probe` does.
+
+Reads an image folder and two model folders, no shards and no codes. The features are in a folder of their own: removed
+at the end, or kept under a hash of everything that they follow from.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bigr.data.sources import SPLITS, Source, discover, printable
+from bigr.errors import BigrError
+from bigr.evaluation.features import Features, scratch_folder, token_averages, write_features
+from bigr.evaluation.labelled import content_hash, folder_codes
+from bigr.evaluation.representation import Representation, represent
+from bigr.files import atomic_folder, write_json
+from bigr.interop.folders import load_model, model_hash, tokenizer_of
+from bigr.models.bigr import BiGR
+from bigr.models.tokenizer import Tokenizer
+from bigr.training.device import resolve_device
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+"""Of kept features: another number where what is computed or stored changes."""
+_WRITTEN = {"metrics.json", "probe.csv", "probe.png", "tsne.png"}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was measured. images: measured and there, of each split; classes: their names."""
+
+    representation: Representation
+    images: dict[str, tuple[int, int]]
+    classes: list[str]
+
+
+def probe_folder(
+    images: Path,
+    tokenizer_folder: Path,
+    model_folder: Path,
+    out: Path,
+    settings: "Settings",
+    *,
+    kept: Path | None = None,
+    max_images: int | None = None,
+) -> Probed:
+    """Write metrics.json, probe.csv, probe.png and tsne.png to `out`, which appears whole or not at all.
+
+    kept: the folder of kept features; max_images: of a split, in place of `evaluation.max_images`. Raises `BigrError`
+    where the folders do not fit each other, or `out` holds anything that no probe wrote.
+    """
+    check_out(out)
+    section, device = settings.evaluation, resolve_device(settings.run.device)
+    tokenizer, model = load_model(tokenizer_folder, Tokenizer), load_model(model_folder, BiGR)
+    hashes = {"tokenizer": model_hash(tokenizer_folder), "model": model_hash(model_folder)}
+    check_pair(tokenizer, model, hashes["tokenizer"], tokenizer_of(model_folder))
+    source = labelled(images, settings)
+    there = {split: len(source.items[split]) for split in SPLITS}
+    counts = {split: min(max_images or section.max_images, there[split]) for split in SPLITS}
+    tokenizer.to(device)
+    model.to(device)
+
+    def compute(split: str, path: Path) -> Features:
+        codes = folder_codes(
+            source,
+            split,
+            counts[split],
+            tokenizer,
+            batch_size=section.batch_size,
+            workers=settings.run.workers,
+            bad_fraction=settings.shards.max_bad_fraction,
+        )
+        return write_features(path, token_averages(model, codes), counts[split])
+
+    if kept is None:
+        stored = _scratch(out, compute)
+    else:
+        stored = _kept(kept, {**hashes, "images": content_hash(source, counts, settings.run.workers)}, compute)
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, stored as (train, val):
+        classes = [printable(name) for name in source.classes]
+        found = represent(section, train, val, len(classes), device)
+        measured = {"train": len(train), "val": len(val)}
+    about = {"source": str(images), "classes": len(classes), **measured}
+    with atomic_folder(out) as new:
+        write_json(new / "metrics.json", {**found.figures(), "images": about, "hashes": hashes})
+        found.draw(new, classes)
+    return Probed(found, {split: (measured[split], there[split]) for split in SPLITS}, classes)
+
+
+def check_out(out: Path) -> None:
+    """Raise `BigrError` where `out` could not be replaced without losing something."""
+    if out.is_dir():
+        others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN)
+        if not others:
+            return
+        raise BigrError(f"--out {out} holds {others[0]!r}, which no probe wrote; name a new folder")
+    if out.exists():
+        raise BigrError(f"--out {out} is a file; name a folder")
+
+
+def check_pair(tokenizer: Tokenizer, model: BiGR, tokenizer_hash: str, named: str | None) -> None:
+    """Raise `BigrError` where the model cannot read this tokenizer's codes, or names another one as its own."""
+    ours, theirs = (model.config.code_bits, model.config.grid), (tokenizer.config.code_bits, tokenizer.grid)
+    if ours != theirs:
+        raise BigrError(f"--model reads codes of (bits, grid) = {ours}, --tokenizer makes {theirs}; name its own")
+    if named not in (None, tokenizer_hash):
+        raise BigrError("--model was trained on codes of another tokenizer than --tokenizer; name its own")
+
+
+def labelled(images: Path, settings: "Settings") -> Source:
+    """The pictures of `images`, split as the stage `shards` would; its errors name --images."""
+    try:
+        return discover(images, val_fraction=settings.shards.val_fraction, seed=settings.seed)
+    except BigrError as error:
+        raise BigrError(str(error).replace("shards.source: ", "--images: ")) from None
+
+
+@contextmanager
+def _scratch(out: Path, compute: Callable[[str, Path], Features]) -> Iterator[list[Features]]:
+    """Both splits' features, computed now, beside `out`; removed at the end."""
+    with scratch_folder(out.with_name(f".{out.name}.features")) as folder:
+        yield [compute(split, folder / f"{split}.npy") for split in SPLITS]
+
+
+@contextmanager
+def _kept(
+    folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path], Features]
+) -> Iterator[list[Features]]:
+    """Both splits' features of this origin: those that are kept, or computed now to be kept."""
+    text = json.dumps({"format": _FORMAT, **origin}, sort_keys=True)
+    place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if place.is_dir():
+        log.info("features: those kept in %s", place)
+    else:
+        with atomic_folder(place) as new:
+            for split in SPLITS:
+                compute(split, new / f"{split}.npy")
+    yield [Features.open(place / f"{split}.npy") for split in SPLITS]
