@@ -1,11 +1,5 @@
 """MLflow's pages, in Chromium: two executions of the pipeline compare by settings, figures and pictures."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +8,9 @@ from PIL import Image
 
 from bigr import config
 from bigr.tracking import Tracker
-from bigr.tracking.store import DEFAULTS, Store
-from tests import browser
+from bigr.tracking.store import Store
+from bigr.tracking.study import mark
+from tests import browser, mlflow_pages
 from tests.scratch import ROOT
 
 pytestmark = [pytest.mark.server, pytest.mark.browser, pytest.mark.timeout(600)]
@@ -57,31 +52,24 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(project: Path) -> Iterator[str]:
-    """The address of an MLflow server over the project's store, started as `make ui` does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///mlflow.db"]
-    with (project / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=project, env={**os.environ, **DEFAULTS}, stdout=log, stderr=log
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError((project / "server.log").read_text()) from None
-                time.sleep(0.2)
+    """The address of an MLflow server over the project's store."""
+    with mlflow_pages.serve(project) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(30)
+
+
+def test_the_runs_of_a_study_are_charted_side_by_side(project: Path, server: str) -> None:
+    store = Store(project)
+    for name in ("careful", "bold"):
+        mark(project, name, {"bigr.study": "ablations"}, {})
+    with browser.page() as page:
+        page.set_default_timeout(60_000)
+        bars = mlflow_pages.open_charts(page, server, store, mlflow_pages.STUDY, "label_agreement")
+        bars.nth(1).wait_for()
+        page.get_by_text("samples.label_agreement", exact=True).first.wait_for()
+        for name in EXECUTIONS:
+            page.get_by_text(name, exact=True).first.wait_for()
+        assert bars.count() == len(EXECUTIONS)
+        page.screenshot(path=project / "charts.png")
 
 
 def test_two_executions_compare_by_settings_figures_and_pictures(project: Path, server: str) -> None:
@@ -94,12 +82,13 @@ def test_two_executions_compare_by_settings_figures_and_pictures(project: Path, 
             page.get_by_text(name, exact=True).first.wait_for()
         page.screenshot(path=project / "runs.png")
 
-        quoted = ",".join(f'"{run}"' for run in ids)
-        page.goto(f'{server}/#/compare-runs?runs=[{quoted}]&experiments=["{store.experiment}"]')
+        mlflow_pages.open_comparison(page, server, store, ids)
+        axes = page.locator("g.parcoords")
+        for axis in ("samples.guidance_scale", "samples.label_agreement"):
+            axes.get_by_text(axis, exact=True).first.wait_for()
         for text in ("samples.guidance_scale", "samples.label_agreement", "0.97", "0.99", *EXECUTIONS):
             page.get_by_text(text, exact=True).first.wait_for()
-        page.get_by_text("samples.png", exact=True).first.dispatch_event("click")
-        pictures = page.locator('img[src^="blob:"]').filter(visible=True)
+        pictures = mlflow_pages.open_pictures(page, "samples.png")
         pictures.nth(1).wait_for()
         colours = [pictures.nth(i).evaluate(COLOUR) for i in range(2)]
         pictures.first.scroll_into_view_if_needed()
