@@ -41,6 +41,12 @@ def test_the_presets_are_the_papers() -> None:
         "XXL": (24, 256, 1000),
         "L-512": (32, 1024, 1000),
     }
+    assert {name: (c.layers, c.heads, c.dim, c.transcoder_blocks, c.transcoder_dim) for name, c in PRESETS.items()} == {
+        "L": (24, 16, 1024, 3, 1024),
+        "XL": (36, 20, 1280, 6, 1280),
+        "XXL": (48, 24, 1536, 8, 1536),
+        "L-512": (24, 16, 1024, 6, 1280),
+    }  # no number of parameters tells the heads
 
 
 def test_the_tokenizer_has_the_papers_number_of_parameters() -> None:
