@@ -291,6 +291,21 @@ def test_a_file_elsewhere_is_known_by_its_content(project: Path, tmp_path: Path)
     assert step.notes[0] == f"{tmp_path / 'copy.npz'} is a copy of it"
 
 
+def test_a_version_in_the_registry_is_known_by_its_models_hash(project: Path) -> None:
+    ids = write_runs(project, HASHES)
+    client = Store(project).client
+    client.create_registered_model("bigr")
+    tags = {"dvc.models/bigr": HASHES["models/bigr"]}
+    client.create_model_version("bigr", (project / "package").as_uri(), run_id=ids["transcoder"], tags=tags)
+    client.set_registered_model_alias("bigr", "champion", "1")
+    for text in ("models:/bigr@champion", "models:/bigr/1"):
+        step = chain.trace(project, text).steps[0]
+        assert (step.artifact.path, step.artifact.md5) == ("models/bigr", HASHES["models/bigr"])
+        assert step.notes == ("version 1 of bigr in the registry",)
+    with pytest.raises(BigrError, match=r"models:/bigr/2: MLflow's registry has no such version of this"):
+        chain.trace(project, "models:/bigr/2")
+
+
 def test_code_is_compared_with_the_commit_and_with_the_folder(project: Path) -> None:
     write_runs(project, HASHES)
     traced = chain.trace(project, "models/bigr")

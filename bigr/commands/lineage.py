@@ -12,7 +12,8 @@ def lineage(
         str,
         typer.Argument(
             metavar="ARTIFACT",
-            help="A file or folder of the pipeline, or a copy of one anywhere; md5:HASH; the id of a run in MLflow.",
+            help="A file or folder of the pipeline, or a copy of one anywhere; md5:HASH; the id of a run in MLflow; "
+            "models:/bigr@champion.",
             show_default=False,
         ),
     ],

@@ -53,7 +53,7 @@ class Chain:
 
 
 def trace(root: Path, text: str, revision: str | None = None) -> Chain:
-    """The chain of the artifact that `text` names: a path, `md5:HASH`, or the id of a run in MLflow.
+    """The chain of the artifact that `text` names: a path, `md5:HASH`, the id of a run, a version.
 
     revision: of git, or an experiment of DVC: paths then mean what its dvc.lock holds. Raises `BigrError` where there
     is no such artifact, or where nobody recorded the version at hand.

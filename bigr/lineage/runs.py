@@ -64,6 +64,17 @@ class Runs:
         condition = f"attributes.run_id = '{run_id}' and tags.`bigr.kind` = 'stage'"
         return self._search(condition) or self._search(f"tags.`mlflow.parentRunId` = '{run_id}'")
 
+    def version(self, model: str, which: str) -> tuple[int, dict[str, str]] | None:
+        """Number and tags of a version in the registry, or None; which: its number, or `@` and an alias."""
+
+        def ask(store: Store) -> list[Any]:
+            if which.startswith("@"):
+                return [store.client.get_model_version_by_alias(model, which[1:])]
+            return [store.client.get_model_version(model, which)]
+
+        found = self._ask(ask, quiet=True)
+        return (int(found[0].version), dict(found[0].tags)) if found else None
+
     def name(self, run_id: str) -> str:
         """The name of a run; empty where it is gone."""
         found = self._ask(lambda store: [store.client.get_run(run_id)], quiet=True)

@@ -1,4 +1,5 @@
-"""Which artifact is meant: a path of the pipeline, a hash, a run of MLflow, or a copy of an artifact anywhere."""
+"""Which artifact is meant: a path of the pipeline, a hash, a run of MLflow, a version in its registry, or a copy of an
+artifact anywhere."""
 
 import os
 import re
@@ -12,6 +13,8 @@ from bigr.lineage.runs import Run, Runs
 
 _PREFIX = "md5:"
 _SHORTEST = 6
+_MODEL = "models/bigr"
+_MODEL_TAG = f"dvc.{_MODEL}"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool)
         return [Target(_by_hash(text.removeprefix(_PREFIX).lower(), records, runs))]
     if re.fullmatch(r"[0-9a-f]{32}", text) and not (root / text).exists():
         return _by_run(text, records, runs)
+    if match := re.fullmatch(r"models:/([^/@]+)/?(@[^/@]+|\d+)", text):
+        return [_by_version(text, match[1], match[2], records, runs)]
     path = os.path.normpath(os.path.relpath(root / text, root))
     if revision:
         return [_recorded(path, records)]
@@ -73,6 +78,15 @@ def _by_run(run_id: str, records: Records, runs: Runs) -> list[Target]:
     if wrote is None:
         raise BigrError(f"{run_id}: the run of {found[0].stage} ended {found[0].status} and wrote nothing")
     return [Target(_known(path, md5, records), wrote) for path, md5 in wrote.outs.items()]
+
+
+def _by_version(text: str, model: str, which: str, records: Records, runs: Runs) -> Target:
+    found = runs.version(model, which)
+    if found is None or _MODEL_TAG not in found[1]:
+        why = runs.trouble or "MLflow's registry has no such version of this pipeline's"
+        raise BigrError(f"{text}: {why}; write models:/bigr@champion, or models:/bigr/1")
+    number, tags = found
+    return Target(_known(_MODEL, tags[_MODEL_TAG], records), note=f"version {number} of {model} in the registry")
 
 
 def _recorded(path: str, records: Records) -> Target:
