@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigr
-from bigr.commands import lineage, plan, probe, promote, weights
+from bigr.commands import evaluate, lineage, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -118,6 +118,7 @@ def check(params: Params = Path("params.yaml")) -> None:
 
 weights.register(app)
 plan.register(app)
+evaluate.register(app)
 lineage.register(app)
 promote.register(app)
 probe.register(app)

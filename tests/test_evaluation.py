@@ -17,7 +17,7 @@ from bigr.data.shards import ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
 from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
-from bigr.evaluation.fidelity import weights_hash
+from bigr.evaluation.extractors import weights_hash
 from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
@@ -233,7 +233,7 @@ def evaluated(project: Path) -> tuple[Path, Told]:
 def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated) -> None:
     root, told = evaluated
     metrics = json.loads((root / "outputs" / "metrics.json").read_text())
-    distances = {"fd_classifier", "kd_classifier", "precision", "recall", "images"}
+    distances = {"fd_classifier", "kd_classifier", "is_classifier", "precision", "recall", "images"}
     layers = {f"top{k}_layer_0{layer}" for k in (1, 5) for layer in (1, 2)}
     assert {part: set(figures) for part, figures in metrics.items()} == {
         "samples": distances | {"label_agreement", "over_floor"},

@@ -11,8 +11,15 @@ from sklearn.datasets import load_digits
 from bigr.errors import BigrError
 from bigr.evaluation import _torchvision
 from bigr.evaluation.classifier import Classifier, ClassifierConfig
-from bigr.evaluation.fidelity import CLASSIFIER, INCEPTION, Fidelity, InceptionExtractor, read_inception_weights
+from bigr.evaluation.extractors import (
+    InceptionExtractor,
+    classifier_extractor,
+    inception_extractor,
+    read_inception_weights,
+)
+from bigr.evaluation.fidelity import Fidelity
 from bigr.evaluation.images import InOrder
+from bigr.evaluation.statistics import measure
 
 # isort: split
 from torch_fidelity import feature_extractor_inceptionv3 as upstream
@@ -40,9 +47,12 @@ def images(tensor: torch.Tensor) -> InOrder:
     return InOrder(len(tensor), lambda: iter(tensor))
 
 
-def fidelity(model, extractor=CLASSIFIER, **options) -> Fidelity:
-    given = {"batch_size": 64, "kid_subsets": 3, "kid_subset_size": 50, "neighbours": 3, "seed": 0}
-    return Fidelity(extractor, model, device=CPU, **given | options)
+def compare(model, first: torch.Tensor, second: torch.Tensor, *, batch_size=64, **options) -> dict[str, float]:
+    """Figures of the first images against the second, under a classifier or Inception's weights."""
+    extractor = (classifier_extractor if isinstance(model, Classifier) else inception_extractor)(model, CPU)
+    given = {"kid_subsets": 3, "kid_subset_size": 50, "neighbours": 3, "seed": 0}
+    a, b = (measure(extractor, images(tensor), batch_size) for tensor in (first, second))
+    return Fidelity(**given | options).compare(a, b)
 
 
 def features(classifier: Classifier, batch: torch.Tensor) -> np.ndarray:
@@ -56,7 +66,7 @@ def test_frechet_distance_equals_a_direct_computation_on_the_same_features(class
     root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
     direct = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    measured = fidelity(classifier).compare(images(digits[:250]), images(digits[250:]))
+    measured = compare(classifier, digits[:250], digits[250:])
     assert measured["fd_classifier"] == pytest.approx(direct, rel=1e-6)
 
 
@@ -67,12 +77,12 @@ def test_kernel_distance_equals_a_direct_computation_where_subsets_are_everythin
         return (x @ y.T / x.shape[1] + 1) ** 3
 
     within = sum((k.sum() - np.trace(k)) / (200 * 199) for k in (kernel(a, a), kernel(b, b)))
-    measured = fidelity(classifier, kid_subset_size=200).compare(images(digits[:200]), images(digits[200:]))
+    measured = compare(classifier, digits[:200], digits[200:], kid_subset_size=200)
     assert measured["kd_classifier"] == pytest.approx(within - 2 * kernel(a, b).mean(), rel=1e-6)
 
 
 def test_a_set_is_at_no_distance_from_itself(classifier, digits) -> None:
-    measured = fidelity(classifier).compare(images(digits), images(digits.flip(0)))
+    measured = compare(classifier, digits, digits.flip(0))
     assert measured["fd_classifier"] == pytest.approx(0, abs=1e-6)
     assert (measured["precision"], measured["recall"]) == (1, 1)
 
@@ -82,37 +92,37 @@ def test_precision_is_lost_to_strange_images_and_recall_to_missing_ones(classifi
     dark = torch.randint(0, 60, (100, 3, 16, 16), dtype=torch.uint8, generator=draws)
     bright = torch.randint(190, 256, (50, 3, 16, 16), dtype=torch.uint8, generator=draws)
     both = torch.cat([dark, bright])
-    strange = fidelity(classifier).compare(images(both), images(dark))
-    missing = fidelity(classifier).compare(images(dark), images(both))
+    strange = compare(classifier, both, dark)
+    missing = compare(classifier, dark, both)
     assert (strange["precision"], strange["recall"]) == (pytest.approx(100 / 150), 1)
     assert (missing["precision"], missing["recall"]) == (1, pytest.approx(100 / 150))
 
 
 def test_figures_follow_from_the_seed_and_not_from_the_batch_size(classifier, digits) -> None:
-    first, second = images(digits[:100]), images(digits[100:])
-    measured = fidelity(classifier).compare(first, second)
-    assert fidelity(classifier).compare(first, second) == measured
-    assert fidelity(classifier, batch_size=7).compare(first, second) == pytest.approx(measured, rel=1e-4)
-    other = fidelity(classifier, seed=2**40 + 1).compare(first, second)
+    first, second = digits[:100], digits[100:]
+    measured = compare(classifier, first, second)
+    assert compare(classifier, first, second) == measured
+    assert compare(classifier, first, second, batch_size=7) == pytest.approx(measured, rel=1e-4)
+    other = compare(classifier, first, second, seed=2**40 + 1)
     assert other["kd_classifier"] != measured["kd_classifier"]
     assert other["fd_classifier"] == measured["fd_classifier"]
 
 
 def test_subsets_of_the_kernel_distance_are_no_larger_than_the_smaller_set(classifier, digits) -> None:
-    small, large = images(digits[:30]), images(digits[30:])
-    capped = fidelity(classifier, kid_subset_size=1000).compare(small, large)
-    assert capped == fidelity(classifier, kid_subset_size=30).compare(small, large)
+    small, large = digits[:30], digits[30:]
+    capped = compare(classifier, small, large, kid_subset_size=1000)
+    assert capped == compare(classifier, small, large, kid_subset_size=30)
 
 
 def test_a_set_smaller_than_the_neighbourhood_is_refused(classifier, digits) -> None:
     with pytest.raises(BigrError, match=r"set of 3 images .* evaluation.precision_recall_neighbours = 3"):
-        fidelity(classifier).compare(images(digits[:3]), images(digits))
+        compare(classifier, digits[:3], digits)
 
 
 def test_nothing_is_written_outside_the_project(classifier, digits, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    fidelity(classifier).compare(images(digits[:50]), images(digits[50:]))
+    compare(classifier, digits[:50], digits[50:])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,13 +143,12 @@ def test_inception_from_a_file_is_torch_fidelitys_own(name: str, inception, digi
     own = upstream.FeatureExtractorInceptionV3("own", ["2048", "logits_unbiased"], str(published))
     ours = InceptionExtractor("ours", ["2048", "logits_unbiased"], read_inception_weights(tmp_path / name))
     for expected, found in zip(own(digits[:2]), ours(digits[:2]), strict=True):
-        assert found.dtype == torch.float64
-        assert torch.equal(expected.double(), found)
+        assert torch.equal(expected, found)
 
 
 @pytest.mark.slow
 def test_inceptions_figures_have_their_usual_names(inception, digits) -> None:
-    measured = fidelity(inception, INCEPTION, neighbours=2).compare(images(digits[:12]), images(digits[12:20]))
+    measured = compare(inception, digits[:12], digits[12:20], neighbours=2)
     assert set(measured) == {"fid", "kid", "isc", "precision", "recall"}
     assert measured["fid"] > 0
     assert 1 <= measured["isc"] < 12

@@ -1,204 +1,119 @@
-"""Fidelity: how far a set of images is from another, by torch-fidelity over a chosen feature extractor.
+"""Fidelity: how far a set of images is from another, by torch-fidelity's own arithmetic over an extractor's features.
 
-Everything goes through `torch_fidelity.calculate_metrics`: Fréchet and kernel distance, precision and recall, and with
-Inception its score. Features reach the metrics in float64. Nothing is downloaded, and nothing is cached on disk.
+Fréchet and kernel distance, precision and recall, and the Inception score where the extractor has logits. All in
+float64. Only Inception's are called FID, KID and IS: those of another extractor bear its name.
 """
 
-import hashlib
-import pickle
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+import re
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from bigr.errors import BigrError
-from bigr.evaluation import _torchvision  # noqa: F401 - torch_fidelity imports torchvision: this line goes first
-from bigr.evaluation.classifier import Classifier
+from bigr.evaluation.extractors import INCEPTION
+from bigr.evaluation.statistics import Statistics
 
 # isort: split
 import torch_fidelity
-from torch_fidelity import feature_extractor_inceptionv3
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
-
-_KEYS = {
-    CLASSIFIER: {
-        torch_fidelity.KEY_METRIC_FID: "fd_classifier",
-        torch_fidelity.KEY_METRIC_KID_MEAN: "kd_classifier",
-        torch_fidelity.KEY_METRIC_PRECISION: "precision",
-        torch_fidelity.KEY_METRIC_RECALL: "recall",
-    },
-    INCEPTION: {
-        torch_fidelity.KEY_METRIC_FID: "fid",
-        torch_fidelity.KEY_METRIC_KID_MEAN: "kid",
-        torch_fidelity.KEY_METRIC_ISC_MEAN: "isc",
-        torch_fidelity.KEY_METRIC_PRECISION: "precision",
-        torch_fidelity.KEY_METRIC_RECALL: "recall",
-    },
-}
 _PRECISION_RECALL_ROWS = 1000  # rows of a block of the distance matrix: bounds memory, changes no figure
+_SCORE_SPLITS = 10
 _RNG_BITS = 32  # what numpy's RandomState takes
 
 
-class ClassifierExtractor(torch_fidelity.FeatureExtractorBase):
-    """The offline classifier as torch-fidelity wants it. classifier: has `features` (float images → [B, F])."""
+class Names(NamedTuple):
+    """What the figures of an extractor are called."""
 
-    def __init__(self, name: str, features_list: list[str], classifier: Classifier, **_: Any) -> None:
-        super().__init__(name, features_list)
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images uint8 [B, 3, H, W] → ([B, F] float64 on the CPU,)."""
-        device = next(self.classifier.parameters()).device
-        return (self.classifier.features(images.to(device).float() / 255).cpu().double(),)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """The one layer that there is."""
-        return ("penultimate",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The same layer for every metric."""
-        return "penultimate"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Not worth it at this size."""
-        return False
+    distance: str
+    kernel: str
+    score: str
 
 
-class InceptionExtractor(feature_extractor_inceptionv3.FeatureExtractorInceptionV3):
-    """torch-fidelity's Inception with weights that are handed in.
-
-    Upstream's constructor downloads its weights or unpickles a file. Its download is replaced by the given tensors.
-    """
-
-    def __init__(self, name: str, features_list: list[str], weights: Mapping[str, Tensor], **_: Any) -> None:
-        with patch.object(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: weights):
-            super().__init__(name, features_list)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images uint8 [B, 3, H, W] of any size → the layers asked for, each [B, F] float64 on the CPU."""
-        return tuple(layer.cpu().double() for layer in super().forward(images))
-
-
-# Named for this project: torch-fidelity's own "inception-v3-compat" is the one that downloads.
-_NAMES = {CLASSIFIER: "bigr-classifier", INCEPTION: "bigr-inception-v3-compat"}
-torch_fidelity.register_feature_extractor(_NAMES[CLASSIFIER], ClassifierExtractor)
-torch_fidelity.register_feature_extractor(_NAMES[INCEPTION], InceptionExtractor)
+def names(extractor: str) -> Names:
+    """`fid`, `kid`, `isc` for Inception; `fd_classifier`, … for another. Of `module:Class` the class counts."""
+    if extractor == INCEPTION:
+        return Names("fid", "kid", "isc")
+    word = re.sub(r"\W", "_", extractor.rpartition(":")[2])
+    return Names(f"fd_{word}", f"kd_{word}", f"is_{word}")
 
 
 class Fidelity:
-    """Compares sets of images under one extractor.
+    """Compares what one extractor made of two sets.
 
-    extractor: "classifier" (reported as `fd_classifier`, `kd_classifier`, `precision`, `recall`) or
-        "inception-v3-compat" (`fid`, `kid`, `isc`, `precision`, `recall`).
-    model: the classifier, or Inception's weights by name.
-    seed: of the kernel distance's subsets and the Inception score's shuffle. The same seed and images give the same
-        figures.
+    seed: of the kernel distance's subsets and the score's shuffle. The same seed and images give the same figures.
+    device: where neighbours are looked for.
     """
 
     def __init__(
         self,
-        extractor: str,
-        model: Classifier | Mapping[str, Tensor],
         *,
-        device: torch.device,
-        batch_size: int,
         kid_subsets: int,
         kid_subset_size: int,
         neighbours: int,
         seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.extractor, self.device = extractor, device
-        self._kid_subset_size, self._neighbours = kid_subset_size, neighbours
-        self._options: dict[str, Any] = {
-            "feature_extractor": _NAMES[extractor],
-            ("classifier" if extractor == CLASSIFIER else "weights"): model,
-            "fid": True,
-            "kid": True,
-            "prc": True,
-            "isc": extractor == INCEPTION,
-            "kid_subsets": kid_subsets,
-            "prc_neighborhood": neighbours,
-            "prc_batch_size": _PRECISION_RECALL_ROWS,
-            "batch_size": batch_size,
-            "rng_seed": seed % 2**_RNG_BITS,
-            "cuda": device.type == "cuda",  # torch-fidelity knows no other accelerator
-            "save_cpu_ram": True,  # no loader processes; distances by blocks
-            "cache": False,
-            "verbose": False,
-        }
+        self.kid_subsets, self.kid_subset_size, self.neighbours = kid_subsets, kid_subset_size, neighbours
+        self._seed = seed % 2**_RNG_BITS
+        self._device = "cpu" if torch.device(device).type == "mps" else device  # Metal has no float64
 
-    @property
-    def distance(self) -> str:
-        """The key of the Fréchet distance among the figures."""
-        return _KEYS[self.extractor][torch_fidelity.KEY_METRIC_FID]
-
-    def compare(self, images: Dataset[Tensor], reference: Dataset[Tensor]) -> dict[str, float]:
-        """Figures of `images` against `reference`; datasets of uint8 [3, H, W], read in order.
+    def compare(self, images: Statistics, reference: Statistics) -> dict[str, float]:
+        """Figures of `images` against `reference`, as many as what was kept of them allows.
 
         Precision: share of `images` inside the reference's manifold; recall: the other way round. The kernel
         distance draws subsets of `kid_subset_size`, or of the smaller set's size where that is less.
-        Raises `BigrError` where a set has too few images.
+        Raises `BigrError` where the two are of different extractors, or a set has too few images.
         """
-        smaller = min(len(images), len(reference))  # type: ignore[arg-type]
-        if smaller <= self._neighbours:
-            raise BigrError(
-                f"a set of {smaller} images is too small for evaluation.precision_recall_neighbours = "
-                f"{self._neighbours}; make more images (samples.count, the val split) or lower the setting"
+        check_alike((images.extractor, images.extractor_hash), (reference.extractor, reference.extractor_hash))
+        if images.mu.shape != reference.mu.shape:
+            raise BigrError(f"{len(images.mu)} features of the samples do not compare with {len(reference.mu)}")
+        called = names(images.extractor)
+        figures = {called.distance: frechet_distance(images, reference)}
+        if images.features is not None and reference.features is not None:
+            a, b = images.features.double(), reference.features.double()
+            smaller = min(len(a), len(b))
+            if smaller <= self.neighbours:
+                raise BigrError(
+                    f"a set of {smaller} images is too small for evaluation.precision_recall_neighbours = "
+                    f"{self.neighbours}; make more images (samples.count, the val split) or lower the setting"
+                )
+            size = min(self.kid_subset_size, smaller)
+            drawn = kid_features_to_metric(
+                a, b, kid_subsets=self.kid_subsets, kid_subset_size=size, rng_seed=self._seed, verbose=False
             )
-        with self._on_device():
-            figures = torch_fidelity.calculate_metrics(
-                input1=images,
-                input2=reference,
-                kid_subset_size=min(self._kid_subset_size, smaller),
-                **self._options,
+            inside = prc_features_to_metric(
+                a.to(self._device),
+                b.to(self._device),
+                prc_neighborhood=self.neighbours,
+                prc_batch_size=_PRECISION_RECALL_ROWS,
+                save_cpu_ram=True,
+                verbose=False,
             )
-        return {key: figures[name] for name, key in _KEYS[self.extractor].items()}
-
-    def _on_device(self) -> AbstractContextManager[Any]:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-
-def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over named tensors (names, types, shapes, values), in whatever file or order they come."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            figures[called.kernel] = drawn[torch_fidelity.KEY_METRIC_KID_MEAN]
+            figures["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
+            figures["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
+        if images.logits is not None and len(images.logits) >= _SCORE_SPLITS:
+            score = isc_features_to_metric(images.logits, _SCORE_SPLITS, shuffle=True, rng_seed=self._seed)
+            figures[called.score] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
+        return figures
 
 
-def read_inception_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of `inception-v3-compat`, by name: a .safetensors file, or torch-fidelity's published .pth.
-
-    Of a .pth nothing but tensors is unpickled (`weights_only`). Raises `BigrError` where the file is missing, cannot be
-    read, or does not fit.
-    """
-    if not path.is_file():
-        raise BigrError(f"evaluation.extractor_weights: {path} is not there; nothing is downloaded, bring the file")
-    read: Callable[[Path], Any] = load_file if path.suffix == ".safetensors" else _read_pth
-    try:
-        weights = read(path)
-        InceptionExtractor(_NAMES[INCEPTION], ["2048"], weights)
-    except pickle.UnpicklingError:
-        raise BigrError(
-            f"evaluation.extractor_weights: {path} does not hold Inception's weights, tensors alone"
-        ) from None
-    except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BigrError(f"evaluation.extractor_weights: {path} does not hold Inception's weights: {reason}") from None
-    return weights
+def check_alike(images: tuple[str, str], reference: tuple[str, str]) -> None:
+    """Raise `BigrError` where two sets were seen by different extractors: (name, hash) of each, "" where not known."""
+    if images[0] == reference[0] and len({images[1], reference[1]} - {""}) < 2:
+        return
+    ours, theirs = (f"{name} {known[:12] or '(of unknown weights)'}" for name, known in (images, reference))
+    raise BigrError(
+        f"the samples are seen through {ours}, the reference through {theirs}; distances need one extractor for both: "
+        "choose it with --extractor and --weights"
+    )
 
 
-def _read_pth(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def frechet_distance(images: Statistics, reference: Statistics) -> float:
+    """Fréchet distance of two Gaussians, ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½): torch-fidelity's."""
+    first, second = ({"mu": s.mu, "sigma": s.sigma} for s in (images, reference))
+    return fid_statistics_to_metric(first, second, verbose=False)[torch_fidelity.KEY_METRIC_FID]

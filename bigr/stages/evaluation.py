@@ -20,10 +20,12 @@ from bigr.data.shards import ImageBatches, ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
 from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.extractors import CLASSIFIER, classifier_extractor, inception_extractor, read_inception_weights
 from bigr.evaluation.features import Features, layer_features, scratch_folder
-from bigr.evaluation.fidelity import CLASSIFIER, Fidelity, read_inception_weights, weights_hash
+from bigr.evaluation.fidelity import Fidelity, names
 from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
 from bigr.evaluation.representation import COLUMNS, Representation, represent
+from bigr.evaluation.statistics import measure
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import atomic_folder, write_json
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
@@ -60,22 +62,29 @@ def run(settings: "Settings", context: Context) -> None:
 
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         classifier = train_offline(section, folder, shards, settings.run.workers, device)
-        fidelity = instrument(section, classifier if inception is None else inception, device)
+        if inception is None:
+            extractor = classifier_extractor(classifier, device)
+        else:
+            extractor = inception_extractor(inception, device)
         drawn = InOrder(len(samples), lambda: iter(samples))
+        sets = {"samples": drawn, "reconstructions": restored, **originals}
+        looks = {name: measure(extractor, images, section.batch_size, name=name) for name, images in sets.items()}
+        fidelity = instrument(section, device)
         seen = predictions(classifier, drawn, section.batch_size)
         metrics: dict[str, dict[str, float]] = {
-            "samples": fidelity.compare(drawn, originals[section.reference]),
-            "reconstructions": fidelity.compare(restored, originals["val"]),
-            "val_against_train": fidelity.compare(originals["val"], originals["train"]),
+            "samples": fidelity.compare(looks["samples"], looks[section.reference]),
+            "reconstructions": fidelity.compare(looks["reconstructions"], looks["val"]),
+            "val_against_train": fidelity.compare(looks["val"], looks["train"]),
             "classifier": {"val_accuracy": agreement(classifier, originals["val"], val_labels, section.batch_size)},
         }
         usage = code_usage(codes["train"], counts["train"])
         with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
             train, val = extract(section, model.to(device), codes, counts, scratch)
             representation = represent(section, train, val, len(classes), device)
-        floor = max(metrics["val_against_train"][fidelity.distance], _SMALLEST_FLOOR)
+        distance = names(section.extractor).distance
+        floor = max(metrics["val_against_train"][distance], _SMALLEST_FLOOR)
         metrics["samples"] |= {
-            "over_floor": metrics["samples"][fidelity.distance] / floor,
+            "over_floor": metrics["samples"][distance] / floor,
             "label_agreement": float((seen == asked).double().mean()),
             "images": len(drawn),
         }
@@ -93,8 +102,7 @@ def run(settings: "Settings", context: Context) -> None:
     metrics |= representation.figures()
 
     save(root / "models" / "classifier", classifier)
-    measured_with = classifier.state_dict() if inception is None else inception
-    write_json(root / "outputs" / "instrument.json", about(section, weights_hash(measured_with), shards, counts))
+    write_json(root / "outputs" / "instrument.json", about(section, extractor.hash, shards, counts))
     write_json(root / "outputs" / "metrics.json", metrics)
     draw(root / "outputs" / "plots", representation, usage, asked, seen, classes)
     report(context, metrics, representation)
@@ -142,17 +150,14 @@ def train_offline(
     )
 
 
-def instrument(section: "Section", extractor: Classifier | Mapping[str, Tensor], device: torch.device) -> Fidelity:
-    """What measures distances between sets of images: `evaluation.extractor`, the classifier or Inception's weights."""
+def instrument(section: "Section", device: torch.device) -> Fidelity:
+    """What measures distances between sets of images, whatever the extractor."""
     return Fidelity(
-        section.extractor,
-        extractor,
-        device=device,
-        batch_size=section.batch_size,
         kid_subsets=section.kid_subsets,
         kid_subset_size=section.kid_subset_size,
         neighbours=section.precision_recall_neighbours,
         seed=derive_seed(INSTRUMENT_SEED, "fidelity"),
+        device=device,
     )
 
 

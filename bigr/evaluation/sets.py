@@ -1,0 +1,179 @@
+"""Opens a set of images for measurement: a folder, ADM's `.npz`, webdataset shards, or statistics kept in a file.
+
+Opening reads every byte once: for the hash by which the set is known, and to tell by content what is JPEG. Pixels are
+decoded later, as they are needed, and never all at once. Whatever cannot be measured is one line that names the file.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bigr.data.images import center_crop
+from bigr.data.shards import ShardIndex
+from bigr.data.sources import SUFFIXES
+from bigr.errors import BigrError
+from bigr.evaluation import arrays, encoded, kept
+from bigr.evaluation.extractors import INCEPTION
+from bigr.evaluation.images import InOrder, files_hash
+from bigr.evaluation.statistics import Statistics
+from bigr.files import sha256_file
+
+ARRAY = "array"
+"""The format of images in an `.npz`: as they are, though nobody knows what they went through before."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A set, opened.
+
+    hash: of its content as it is measured; formats: how many images are stored how; size: width and height of every
+    image. images: uint8 [3, H, W], None of a set of which only statistics are kept; statistics: what is kept, or comes
+    with the images. The count is None where statistics do not tell it. split: of shards with this project's index.
+    """
+
+    path: Path
+    kind: str
+    hash: str
+    count: int | None
+    formats: dict[str, int] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    images: InOrder | None = None
+    statistics: Statistics | None = None
+    split: str | None = None
+
+    @property
+    def lossy(self) -> int:
+        """The number of images that were compressed with losses."""
+        return sum(self.formats.get(name, 0) for name in encoded.LOSSY)
+
+    @property
+    def lossless(self) -> int:
+        """The number of images that are stored as they are."""
+        return sum(self.formats.values()) - self.lossy
+
+
+def open_set(path: Path, *, split: str = "train", size: int | None = None, workers: int = 1) -> ImageSet:
+    """Open what `path` names, told by what it is. Raises `BigrError` for whatever cannot be measured.
+
+    split: of shards with this project's index. size: ADM's centre crop to size×size of every image; without it all
+    images must be of one size. workers: threads that decode.
+    """
+    if not path.exists():
+        raise BigrError(f"{path}: there is no such folder or file")
+    if path.is_dir():
+        if (path / "index.json").is_file():
+            return _shards(path, split, size, workers)
+        if tars := sorted(path.glob("*.tar")):
+            return _tars(path, tars, None, size, workers)
+        return _folder(path, size, workers)
+    if path.suffix == ".tar":
+        return _tars(path, [path], None, size, workers)
+    if path.suffix == ".npz":
+        return _npz(path, size, workers)
+    if path.suffix == ".safetensors":
+        return _statistics(path, size)
+    raise BigrError(
+        f"{path}: not a set of images; name a folder of images, an .npz, a folder of .tar shards, or a .safetensors "
+        "file of statistics"
+    )
+
+
+def _folder(path: Path, size: int | None, workers: int) -> ImageSet:
+    def read() -> Iterator[encoded.Encoded]:
+        return encoded.folder_pictures(path)
+
+    seen = _look(path, read, size)
+    return _pictures(path, "folder", files_hash(seen.hashes), seen, read, size, workers)
+
+
+def _shards(path: Path, split: str, size: int | None, workers: int) -> ImageSet:
+    index = ShardIndex.load(path)
+    if split not in index.splits:
+        raise BigrError(f"{path} has no split {split!r}; it has {', '.join(index.splits)}")
+    found = _tars(path, index.tars(split), split, size, workers)
+    if found.count != (said := index.images(split)):
+        raise BigrError(f"{path}: the shards of {split} hold {found.count} images, index.json says {said}")
+    return found
+
+
+def _tars(path: Path, tars: list[Path], split: str | None, size: int | None, workers: int) -> ImageSet:
+    def read() -> Iterator[encoded.Encoded]:
+        return encoded.tar_pictures(tars)
+
+    seen = _look(path, read, size)
+    return _pictures(path, "shards", files_hash(map(sha256_file, tars)), seen, read, size, workers, split)
+
+
+def _look(path: Path, read: Callable[[], Iterator[encoded.Encoded]], size: int | None) -> encoded.Look:
+    seen = encoded.look(read(), size)
+    if not seen.hashes:
+        raise BigrError(f"{path}: there is no image in it ({', '.join(SUFFIXES)})")
+    return seen
+
+
+def _pictures(
+    path: Path,
+    kind: str,
+    content: str,
+    seen: encoded.Look,
+    read: Callable[[], Iterator[encoded.Encoded]],
+    size: int | None,
+    workers: int,
+    split: str | None = None,
+) -> ImageSet:
+    """A set of picture files that were looked at."""
+
+    def stream() -> Iterator[Tensor]:
+        return encoded.ahead(lambda picture: encoded.pixels(picture, size, seen.size), read(), workers)
+
+    count = len(seen.hashes)
+    images = InOrder(count, stream)
+    return ImageSet(path, kind, _prepared(content, size), count, seen.formats, seen.size, images, split=split)
+
+
+def _npz(path: Path, size: int | None, workers: int) -> ImageSet:
+    statistics = None
+    if arrays.has(path, arrays.MEAN, arrays.COVARIANCE):
+        # ADM's references do not name their extractor: there is one, Inception.
+        statistics = Statistics(INCEPTION, "", None, *arrays.moments(path))
+        if not arrays.has(path, arrays.IMAGES):
+            return ImageSet(path, "statistics", sha256_file(path), None, statistics=statistics)
+    count, height, width = arrays.shape(path)
+
+    def stream() -> Iterator[Tensor]:
+        if size is None:
+            return (torch.from_numpy(image.copy()).permute(2, 0, 1) for image in arrays.images(path))
+
+        def cropped(image: np.ndarray) -> Tensor:
+            return encoded.to_tensor(center_crop(Image.fromarray(image), size))
+
+        return encoded.ahead(cropped, arrays.images(path), workers)
+
+    content, shown = _prepared(arrays.content(path), size), (size, size) if size else (width, height)
+    return ImageSet(path, "npz", content, count, {ARRAY: count}, shown, InOrder(count, stream), statistics)
+
+
+def _statistics(path: Path, size: int | None) -> ImageSet:
+    if size:
+        raise BigrError(f"{path} holds statistics, which --size cannot crop; leave --size out, or name the images")
+    found = kept.read(path)
+    about, shown = found.about, found.about["size"]
+    return ImageSet(
+        path,
+        "statistics",
+        about["hash"],
+        found.statistics.count,
+        about["formats"],
+        (shown[0], shown[1]) if shown else None,
+        statistics=found.statistics,
+    )
+
+
+def _prepared(content: str, size: int | None) -> str:
+    """The hash of content that is cropped before it is measured."""
+    return content if size is None else files_hash([content, f"center crop {size}"])
