@@ -13,6 +13,7 @@ _HIGHER = {
     "reconstructions": ("isc", "precision", "recall", "psnr", "label_agreement"),
     "codes": ("bit_entropy", "unique_share"),
     "probe": ("best_top1", "best_top5"),
+    "knn": ("best_top1", "best_top5"),
 }
 
 LOWER_IS_BETTER = frozenset(f"{part}.{name}" for part, names in _LOWER.items() for name in names)

@@ -83,13 +83,14 @@ def promote(root: Path, params: Path) -> Decision:
     store: Store | None = None
     try:
         store = Store(root)
-        return _promote(offered, Registry(store))
+        return settle(offered, Registry(store))
     except MlflowException as error:
         where = f"MLflow ({store.uri})" if store else "MLflow"
         raise BigrError(f"{where} could not be asked: {' '.join(str(error).split())[:300]}; is it running?") from error
 
 
-def _promote(offered: Candidate, registry: Registry) -> Decision:
+def settle(offered: Candidate, registry: Registry) -> Decision:
+    """Register, compare, move: `promote`, where the store is open and the candidate known."""
     comparisons = offered.settings.promotion.metrics
     version = registry.register(offered, _run_of(offered, registry.store))
     champion = registry.champion()
