@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import bigr.interop
 from bigr import cli
 from bigr.errors import BigrError
 from bigr.files import write_tensors
@@ -437,3 +438,11 @@ def peak(code: str) -> int:
     script += "print(next(x.split()[1] for x in Path('/proc/self/status').open() if x.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return 1024 * int(done.stdout)
+
+
+def test_the_package_offers_import_and_export_as_functions():
+    offered = {name: getattr(bigr.interop, name) for name in bigr.interop.__all__}
+    assert offered == {name: getattr(exchange, name) for name in offered}
+    assert {"import_pair", "import_tokenizer", "import_generator", "export_pair"} <= offered.keys()
+    with pytest.raises(AttributeError, match="import_everything"):
+        _ = bigr.interop.import_everything
