@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import bigr.interop
-from bigr import cli
+from bigr import cli, interop
 from bigr.errors import BigrError
 from bigr.files import write_tensors
 from bigr.interop import exchange
@@ -441,8 +440,8 @@ def peak(code: str) -> int:
 
 
 def test_the_package_offers_import_and_export_as_functions():
-    offered = {name: getattr(bigr.interop, name) for name in bigr.interop.__all__}
+    offered = {name: getattr(interop, name) for name in interop.__all__}
     assert offered == {name: getattr(exchange, name) for name in offered}
     assert {"import_pair", "import_tokenizer", "import_generator", "export_pair"} <= offered.keys()
     with pytest.raises(AttributeError, match="import_everything"):
-        _ = bigr.interop.import_everything
+        _ = interop.import_everything
