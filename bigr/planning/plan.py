@@ -157,13 +157,12 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
     step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False)).flops / 2
     seen = flops(lambda: classifier(batch)) / 2
     extractor = seen if section.extractor == "classifier" else _INCEPTION
-    reference = train if section.reference == "train" else val
     decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
     probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * train
     return (
         section.classifier_steps * section.classifier_batch_size * step
         + (count + 2 * val) * seen
-        + (count + reference + val + val + val + train) * extractor
+        + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
         + _RESTORED * val * decoder
         + (train + val) * backbone_flops(built.bigr)
         + probe
