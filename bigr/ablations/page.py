@@ -20,9 +20,9 @@ INTRODUCTION = """\
 
 `make ablations` repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits: every line is a choice of
 settings, run under {seeds} seeds, {runs} runs in all. This page and its plots are written by that command from
-[ablations.json](ablations.json). The paper trained L models on ImageNet for 400 epochs; here a model of 1.6 M
-parameters learns 1,437 digits in {steps} steps. The question is therefore not whether the figures are near, but whether
-the *order* of the variants is the same.
+[ablations.json](ablations.json). The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet
+for 400 epochs; here {layers} layers of width {dim} learn 1,437 digits in {steps} steps. The question is therefore not
+whether the figures are near, but whether the *order* of the variants is the same.
 
 Our figures are mean ± standard deviation over seeds. `fd_classifier` is a Fréchet distance of {count} samples to the
 training images over the features of a small classifier; it stands where the paper has FID over Inception, and is no
@@ -67,6 +67,8 @@ def text(results: Results) -> str:
         INTRODUCTION.format(
             seeds=len(results.seeds()),
             runs=sum(len(runs) for runs in results.figures.values()),
+            layers=results.settings["generator.layers"],
+            dim=results.settings["generator.dim"],
             steps=results.settings["generator.steps"],
             count=results.settings["samples.count"],
         ),

@@ -21,6 +21,9 @@ from bigr import pipeline
 SEEDS = (0, 1, 2)
 
 MINIATURE: dict[str, Any] = {
+    "generator.dim": 64,
+    "generator.layers": 4,
+    "generator.transcoder_dim": 64,
     "generator.steps": 600,
     "transcoder.steps": 0,
     "samples.count": 300,
@@ -30,8 +33,8 @@ MINIATURE: dict[str, Any] = {
     "evaluation.classifier_steps": 300,
     "evaluation.probe_epochs": 100,
 }
-"""What every run has different from params.yaml: a shorter training, the paper's joint transcoder, fewer samples,
-cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""
+"""What every run has different from params.yaml: a smaller model, a shorter training, the paper's joint transcoder,
+fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""
 
 FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
 """The figures of outputs/metrics.json that stand for the paper's FID and linear probe."""
@@ -100,8 +103,6 @@ VARIANTS = (
     Variant("table2-direct", "direct", {"generator.target": "direct"}),
     Variant("table3-raster", "flip", {"samples.order": "raster"}),
     Variant("table3-random", "flip", {"samples.order": "random"}),
-    Variant("table3-margin", "flip", {"samples.order": "margin"}),
-    Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17}),
     Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0}),
     Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True}),
     *(
@@ -109,6 +110,8 @@ VARIANTS = (
         for (n, s), name in POINTS.items()
         if name != "base"
     ),
+    Variant("table3-margin", "flip", {"samples.order": "margin"}),
+    Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17}),
 )
 
 TABLES = (
