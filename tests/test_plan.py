@@ -346,6 +346,15 @@ def test_codes_take_768_bytes_a_view_at_k_24_and_256_tokens(tmp_path: Path) -> N
     assert dataset.disk(recipe, tmp_path).code == 2 * 768 + 8
 
 
+def test_features_take_two_bytes_a_number_of_every_layer_for_the_images_that_are_measured(tmp_path: Path) -> None:
+    recipe = ROOT / "recipes" / "imagenet256-L-d20-representation.yaml"
+    disk = dataset.disk(config.load(recipe), tmp_path)
+    assert (disk.feature, disk.featured) == (2 * 24 * 1024, 1_281_167)
+    made = plan.make_plan(recipe, tmp_path, tflops=400, images=1_331_167, classes=1000)
+    row = next(line for line in page(made) if line.strip().startswith("features"))
+    assert f"{1_331_167 * 2 * 24 * 1024 / 2**30:.1f}" in row
+
+
 def bigr(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """What the command says in `folder`, where there is no data."""
     return subprocess.run([sys.executable, "-m", "bigr", *words], cwd=folder, capture_output=True, text=True)

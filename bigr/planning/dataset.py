@@ -11,6 +11,7 @@ from bigr.data.sources import discover
 EMBEDDED_IMAGES, EMBEDDED_CLASSES = 1797, 10
 _ASSUMED_CLASSES = 1000  # ImageNet-1K: changes the class table alone
 _LABEL = 8  # bytes of an int64
+_HALF = 2  # bytes of a float16
 _RECORD = 512  # bytes to which tar fills up
 _PNG_SHARE = 0.6
 """A PNG's size as a share of 3 bytes a pixel: scikit-learn's two sample photographs take 0.51 to 0.66 at 256 and 64."""
@@ -34,12 +35,18 @@ class Images:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of one image in the shards and in the codes, and how they were found."""
+    """Bytes of one image in the shards, in the codes, and while `evaluation` runs in its features; how they were found.
+
+    featured: images of a split whose features are taken, at most.
+    """
 
     shard: float
     code: int
+    feature: int
+    featured: int
     shard_basis: str
     code_basis: str
+    feature_basis: str
 
 
 def count_images(settings: Settings, root: Path, images: int | None, classes: int | None) -> Images:
@@ -84,11 +91,15 @@ def disk(settings: Settings, root: Path) -> Disk:
         basis = f"estimated: {_PNG_SHARE} of 3 bytes a pixel (photographs as PNG), tar's records"
     views, tokens, packed = len(settings.codes.views), settings.grid**2, math.ceil(settings.tokenizer.code_bits / 8)
     plural = "s" if views > 1 else ""
+    layers, width = settings.generator.layers, settings.generator.dim
     return Disk(
         shard=shard,
         code=views * tokens * packed + _LABEL,
+        feature=_HALF * layers * width,
+        featured=settings.evaluation.max_images,
         shard_basis=basis,
         code_basis=f"{views} view{plural} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
+        feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
     )
 
 

@@ -1,5 +1,6 @@
 """The plan as a page of text: aligned tables, a unit in every column."""
 
+import math
 from collections.abc import Sequence
 
 from bigr.planning.plan import Plan, Stage
@@ -82,14 +83,16 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _disk(plan: Plan) -> list[str]:
-    total = plan.images.total
+    disk, splits = plan.disk, (plan.images.train, plan.images.val)
 
-    def row(name: str, size: float, basis: str) -> tuple[str, str, str, str]:
+    def row(name: str, size: float, basis: str, most: float = math.inf) -> tuple[str, str, str, str]:
+        total = None if None in splits else sum(min(images or 0, most) for images in splits)
         return name, f"{size:,.0f}", "—" if total is None else _gibi(size * total), basis
 
     rows = [
-        row("data/shards", plan.disk.shard, plan.disk.shard_basis),
-        row("data/codes", plan.disk.code, plan.disk.code_basis),
+        row("data/shards", disk.shard, disk.shard_basis),
+        row("data/codes", disk.code, disk.code_basis),
+        row("features", disk.feature, disk.feature_basis, disk.featured),
     ]
     return _table(("Disk", "bytes an image", "GiB", ""), rows, right=(1, 2))
 

@@ -145,7 +145,7 @@ def make_plan(
 
 
 def evaluation_flops(settings: Settings, built: Networks, images: Images) -> float:
-    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe.
+    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe, k-NN.
 
     Where the number of images is not known, evaluation.max_images of each split.
     """
@@ -159,6 +159,7 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
     extractor = seen if section.extractor == "classifier" else _INCEPTION
     decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
     probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * train
+    neighbours = 2 * settings.generator.layers * settings.generator.dim * train * val
     return (
         section.classifier_steps * section.classifier_batch_size * step
         + (count + 2 * val) * seen
@@ -166,6 +167,7 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
         + _RESTORED * val * decoder
         + (train + val) * backbone_flops(built.bigr)
         + probe
+        + neighbours
     )
 
 
