@@ -56,7 +56,8 @@ STAGE_HELP = {
     ),
     "evaluation": (
         "Measures samples (Fréchet distance, KID, precision, recall, label agreement), reconstructions, "
-        "code usage, and every layer's features (linear probe, k-NN, t-SNE). Writes outputs/metrics.json and outputs/plots/."
+        "code usage, and every layer's features (linear probe, k-NN, t-SNE). Writes outputs/metrics.json and "
+        "outputs/plots/."
     ),
 }
 """What each stage does, in the order in which they run."""
