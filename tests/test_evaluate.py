@@ -270,6 +270,11 @@ def test_two_files_of_statistics_need_no_extractor(project: Path) -> None:
         run("--reference", images, "--save-statistics", f"{name}.safetensors", "--weights", "models/classifier")
     found = evaluated("--samples", "a.safetensors", "--reference", "b.safetensors", classifier=False)
     assert found["figures"] == expected
+    run("--reference", "folder", "--save-statistics", "c.safetensors", "--extractor", "rows:Rows")
+    line = refused("--samples", "a.safetensors", "--reference", "c.safetensors")
+    assert "distances need one extractor for both" in line
+    line = refused("--samples", "c.safetensors", "--reference", "folder", "--weights", "models/classifier")
+    assert "c.safetensors was seen through rows:Rows" in line
 
 
 def test_a_reference_is_not_extracted_again_until_it_or_the_extractor_changes(
@@ -357,8 +362,8 @@ def test_how_a_picture_is_stored_is_read_off_its_content(options: dict, told: st
 
 def test_few_images_are_warned_of(project: Path) -> None:
     text = " ".join(evaluated(*SAMPLES, "--reference", "folder")["warnings"])
-    assert "fd_classifier of 40 samples is biased" in text
-    assert "published figures take 50,000" in text
+    assert "compare it only with that of 40 samples (published figures take 50,000)" in text
+    assert "a reference of 50 images is small" in text
     assert "same images" in " ".join(evaluated("--samples", "folder", "--reference", "folder")["warnings"])
 
 
@@ -439,9 +444,9 @@ def test_inception_and_adms_reference_with_its_statistics(
     assert whole["figures"]["fid"] == found["figures"]["fid"] != others["figures"]["fid"]
     assert whole["figures"]["kid"] == others["figures"]["kid"] != found["figures"]["kid"]
     line = refused(*SAMPLES, "--reference", "moments.npz", "--weights", "models/classifier")
-    assert "the reference through inception-v3-compat (of unknown weights)" in line
+    assert "moments.npz was seen through inception-v3-compat (of unknown weights)" in line
     line = refused(*SAMPLES, "--reference", "b.safetensors", "--weights", "models/classifier")
-    assert "distances need one extractor for both" in line
+    assert "choose the same with --extractor and --weights" in line
 
 
 def test_weights_are_fetched_only_when_told_to(project: Path, inception: Path, monkeypatch) -> None:

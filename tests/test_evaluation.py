@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
+from bigr import cli
 from bigr.context import Context, Report
 from bigr.data.shards import ShardIndex
 from bigr.errors import BigrError
@@ -27,7 +30,7 @@ from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.tokenizer import Tokenizer
 from bigr.stages import codes, evaluation, shards
 from bigr.stages.tokenizer import config_of
-from tests import worlds
+from tests import tiny, worlds
 
 CPU = torch.device("cpu")
 PER_CLASS = {"train": 12, "val": 5}
@@ -279,6 +282,23 @@ def test_a_hash_of_weights_tells_names_shapes_and_values_but_no_order() -> None:
     ]
     assert weights_hash(weights) == same
     assert len({same, *map(weights_hash, others)}) == 5
+
+
+def test_bigr_evaluate_gives_the_figures_of_the_stage(evaluated, tmp_path: Path, monkeypatch) -> None:
+    root, _ = evaluated
+    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    tiny.apply(tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    words = ["--samples", str(root / "outputs/samples.npz"), "--reference", str(root / "data/shards")]
+    done = CliRunner().invoke(
+        cli.app, ["evaluate", *words, "--weights", str(root / "models/classifier"), "--json"], catch_exceptions=False
+    )
+    told = json.loads(done.stdout)
+    samples = json.loads((root / "outputs/metrics.json").read_text())["samples"]
+    assert told["figures"] == {name: samples[name] for name in told["figures"]}
+    about = json.loads((root / "outputs/instrument.json").read_text())
+    assert told["extractor"] == about["extractor"]
+    assert told["reference"]["hash"] == about["reference"]["hash"]
 
 
 def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from bigr.errors import BigrError
 from bigr.evaluation import kept
 from bigr.evaluation.extractors import INCEPTION, Extractor
-from bigr.evaluation.fidelity import Fidelity, check_alike, names
+from bigr.evaluation.fidelity import Fidelity, alike, known_as, names
 from bigr.evaluation.sets import ImageSet
 from bigr.evaluation.statistics import KEPT, Statistics, measure
 
@@ -80,7 +80,8 @@ def look(
         if place is not None:
             kept.write(place, statistics, about(images))
     if images.statistics is not None and through.name == images.statistics.extractor:
-        statistics = replace(statistics, mu=images.statistics.mu, sigma=images.statistics.sigma)
+        own = images.statistics  # of ADM's reference: over far more images than it holds
+        statistics = replace(statistics, mu=own.mu, sigma=own.sigma, count=own.count)
     return Measured(images, statistics, cached)
 
 
@@ -96,9 +97,14 @@ def _remembered(place: Path) -> Statistics | None:
 
 def check_before(images: ImageSet, extractor: Extractor) -> None:
     """Raise `BigrError` before anything takes time where a set's statistics are of another extractor than this."""
-    if images.images is None and images.statistics is not None:
-        theirs = images.statistics
-        check_alike((extractor.name, extractor.hash), (theirs.extractor, theirs.extractor_hash))
+    theirs = images.statistics
+    if images.images is not None or theirs is None:
+        return
+    if not alike((extractor.name, extractor.hash), (theirs.extractor, theirs.extractor_hash)):
+        raise BigrError(
+            f"{images.path} was seen through {known_as(theirs.extractor, theirs.extractor_hash)}, the images are to be "
+            f"seen through {known_as(extractor.name, extractor.hash)}; choose the same with --extractor and --weights"
+        )
 
 
 def compare(fidelity: Fidelity, samples: Measured, reference: Measured) -> Comparison:
@@ -135,14 +141,14 @@ def warnings(samples: Measured, reference: Measured) -> list[str]:
     called = names(samples.statistics.extractor)
     count = samples.statistics.count
     if count is not None and count < USUAL:
-        how = "far above" if count < FEW else "a little above"
+        how = "far" if count < FEW else "a little"
         said.append(
-            f"{called.distance} of {count:,} samples is biased to {how} its limit; compare it with those of {count:,} "
-            f"samples only (published figures take {USUAL:,})"
+            f"{called.distance} is biased upwards where there are few images, here by {how}: compare it only with that "
+            f"of {count:,} samples (published figures take {USUAL:,})"
         )
     seen = reference.statistics.count
     if seen is not None and seen < FEW:
-        said.append(f"{seen:,} images are a small reference, which raises {called.distance} too")
+        said.append(f"a reference of {seen:,} images is small, which raises {called.distance} too")
     for name, pair in sets.items():
         if (pair.statistics.count or 0) > KEPT:
             said.append(
@@ -152,7 +158,7 @@ def warnings(samples: Measured, reference: Measured) -> list[str]:
         foreign = pair.set.statistics
         if foreign is not None and not foreign.extractor_hash and pair.statistics.extractor == INCEPTION:
             said.append(
-                f"{called.distance} is against the mean and covariance in {pair.set.path}, as ADM's evaluator does: "
-                "that they are Inception's is taken on trust"
+                f"{called.distance} takes the mean and covariance in {pair.set.path}, as ADM's evaluator does: that "
+                "they are Inception's is taken on trust"
             )
     return said

@@ -68,9 +68,12 @@ class Fidelity:
         distance draws subsets of `kid_subset_size`, or of the smaller set's size where that is less.
         Raises `BigrError` where the two are of different extractors, or a set has too few images.
         """
-        check_alike((images.extractor, images.extractor_hash), (reference.extractor, reference.extractor_hash))
-        if images.mu.shape != reference.mu.shape:
-            raise BigrError(f"{len(images.mu)} features of the samples do not compare with {len(reference.mu)}")
+        ours, theirs = ((s.extractor, s.extractor_hash) for s in (images, reference))
+        if not alike(ours, theirs) or images.mu.shape != reference.mu.shape:
+            raise BigrError(
+                f"the samples were seen through {known_as(*ours)} ({len(images.mu)} features), the reference through "
+                f"{known_as(*theirs)} ({len(reference.mu)}); distances need one extractor for both"
+            )
         called = names(images.extractor)
         figures = {called.distance: frechet_distance(images, reference)}
         if images.features is not None and reference.features is not None:
@@ -102,15 +105,14 @@ class Fidelity:
         return figures
 
 
-def check_alike(images: tuple[str, str], reference: tuple[str, str]) -> None:
-    """Raise `BigrError` where two sets were seen by different extractors: (name, hash) of each, "" where not known."""
-    if images[0] == reference[0] and len({images[1], reference[1]} - {""}) < 2:
-        return
-    ours, theirs = (f"{name} {known[:12] or '(of unknown weights)'}" for name, known in (images, reference))
-    raise BigrError(
-        f"the samples are seen through {ours}, the reference through {theirs}; distances need one extractor for both: "
-        "choose it with --extractor and --weights"
-    )
+def alike(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether two extractors, each by name and hash, are the same. One whose hash is not known is trusted."""
+    return first[0] == second[0] and len({first[1], second[1]} - {""}) < 2
+
+
+def known_as(extractor: str, hash_: str) -> str:
+    """An extractor as people are told of it."""
+    return f"{extractor} {hash_[:12] or '(of unknown weights)'}"
 
 
 def frechet_distance(images: Statistics, reference: Statistics) -> float:
