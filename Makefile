@@ -10,6 +10,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python; do \
 # Ports of `make ui` and `make services`; both listen on loopback only.
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
+# Of `make serve`.
+SERVE_PORT ?= 5001
 REMOTE_MLFLOW := $(filter http%,$(MLFLOW_TRACKING_URI))
 
 SHELL := /bin/bash
@@ -23,7 +25,7 @@ export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline ablations test lint ui services deps clean
+.PHONY: help install pipeline ablations test lint ui services serve deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +70,9 @@ services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl
 		echo "Port $(PREFECT_PORT) is taken: the services run already, or name others: make services PREFECT_PORT=… MLFLOW_PORT=…" >&2; \
 		exit 1; fi
 	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)
+
+serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on loopback port 5001 (SERVE_PORT)
+	python -m mlflow models serve -m models:/bigr@champion --env-manager local -h 127.0.0.1 -p $(SERVE_PORT)
 
 deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
 	python -m bigr.closure --write
