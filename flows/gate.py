@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigr import config
 from bigr.pipeline import StageSpec
 from flows.execution import StageFailed, StageKilled, killer, lines, started_in
 
-MODELS = ("models/tokenizer", "models/bigr")
+NAME, CHAMPION = "bigr", "champion"
+MODELS, SAMPLES = ("models/tokenizer", "models/bigr"), "outputs/samples.npz"
 NOT_PROMOTED = 3
 """The exit status of `bigr promote` where the champion is another version; the decision is told all the same."""
 
@@ -28,6 +30,24 @@ class Decision:
 def applies(graph: Mapping[str, StageSpec], chosen: list[str]) -> bool:
     """Whether there is something to compare: a model, measured by this run."""
     return "evaluation" in chosen and {*MODELS} <= {out for spec in graph.values() for out in spec.outs}
+
+
+def has_judged(project: Path, workspace: Path) -> bool:
+    """Whether the registry has the model of `workspace`, with a decision. Fails as MLflow does.
+
+    It has none where the run that made the model ended before the gate, or was not a flow run.
+    """
+    from bigr.tracking.store import Store
+
+    lock = config.read(workspace / "dvc.lock").get("stages", {})
+    hashes = {out["path"]: out.get("md5") for stage in lock.values() for out in stage.get("outs", [])}
+    same = " and ".join(f"tag.`dvc.{path}` = '{hashes.get(path)}'" for path in (*MODELS, SAMPLES))
+    client = Store(project).client
+    versions = client.search_model_versions(f"name = '{NAME}' and {same}")
+    if not versions or any("bigr.gate" in version.tags for version in versions):
+        return bool(versions)
+    champion = client.get_registered_model(NAME).aliases.get(CHAMPION)  # made so by hand
+    return str(champion) in {str(version.version) for version in versions}
 
 
 def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str], None]) -> Decision:

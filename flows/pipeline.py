@@ -23,6 +23,7 @@ from bigr.pipeline import stages as described_stages
 from bigr.tracking.store import location
 from flows import gate, workspace
 from flows.execution import Outcome, StageFailed, StageKilled, execute
+from flows.freshness import unchanged
 from flows.page import Page, record
 
 RETRIES, RETRY_DELAY_S = 2, 5
@@ -34,9 +35,17 @@ def was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
 
 
 @task(retries=RETRIES, retry_delay_seconds=RETRY_DELAY_S, retry_condition_fn=was_killed)
-def run_stage(stage: str, folder: str, environment: dict[str, str], force: bool) -> State[Outcome]:
-    """Bring one stage up to date; the state of the task is named after what it took: Ran or Cached."""
-    outcome = execute(stage, Path(folder), environment, force, get_run_logger().info)
+def run_stage(
+    stage: str, folder: str, environment: dict[str, str], force: bool, unchanged: bool = False
+) -> State[Outcome]:
+    """Bring one stage up to date; the state of the task is named after what it took: Ran or Cached.
+
+    unchanged: it is known to be up to date.
+    """
+    if unchanged:
+        outcome = Outcome("cached", 0.0)
+    else:
+        outcome = execute(stage, Path(folder), environment, force, get_run_logger().info)
     return Completed(name=outcome.state.capitalize(), message=f"{outcome.seconds:.1f} s", data=outcome)
 
 
@@ -85,7 +94,7 @@ def pipeline(
     try:
         environment = _environment(project, name, run_id)
         message = _run(graph, chosen, page, environment, force)
-        if not message and promote and gate.applies(graph, chosen):
+        if not message and promote and gate.applies(graph, chosen) and not _is_decided(page, project):
             message = _promote(page, environment)
     finally:
         _publish(page, project, run_id)
@@ -99,8 +108,10 @@ def pipeline(
         except BigrError as error:
             return Failed(message=f"the results, in {folder}, could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
-    decided = f"; {page.gate.summary}" if page.gate else ""
-    return Completed(message=f"{ran} stages ran, {len(chosen) - ran} cached{decided}")
+    count = f"{ran} stages ran, {len(chosen) - ran} cached"
+    if page.gate:
+        return Completed(message=f"{count}; {page.gate.summary}")
+    return Completed(message=count if ran else f"up to date: {count}")
 
 
 def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
@@ -122,10 +133,15 @@ def _environment(project: Path, name: str, run_id: str) -> dict[str, str]:
 def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment: dict[str, str], force: bool) -> str:
     """Run the stages one after the other; the message of the first that fails, or nothing."""
     done: dict[str, State[Any]] = {}
+    fresh = set() if force else unchanged(page.workspace, chosen)
     for stage in chosen:
-        made_by = [done[other] for other in done if _feeds(graph[other], graph[stage])]
+        makers = [other for other in done if _feeds(graph[other], graph[stage])]
+        if not fresh.issuperset(makers):  # DVC may have changed what it reads, even where nothing ran
+            fresh.discard(stage)
         named = run_stage.with_options(name=stage, task_run_name=stage)
-        state = named(stage, str(page.workspace), environment, force, wait_for=made_by, return_state=True)
+        made_by = [done[maker] for maker in makers]
+        folder = str(page.workspace)
+        state = named(stage, folder, environment, force, stage in fresh, wait_for=made_by, return_state=True)
         result: Any = state.result(raise_on_failure=False)
         if isinstance(result, Outcome):
             page.stages[stage], done[stage] = result, state
@@ -135,6 +151,17 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
             return str(result)
         raise result
     return ""
+
+
+def _is_decided(page: Page, project: Path) -> bool:
+    """Whether nothing ran and the gate has judged the model before: then it is not asked again."""
+    if any(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome)):
+        return False
+    try:
+        return gate.has_judged(project, page.workspace)
+    except Exception as error:  # a run with nothing to do does not need MLflow
+        get_run_logger().warning("MLflow does not answer; nothing ran, so the gate is not asked: %s", error)
+        return True
 
 
 def _promote(page: Page, environment: dict[str, str]) -> str:

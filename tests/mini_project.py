@@ -1,5 +1,6 @@
 """A project whose stages take no time: the real flow, settings and deployment around four small scripts in dvc.yaml."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+from bigr import config
 
 ROOT = Path(__file__).parents[1]
 STAGES = ["digits", "shards", "samples", "evaluation"]
@@ -94,6 +97,11 @@ def commit(folder: Path) -> None:
     run(folder, *["git", "-c", "user.name=Ada", "-c", "user.email=ada@localhost", "commit", "-q", "-m", "first"])
 
 
+def guidance(folder: Path) -> float:
+    """The setting samples.guidance_scale, which the project's evaluation reports as its only figure."""
+    return float(config.read(folder / "params.yaml")["samples"]["guidance_scale"])
+
+
 def holder(file: Path) -> psutil.Process:
     """The stage that MINI_PROJECT_HOLD holds, once it has written its number to `file`."""
     end = time.monotonic() + 60
@@ -103,11 +111,15 @@ def holder(file: Path) -> psutil.Process:
     return psutil.Process(int(file.read_text()))
 
 
-def run(folder: Path, *words: str) -> str:
-    """Standard output of a command of this environment; fails with all that it said."""
+def run(folder: Path, *words: str, **environment: str) -> str:
+    """Standard output of a command of this environment, with `environment` added; fails with all that it said."""
     program = Path(sys.executable).with_name(words[0])
     done = subprocess.run(
-        [str(program) if program.exists() else words[0], *words[1:]], cwd=folder, capture_output=True, text=True
+        [str(program) if program.exists() else words[0], *words[1:]],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise AssertionError(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")

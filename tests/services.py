@@ -1,0 +1,204 @@
+"""Prefect's server and a worker, started as `make services` starts them, for tests that drive a deployment."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows import guard
+from tests import mini_project
+
+PATIENCE_S = 300
+ENDED = ("COMPLETED", "FAILED", "CRASHED")
+
+
+class Services:
+    """Prefect's server and a worker, and what a user does with them in the folder `project`."""
+
+    def __init__(self, folder: Path, project: Path) -> None:
+        self.project = project
+        self.kill, self.hold, self.log = folder / "kill", folder / "hold", folder / "services.log"
+        ports = [_free_port(), _free_port()]
+        self.url = f"http://127.0.0.1:{ports[0]}/api"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "BIGR_", "DVC_"))}
+        self.environment = {
+            **kept,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "DO_NOT_TRACK": "1",
+            "OMP_NUM_THREADS": "1",
+            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_PORT": str(ports[0]),
+            "MLFLOW_PORT": str(ports[1]),
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # of a lock, where the machine has much else to do
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "MINI_PROJECT_KILL": str(self.kill),
+            "MINI_PROJECT_HOLD": str(self.hold),
+        }
+        self.launch()
+
+    def launch(self) -> None:
+        """Start what `make services` starts, but for MLflow."""
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(  # guarded: a test run that is killed leaves no server behind
+                [sys.executable, guard.__file__, "honcho", "start", "prefect", "worker"],
+                cwd=self.project,
+                env=self.environment,
+                start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_up(self) -> None:
+        """Return once the worker waits for runs."""
+        self.wait_for(lambda: "Worker 'bigr' started!" in self.log.read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """Honcho first, then all that it started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self) -> list[psutil.Process]:
+        """Do what Ctrl-C does; the processes that survive it."""
+        tree = self.processes() if self.process.poll() is None else []
+        if tree:
+            tree[0].send_signal(signal.SIGINT)
+        return psutil.wait_procs(tree, timeout=60)[1]
+
+    def wait_for(self, condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+        """The first result of `condition` that is true."""
+        end = time.monotonic() + patience_s
+        while not (result := condition()):
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise AssertionError(self.log.read_text()[-10_000:])
+            time.sleep(0.3)
+        return result
+
+    def api(self, path: str, body: Any = None, method: str = "") -> Any:
+        """Ask the server, again while its database is busy (503), as Prefect's client does; `body` makes it a POST."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"})
+        request.method = method or ("GET" if body is None else "POST")
+        for patience in (1, 2, 4, 8, 16, 0):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.loads(answer.read() or b"null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not patience:
+                    raise
+                time.sleep(patience)
+
+    def deploy(self, project: Path) -> None:
+        """Make the deployment that of `project`."""
+        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.environment, check=True)
+
+    def start(self, *options: str, project: Path | None = None, **parameters: Any) -> tuple[str, str]:
+        """The flow run's id, and all that `prefect deployment run bigr/full` says."""
+        words = ["prefect", "deployment", "run", "bigr/full", *options, "--params", json.dumps(parameters)]
+        folder = project or self.project
+        done = subprocess.run(words, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=400)
+        said = done.stdout + done.stderr
+        found = re.search(r"UUID: (\S+)", said)
+        assert found, said
+        return found[1], said
+
+    def watch(self, project: Path | None = None, **parameters: Any) -> dict[str, Any]:
+        """Run the deployment to its end; the flow run as the server knows it."""
+        run_id, said = self.start("--watch", project=project, **parameters)
+        run = self.run(run_id)
+        assert f"'{run['state_name']}'" in said, said
+        return run
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """The flow run as the server knows it."""
+        return self.api(f"/flow_runs/{run_id}")
+
+    def runs(self, *states: str) -> list[dict[str, Any]]:
+        """Flow runs in states of these types."""
+        return self.api("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": states}}}})
+
+    def page(self, run: dict[str, Any]) -> str:
+        """The text of the run's page."""
+        found = self.api("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+        assert [artifact["key"] for artifact in found] == ["pipeline"]
+        return found[0]["data"]
+
+    def tasks(self, run: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+        """Task runs by name, once the server has heard of the end of those named: it hears of tasks by and by."""
+
+        def tasks() -> dict[str, dict[str, Any]] | None:
+            found = self.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+            ended = {task["name"]: task for task in found if task["state_type"] in ENDED}
+            return ended if set(names) <= set(ended) else None
+
+        return dict(self.wait_for(tasks))
+
+    @contextmanager
+    def schedule(self, rule: str, seconds: float = 8, deployment: str = "bigr/full") -> Iterator[None]:
+        """Give the deployment a schedule of its own: an iCalendar rule, from `seconds` from now on."""
+        known = self.api(f"/deployments/name/{deployment}")
+        soon = datetime.now(UTC) + timedelta(seconds=seconds)
+        own = {"rrule": f"DTSTART:{soon:%Y%m%dT%H%M%S}Z\nRRULE:{rule}"}
+        (schedule,) = self.api(
+            f"/deployments/{known['id']}/schedules", [{"schedule": own, "active": True, "slug": "test"}]
+        )
+        try:
+            yield
+        finally:
+            self.api(f"/deployments/{known['id']}/schedules/{schedule['id']}", method="DELETE")
+
+    def scheduled(self) -> list[dict[str, Any]]:
+        """The ended flow runs that a schedule started, in the order of their start."""
+        return sorted((run for run in self.runs(*ENDED) if run["auto_scheduled"]), key=lambda run: run["start_time"])
+
+
+@contextmanager
+def started(folder: Path, project: Path) -> Iterator[Services]:
+    """Services for `project`, their own files in `folder`, up and running; stopped after."""
+    services = Services(folder, project)
+    try:
+        services.wait_until_up()
+        yield services
+    finally:
+        for process in services.stop():
+            process.kill()
+
+
+def copy_of_this_project(folder: Path) -> Path:
+    """The repository's files as they are, without a dvc.lock, as a new git repository with one commit."""
+    files = mini_project.run(
+        mini_project.ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"
+    ).split("\0")
+    for name in filter(None, files):
+        if (mini_project.ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(mini_project.ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    mini_project.commit(folder)
+    return folder
+
+
+def rows(page: str) -> list[str]:
+    """The rows of the tables of a page."""
+    return [line for line in page.splitlines() if line.startswith("|")]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
