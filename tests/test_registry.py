@@ -133,6 +133,7 @@ def test_a_version_names_hashes_figures_and_the_run_that_made_it(
     logged = registry.client.get_logged_model(version.model_id)
     assert (logged.status, logged.source_run_id) == ("READY", run_id)
     assert logged.params["samples.guidance_scale"] == "2.0"
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": version.number}]
     assert registry.client.get_model_version_by_alias(NAME, CHALLENGER).version == found.version
     assert registry.champion() is None
 

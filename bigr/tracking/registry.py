@@ -196,14 +196,17 @@ class Registry:
             raise
         self.client.finalize_logged_model(logged.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        page = f"#/experiments/{self.store.experiment}/models/{logged.model_id}"
         created = self.client.create_model_version(
             NAME,
             source=logged.artifact_location,
             run_id=run_id,
             tags={**tags, "bigr.model_id": logged.model_id},
-            description=f"[Weights, settings, figures](#/experiments/{self.store.experiment}/models/{logged.model_id})",
+            description=f"Its [weights, settings and figures]({page})",
             model_id=logged.model_id,
         )
+        versions = json.dumps([{"name": NAME, "version": int(created.version)}])
+        self.client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": versions})  # as register_model does
         return _version(created)
 
 
