@@ -6,8 +6,7 @@ probes of all layers are trained at once, on the same batches; none sees another
 Shapes: n images, L layers, D width, C classes. Layer l is what the backbone's block l, counted from 1, hands on.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +49,7 @@ def linear_probe(
     weight_decay: float,
     device: torch.device,
 ) -> LayerAccuracies:
-    """Train on the features of one split, and measure on another's. In memory are two batches of features.
+    """Train on the features of one split, and measure on another's. In memory is a batch of features.
 
     AdamW, learning rate on a cosine to 0, float32. Draws from a seed of its own: the same features give the same
     accuracies. Raises `BigrError` for fewer than two training images, which have no variance.
@@ -67,7 +66,7 @@ def linear_probe(
     steps = len(train) // batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     with Progress("probe", epochs * steps) as progress:
-        for features, labels in _ahead(train, _orders(len(train), batch_size, epochs), device):
+        for features, labels in _batches(train, _orders(len(train), batch_size, epochs), device):
             logits = probes(features)
             targets = labels[:, None].expand(-1, logits.shape[1])
             # The sum over layers, so that each probe has the gradient that it would have alone.
@@ -88,20 +87,10 @@ def _orders(images: int, batch_size: int, epochs: int) -> Iterator[Tensor]:
         yield from (chosen.sort().values for chosen in order[: images // batch_size * batch_size].split(batch_size))
 
 
-def _ahead(features: Features, chosen: Iterator[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features [B, L, D] and labels [B] of each batch of images; the next one is read while this one is used."""
-
-    def read(images: Tensor) -> tuple[Tensor, Tensor]:
-        return features.rows(images, device), features.labels[images].to(device)
-
-    with ThreadPoolExecutor(1) as reader:
-        following = None
-        for images in chosen:
-            current, following = following, reader.submit(read, images)
-            if current is not None:
-                yield current.result()
-        if following is not None:
-            yield following.result()
+def _batches(features: Features, chosen: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [B, L, D] and labels [B] of each batch of images."""
+    for images in chosen:
+        yield features.rows(images, device), features.labels[images].to(device)
 
 
 class _Probes(nn.Module):
@@ -122,7 +111,7 @@ class _Probes(nn.Module):
 @torch.no_grad()
 def _accuracies(probes: nn.Module, val: Features, batch_size: int, device: torch.device) -> LayerAccuracies:
     right = torch.zeros(2, val.layers, dtype=torch.int64, device=device)
-    for features, labels in _ahead(val, iter(torch.arange(len(val)).split(batch_size)), device):
+    for features, labels in _batches(val, torch.arange(len(val)).split(batch_size), device):
         logits = probes(features)
         hits = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices == labels[:, None, None]
         right += torch.stack([hits[..., 0].sum(0), hits.any(-1).sum(0)])
