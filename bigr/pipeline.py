@@ -119,16 +119,22 @@ def _no_project(root: Path) -> BigrError:
 
 
 def outdated(root: Path, names: Iterable[str]) -> list[str]:
-    """Those stages whose inputs, settings or outputs are not as dvc.lock has them. Raises as `content_hashes`."""
-    from dvc.exceptions import NotDvcRepoError
+    """Those stages whose inputs, settings or outputs are not as dvc.lock has them.
+
+    Raises `BigrError` where `root` is no DVC project, or DVC is at work there.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
 
     try:
         repo = Repo(str(root))
     except NotDvcRepoError:
         raise _no_project(root) from None
-    with repo:
-        return [name for name in names if repo.status(targets=[name])]
+    try:
+        with repo:
+            return [name for name in names if repo.status(targets=[name])]
+    except DvcException as error:
+        raise BigrError(f"DVC: {' '.join(str(error).split())}") from error
 
 
 def fingerprint(spec: StageSpec, values: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
