@@ -314,6 +314,13 @@ def test_a_damaged_cache_is_measured_again(project: Path, caplog: pytest.LogCapt
     assert evaluated(*SAMPLES, "--reference", "folder")["reference"]["cached"] is True
 
 
+def test_a_cache_that_cannot_be_written_costs_no_figures(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path(".cache").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert evaluated(*SAMPLES, "--reference", "folder")["figures"]
+    assert "folder is not remembered" in caplog.text
+
+
 def test_jpeg_is_told_by_content_and_warned_of_beside_a_lossless_set(project: Path, digits: np.ndarray) -> None:
     write_folder(project / "jpeg", digits[40:], "jpg")
     for number, path in enumerate(sorted(Path("jpeg").rglob("*.jpg"))):
@@ -379,11 +386,14 @@ def test_size_crops_every_image_as_adm_does(project: Path, digits: np.ndarray) -
     for path in Path("large").glob("*.png"):
         path.unlink()
     expected = evaluated(*SAMPLES, "--reference", "cropped.npz")["figures"]
-    for kind in ("large", "large.npz"):
+    run("--reference", "large", "--size", "16", "--save-statistics", "x.safetensors", "--weights", "models/classifier")
+    for kind in ("large", "large.npz", "x.safetensors"):
         found = evaluated(*SAMPLES, "--reference", kind, "--size", "16")
         assert found["figures"] == pytest.approx(expected, rel=1e-9)
+    for kind in ("large", "large.npz"):
         assert evaluated(*SAMPLES, "--reference", kind, "--size", "16")["reference"]["cached"]
         assert "takes 16×16; give --size 16" in refused(*SAMPLES, "--reference", kind, "--weights", "models/classifier")
+    assert "--size asks for 8×8" in refused(*SAMPLES, "--reference", "x.safetensors", "--size", "8")
 
 
 def test_a_class_of_ones_own_is_an_extractor(project: Path, digits: np.ndarray) -> None:

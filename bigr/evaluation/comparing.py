@@ -78,11 +78,18 @@ def look(
     if statistics is None:
         statistics = measure(through, images.images, batch_size, name=name)
         if place is not None:
-            kept.write(place, statistics, about(images))
+            _remember(place, statistics, images)
     if images.statistics is not None and through.name == images.statistics.extractor:
         own = images.statistics  # of ADM's reference: over far more images than it holds
         statistics = replace(statistics, mu=own.mu, sigma=own.sigma, count=own.count)
     return Measured(images, statistics, cached)
+
+
+def _remember(place: Path, statistics: Statistics, images: ImageSet) -> None:
+    try:
+        kept.write(place, statistics, about(images))
+    except OSError as error:  # a full disk costs the next run its time, not this one its figures
+        log.warning("%s is not remembered: %s", images.path, error)
 
 
 def _remembered(place: Path) -> Statistics | None:

@@ -159,10 +159,12 @@ def _npz(path: Path, size: int | None, workers: int) -> ImageSet:
 
 
 def _statistics(path: Path, size: int | None) -> ImageSet:
-    if size:
-        raise BigrError(f"{path} holds statistics, which --size cannot crop; leave --size out, or name the images")
     found = kept.read(path)
     about, shown = found.about, found.about["size"]
+    if size and shown and shown != [size, size]:
+        raise BigrError(
+            f"{path} has statistics of images of {shown[0]}×{shown[1]} pixels, --size asks for {size}×{size}"
+        )
     return ImageSet(
         path,
         "statistics",
