@@ -75,10 +75,10 @@ class Study:
             prepare(project)
 
     def open_jobs(self) -> list[Job]:
-        """The jobs with runs that are not done; of different seeds beside each other, so that none waits for another's
-        tokenizer."""
+        """The jobs with runs that are not done; long ones first, and of different seeds beside each other, so that
+        none waits for another's tokenizer."""
         left = [job for job in self.jobs if any(not self.done(run) for run in job.runs)]
-        return sorted(left, key=lambda job: (len(job.runs), job.name))
+        return sorted(left, key=lambda job: (-len(job.runs), job.name))
 
     def done(self, run: Run) -> bool:
         """Whether the run has its result and its experiment, under this code and these settings."""

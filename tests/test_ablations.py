@@ -156,7 +156,7 @@ def test_what_is_done_is_not_done_again_and_a_lost_experiment_is_found_in_the_ca
     mini_project.run(project, "git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "codes")
     said: list[str] = []
     first = Study(project, chosen)
-    assert [(job.name, len(job.runs)) for job in first.open_jobs()] == [("x0-seed0", 1), ("flip-seed0", 2)]
+    assert [(job.name, len(job.runs)) for job in first.open_jobs()] == [("flip-seed0", 2), ("x0-seed0", 1)]
     first.run_job(first.jobs[0], said.append, lambda line: None)
     assert [line.split(":")[0] for line in said] == ["ablations-base-seed0", "ablations-table8-thresholded-seed0"]
     assert [job.name for job in Study(project, chosen).open_jobs()] == ["x0-seed0"]

@@ -21,7 +21,7 @@ from bigr.files import write_tensors
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
-from bigr.models.transcoder import Transcoder
+from bigr.models.transcoder import Transcoder, TranscoderConfig
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.seeds import derive_seed
 from bigr.stages import codes, generator, samples, tokenizer, transcoder
@@ -189,6 +189,22 @@ def test_every_target_trains_and_samples(project: Path, target: str, section: st
     assert (config_of(project, "generator").target == target) == (section == "generator")
     assert all(float(row["val_loss"]) > 0 for row in curve(project, "transcoder"))
     assert len(np.unique(images_of(project), axis=0)) == 4
+
+
+@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+def test_a_transcoder_of_every_target_learns_from_its_condition(target: str) -> None:
+    torch.manual_seed(0)
+    transcoder = Transcoder(TranscoderConfig(code_bits=8, condition_dim=16, dim=32, blocks=1, target=target))
+    optimiser = torch.optim.Adam(transcoder.parameters(), lr=0.01)
+    condition = torch.randn(64, 16)
+    x0, draws = (condition[:, :8] > 0).float(), torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(100):
+        losses.append(transcoder.loss(x0, condition, draws).mean())
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert torch.stack(losses[-10:]).mean() < 0.6 * losses[0]
 
 
 @pytest.mark.parametrize(("target", "passes"), [("flip", 5), ("x0", 5), ("direct", 1)])

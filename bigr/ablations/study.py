@@ -24,7 +24,7 @@ MINIATURE: dict[str, Any] = {
     "generator.dim": 64,
     "generator.layers": 4,
     "generator.transcoder_dim": 64,
-    "generator.steps": 600,
+    "generator.steps": 1000,
     "transcoder.steps": 0,
     "samples.count": 300,
     "samples.iterations": 12,
@@ -32,6 +32,7 @@ MINIATURE: dict[str, Any] = {
     "evaluation.kid_subset_size": 200,
     "evaluation.classifier_steps": 300,
     "evaluation.probe_epochs": 100,
+    "evaluation.tsne_images": 100,
 }
 """What every run has different from params.yaml: a smaller model, a shorter training, the paper's joint transcoder,
 fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""
@@ -39,7 +40,7 @@ fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that 
 FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
 """The figures of outputs/metrics.json that stand for the paper's FID and linear probe."""
 
-ITERATIONS, STEPS = (4, 8, 12), (5, 15, 30)
+ITERATIONS, STEPS = (4, 8, 12), (5, 30)
 """Figure 3: n and S."""
 
 

@@ -88,9 +88,11 @@ class Transcoder(nn.Module):
         return weighted_bce(self(xt, t, condition), target).mean(-1)
 
     def direct_logits(self, condition: Tensor) -> Tensor:
-        """Logits of x₀ [M, K] in one pass, from h [M, D] alone (target "direct"): the input bits are all one half."""
-        half = torch.full((len(condition), self.config.code_bits), 0.5, device=condition.device)
-        return self(half, torch.ones(len(condition), dtype=torch.long, device=condition.device), condition)
+        """Logits of x₀ [M, K] in one pass, from h [M, D] alone (target "direct"): the input bits are all ones."""
+        # Not all one half: the normed activations would be zero, and as every modulation and the last linear start at
+        # zero, nothing but that linear's bias would ever have a gradient.
+        ones = torch.ones(len(condition), self.config.code_bits, device=condition.device)
+        return self(ones, torch.ones(len(condition), dtype=torch.long, device=condition.device), condition)
 
 
 class TranscoderBlock(nn.Module):
