@@ -191,7 +191,7 @@ from bigr.evaluation.features import Features, token_averages, write_features
 from bigr.evaluation.neighbours import nearest_neighbours
 from bigr.evaluation.probe import linear_probe
 
-IMAGES, LAYERS, WIDTH, CLASSES = 8000, 16, 512, 10
+IMAGES, LAYERS, WIDTH, CLASSES = 8000, 8, 512, 10
 folder, whole, cpu = Path(sys.argv[1]), sys.argv[2] == "whole", torch.device("cpu")
 
 class Model(torch.nn.Module):
@@ -215,7 +215,7 @@ def measure():
     linear_probe(train, val, epochs=1, batch_size=100, learning_rate=0.01, weight_decay=0.0, **options)
     nearest_neighbours(train, val, neighbours=20, temperature=0.07, block_bytes=3_000_000, **options)
 
-IMAGES, full = 400, IMAGES  # what threads, kernels and lazy imports take, they take now
+IMAGES, full = 200, IMAGES  # what threads, kernels and lazy imports take, they take now
 measure()
 IMAGES = full
 held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
@@ -228,7 +228,7 @@ print((folder / "train.npy").stat().st_size)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux bounds a process's own memory, maps apart")
 def test_features_far_beyond_the_memory_are_written_and_measured(tmp_path: Path) -> None:
-    """A process that may not take 40 MB more measures 131 MB of features; it fails where it reads them whole."""
+    """A process that may not take 40 MB more measures 66 MB of features; it fails where it reads them whole."""
 
     def run(how: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-c", WORK, str(tmp_path), how, str(int(BUDGET))]
@@ -238,5 +238,5 @@ def test_features_far_beyond_the_memory_are_written_and_measured(tmp_path: Path)
 
     measured = run("by batches")
     assert measured.returncode == 0, measured.stderr[-2000:]
-    assert int(measured.stdout) > 3 * BUDGET
+    assert int(measured.stdout) > 1.5 * BUDGET
     assert "memory" in run("whole").stderr.lower()
