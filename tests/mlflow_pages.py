@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 STUDY = "tags.`bigr.study` = 'ablations'"
 """The filter that selects the runs of the study."""
 
-PICTURED = [f"ablations-{name}-seed0" for name in ("base", "table2-x0", "table2-direct", "table3-raster")]
-
 
 @contextmanager
 def serve(project: Path) -> Iterator[str]:
@@ -107,9 +105,10 @@ def main() -> None:
         open_comparison(page, server, store, list(ids.values()))
         page.wait_for_timeout(3000)
         page.screenshot(path=folder / "mlflow-parallel.png")
-        open_comparison(page, server, store, [ids[name] for name in PICTURED])
+        few = [ids[name] for name in sorted(ids) if name.endswith("seed0")][:3]
+        open_comparison(page, server, store, few)
         pictures = open_pictures(page, "samples.png")
-        pictures.nth(len(PICTURED) - 1).wait_for()
+        pictures.nth(len(few) - 1).wait_for()
         pictures.first.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)
         page.screenshot(path=folder / "mlflow-samples.png")
