@@ -1,6 +1,7 @@
 """The whole pipeline, small but real: nothing → evaluated samples, with every output accounted for in MLflow."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,36 @@ def test_metrics_and_plots_are_shown(project: Path) -> None:
         assert any(f"{name}.png" in picture for picture in pictures)
 
 
+def test_the_finished_pipeline_is_a_version_that_competes_for_champion(project: Path) -> None:
+    store, params = Store(project), (project / "params.yaml").read_bytes()
+    (version,) = store.client.search_model_versions("name = 'bigr'")
+    locked = config.read(project / "dvc.lock")["stages"]
+    written = {out["path"]: out["md5"] for stage in locked.values() for out in stage["outs"]}
+    kept = {key.removeprefix("dvc."): value for key, value in version.tags.items() if key.startswith("dvc.")}
+    assert kept and kept.items() <= written.items()
+    assert store.client.get_run(str(version.run_id)).data.tags["bigr.kind"] == "pipeline"
+
+    def promote() -> tuple[int, str]:
+        done = subprocess.run(
+            ["bigr", "promote"], cwd=project, env=scratch.environment(project), capture_output=True, text=True
+        )
+        return done.returncode, (done.stdout + done.stderr).splitlines()[-1]
+
+    try:
+        status, said = promote()
+        assert (status, said.partition(": ")[0]) == (3, "version 1 is not promoted, there is no champion")
+        gate = [{"name": "probe.best_top1", "tolerance": 0.0, "relative": False, "limit": None}]
+        tiny.apply(project / "params.yaml", {"promotion.metrics": gate})
+        assert promote() == (0, "version 1 is the champion now: the first champion, within all limits")
+        assert promote() == (0, "version 1 is the champion already")
+        tiny.apply(project / "params.yaml", {"samples.count": 50})
+        status, said = promote()
+        assert status == 2 and said.startswith("stage samples is out of date")
+    finally:
+        (project / "params.yaml").write_bytes(params)
+    assert len(store.client.search_model_versions("name = 'bigr'")) == 1
+
+
 def test_an_experiment_is_run_shown_and_tracked_under_its_name(project: Path) -> None:
     said = scratch.run(project, "dvc", "exp", "run", "--temp", "-n", "longer", "-S", "generator.steps=6")
     ran = [line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")]
@@ -90,3 +121,4 @@ def test_an_experiment_is_run_shown_and_tracked_under_its_name(project: Path) ->
     assert parent.data.params["generator.steps"] == "6"
     assert parent.info.status == "FINISHED"
     assert "generator.steps: 6" not in (project / "params.yaml").read_text()
+    assert len(Store(project).client.search_model_versions("name = 'bigr'")) == 1, "an experiment is no version"
