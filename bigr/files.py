@@ -110,7 +110,15 @@ class StoredTensor(Protocol):
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors to a safetensors file atomically, one after the other: memory holds one at a time.
+    """Write named tensors to a safetensors file atomically; see `fill_tensors`."""
+    with atomic_path(path) as temporary:
+        fill_tensors(temporary, tensors, metadata)
+
+
+def fill_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write them in place, to a name that `atomic_path` gave, one after the other: memory holds one at a time.
 
     The same tensors and metadata give the same bytes, so that a hash of the file names its content. (safetensors' own
     writer copies all tensors first, and orders metadata differently from process to process.)
@@ -124,7 +132,7 @@ def write_tensors(
         header[name] = {"dtype": _DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             tensor = tensors[name]

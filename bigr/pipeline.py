@@ -114,24 +114,15 @@ def _repo(root: Path) -> "Repo":
         raise BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there") from None
 
 
-def _no_project(root: Path) -> BigrError:
-    return BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there")
-
-
 def outdated(root: Path, names: Iterable[str]) -> list[str]:
     """Those stages whose inputs, settings or outputs are not as dvc.lock has them.
 
     Raises `BigrError` where `root` is no DVC project, or DVC is at work there.
     """
-    from dvc.exceptions import DvcException, NotDvcRepoError
-    from dvc.repo import Repo
+    from dvc.exceptions import DvcException
 
     try:
-        repo = Repo(str(root))
-    except NotDvcRepoError:
-        raise _no_project(root) from None
-    try:
-        with repo:
+        with _repo(root) as repo:
             return [name for name in names if repo.status(targets=[name])]
     except DvcException as error:
         raise BigrError(f"DVC: {' '.join(str(error).split())}") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigr.tracking.report import flatten
 from flows.execution import Outcome
 from flows.gate import Decision
 
@@ -54,7 +55,8 @@ class Page:
         path = self.workspace / METRICS
         if not (self._made("evaluation") and path.exists()):
             return ""
-        return _table("Metrics", ("figure", "value"), [(k, _number(v)) for k, v in _flat(json.loads(path.read_text()))])
+        figures = json.loads(path.read_text())
+        return _table("Metrics", ("figure", "value"), [(k, _number(v)) for k, v in flatten(figures).items()])
 
     def _picture(self) -> str:
         path = self.workspace / PICTURE
@@ -72,7 +74,7 @@ class Page:
         return f"## Records in MLflow\n\n{own}- [All runs]({mlflow_url()})"
 
     def _settings(self) -> str:
-        rows = [(key, json.dumps(value)) for key, value in _flat(self.settings)]
+        rows = [(key, json.dumps(value)) for key, value in flatten(self.settings).items()]
         changed = [(key, f"**{value}**") for key, value in rows if key in self.overrides]
         same = [row for row in rows if row[0] not in self.overrides]
         note = f"Different from `params.yaml`: the first {len(changed)}." if changed else "As in `params.yaml`."
@@ -107,13 +109,6 @@ def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], n
 
 def _row(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        pairs += _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else [(f"{above}{key}", value)]
-    return pairs
 
 
 def _number(value: Any) -> str:

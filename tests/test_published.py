@@ -19,6 +19,7 @@ from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, wit
 from bigr.interop.found import Found
 from bigr.interop.generators import generator_config, read_generator
 from bigr.interop.published import TRANSCODER, TRANSCODER_AGAIN, published_generator, published_tokenizer
+from bigr.interop.tensorfiles import FileTensor
 from bigr.interop.tokenizers import read_tokenizer, tokenizer_config
 from bigr.models.bigr import BiGR
 from bigr.models.presets import PRESETS, TOKENIZERS
@@ -406,6 +407,27 @@ def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, files, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         exchange.import_tokenizer(files[0], tmp_path / "out/tokenizer")
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("words", [(), ("--force",)])
+def test_of_a_pair_neither_is_written_where_the_second_fails(tmp_path, files, monkeypatch, words):
+    exchange.import_pair(*files, tmp_path / "a")
+    exchange.export_pair(tmp_path / "a/tokenizer", tmp_path / "a/bigr", tmp_path / "b")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    read = FileTensor.read
+
+    def fail(tensor: FileTensor):
+        if tensor.shape == (64, 6):  # the generator's tok_embeddings
+            raise OSError(28, "No space left on device")
+        return read(tensor)
+
+    monkeypatch.setattr(FileTensor, "read", fail)
+    places = ("a", "b") if words else ("c", "d")
+    imported = ("import", "--tokenizer", files[0], "--generator", files[1], "--out", tmp_path / places[0])
+    exported = ("export", "--tokenizer", tmp_path / "a/tokenizer", "--generator", tmp_path / "a/bigr")
+    assert bigr(monkeypatch, *imported, *words) == 2
+    assert bigr(monkeypatch, *exported, "--out", tmp_path / places[1], *words) == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_models_header_of_another_kind_or_none_is_not_gone_by(tmp_path):

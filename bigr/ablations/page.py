@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bigr.ablations import plots
 from bigr.ablations.results import Claim, Results, claims
-from bigr.ablations.study import FID, ITERATIONS, POINTS, STEPS, TABLES, TOP1, Table
+from bigr.ablations.study import FID, ITERATIONS, POINTS, STEPS, TABLES, TIMED_IMAGES, TIMED_ROUNDS, TOP1, Table
 from bigr.files import write_bytes
 
 NAMES = {FID: "fd_classifier", TOP1: "top-1"}
@@ -40,11 +40,11 @@ COMMANDS = """\
 make ablations                            # here, in {lanes} lanes; what is done is not done again
 prefect deployment run bigr/ablations     # the same as a flow, under `make services`
 dvc exp show                              # every run: settings beside figures
-make ui                                   # every run in MLflow: [comparing.md](comparing.md)
+make ui                                   # every run in MLflow
 ```
 
-A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`). All runs differ from
-`params.yaml` in:
+A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`);
+[comparing.md](comparing.md) tells how to set runs beside each other. All runs differ from `params.yaml` in:
 
 {settings}
 
@@ -145,7 +145,7 @@ def _figure3(results: Results) -> str:
         "![fd_classifier against milliseconds an image](images/ablations-figure3.png)",
         "",
         "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one",
-        "thread, batches of 50, the fastest of three rounds, nothing else of the study running.",
+        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, nothing else of the study running.",
         "",
         "| S | n | ms an image | fd_classifier |",
         "| --- | --- | --- | --- |",

@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from bigr.ablations.results import SMALLER_IS_BETTER, Results
+from bigr.ablations.results import Results
 from bigr.ablations.study import FID, ITERATIONS, POINTS, STEPS, TABLES, TOP1
+from bigr.figures import LOWER_IS_BETTER
 from bigr.files import atomic_path
 
 LABELS = {FID: "fd_classifier", TOP1: "linear probe, top-1"}
@@ -91,4 +92,4 @@ def _dots(axes: Axes, results: Results, key: str, rows: list[tuple[str, str]]) -
     axes.margins(x=0.1)
     axes.tick_params(axis="y", length=0, labelsize=10)
     axes.grid(axis="x", color=_GREY, alpha=0.4)
-    axes.set_xlabel("smaller is better" if key in SMALLER_IS_BETTER else "larger is better", fontsize=10)
+    axes.set_xlabel("lower is better" if key in LOWER_IS_BETTER else "higher is better", fontsize=10)

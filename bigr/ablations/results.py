@@ -12,11 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bigr.ablations.study import FID, Table
+from bigr.ablations.study import Table
 from bigr.errors import BigrError
+from bigr.figures import LOWER_IS_BETTER
 from bigr.files import write_json
-
-SMALLER_IS_BETTER = {FID}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def claims(table: Table, results: Results) -> list[Claim]:
     """The paper's order of the variants in each column, pair by neighbouring pair, held to our figures."""
     found = []
     for place, key in enumerate(table.columns):
-        sign = 1 if key in SMALLER_IS_BETTER else -1
+        sign = 1 if key in LOWER_IS_BETTER else -1
         known = [(value, row) for row in table.rows if (value := row.paper[place]) is not None]
         known.sort(key=lambda pair: sign * pair[0])
         for (first, better), (second, worse) in pairwise(known):

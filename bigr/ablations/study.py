@@ -43,6 +43,9 @@ FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
 ITERATIONS, STEPS = (4, 8, 12), (5, 30)
 """Figure 3: n and S."""
 
+TIMED_IMAGES, TIMED_ROUNDS = 50, 3
+"""Figure 3's times: images in a batch, and rounds of which the fastest counts."""
+
 
 @dataclass(frozen=True)
 class Variant:

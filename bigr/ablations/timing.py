@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 
 from bigr import config
+from bigr.ablations.study import TIMED_IMAGES, TIMED_ROUNDS
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages.samples import balanced_labels, decoded, sampling_of
 from bigr.training.device import autocast, resolve_device
-
-IMAGES, ROUNDS = 50, 3
 
 
 def measure(root: Path, points: list[tuple[int, int]]) -> dict[str, float]:
@@ -28,19 +27,19 @@ def measure(root: Path, points: list[tuple[int, int]]) -> dict[str, float]:
     device = resolve_device(settings.run.device)
     tokenizer = load_model(root / "models" / "tokenizer", Tokenizer).to(device)
     model = load_model(root / "models" / "bigr", BiGR).to(device)
-    labels = balanced_labels(IMAGES, model.config.num_classes).to(device)
+    labels = balanced_labels(TIMED_IMAGES, model.config.num_classes).to(device)
 
     def seconds(sampling: Sampling) -> float:
         started = time.perf_counter()
         with autocast(device, settings.run.precision, model.config.dim):
-            codes = sample_codes(model, labels, sampling, range(IMAGES))
+            codes = sample_codes(model, labels, sampling, range(TIMED_IMAGES))
         decoded(tokenizer, codes)  # ends on the CPU: nothing is still under way
-        return (time.perf_counter() - started) / IMAGES
+        return (time.perf_counter() - started) / TIMED_IMAGES
 
     found = {}
     for n, s in points:
         section = settings.samples.model_copy(update={"iterations": n, "diffusion_steps": s})
-        found[f"{n},{s}"] = min(seconds(sampling_of(section)) for _ in range(ROUNDS))
+        found[f"{n},{s}"] = min(seconds(sampling_of(section)) for _ in range(TIMED_ROUNDS))
     return found
 
 

@@ -8,7 +8,7 @@ written. The header of an exported file also holds the model's whole shape, whic
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bigr.errors import BigrError
-from bigr.files import StoredTensor, write_tensors
+from bigr.files import StoredTensor, atomic_folder, atomic_path, fill_tensors
 from bigr.interop import published
-from bigr.interop.folders import load_config, model_hash, tokenizer_of, write_model
+from bigr.interop.folders import fill_folder, load_config, model_hash, tokenizer_of, write_model
 from bigr.interop.found import Found, expected_state
 from bigr.interop.generators import read_generator
 from bigr.interop.tensorfiles import FileTensor, open_tensors
@@ -74,7 +74,7 @@ def import_pair(
     """Write `folder`/tokenizer and `folder`/bigr from two published files that go together.
 
     The arguments are those of `import_tokenizer` and `import_generator`. Raises `BigrError`, before anything is
-    written, where the tokenizer's bits or grid are not the generator's.
+    written, where the tokenizer's bits or grid are not the generator's. Neither folder appears before both are whole.
     """
     second = read_generator(generator, heads=heads)
     first = read_tokenizer(tokenizer, image_size=image_size, grid=second.config.grid)
@@ -83,8 +83,9 @@ def import_pair(
     with _writing(folder):
         for target in targets:
             _refuse_folder(target, force)
-        write_model(targets[0], Tokenizer.kind, first.config, first.weights)
-        write_model(targets[1], BiGR.kind, second.config, second.weights, model_hash(targets[0]))
+        with atomic_folder(targets[0]) as new_tokenizer, atomic_folder(targets[1]) as new_generator:
+            fill_folder(new_tokenizer, Tokenizer.kind, first.config, first.weights)
+            fill_folder(new_generator, BiGR.kind, second.config, second.weights, model_hash(new_tokenizer))
     return first, second
 
 
@@ -123,7 +124,7 @@ def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
 def export_pair(tokenizer: Path, generator: Path, folder: Path, *, force: bool = False) -> None:
     """Write two model folders to `folder`/tokenizer.safetensors and `folder`/generator.safetensors.
 
-    Errors as `export_tokenizer`, before either is written.
+    Errors as `export_tokenizer`. Neither file appears before both are whole.
     """
     exported = {TOKENIZER_FILE: _published_tokenizer(tokenizer), GENERATOR_FILE: _published_generator(generator)}
     _export({folder / name: file for name, file in exported.items()}, force)
@@ -154,9 +155,10 @@ def _export(files: Mapping[Path, _Exported], force: bool) -> None:
     for path in files:
         with _writing(path):
             _refuse_existing(path, force)
-    for path, (tensors, header) in files.items():
-        with _writing(path):
-            write_tensors(path, tensors, header)
+    with ExitStack() as stack:
+        for path, (tensors, header) in files.items():
+            stack.enter_context(_writing(path))
+            fill_tensors(stack.enter_context(atomic_path(path)), tensors, header)
 
 
 @contextmanager

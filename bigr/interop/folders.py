@@ -47,12 +47,19 @@ def write_model(
     folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
 ) -> None:
     """What `save` does, for a model that is not in memory: its kind, the dataclass of its shape, its state dict."""
+    with atomic_folder(folder) as temporary:
+        fill_folder(temporary, kind, config, weights, tokenizer)
+
+
+def fill_folder(
+    folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
+) -> None:
+    """Write them in place, to an empty folder that `atomic_folder` gave."""
     shape = {"kind": kind, **asdict(config)}
     if tokenizer is not None:
         shape["tokenizer"] = tokenizer
-    with atomic_folder(folder) as temporary:
-        write_json(temporary / "config.json", shape)
-        write_tensors(temporary / "model.safetensors", weights, {"format": "pt", "kind": kind})
+    write_json(folder / "config.json", shape)
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt", "kind": kind})
 
 
 def load_model(folder: Path, cls: type[M]) -> M:

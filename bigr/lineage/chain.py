@@ -38,13 +38,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """steps: the artifacts asked for (`starts` of them) and all that they come from, each once, makers after made.
+    """starts: the artifacts asked for; steps: they and all that they come from, each once, makers after made.
 
     trouble: why MLflow could not be asked, where it could not.
     """
 
     steps: tuple[Step, ...]
-    starts: tuple[tuple[str, str], ...]
+    starts: tuple[Content, ...]
     trouble: str
 
     def step(self, content: Content) -> Step:
@@ -69,8 +69,7 @@ def trace(root: Path, text: str, revision: str | None = None) -> Chain:
             continue
         steps[key] = step = _step(root, target, records, runs)
         waiting += [Target(content) for content in step.inputs]
-    starts = tuple((target.artifact.path, target.artifact.md5) for target in targets)
-    return Chain(tuple(steps.values()), starts, runs.trouble)
+    return Chain(tuple(steps.values()), tuple(target.artifact for target in targets), runs.trouble)
 
 
 def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:

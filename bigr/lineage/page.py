@@ -27,8 +27,7 @@ def tree(chain: Chain, root: Path, *, code: bool = False) -> Iterator[str]:
         yield from (chain.trouble, "")
     seen: set[tuple[str, str]] = set()
     for start in chain.starts:
-        step = next(step for step in chain.steps if (step.artifact.path, step.artifact.md5) == start)
-        yield from _branch(chain, step, root, code, seen, "", "")
+        yield from _branch(chain, chain.step(start), root, code, seen, "", "")
 
 
 def _branch(
@@ -123,7 +122,7 @@ def _bytes(size: int) -> str:
 def as_json(chain: Chain, root: Path) -> dict[str, Any]:
     """The chain with whole hashes: `artifacts` (those asked for) and `steps`, whose `inputs` name other steps."""
     return {
-        "artifacts": [{"path": path, "md5": md5} for path, md5 in chain.starts],
+        "artifacts": [{"path": content.path, "md5": content.md5} for content in chain.starts],
         "steps": [_step(step, root) for step in chain.steps],
         "trouble": chain.trouble or None,
     }

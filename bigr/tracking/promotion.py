@@ -13,7 +13,7 @@ from typing import Any
 from bigr import config, pipeline
 from bigr.errors import BigrError
 from bigr.tracking.gate import Row, compare, decide
-from bigr.tracking.registry import Candidate, Registry, Version
+from bigr.tracking.registry import METRICS, Candidate, Registry, Version
 from bigr.tracking.store import Store
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def candidate(root: Path, params: Path) -> Candidate:
     settings = config.validate(values, params.name)
     described = pipeline.stages(root, values)
     specs = [described[name] for name in MEASURED if name in described]
-    for path in (path for spec in specs for path in (*spec.deps, *spec.outs)):
+    paths = dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs))
+    for path in paths:
         if not (root / path).exists():
             raise BigrError(f"{path} does not exist, so there is nothing to promote; run `dvc repro` first")
     if stale := pipeline.outdated(root, [spec.name for spec in specs]):
@@ -67,7 +68,6 @@ def candidate(root: Path, params: Path) -> Candidate:
             f"stage {stale[0]} is out of date: the figures are not those of the models and settings at hand; run "
             "`dvc repro` first"
         )
-    paths = dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs))
     return Candidate(root, settings, pipeline.content_hashes(root, paths))
 
 
@@ -114,8 +114,6 @@ def settle(offered: Candidate, registry: Registry) -> Decision:
 
 def _run_of(offered: Candidate, store: Store) -> str:
     """The run of the pipeline execution that measured the candidate; a new one where MLflow has no record of it."""
-    from bigr.tracking.registry import METRICS
-
     tag = {f"dvc.out.{METRICS}": offered.hashes[METRICS], "dvc.dep.models/bigr": offered.hashes["models/bigr"]}
     found = store.runs(**tag, bigr__kind="stage")
     if found:
