@@ -22,6 +22,7 @@ from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.models.transcoder import Transcoder, TranscoderConfig
+from bigr.sampling.decode import decoded
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.seeds import derive_seed
 from bigr.stages import codes, generator, samples, tokenizer, transcoder
@@ -288,4 +289,4 @@ def test_each_choice_of_the_sampler_is_a_setting(untrained: tuple[Path, bytes], 
     model = load_model(root / "models" / "bigr", BiGR)
     seeds = [derive_seed(0, "samples", index) for index in range(4)]
     bits = sample_codes(model, torch.arange(4) % model.config.num_classes, Sampling(**values), seeds)
-    assert found == samples.decoded(load_model(root / "models" / "tokenizer", Tokenizer), bits).numpy().tobytes()
+    assert found == decoded(load_model(root / "models" / "tokenizer", Tokenizer), bits).numpy().tobytes()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.sampling.unmask import Iteration, Sampling, sample_codes
 from bigr.seeds import derive_seed
 from tests.literal_sampler import Literal
 
@@ -85,10 +85,10 @@ def sampled(case: str) -> Result:
     codes, unknown = zip(*((c, u.expand(len(c), TOKENS)) for c, u in given(known)), strict=True)
     fixed_at, before = torch.full((SAMPLES, TOKENS), -1), torch.cat(unknown)
 
-    def watch(iteration: int, codes: Tensor, masked: Tensor) -> None:
+    def watch(done: Iteration) -> None:
         nonlocal before
-        fixed_at[before & ~masked] = iteration
-        before = masked.clone()
+        fixed_at[before & ~done.masked] = done.number
+        before = done.masked
 
     labels, seeds = torch.full((SAMPLES,), LABEL), [derive_seed(0, "exactness", i) for i in range(SAMPLES)]
     result = sample_codes(

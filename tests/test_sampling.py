@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bigr.models.backbone import Backbone
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.diffusion import BernoulliDiffusion
 from bigr.models.transcoder import Transcoder, TranscoderConfig
@@ -32,7 +33,7 @@ def draw(model, labels=(0, 1, 2, 0, 1), seeds=(1, 2, 3, 4, 5), sampling=None, **
 
 def test_each_iteration_leaves_the_schedules_number_of_tokens_masked(model):
     left = []
-    draw(model, on_iteration=lambda i, codes, masked: left.append(masked.sum(1).tolist()))
+    draw(model, on_iteration=lambda done: left.append(done.masked.sum(1).tolist()))
     expected = [math.floor(TOKENS * math.cos(math.pi / 2 * (i + 1) / 4)) for i in range(4)]
     assert left == [[count] * 5 for count in expected]
     assert left[-1] == [0] * 5
@@ -47,7 +48,7 @@ def test_known_tokens_keep_their_bits_and_the_schedule_counts_the_unknown(model)
     unknown[2] = False
     left = []
     result = draw(
-        model, codes=codes, unknown=unknown, on_iteration=lambda i, c, masked: left.append(masked.sum(1).tolist())
+        model, codes=codes, unknown=unknown, on_iteration=lambda done: left.append(done.masked.sum(1).tolist())
     )
     assert torch.equal(result[~unknown], codes[~unknown])
     assert (result[unknown] != codes[unknown]).any()
@@ -72,8 +73,8 @@ def test_a_sample_depends_on_its_seed_and_its_label(model):
 
 def test_unguided_sampling_never_runs_the_unconditional_model(model, monkeypatch):
     sizes = []
-    hidden = BiGR.hidden
-    monkeypatch.setattr(BiGR, "hidden", lambda self, c, *rest: sizes.append(len(c)) or hidden(self, c, *rest))
+    forward = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, c, *rest: sizes.append(len(c)) or forward(self, c, *rest))
     draw(model, sampling=Sampling(iterations=4, diffusion_steps=3, guidance_scale=1.0))
     assert sizes == [5] * 4
     sizes.clear()
@@ -83,8 +84,8 @@ def test_unguided_sampling_never_runs_the_unconditional_model(model, monkeypatch
 
 def test_an_iteration_that_would_fix_nothing_costs_nothing(model, monkeypatch):
     calls = []
-    hidden = BiGR.hidden
-    monkeypatch.setattr(BiGR, "hidden", lambda self, *rest: calls.append(1) or hidden(self, *rest))
+    forward = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, *rest: calls.append(1) or forward(self, *rest))
     draw(model, sampling=Sampling(iterations=16, diffusion_steps=2))
     counts = [TOKENS] + [still_masked(TOKENS, (i + 1) / 16) for i in range(16)]
     assert len(calls) == sum(a != b for a, b in pairwise(counts)) < 16
@@ -93,7 +94,7 @@ def test_an_iteration_that_would_fix_nothing_costs_nothing(model, monkeypatch):
 def test_raster_order_fixes_tokens_in_reading_order(model):
     masks = []
     sampling = Sampling(iterations=4, diffusion_steps=2, order="raster")
-    draw(model, sampling=sampling, on_iteration=lambda i, codes, masked: masks.append(masked.clone()))
+    draw(model, sampling=sampling, on_iteration=lambda done: masks.append(done.masked))
     for masked in masks:
         fixed = (~masked[0]).sum()
         assert (~masked[:, :fixed]).all()

@@ -16,8 +16,9 @@ from bigr.ablations.study import TIMED_IMAGES, TIMED_ROUNDS
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
+from bigr.sampling.decode import decoded
 from bigr.sampling.unmask import Sampling, sample_codes
-from bigr.stages.samples import balanced_labels, decoded, sampling_of
+from bigr.stages.samples import balanced_labels, sampling_of
 from bigr.training.device import autocast, resolve_device
 
 

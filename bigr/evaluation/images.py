@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex, read_split
 from bigr.errors import BigrError
-from bigr.evaluation.pictures import to_uint8
 from bigr.models.tokenizer import Tokenizer
+from bigr.sampling.decode import to_uint8
 
 
 class InOrder(Dataset[Tensor]):

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.files import atomic_path
+from bigr.sampling.decode import to_uint8
 
 GAP = 1  # pixels between two images, before enlarging
 SMALLEST_SIDE = 48  # an image smaller than this is enlarged by a whole factor, so that a person can see it
@@ -35,8 +36,3 @@ def save_grid(path: Path, images: Tensor, columns: int) -> None:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     with atomic_path(path) as temporary:
         picture.save(temporary)
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [0, 1] (clamped) → uint8, rounded to the nearest."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -17,8 +17,9 @@ from bigr.config import Settings
 from bigr.models.bigr import BiGR
 from bigr.planning.meter import Arithmetic, flops, measure
 from bigr.planning.networks import Networks, count
+from bigr.sampling.decode import DECODED_TOGETHER
 from bigr.sampling.unmask import Sampling, guidance, sample_codes, still_masked
-from bigr.stages.samples import DECODED_TOGETHER, sampling_of
+from bigr.stages.samples import sampling_of
 
 _FLOAT32 = 4  # bytes of a weight
 

@@ -34,6 +34,20 @@ class Sampling:
     deterministic_bits: bool = False
 
 
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration has come to, on the model's device.
+
+    number: from 0; codes: bool [B, N, K], zeros where still masked; masked: bool [B, N], what is still unknown;
+    entropy: [B, N], the mean binary entropy in bits of each token that was masked before it, 0 to 1; NaN elsewhere.
+    """
+
+    number: int
+    codes: Tensor
+    masked: Tensor
+    entropy: Tensor
+
+
 @torch.no_grad()
 def sample_codes(
     model: BiGR,
@@ -43,13 +57,15 @@ def sample_codes(
     *,
     codes: Tensor | None = None,
     unknown: Tensor | None = None,
-    on_iteration: Callable[[int, Tensor, Tensor], None] | None = None,
+    condition: Tensor | None = None,
+    on_iteration: Callable[[Iteration], None] | None = None,
 ) -> Tensor:
     """Sample codes, bool [B, N, K].
 
     labels: int64 [B] on the model's device (num_classes: unconditional, which is then not guided); seeds: one for each
     image; codes [B, N, K] and unknown bool [B, N]: given tokens, and those to sample (all, where not given);
-    on_iteration: called with the iteration (from 0), the codes so far and the mask of what is still unknown.
+    condition: embeddings [B, D] to go by in place of the labels' own (METHOD section 5, interpolation);
+    on_iteration: called after each iteration that fixes tokens.
     """
     config, device = model.config, labels.device
     batch, tokens = len(labels), config.grid**2
@@ -60,7 +76,9 @@ def sample_codes(
     generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
     counts = unknown.sum(1).tolist()  # the one look at the device; from here on the schedule is arithmetic
     masked = unknown.clone()
-    unconditional = torch.full_like(labels, config.num_classes)
+    embed = model.backbone.condition
+    condition = embed(labels) if condition is None else condition.to(device)
+    unconditional = embed(torch.full_like(labels, config.num_classes))
 
     left = counts
     for i in range(sampling.iterations):
@@ -74,11 +92,11 @@ def sample_codes(
         widest = max(left)
         positions = masked.float().argsort(dim=1, descending=True, stable=True)[:, :widest]  # [B, m], masked first
 
-        both_codes, both_labels, both_masked = codes, labels, masked
+        both_codes, both_conditions, both_masked = codes, condition, masked
         if guided:
             both_codes, both_masked = torch.cat([codes, codes]), torch.cat([masked, masked])
-            both_labels = torch.cat([labels, unconditional])
-        hidden = model.hidden(both_codes, both_labels, both_masked)
+            both_conditions = torch.cat([condition, unconditional])
+        hidden = model.backbone(both_codes, both_conditions, both_masked)
         probability = bit_probabilities(
             model.transcoder,
             gather_tokens(hidden[:batch], positions),
@@ -99,10 +117,13 @@ def sample_codes(
         current = torch.take_along_dim(codes, positions.unsqueeze(-1), 1)
         bits = torch.where(fixed.unsqueeze(-1), bits, current)
         codes = codes.scatter(1, positions.unsqueeze(-1).expand_as(bits), bits)
+        if on_iteration is not None:
+            entropy = torch.full(masked.shape, math.nan, device=device).scatter(1, positions, bit_entropy(probability))
+            entropy = entropy.masked_fill(~masked, math.nan)
         masked = masked.scatter(1, positions, torch.gather(masked, 1, positions) & ~fixed)
         left = stay
         if on_iteration is not None:
-            on_iteration(i, codes.bool(), masked)
+            on_iteration(Iteration(i, codes.bool(), masked, entropy))
     return codes.bool()
 
 
@@ -132,13 +153,14 @@ def certainty(
         return -positions.float()
     if order == "random":
         return gumbel
-    if order == "margin":
-        certain = (2 * probability - 1).abs().mean(-1)
-    else:
-        entropy = F.binary_cross_entropy(probability, probability, reduction="none").mean(-1)  # nats
-        certain = -entropy / math.log(2)
+    certain = (2 * probability - 1).abs().mean(-1) if order == "margin" else -bit_entropy(probability)
     factor = {"constant": 1.0, "up": ratio, "down": 1 - ratio}[sampling.gumbel_schedule]
     return certain + sampling.gumbel_temperature * factor * gumbel
+
+
+def bit_entropy(probability: Tensor) -> Tensor:
+    """Bit probabilities [B, m, K] → each token's mean binary entropy in bits, [B, m]."""
+    return F.binary_cross_entropy(probability, probability, reduction="none").mean(-1) / math.log(2)  # from nats
 
 
 def _draws(

@@ -5,7 +5,6 @@ uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one colum
 """
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from bigr.context import Context
 from bigr.errors import BigrError
-from bigr.evaluation.pictures import save_grid, to_uint8
+from bigr.evaluation.pictures import save_grid
 from bigr.files import write_npz
 from bigr.interop.folders import load_model, model_hash, tokenizer_of
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.progress import Progress
+from bigr.sampling.decode import batched, decoded
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.seeds import derive_seed
 from bigr.training.device import autocast, resolve_device
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from bigr.config import Settings
 
 PICTURED_CLASSES = 16
-DECODED_TOGETHER = 16
 
 
 def run(settings: "Settings", context: Context) -> None:
@@ -85,27 +84,6 @@ def check_fit(models: Path, tokenizer: Tokenizer, model: BiGR) -> None:
 def balanced_labels(count: int, classes: int) -> Tensor:
     """int64 [count]: 0, 1, … over and over, so that classes differ by one image at most."""
     return torch.arange(count) % classes
-
-
-def batched(count: int, size: int) -> Iterator[range]:
-    """0..count in ranges of at most `size`."""
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
-
-
-@torch.no_grad()
-def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
-    """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in float32.
-
-    Always so many at a time, the last ones filled up: convolutions round by the size of their batch, and a sample must
-    not depend on which others stand in its batch.
-    """
-    parts = []
-    for part in codes.split(DECODED_TOGETHER):
-        filled = torch.zeros(DECODED_TOGETHER, *codes.shape[1:], dtype=codes.dtype, device=codes.device)
-        filled[: len(part)] = part
-        parts.append(to_uint8(tokenizer.decode(filled))[: len(part)].permute(0, 2, 3, 1).cpu())
-    return torch.cat(parts)
 
 
 def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:

@@ -24,9 +24,9 @@ from torch import Tensor
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
+from bigr.sampling.decode import batched, decoded
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.seeds import derive_seed
-from bigr.stages.samples import batched, decoded
 from bigr.training.device import autocast, resolve_device
 
 ADJUSTABLE = ("iterations", "diffusion_steps", "guidance_scale")

@@ -1,0 +1,111 @@
+"""What the model does without further training, on codes: inpainting, editing, interpolation, enrichment.
+
+METHOD section 5. Everything here is entropy-ordered sampling under other given tokens or another condition. Pixels,
+masks of any size and blending are bigr/imaging's business.
+
+Shapes: B images, g×g grid of N tokens, K bits, f pixels along one side of a token.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bigr.errors import BigrError
+from bigr.models.bigr import BiGR
+from bigr.sampling.unmask import Iteration, Sampling, sample_codes
+from bigr.seeds import derive_seed, generator
+
+OnIteration = Callable[[Iteration], None]
+
+
+def unknown_tokens(mask: Tensor, grid: int) -> Tensor:
+    """Pixel masks bool [B, H, W] (True: to be painted) → unknown tokens bool [B, N]: those with any such pixel.
+
+    H and W are multiples of `grid`.
+    """
+    patches = (mask.shape[1] // grid, mask.shape[2] // grid)
+    return F.max_pool2d(mask.float().unsqueeze(1), patches).flatten(1) > 0
+
+
+def in_proportion(sampling: Sampling, unknown: int, tokens: int) -> Sampling:
+    """As many iterations as the unknown tokens' share of all N, rounded up: each fixes about as many tokens as it
+    would in a whole image, and an edit costs in proportion to what is edited."""
+    return replace(sampling, iterations=max(1, math.ceil(sampling.iterations * unknown / tokens)))
+
+
+def inpaint_codes(
+    model: BiGR,
+    codes: Tensor,
+    unknown: Tensor,
+    labels: Tensor,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    on_iteration: OnIteration | None = None,
+) -> Tensor:
+    """Sample the unknown tokens, given the others; codes bool [B, N, K] in which the known keep their bits.
+
+    codes: [B, N, K]; unknown: bool [B, N]; labels: int64 [B], num_classes for none (inpainting, outpainting), a class
+    to edit to. The iterations are `sampling.iterations` for a whole image, fewer for a part of it.
+    """
+    most = int(unknown.sum(1).max())
+    sampling = in_proportion(sampling, most, unknown.shape[1])
+    return sample_codes(model, labels, sampling, seeds, codes=codes, unknown=unknown, on_iteration=on_iteration)
+
+
+def interpolate_codes(
+    model: BiGR,
+    first: Tensor,
+    second: Tensor,
+    ratios: Tensor,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    on_iteration: OnIteration | None = None,
+) -> Tensor:
+    """Sample under the conditions r·e(first) + (1 − r)·e(second); codes bool [B, N, K].
+
+    first, second: int64 [B], labels; ratios: r in [0, 1], float [B].
+    """
+    embed, r = model.backbone.condition, ratios.unsqueeze(1)
+    condition = r * embed(first) + (1 - r) * embed(second)
+    return sample_codes(model, first, sampling, seeds, condition=condition, on_iteration=on_iteration)
+
+
+def enrich_codes(
+    model: BiGR,
+    codes: Tensor,
+    labels: Tensor,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    rounds: int = 1,
+    cell: int = 2,
+    on_iteration: OnIteration | None = None,
+) -> Tensor:
+    """Sample each token anew, given the others; codes bool [B, N, K].
+
+    codes: [B, N, K] of an image that was enlarged; labels: int64 [B], num_classes for none. The grid is split into
+    cells of `cell`×`cell` tokens, whose places are dealt to cell² groups at random; a group is sampled at a time, and all
+    of them in each of the rounds. Raises `BigrError` where the grid is no multiple of `cell`.
+    """
+    grid = model.config.grid
+    for round_ in range(rounds):
+        order = torch.stack([_groups(grid, cell, seed, round_) for seed in seeds]).to(codes.device)
+        for group in range(cell * cell):
+            own = [derive_seed(seed, "enrich", round_, group) for seed in seeds]
+            codes = inpaint_codes(model, codes, order == group, labels, sampling, own, on_iteration=on_iteration)
+    return codes
+
+
+def _groups(grid: int, cell: int, seed: int, round_: int) -> Tensor:
+    """The group of each token, int64 [N]: in every cell each of the cell² groups once, in an order of its own."""
+    if grid % cell:
+        raise BigrError(f"enrichment: a grid of {grid}×{grid} tokens has no cells of {cell}×{cell}")
+    cells = (grid // cell) ** 2
+    shuffled = torch.rand(cells, cell * cell, generator=generator(seed, "enrich groups", round_)).argsort(1)
+    return F.pixel_shuffle(shuffled.T.reshape(cell * cell, grid // cell, grid // cell).float(), cell).flatten().long()
