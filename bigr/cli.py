@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigr
+from bigr.commands import app as app_command
 from bigr.commands import evaluate, lineage, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
@@ -123,6 +124,7 @@ evaluate.register(app)
 lineage.register(app)
 promote.register(app)
 probe.register(app)
+app_command.register(app)
 
 
 def main() -> NoReturn:
