@@ -3,7 +3,7 @@
 dvc.yaml must name this code in the stage's `deps`, or stale results survive a code change. `python -m bigr.closure`
 prints for each stage what dvc.yaml has too much and too little, `python -m bigr.closure --write` puts it right (also
 `make deps`). Imports inside functions count; those under `if TYPE_CHECKING:` do not, nor does an `__init__.py` that
-holds a docstring only.
+runs no code of its own: one with a docstring only, or that hands on names when they are asked for (`__getattr__`).
 """
 
 import ast
@@ -27,7 +27,7 @@ def closure(root: Path, start: str) -> list[str]:
         if path not in found:
             found.add(path)
             waiting += _imports(root, path)
-    return sorted(path for path in found if not _only_docstring(root / path))
+    return sorted(path for path in found if not _runs_nothing(root / path))
 
 
 def stage_code(root: Path) -> dict[str, list[str]]:
@@ -66,10 +66,31 @@ def _files(root: Path, module: str) -> list[str]:
     return [name for name in [*names, "/".join(parts) + ".py"] if (root / name).is_file()]
 
 
-def _only_docstring(path: Path) -> bool:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return path.name == "__init__.py" and all(
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body
+def _runs_nothing(path: Path) -> bool:
+    if path.name != "__init__.py":
+        return False
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if PACKAGE in {name.split(".")[0] for node in _nodes(tree) for name in _imported(node)}:
+        return False
+    return all(_inert(node) for node in tree.body)
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def _inert(node: ast.stmt) -> bool:
+    """A docstring, an import, a table of constants, `if TYPE_CHECKING:`, or what answers for names (PEP 562)."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    if isinstance(node, ast.Assign):
+        return not any(isinstance(below, ast.Call) for below in ast.walk(node))
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test).endswith("TYPE_CHECKING")
+    return isinstance(node, ast.Import | ast.ImportFrom) or (
+        isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
     )
 
 

@@ -239,6 +239,16 @@ class Samples(_Section):
     grid_rows: Positive
 
 
+class Editing(_Section):
+    """What the model does without further training (METHOD section 5)."""
+
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    gumbel_temperature: Weight
+    feather: Weight
+    enrich_guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    enrich_rounds: Annotated[int, Field(ge=1, le=4)]
+
+
 class Evaluation(_Section):
     """Fidelity, reconstruction, representation and code usage."""
 
@@ -263,6 +273,7 @@ class Evaluation(_Section):
     knn_temperature: PositiveFloat
     tsne_images: Positive
     tsne_perplexity: PositiveFloat
+    zero_shot_images: Count
 
     @model_validator(mode="after")
     def _fits(self) -> "Evaluation":
@@ -300,7 +311,7 @@ class Promotion(_Section):
 
 
 class Settings(_Section):
-    """All of params.yaml: a section per stage, `seed`, `run` and `promotion`."""
+    """All of params.yaml: a section per stage, `seed`, `run`, `editing` and `promotion`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Run
@@ -311,6 +322,7 @@ class Settings(_Section):
     generator: Generator
     transcoder: Transcoder
     samples: Samples
+    editing: Editing
     evaluation: Evaluation
     promotion: Promotion
 

@@ -14,6 +14,13 @@ _HIGHER = {
     "codes": ("bit_entropy", "unique_share"),
     "probe": ("best_top1", "best_top5"),
     "knn": ("best_top1", "best_top5"),
+    "zero_shot": (
+        "inpaint_label_agreement",
+        "inpaint_psnr",
+        "edit_label_agreement",
+        "enrich_label_agreement",
+        "interpolation_agreement",
+    ),
 }
 
 LOWER_IS_BETTER = frozenset(f"{part}.{name}" for part, names in _LOWER.items() for name in names)

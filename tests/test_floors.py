@@ -12,10 +12,10 @@ FLOORS = [
     {"bits", "config", "context", "errors", "explain", "figures", "files", "progress", "seeds"},
     {"data", "models", "interop"},
     {"sampling"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "imaging"},
     {"stages"},
     {"closure", "pipeline", "tracking"},
-    {"ablations", "planning", "lineage", "runner", "check"},
+    {"ablations", "planning", "lineage", "loading", "runner", "check"},
     {"cli", "commands", "__main__"},
 ]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bigr").rglob("*.py"))

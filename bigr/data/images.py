@@ -52,16 +52,21 @@ def decode(source: Path | BinaryIO) -> Image.Image:
             with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"{image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
-                image.load()
-                turn = _UPRIGHT.get(_orientation(image))
-                rgb = _to_rgb(image)
-        return rgb.transpose(turn) if turn is not None else rgb
+                return upright_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise ImageError("not a JPEG, PNG or WebP image") from None
     except Exception as error:  # decoders raise many kinds over a broken file, and all of them are the file's fault
         raise ImageError(_reason(error)) from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode as a new 8-bit RGB image, turned as its EXIF block says; as `decode` does."""
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb = _to_rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
 
 
 def _reason(error: Exception) -> str:

@@ -90,8 +90,8 @@ def enrich_codes(
     """Sample each token anew, given the others; codes bool [B, N, K].
 
     codes: [B, N, K] of an image that was enlarged; labels: int64 [B], num_classes for none. The grid is split into
-    cells of `cell`×`cell` tokens, whose places are dealt to cell² groups at random; a group is sampled at a time, and all
-    of them in each of the rounds. Raises `BigrError` where the grid is no multiple of `cell`.
+    cells of `cell`×`cell` tokens, whose places are dealt to cell² groups at random; a group is sampled at a time, and
+    all of them in each of the rounds. Raises `BigrError` where the grid is no multiple of `cell`.
     """
     grid = model.config.grid
     for round_ in range(rounds):

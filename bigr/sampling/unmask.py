@@ -10,6 +10,7 @@ others stand in its batch. Shapes: B images, N tokens, m of them masked, K bits,
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,13 @@ def sample_codes(
 def still_masked(unknown: int, ratio: float) -> int:
     """How many of the unknown tokens stay masked after the part `ratio` of the iterations: ⌊N·cos(π/2·ratio)⌋."""
     return math.floor(unknown * math.cos(math.pi / 2 * ratio))
+
+
+def working_iterations(sampling: Sampling, unknown: int) -> int:
+    """How many iterations fix any of `unknown` tokens; the networks run in these alone."""
+    stages = [(i + 1) / sampling.iterations for i in range(sampling.iterations)]
+    left = [unknown, *(still_masked(unknown, ratio) for ratio in stages)]
+    return sum(before != after for before, after in pairwise(left))
 
 
 def guidance(sampling: Sampling, ratio: float) -> float:

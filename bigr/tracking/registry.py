@@ -132,6 +132,27 @@ class Registry:
                 return None
             raise
 
+    def named(self, uri: str) -> Version:
+        """The version that a URI names: `models:/bigr@champion`, or its number as `models:/bigr/3`.
+
+        Raises `BigrError` where there is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        alias, number = (uri.removeprefix(f"models:/{NAME}{mark}") for mark in "@/")
+        known = "write models:/bigr@champion, or models:/bigr/1"
+        try:
+            if alias != uri:
+                return _version(self.client.get_model_version_by_alias(NAME, alias))
+            if number != uri and number.isdecimal():
+                return _version(self.client.get_model_version(NAME, number))
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            where = f"MLflow's registry ({self.store.uri}) has no such version"
+            raise BigrError(f"{uri}: {where}; {known}; `bigr promote` makes a champion") from None
+        raise BigrError(f"{uri}: not a version of the model {NAME}; {known}")
+
     def promote(self, version: Version) -> None:
         """Point the alias `champion` to `version`."""
         self.client.set_registered_model_alias(NAME, CHAMPION, str(version.number))

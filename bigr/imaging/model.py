@@ -1,0 +1,365 @@
+"""The model as one object: everything that METHOD section 5 lists, on pictures of any size and form.
+
+What is drawn whole (generation, interpolation, enrichment, reconstruction) comes in the model's own size. Inpainting,
+outpainting and editing return the picture that they were given, at its size, changed where the mask says: the model
+works on square windows of it (bigr/imaging/windows.py), and what it paints is blended in (bigr/imaging/blend.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from typing_extensions import Unpack
+
+from bigr.data.images import center_crop
+from bigr.errors import BigrError
+from bigr.imaging import drawing
+from bigr.imaging.blend import Blend, blended, check
+from bigr.imaging.drawing import Easel, How, Label, Options, Watch
+from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
+from bigr.imaging.resolution import consistent_with
+from bigr.imaging.windows import Window, scaled_mask, windows
+from bigr.sampling.editing import (
+    enrich_codes,
+    in_proportion,
+    inpaint_codes,
+    interpolate_codes,
+    unknown_tokens,
+)
+from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
+
+CELL = 2
+"""d: enrichment deals the tokens of a cell of d×d to d² groups (METHOD section 5)."""
+
+MAX_SIDE = 30_000
+"""Pixels along one side of a picture with margins; longer ones are refused."""
+
+
+@dataclass(frozen=True)
+class Editing:
+    """How to edit; the fields are those of params.yaml's section `editing`.
+
+    guidance_scale, gumbel_temperature: of the sampler where a class is painted; feather: the seam's width, in tokens;
+    enrich_guidance_scale, enrich_rounds: of enrichment.
+    """
+
+    guidance_scale: float
+    gumbel_temperature: float
+    feather: float
+    enrich_guidance_scale: float
+    enrich_rounds: int
+
+
+class ImageModel:
+    """Tokenizer, generator, the settings of the sampler, and the names of the classes. `bigr.load` makes one.
+
+    Pictures may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
+    with what is to be painted bright or opaque. A class is a number, a name, or None for none. The other keyword
+    arguments are those of `bigr.imaging.drawing.Options`. Whatever a caller can put right raises `BigrError`, one line.
+    """
+
+    def __init__(
+        self,
+        easel: Easel,
+        sampling: Sampling,
+        editing: Editing,
+        classes: Sequence[str],
+        *,
+        knows_labels: bool = True,
+    ) -> None:
+        self._easel, self.sampling, self.editing = easel, sampling, editing
+        self.classes, self.knows_labels = tuple(classes), knows_labels
+
+    @property
+    def size(self) -> int:
+        """The side in pixels of the squares that the model sees and draws."""
+        return int(self._easel.tokenizer.config.image_size)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers `features` can be taken of."""
+        return int(self._easel.network.config.layers)
+
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """The least and the most of `iterations`, and of `diffusion_steps` where the model takes any."""
+        return drawing.limits(self._easel.network)
+
+    def generate(self, labels: Label | Sequence[Label], **options: Unpack[Options]) -> list[Image.Image]:
+        """Pictures of each class asked for: all variants of the first, then of the second, and so on.
+
+        Image i is image i of the stage `samples` for the same labels, seed and settings.
+        """
+        how = How(**options)
+        listed = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+        if not listed:
+            raise BigrError("labels: none are given")
+        numbers = self._labels([label for label in listed for _ in range(how.variants)])
+        sampling = self._sampling(self.sampling, how)
+        seeds = how.seeds(len(numbers), "samples")
+
+        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
+            some = slice(places.start, places.stop)
+            return sample_codes(self._easel.network, numbers[some], sampling, seeds[some], on_iteration=on_iteration)
+
+        steps = working_iterations(sampling, self._tokens) * self._easel.batches(len(numbers))
+        return self._easel.draw(len(numbers), draw, Watch(how.on_step, steps))
+
+    def inpaint(
+        self,
+        image: Picture,
+        mask: Picture,
+        *,
+        label: Label = None,
+        blend: Blend = "feather",
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """`variants` pictures of the image's own size, painted anew where the mask marks it.
+
+        label: what to paint; None lets the rest of the picture decide. blend: see `bigr.imaging.blend.blended`; pixels
+        outside the mask and its seam are those of the image.
+        """
+        picture = read_picture(image)
+        return self._paint(picture, read_mask(mask, picture.size), label, blend, How(**options))
+
+    def edit(
+        self, image: Picture, mask: Picture, label: Label, *, blend: Blend = "feather", **options: Unpack[Options]
+    ) -> list[Image.Image]:
+        """`inpaint` with a class for the marked region. Raises `BigrError` also where the model knows no classes."""
+        if label is None:
+            raise BigrError("label: name the class to paint; to let the rest of the picture decide, inpaint")
+        if not self.knows_labels:
+            raise BigrError("label: this model was trained without labels, so that it cannot edit; inpaint instead")
+        return self.inpaint(image, mask, label=label, blend=blend, **options)
+
+    def outpaint(
+        self,
+        image: Picture,
+        *,
+        box: tuple[int, int, int, int] | None = None,
+        margins: tuple[int, int, int, int] | int | None = None,
+        label: Label = None,
+        blend: Blend = "feather",
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """The inverse: what surrounds a part of the image is painted.
+
+        Either box (left, top, right, bottom; pixels): this part is kept, all else of the image painted anew at the same
+        size; or margins (left, top, right, bottom, or one number for all; pixels): so much is added on each side.
+        """
+        picture = read_picture(image)
+        if (box is None) == (margins is None):
+            raise BigrError("outpaint: give either box (the part to keep) or margins (pixels to add on each side)")
+        if box is not None:
+            left, top, right, bottom = box
+            if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+                raise BigrError(f"box: {box} is no part of a picture of {picture.width}×{picture.height} pixels")
+        else:
+            assert margins is not None
+            before = (margins,) * 4 if isinstance(margins, int) else tuple(margins)
+            picture, (left, top, right, bottom) = _with_margins(picture, before)
+        mask = np.ones((picture.height, picture.width), dtype=bool)
+        mask[top:bottom, left:right] = False
+        if not mask.any():
+            raise BigrError("outpaint: nothing is left to paint: the box is the whole picture, or all margins are 0")
+        return self._paint(picture, mask, label, blend, How(**options))
+
+    def interpolate(self, first: Label, second: Label, steps: int = 9, **options: Unpack[Options]) -> list[Image.Image]:
+        """Pictures on the way from one class to the other, both ends included: `steps` of them for each variant.
+
+        The condition is r·e(first) + (1 − r)·e(second), r from 1 to 0; all pictures of a variant share their draws.
+        """
+        how = How(**options)
+        if not 2 <= steps <= 1024:
+            raise BigrError(f"steps: {steps} cannot be; allowed: 2 to 1024, the ends included")
+        if not self.knows_labels:
+            raise BigrError("label: this model was trained without labels; there is nothing to interpolate")
+        sampling = self._sampling(self.sampling, how)
+        ends = self._labels([first, second])
+        count = steps * how.variants
+        ratios = torch.linspace(1, 0, steps, device=ends.device).repeat(how.variants)
+        seeds = [seed for seed in how.seeds(how.variants, "samples") for _ in range(steps)]
+
+        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
+            some = slice(places.start, places.stop)
+            a, b = (end.expand(len(places)) for end in ends)
+            network = self._easel.network
+            return interpolate_codes(network, a, b, ratios[some], sampling, seeds[some], on_iteration=on_iteration)
+
+        total = working_iterations(sampling, self._tokens) * self._easel.batches(count)
+        return self._easel.draw(count, draw, Watch(how.on_step, total))
+
+    def enrich(
+        self,
+        image: Picture,
+        *,
+        label: Label = None,
+        rounds: int | None = None,
+        consistent: bool = True,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """A small picture enlarged to the model's size, its detail drawn by the model (METHOD section 5).
+
+        rounds: how often every token is drawn anew, 1 to 4; consistent: the result, made small again, is the picture
+        given (bigr/imaging/resolution.py). A picture of the model's size or more is first made half that size.
+        Guidance acts where a label is given.
+        """
+        how = How(**options)
+        picture = read_picture(image)
+        rounds = self.editing.enrich_rounds if rounds is None else rounds
+        if not 1 <= rounds <= 4:
+            raise BigrError(f"rounds: {rounds} cannot be; allowed: 1 to 4")
+        short = min(picture.size)
+        side = short if short < self.size else self.size // 2
+        small = center_crop(picture, side)
+        large = small.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        own = replace(self.sampling, guidance_scale=self.editing.enrich_guidance_scale, guidance_schedule="constant")
+        sampling = self._sampling(own, how, guided=label is not None)
+        codes = self._easel.encode([large]).expand(how.variants, -1, -1)
+        numbers = self._labels([label] * how.variants)
+        seeds = how.seeds(how.variants, "enrich")
+
+        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
+            some = slice(places.start, places.stop)
+            return enrich_codes(
+                self._easel.network,
+                codes[some],
+                numbers[some],
+                sampling,
+                seeds[some],
+                rounds=rounds,
+                cell=CELL,
+                on_iteration=on_iteration,
+            )
+
+        groups = rounds * CELL**2
+        unknown = self._tokens // CELL**2
+        each = working_iterations(in_proportion(sampling, unknown, self._tokens), unknown)
+        drawn = self._easel.draw(
+            how.variants, draw, Watch(how.on_step, groups * each * self._easel.batches(how.variants))
+        )
+        return [consistent_with(small, one) for one in drawn] if consistent else drawn
+
+    def reconstruct(self, image: Picture) -> Image.Image:
+        """What the tokenizer keeps of a picture: its centre square encoded and decoded, at the model's size."""
+        easel = self._easel
+        codes = easel.encode([center_crop(read_picture(image), self.size)])
+        return Image.fromarray(drawing.decoded(easel.tokenizer, codes)[0].numpy())
+
+    @torch.no_grad()
+    def features(self, images: Picture | Sequence[Picture], layer: int | None = None) -> Tensor:
+        """What the model sees in pictures: float32 [n, D] on the CPU, tokens averaged (METHOD section 5).
+
+        images: their centre squares; layer: 1 to `num_layers`, the middle one where it is not given.
+        """
+        layer = (self.num_layers + 1) // 2 if layer is None else layer
+        if not 1 <= layer <= self.num_layers:
+            raise BigrError(f"layer: {layer} cannot be; allowed: 1 to {self.num_layers}")
+        rows = []
+        for one in several(images):
+            codes = self._easel.encode([center_crop(read_picture(one), self.size)])
+            rows.append(self._easel.network.features(codes)[layer - 1].float().mean(1).cpu())
+        if not rows:
+            raise BigrError("images: none are given")
+        return torch.cat(rows)
+
+    @property
+    def _tokens(self) -> int:
+        return int(self._easel.network.config.grid**2)
+
+    def _labels(self, labels: Sequence[Label]) -> Tensor:
+        """int64 [n] on the device; a model trained without labels knows the unconditional row alone."""
+        numbers = [drawing.label_number(label, self.classes) for label in labels]
+        if not self.knows_labels:
+            numbers = [len(self.classes)] * len(numbers)
+        return torch.tensor(numbers, device=self._easel.device)
+
+    def _sampling(self, sampling: Sampling, how: How, guided: bool = True) -> Sampling:
+        """The sampler of one call; without a class to guide to, guidance is left out: it would change nothing."""
+        found = how.applied(sampling, self.limits())
+        return found if guided and self.knows_labels else replace(found, guidance_scale=1.0)
+
+    def _paint(self, picture: Image.Image, mask: Mask, label: Label, blend: Blend, how: How) -> list[Image.Image]:
+        """`variants` copies of `picture`, each painted where `mask` bool [H, W] is True."""
+        check(blend)
+        own = self.sampling
+        if label is not None:
+            own = replace(
+                own,
+                guidance_scale=self.editing.guidance_scale,
+                guidance_schedule="constant",
+                gumbel_temperature=self.editing.gumbel_temperature,
+            )
+        sampling = self._sampling(own, how, guided=label is not None)
+        labels = self._labels([label] * how.variants)
+        drawn = [np.array(picture) for _ in range(how.variants)]
+        plan = self._plan(mask)
+        unknowns = [self._unknown(part, window) for window, part in plan]
+        each = [
+            working_iterations(in_proportion(sampling, n, self._tokens), n) for n in (int(u.sum()) for u in unknowns)
+        ]
+        watch = Watch(how.on_step, sum(each) * self._easel.batches(how.variants))
+        for place, ((window, part), unknown) in enumerate(zip(plan, unknowns, strict=True)):
+            views = [array[window.slices] for array in drawn]
+            painted = self._window(views, unknown, labels, sampling, how.seeds(how.variants, "inpaint", place), watch)
+            seam = self.editing.feather * window.side / self._easel.network.config.grid
+            for view, new in zip(views, painted, strict=True):
+                large = np.asarray(new.resize((window.side, window.side), Image.Resampling.BICUBIC))
+                view[...] = blended(view, large, part[window.slices], blend, seam)
+        return [Image.fromarray(array) for array in drawn]
+
+    def _plan(self, mask: Mask) -> list[tuple[Window, Mask]]:
+        """The windows, each with what is left for it to paint of the whole picture's mask."""
+        left, plan = mask.copy(), []
+        for window in windows(mask):
+            part = np.zeros_like(mask)
+            part[window.slices] = left[window.slices]
+            left[window.slices] = False
+            if part.any():
+                plan.append((window, part))
+        return plan
+
+    def _unknown(self, part: Mask, window: Window) -> Tensor:
+        """The window's unknown tokens, bool [N] on the device."""
+        pixels = torch.from_numpy(scaled_mask(part[window.slices], self.size)).unsqueeze(0)
+        return unknown_tokens(pixels, self._easel.network.config.grid)[0].to(self._easel.device)
+
+    def _window(
+        self,
+        views: Sequence[np.ndarray],
+        unknown: Tensor,
+        labels: Tensor,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        watch: Watch,
+    ) -> list[Image.Image]:
+        """Square pictures uint8 [S, S, 3], painted; of the model's size."""
+        codes = self._easel.encode([center_crop(Image.fromarray(view), self.size) for view in views])
+
+        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
+            some = slice(places.start, places.stop)
+            return inpaint_codes(
+                self._easel.network,
+                codes[some],
+                unknown.expand(len(places), -1),
+                labels[some],
+                sampling,
+                seeds[some],
+                on_iteration=on_iteration,
+            )
+
+        return self._easel.draw(len(views), draw, watch)
+
+
+def _with_margins(picture: Image.Image, margins: Sequence[int]) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The picture amid margins that continue its edge, and the box in which it stands."""
+    if len(margins) != 4 or any(margin < 0 for margin in margins):
+        raise BigrError(f"margins: {margins} cannot be; four numbers of pixels, 0 or more: left, top, right, bottom")
+    left, top, right, bottom = margins
+    width, height = picture.width + left + right, picture.height + top + bottom
+    if max(width, height) > MAX_SIDE:
+        raise BigrError(f"margins: a picture of {width}×{height} pixels; at most {MAX_SIDE:,} along a side can be made")
+    grown = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
+    return Image.fromarray(grown), (left, top, left + picture.width, top + picture.height)

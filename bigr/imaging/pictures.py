@@ -1,0 +1,108 @@
+"""Whatever a user has as a picture or as a mask, as one upright RGB image or one boolean array."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from bigr.data.images import MAX_PIXELS, ImageError, decode, upright_rgb
+from bigr.errors import BigrError
+
+Picture: TypeAlias = Image.Image | Path | str | Tensor | NDArray[np.uint8]
+"""A PIL image of any mode, a file of it, a tensor [3, H, W] or [1, H, W] (uint8, or float in [0, 1]), or an array
+uint8 [H, W, 3] or [H, W]."""
+Mask: TypeAlias = NDArray[np.bool_]
+
+_HALF = 128
+
+
+def read_picture(source: Picture, what: str = "image") -> Image.Image:
+    """The picture as upright 8-bit RGB. Transparent pixels are composited on white.
+
+    Raises `BigrError`, in one line that names the file or else `what`, where it is no picture.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        try:
+            return decode(path)
+        except ImageError as error:
+            reason = error if path.exists() else "no such file"
+            raise BigrError(f"{what}: {path}: {reason}") from None
+    image = _as_image(source, what)
+    if image.width * image.height > MAX_PIXELS:
+        raise BigrError(f"{what}: {image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
+    try:
+        return upright_rgb(image)
+    except Exception as error:  # a lazily read file is decoded here, and decoders raise many kinds
+        raise BigrError(f"{what}: cannot be read ({' '.join(str(error).split())})") from None
+
+
+def read_mask(source: Picture, size: tuple[int, int]) -> Mask:
+    """A mask as bool [H, W] for a picture of `size` (width, height): True where it is to be painted.
+
+    Pixels brighter than half are; of a mask with transparency the opaque ones. A mask of another size is scaled.
+    Raises `BigrError` where it is no picture, or nothing is marked.
+    """
+    if isinstance(source, str | Path):
+        read_picture(source, "mask")  # says what is wrong with the file
+        with Image.open(source) as file:
+            file.load()
+            source = file
+    image = _as_image(source, "mask")
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    see_through = alpha is not None and np.asarray(alpha).min() < _HALF
+    marked = alpha if alpha is not None and see_through else upright_rgb(image).convert("L")
+    if marked.size != size:
+        marked = marked.resize(size, Image.Resampling.BILINEAR)
+    found: Mask = np.asarray(marked) >= _HALF
+    if not found.any():
+        raise BigrError("mask: nothing is marked; paint what is to change white (or opaque on transparent)")
+    return found
+
+
+def several(source: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture or a sequence of them, as a list."""
+    if isinstance(source, Tensor | np.ndarray):
+        return list(source) if source.ndim == 4 else [source]
+    return list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+
+
+def _as_image(source: Picture, what: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, Tensor):
+        source = _array(source, what)
+    if not isinstance(source, np.ndarray):
+        raise BigrError(f"{what}: a PIL image, a path, a tensor or an array is needed, not {type(source).__name__}")
+    array = source.astype(np.uint8) * 255 if source.dtype == bool else source
+    flat = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if flat.dtype != np.uint8 or flat.ndim not in (2, 3) or (flat.ndim == 3 and flat.shape[2] not in (3, 4)):
+        raise BigrError(f"{what}: an array must be uint8 [H, W, 3] or [H, W], not {source.dtype} {list(source.shape)}")
+    if not flat.size:
+        raise BigrError(f"{what}: has no pixels")
+    return Image.fromarray(np.ascontiguousarray(flat))
+
+
+def _array(tensor: Tensor, what: str) -> NDArray[np.uint8]:
+    tensor = tensor.detach().cpu()
+    if tensor.ndim == 2:
+        tensor = tensor.unsqueeze(0)
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
+        raise BigrError(f"{what}: a tensor must be [3, H, W] or [1, H, W], not {list(tensor.shape)}")
+    if tensor.dtype == torch.bool:
+        tensor = tensor.to(torch.uint8) * 255
+    elif tensor.is_floating_point():
+        if not torch.isfinite(tensor).all():
+            raise BigrError(f"{what}: the tensor holds values that are not numbers")
+        low, high = tensor.aminmax()
+        if low < 0 or high > 1:
+            raise BigrError(f"{what}: a tensor of floats must lie in [0, 1], not in [{low:.3g}, {high:.3g}]")
+        tensor = (tensor.float() * 255).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise BigrError(f"{what}: a tensor must be of uint8, or of floats in [0, 1], not {tensor.dtype}")
+    return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
