@@ -73,8 +73,9 @@ def tsne_plot(path: Path, points: np.ndarray, labels: np.ndarray, classes: Seque
             colours = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20"]
             shown = np.unique(labels)
             dots = [
-                axes.scatter(*points[labels == label].T, s=size, color=colours(int(label)), linewidths=0)
+                axes.scatter(x, y, s=size, color=colours(int(label)), linewidths=0)
                 for label in shown
+                for x, y in [points[labels == label].T]
             ]
             names = [_short(classes[label]) for label in shown]
             figure.legend(dots, names, loc="outside right center", title="class", markerscale=1.6, handletextpad=0.2)
