@@ -37,5 +37,5 @@ MAX_WAITING = 16
 MAX_SESSIONS = 64
 """Pages whose picture is remembered; the oldest are forgotten first."""
 
-MAX_COMPARED = 2000
+MAX_COMPARED = 400
 """Pictures of the data set among which the nearest are sought."""

@@ -1,5 +1,6 @@
 """The parts that the page's tabs are made of: a picture to work on, and the settings of a call."""
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,12 @@ element.addEventListener("click", (event) => {
 });
 """
 
+BLENDS = ["Feather", "Poisson", "None"]
 Examples = Sequence[tuple[Image.Image, str]]
 
 
 def spoken(error: BigrError) -> gr.Error:
     """The error as a message in the page."""
-    import html
-
     return gr.Error(html.escape(str(error)), duration=8, title="That did not work", print_exception=False)
 
 
@@ -100,8 +100,11 @@ def class_choices(model: ImageModel, nobody: str | None = None) -> list[tuple[st
     return named if nobody is None else [(nobody, NO_CLASS), *named]
 
 
-def options(model: ImageModel, *, variants: int, guidance: float) -> list[Any]:
-    """Seed, variants, iterations, guidance, diffusion steps: what every call takes, in this order."""
+def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = False) -> list[Any]:
+    """Seed, variants, iterations, guidance, diffusion steps: what every call takes, in this order.
+
+    seam: before them all, how what is painted is joined to the rest.
+    """
     limits, sampling = model.limits(), model.sampling
     with gr.Row(elem_classes="sliders"):
         number = gr.Slider(1, MAX_VARIANTS, value=variants, step=1, label="Variants", min_width=140)
@@ -109,9 +112,7 @@ def options(model: ImageModel, *, variants: int, guidance: float) -> list[Any]:
     with gr.Accordion("Sampler", open=False, elem_classes="sampler"), gr.Row(elem_classes="sliders"):
         least, most = limits["iterations"]
         iterations = gr.Slider(least, most, value=sampling.iterations, step=1, label="Iterations", min_width=140)
-        scale = gr.Slider(
-            0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.1, label="Guidance", min_width=140
-        )
+        scale = gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.1, label="Guidance", min_width=140)
         if "diffusion_steps" in limits:
             least, most = limits["diffusion_steps"]
             steps: Any = gr.Slider(
@@ -119,4 +120,6 @@ def options(model: ImageModel, *, variants: int, guidance: float) -> list[Any]:
             )
         else:
             steps = gr.State(None)
-    return [seed, number, iterations, scale, steps]
+        if seam:
+            blend = gr.Radio(BLENDS, value=BLENDS[0], label="Seam", elem_classes="blend", min_width=280)
+    return [*([blend] if seam else []), seed, number, iterations, scale, steps]

@@ -1,5 +1,6 @@
 """The pictures that are there already: examples to start with, and those that look most alike to the model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from bigr.errors import BigrError
 from bigr.imaging.model import ImageModel
 
 EXAMPLES = 10
+_AT_ONCE = 20
 _LOOKED_AT = 400
 """Pictures among which examples of different classes are sought."""
 
@@ -54,18 +56,26 @@ class Dataset:
         """How many pictures the nearest are sought among."""
         return min(self.index.images("train"), MAX_COMPARED)
 
-    def nearest(self, model: ImageModel, picture: Image.Image, layer: int, count: int) -> list[Neighbour]:
-        """The `count` training pictures whose features in `layer` are most alike, the most alike first.
+    def look(self, model: ImageModel, layer: int) -> Iterator[int]:
+        """Take the features in `layer` of all pictures that are compared, once; yields how many are done."""
+        if layer in self._features:
+            return
+        pixels, _ = self._training
+        rows: list[Tensor] = []
+        for part in pixels.split(_AT_ONCE):
+            rows.append(model.features([_picture(one) for one in part], layer))
+            yield len(rows) * _AT_ONCE
+        self._features[layer] = torch.cat(rows)
 
-        The first question to a layer takes the features of all of them, which are then kept.
-        """
+    def nearest(self, model: ImageModel, picture: Image.Image, layer: int, count: int) -> list[Neighbour]:
+        """The `count` pictures whose features in `layer` are most alike, the most alike first."""
+        for _ in self.look(model, layer):
+            pass
         pixels, labels = self._training
-        if layer not in self._features:
-            self._features[layer] = model.features([_picture(one) for one in pixels], layer)
         similar = F.cosine_similarity(self._features[layer], model.features(picture, layer))
         values, places = similar.topk(min(count, len(similar)))
         return [
-            Neighbour(_picture(pixels[place]), self.index.classes[labels[place]], float(value))
+            Neighbour(_picture(pixels[place]), self.index.classes[int(labels[place])], float(value))
             for value, place in zip(values, places.tolist(), strict=True)
         ]
 

@@ -22,7 +22,6 @@ from bigr.imaging.model import ImageModel
 
 log = logging.getLogger(__name__)
 
-BLENDS = ["Feather", "Poisson", "None"]
 DRAWING: dict[str, Any] = {**QUIET, "concurrency_id": "model", "concurrency_limit": 1}
 """For events that use the model: one at a time."""
 
@@ -104,20 +103,19 @@ def _generate(bench: Bench) -> list[Any]:
 
 def _inpaint(bench: Bench) -> list[Any]:
     given = source(bench.examples, panel.brush_value, brush=True)
-    settings = [_label(bench.model, "Whatever fits"), _blend()]
-    return [given.picture, given.view, *settings, *_editing_options(bench.model)]
+    return [given.picture, given.view, _label(bench.model, "Whatever fits"), *_editing_options(bench.model)]
 
 
 def _edit(bench: Bench) -> list[Any]:
     given = source(bench.examples, panel.brush_value, brush=True)
     label = gr.Dropdown(class_choices(bench.model), value=0, label="Becomes")
-    return [given.picture, given.view, label, _blend(), *_editing_options(bench.model)]
+    return [given.picture, given.view, label, *_editing_options(bench.model)]
 
 
 def _outpaint(bench: Bench) -> list[Any]:
     way = gr.Radio([INSIDE, OUTSIDE], value=INSIDE, show_label=False, container=False, render=False)
-    sides = [
-        gr.Slider(0, 100, value=value, step=5, label=f"{side}, %", min_width=120, render=False)
+    sides: list[Any] = [
+        gr.Slider(0, 100, value=value, step=5, label=f"{side}, %", min_width=180, render=False)
         for side, value in (("Left", 0), ("Top", 0), ("Right", 0), ("Bottom", 50))
     ]
     given = source(bench.examples, _outlined, beside=[way, *sides])
@@ -125,10 +123,10 @@ def _outpaint(bench: Bench) -> list[Any]:
     with gr.Row(elem_classes="sliders"):
         for side in sides:
             side.render()
-    for part in (way, *sides):
+    parts: list[Any] = [way, *sides]
+    for part in parts:
         part.change(_outlined, [given.picture, way, *sides], given.view, trigger_mode="always_last", **READING)
-    settings = [_label(bench.model, "Whatever fits"), _blend()]
-    return [given.picture, way, *sides, *settings, *_editing_options(bench.model)]
+    return [given.picture, way, *sides, _label(bench.model, "Whatever fits"), *_editing_options(bench.model)]
 
 
 def _interpolate(bench: Bench) -> list[Any]:
@@ -148,7 +146,7 @@ def _enrich(bench: Bench) -> list[Any]:
     with gr.Row(elem_classes="sliders"):
         rounds = gr.Slider(1, 4, value=model.editing.enrich_rounds, step=1, label="Rounds", min_width=140)
         label = _label(model, "Unknown")
-    consistent = gr.Checkbox(True, label="Made small again, the result is the picture given", container=False)
+    consistent = gr.Checkbox(True, label="Made small again, it is the picture given", container=False)
     settings = options(model, variants=4, guidance=model.editing.enrich_guidance_scale)
     return [given.picture, rounds, consistent, label, *settings]
 
@@ -223,15 +221,11 @@ TABS = (
 
 
 def _editing_options(model: ImageModel) -> list[Any]:
-    return options(model, variants=4, guidance=model.editing.guidance_scale)
+    return options(model, variants=4, guidance=model.editing.guidance_scale, seam=True)
 
 
 def _label(model: ImageModel, nobody: str) -> gr.Dropdown:
     return gr.Dropdown(class_choices(model, nobody), value=NO_CLASS, label="Class", visible=model.knows_labels)
-
-
-def _blend() -> gr.Radio:
-    return gr.Radio(BLENDS, value=BLENDS[0], label="Seam", elem_classes="blend")
 
 
 def _outlined(picture: Image.Image | None, way: str, *sides: float) -> str:

@@ -52,10 +52,14 @@ def entropy_map(entropy: NDArray[np.floating]) -> Image.Image:
 
 @dataclass
 class Trace:
-    """The iterations of a call, of its first picture, as pairs of data URIs: what is decided, how uncertain the rest."""
+    """The iterations of a call, of its first picture, as data URIs: what is decided, how uncertain the rest is.
+
+    of: iterations of the whole call; crisp: the CSS class of its pictures.
+    """
 
     steps: list[tuple[int, str, str]] = field(default_factory=list)
     of: int = 0
+    crisp: str = "crisp"
 
     def add(self, frame: Frame) -> None:
         """Remember a frame, if it is one of the `TRACE_STEPS` to show."""
@@ -64,16 +68,18 @@ class Trace:
         if frame.number * shown // frame.of == (frame.number - 1) * shown // frame.of:
             return
         picture = frame.pictures[0].copy()
+        self.crisp = _crisp(picture)
         picture.thumbnail((TRACE_SIDE, TRACE_SIDE))
         self.steps.append((frame.number, uri(picture), uri(entropy_map(frame.entropies[0]))))
 
-    def html(self, crisp: str) -> str:
+    def html(self) -> str:
         """The strip."""
         if not self.steps:
             return ""
         columns = "".join(
-            f'<li><img class="{crisp}" src="{picture}" alt="after iteration {number}">'
-            f'<img class="crisp entropy" src="{entropy}" alt="entropy before iteration {number}"><span>{number}</span></li>'
+            f'<li><img class="{self.crisp}" src="{picture}" alt="after iteration {number}">'
+            f'<img class="crisp entropy" src="{entropy}" alt="entropy before iteration {number}">'
+            f"<span>{number}</span></li>"
             for number, picture, entropy in self.steps
         )
         return (
@@ -109,7 +115,7 @@ def running(frame: Frame, trace: Trace, columns: int | None = None) -> str:
         f'<p class="state" role="status"><b>Iteration {frame.number}</b> of {frame.of}'
         f'<i class="bar"><i style="width:{share:.0f}%"></i></i></p>'
     )
-    return f'<div class="result busy">{state}{_grid(cells, columns, 2 if paired else 1)}{trace.html(crisp)}</div>'
+    return f'<div class="result busy">{state}{_grid(cells, columns, 2 if paired else 1)}{trace.html()}</div>'
 
 
 def finished(
@@ -118,31 +124,31 @@ def finished(
     seconds: float,
     name: str,
     *,
+    trace: Trace,
     note: str = "",
-    trace: Trace | None = None,
     columns: int | None = None,
     beside: Sequence[tuple[Image.Image, str]] = (),
 ) -> str:
     """The pictures that the call returned, the time that it took, and the strip.
 
     captions: one for each picture; name: of the files that a click saves; note: said after the time; columns: of the
-    grid, by their number where not given; beside: pictures to compare with, and their captions, shown first.
+    grid, by their number where not given; beside: pictures to compare with, and their captions, shown above.
     """
-    crisp = _crisp(min(pictures, key=lambda one: min(one.size)))
-    cells = [_figure(one, caption, crisp if len({p.size for p in pictures}) == 1 else _crisp(one)) for one, caption in beside]
-    cells += [
+    cells = [
         _figure(picture, caption, _crisp(picture), f"{name}-{place}.png")
         for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1)
     ]
+    first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], 4) if beside else ""
     time = f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds / 60:.1f} min"
     state = f'<p class="state" role="status"><b class="time">{time}</b> {html.escape(note)}</p>'
-    strip = "" if trace is None else trace.html(crisp)
-    return f'<div class="result done">{state}{_grid(cells, columns)}{strip}</div>'
+    return f'<div class="result done">{state}{first}{_grid(cells, columns)}{trace.html()}</div>'
 
 
 def _figure(picture: Image.Image, caption: str, crisp: str, file: str | None = None) -> str:
     words = html.escape(caption)
-    image = f'<img class="{crisp}" src="{uri(picture)}" alt="{words}" width="{picture.width}" height="{picture.height}">'
+    image = (
+        f'<img class="{crisp}" src="{uri(picture)}" alt="{words}" width="{picture.width}" height="{picture.height}">'
+    )
     if file is not None:  # the link takes the picture's own data, which is then in the page once
         image = (
             f'<a download="{html.escape(file)}" title="save this picture" href="#" '
@@ -222,7 +228,8 @@ def chosen(picture: Image.Image | None) -> str:
 def thumbnails(pictures: Sequence[tuple[Image.Image, str]]) -> str:
     """Examples to choose from: buttons that carry their place in `data-place`."""
     return "".join(
-        f'<button type="button" data-place="{place}" title="{html.escape(name)}" aria-label="example: {html.escape(name)}">'
+        f'<button type="button" data-place="{place}" title="{html.escape(name)}" '
+        f'aria-label="example: {html.escape(name)}">'
         f'<img class="{_crisp(picture)}" src="{uri(picture)}" alt=""></button>'
         for place, (picture, name) in enumerate(pictures)
     )

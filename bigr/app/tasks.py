@@ -58,7 +58,9 @@ class Tasks:
             columns=count if count > 1 else None,
         )
 
-    def inpaint(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None) -> Panels:
+    def inpaint(
+        self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None
+    ) -> Panels:
         """The picture painted anew where it is marked; by a class, or by the rest of it."""
         yield from self._painted("inpaint", picture, brush, self._label(label), blend, options)
 
@@ -136,7 +138,7 @@ class Tasks:
             "enrich",
             _numbered(how),
             how,
-            beside=[(square, f"given, {side}×{side}"), (plain, "enlarged, bicubic")],
+            beside=[(square, f"given, {side}×{side}"), (plain, "enlarged by bicubic filter")],
         )
 
     def features(self, picture: Image.Image | None, layer: float) -> Panels:
@@ -145,10 +147,14 @@ class Tasks:
         kept = self.model.reconstruct(given)
         beside = [(given, "the picture"), (kept, "what its code keeps")]
         if self.dataset is None:
-            yield panel.compared(beside, [], time.perf_counter() - start, "No data/shards here to seek alike pictures in")
+            yield panel.compared(
+                beside, [], time.perf_counter() - start, "No data/shards here to seek alike pictures in"
+            )
             return
         count = self.dataset.compared
-        yield panel.compared(beside, [], time.perf_counter() - start, f"Seeking among {count:,} pictures")
+        for done in self.dataset.look(self.model, int(layer)):
+            text = f"looking at the data set: {min(done, count):,} of {count:,} pictures, this once"
+            yield panel.compared(beside, [], time.perf_counter() - start, text)
         alike = self.dataset.nearest(self.model, given, int(layer), NEIGHBOURS)
         found = [(one.picture, f"{one.name} · {one.similarity:.2f}") for one in alike]
         yield panel.compared(beside, found, time.perf_counter() - start, f"nearest of {count:,}, by layer {layer:.0f}")

@@ -15,12 +15,13 @@ def serve(
     model: Annotated[
         str,
         typer.Option(
-            metavar="SOURCE", help="A project's folder, one with tokenizer/ and bigr/, or a version: models:/bigr@champion."
+            metavar="SOURCE",
+            help="A project's folder, one with tokenizer/ and bigr/, or a version: models:/bigr@champion.",
         ),
     ] = ".",
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; the default is this machine alone.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; the default is this machine alone.")
+    ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")] = 7860,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Uploads are kept below it while the page is served.")
