@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bigr.app.dataset import Dataset
     from bigr.imaging.model import ImageModel
 
+PATIENCE = 60_000
+"""Milliseconds to wait for anything on the page: a busy machine draws slowly."""
 LAPTOP, PHONE = (1440, 900), (390, 844)
 
 
@@ -96,6 +98,7 @@ def main() -> None:
             ("app-phone", PHONE, "Inpaint"),
         ):
             with browser.page(*size) as page:
+                page.set_default_timeout(PATIENCE)
                 panel = open_tab(page, address, tab)
                 if tab == "Inpaint":
                     panel.locator(".examples button").nth(3).click()

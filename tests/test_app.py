@@ -280,7 +280,7 @@ def test_ctrl_c_ends_it_and_nothing_is_left_or_written_elsewhere(project: Path, 
         assert process.stderr is not None
         assert f"http://127.0.0.1:{port}" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=30)
+        _, rest = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in rest
@@ -303,7 +303,7 @@ def address(tasks: Tasks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def page(address: str) -> Iterator["Page"]:
     """A laptop's window."""
     with browser.page(*app_pages.LAPTOP) as page:
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(app_pages.PATIENCE)
         yield page
 
 

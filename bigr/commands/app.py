@@ -1,9 +1,14 @@
 """`bigr app`: the model in the browser."""
 
+import logging
+import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def register(app: typer.Typer) -> None:
@@ -47,5 +52,6 @@ def serve(
     there = dataset.Dataset(data) if data is not None else dataset.find(Path(model) / "data" / "shards")
     try:
         serving.serve(loaded, there, out, host, port)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt:  # a thread may be in the middle of a picture; torch aborts where the interpreter goes first
+        logging.shutdown()
+        os._exit(INTERRUPTED)
