@@ -72,6 +72,7 @@ services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl
 	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)
 
 serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on loopback port 5001 (SERVE_PORT)
+	@bigr lineage models:/bigr@champion >/dev/null # or says in one line that there is none
 	python -m mlflow models serve -m models:/bigr@champion --env-manager local -h 127.0.0.1 -p $(SERVE_PORT)
 
 deps: $(STAMP) ## name in dvc.yaml the code that each stage imports

@@ -9,8 +9,8 @@ _LOWER = {
     "codes": ("dead_bits",),
 }
 _HIGHER = {
-    "samples": ("isc", "precision", "recall", "label_agreement"),
-    "reconstructions": ("isc", "precision", "recall", "psnr", "label_agreement"),
+    "samples": ("is_classifier", "isc", "precision", "recall", "label_agreement"),
+    "reconstructions": ("is_classifier", "isc", "precision", "recall", "psnr", "label_agreement"),
     "codes": ("bit_entropy", "unique_share"),
     "probe": ("best_top1", "best_top5"),
     "knn": ("best_top1", "best_top5"),

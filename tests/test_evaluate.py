@@ -495,6 +495,36 @@ def test_the_classifier_is_trained_on_the_shards_once(project: Path, monkeypatch
     assert (second["extractor"], second["figures"]) == (first["extractor"], first["figures"])
 
 
+def test_a_damaged_classifier_in_the_cache_is_trained_again_and_none_that_other_code_trained_is_used(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worlds.write_shards(project, size=16, images=24)
+    trained: list[int] = []
+
+    def train(*_: object) -> Classifier:
+        trained.append(len(trained))
+        torch.manual_seed(0)
+        return Classifier(ClassifierConfig(16, classes=10, channels=8, features=24)).eval()
+
+    monkeypatch.setattr("bigr.stages.evaluation.train_offline", train)
+    first = evaluated(*SAMPLES, "--reference", "folder", classifier=False)
+    (weights,) = Path(".cache/bigr/classifiers").glob("*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING):
+        assert evaluated(*SAMPLES, "--reference", "folder", classifier=False)["figures"] == first["figures"]
+    assert "model.safetensors: cannot be read" in caplog.text
+    assert evaluated(*SAMPLES, "--reference", "folder", classifier=False)["figures"] == first["figures"]
+    assert len(trained) == 2
+    changed = project / "classifier.py"
+    changed.write_text("# the classifier's code, changed")
+    monkeypatch.setattr("bigr.evaluation.classifier.__file__", str(changed))
+    evaluated(*SAMPLES, "--reference", "folder", classifier=False)
+    assert len(trained) == 3
+    shutil.rmtree(".cache")
+    Path(".cache").write_text("in the way")
+    assert evaluated(*SAMPLES, "--reference", "folder", classifier=False)["figures"] == first["figures"]
+
+
 class Code:
     """Unpickling one touches a file."""
 
@@ -557,6 +587,11 @@ def test_what_cannot_be_measured_is_one_line(reference: str, reason: str, projec
     [
         (("--reference", "folder"), "nothing to do"),
         (("--reference", "folder", "--save-statistics", "x.pt"), "must end in .safetensors"),
+        (("--reference", "folder", "--save-statistics", "params.yaml/x.safetensors"), "params.yaml is no folder that"),
+        (("--reference", "folder", "--save-statistics", "models/classifier/model.safetensors"), "something else than"),
+        ((*SAMPLES, "--reference", "folder", "--moments-only"), "--moments-only says what --save-statistics keeps"),
+        ((*SAMPLES, "--reference", "folder", "--split", "val"), "--split val: folder has no splits; only shards"),
+        ((*SAMPLES, "--reference", "folder", "--samples-split", "val"), "--samples-split val: samples.npz has no"),
         ((*SAMPLES, "--reference", "folder", "--extractor", "rows:Nothing"), "rows:Nothing: it cannot be imported"),
         ((*SAMPLES, "--reference", "folder", "--extractor", "absent:X"), "absent:X: it cannot be imported"),
         ((*SAMPLES, "--reference", "folder", "--extractor", "rows:torch_fidelity_free"), "not a class derived from"),

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,18 @@ def test_pictures_are_pngs_that_are_the_same_every_time(classes: int, tmp_path: 
     for name in written[0]:
         with Image.open(tmp_path / "first" / name) as picture:
             assert min(picture.size) >= 400
+
+
+def test_a_class_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dollars would start a formula, and matplotlib leaves out of a legend what begins with an underscore."""
+    drawn: list[Any] = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure) or save(figure, path))
+    labels = np.arange(12) % 3
+    names = ["$x_^$", "_hidden", "5$"]
+    plots.tsne_plot(tmp_path / "tsne.png", np.random.default_rng(0).random((12, 2)), labels, names, layer=1)
+    plots.confusion_plot(tmp_path / "confusion.png", labels, labels, names)
+    assert [text.get_text().replace("\\", "") for text in drawn[0].legends[0].get_texts()] == names
 
 
 # The stage, over a small project with real digits and models that have learnt nothing.

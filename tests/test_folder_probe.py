@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from bigr import cli
 from bigr.evaluation import folder_probe
+from bigr.evaluation.features import Features
+from bigr.locks import only_one
 from tests import tiny, worlds
 
 CLASSES = ("blue", "dark green", "red")
@@ -78,6 +81,58 @@ def test_what_was_there_is_replaced_only_if_a_probe_wrote_it(project, undrawn, m
         "--out found holds 'thesis.txt', which no probe wrote; name a new folder"
     )
     assert probe(monkeypatch, "--out", "params.yaml") == 2
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        (".", "--out . is the folder that this runs in, or one above; name a new folder"),
+        ("..", "--out .. is the folder that this runs in, or one above; name a new folder"),
+        ("params.yaml/new", "--out params.yaml/new: nothing can be written there (Not a directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(out, reason, project, undrawn, monkeypatch, capsys) -> None:
+    assert probe(monkeypatch, "--out", out) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(reason)
+    assert probe(monkeypatch, "--features", "params.yaml") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("--features params.yaml: nothing can be written there")
+
+
+def test_two_probes_beside_each_other_do_not_take_each_others_features(project, undrawn, monkeypatch, capsys) -> None:
+    """Within one process: `flock` keeps two openings of a folder apart as it does two processes."""
+    with only_one(project / "outputs" / ".probe.features"):
+        (project / "outputs" / ".probe.features" / "train.npy").touch()
+        assert probe(monkeypatch) == 2
+        line = "--out outputs/probe: another `bigr probe` is at work on it; wait for it, or name another"
+        assert capsys.readouterr().err.splitlines()[-1] == line
+        assert (project / "outputs" / ".probe.features" / "train.npy").exists()
+    assert probe(monkeypatch) == 0  # that one was killed
+    assert {path.name for path in (project / "outputs").iterdir()} == {"probe"}
+
+    write, computed = folder_probe.write_features, []
+    ended = threading.Event()
+
+    def first(path: Path, *given) -> Features:
+        """While it computes, a second probe of the same images starts, and must wait."""
+        computed.append(path.stem)
+        if len(computed) == 1:
+            other.start()
+            assert not ended.wait(0.5)
+        return write(path, *given)
+
+    def second() -> None:
+        second_found.extend(folder_probe._kept(project / "kept", origin, lambda split, path: pytest.fail(split)))
+        ended.set()
+
+    origin: dict[str, str] = {}
+    kept, second_found = folder_probe._kept, []
+    other = threading.Thread(target=second)
+    monkeypatch.setattr(folder_probe, "write_features", first)
+    monkeypatch.setattr(folder_probe, "_kept", lambda folder, own, do: origin.update(own) or kept(folder, own, do))
+    assert probe(monkeypatch, "--features", "kept") == 0
+    assert ended.wait(60)
+    assert computed == ["train", "val"]
+    assert [len(features) for features in second_found] == list(SPLITS.values())
 
 
 def test_kept_features_are_used_again_and_only_for_what_they_are_of(project, undrawn, monkeypatch) -> None:

@@ -291,6 +291,13 @@ def test_a_file_elsewhere_is_known_by_its_content(project: Path, tmp_path: Path)
     assert step.notes[0] == f"{tmp_path / 'copy.npz'} is a copy of it"
 
 
+def test_a_copy_of_a_name_that_mlflow_cannot_be_asked_for_is_no_trouble(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "Ada's `copy`.npz").write_bytes(b"samples")
+    write_lock(project, {"outputs/samples.npz": hashlib.md5(b"samples").hexdigest()})
+    traced = chain.trace(project, str(tmp_path / "Ada's `copy`.npz"))
+    assert (traced.starts[0].path, traced.trouble) == ("outputs/samples.npz", "")
+
+
 def test_a_version_in_the_registry_is_known_by_its_models_hash(project: Path) -> None:
     ids = write_runs(project, HASHES)
     client = Store(project).client
@@ -333,6 +340,10 @@ def test_code_is_compared_with_the_commit_and_with_the_folder(project: Path) -> 
         (["md5:xyz"], "md5:xyz: not a hash of DVC's; give at least 6 of its hexadecimal digits"),
         (["md5:ffffff"], "md5:ffffff: no output of a stage has this hash, as far as DVC and MLflow know"),
         (["f" * 32], f"{'f' * 32}: no run of a stage or of the pipeline in MLflow; for a hash, write md5:{'f' * 32}"),
+        (
+            ["models:/bigr@hero"],
+            "models:/bigr@hero: MLflow's registry has no such version of this pipeline's; `bigr pro",
+        ),
         (["outputs/samples.npz", "nonsense"], "--rev: nonsense is neither a revision of git nor an experiment"),
         (
             ["outputs/other.npz", "HEAD"],

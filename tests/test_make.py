@@ -115,8 +115,10 @@ def test_services_leave_mlflow_out_where_a_server_has_it(project: Project) -> No
 def test_serve_serves_the_champion_on_loopback(project: Project) -> None:
     project.make("install")
     words = "models serve -m models:/bigr@champion --env-manager local -h 127.0.0.1"
-    assert project.make("serve") == [f"python -m mlflow {words} -p 5001"]
-    assert project.make("serve", "SERVE_PORT=6001") == [f"python -m mlflow {words} -p 6001"]
+    asked = "bigr lineage models:/bigr@champion"
+    assert project.make("serve") == [asked, f"python -m mlflow {words} -p 5001"]
+    assert project.make("serve", "SERVE_PORT=6001") == [asked, f"python -m mlflow {words} -p 6001"]
+    assert project.make("serve", fail_on="lineage", status=2) == [asked]  # which has said that there is none
 
 
 def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> None:

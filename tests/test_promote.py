@@ -15,7 +15,7 @@ from bigr.config import Comparison
 from bigr.context import Context
 from bigr.errors import BigrError
 from bigr.evaluation.fidelity import names
-from bigr.figures import LOWER_IS_BETTER
+from bigr.figures import FIGURES, LOWER_IS_BETTER
 from bigr.files import write_json
 from bigr.stages import codes, evaluation, samples, shards
 from bigr.tracking import promotion
@@ -106,6 +106,8 @@ def test_a_figure_that_was_not_measured_is_named_with_those_that_were() -> None:
 def test_the_distances_of_every_extractor_can_be_compared(extractor: str) -> None:
     called = names(extractor)
     assert {f"{part}.{name}" for part in ("samples", "reconstructions") for name in called[:2]} <= LOWER_IS_BETTER
+    scores = {f"{part}.{called.score}" for part in ("samples", "reconstructions")}
+    assert scores <= set(FIGURES) - LOWER_IS_BETTER
 
 
 # The registry behind the gate.
@@ -300,6 +302,15 @@ def test_there_is_nothing_to_promote_before_the_pipeline_has_finished(tmp_path: 
     with pytest.raises(BigrError, match="does not exist, so there is nothing to promote; run `dvc repro` first"):
         promotion.promote(tmp_path, tmp_path / "params.yaml")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_database_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(promotion, "candidate", lambda root, params: None)
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+    with pytest.raises(BigrError, match=r"mlflow.db\) could not be asked: .*file is not a database") as refused:
+        promotion.promote(tmp_path, tmp_path / "params.yaml")
+    assert "\n" not in str(refused.value)
 
 
 def test_the_settings_of_the_project_name_figures_that_its_extractor_gives() -> None:

@@ -55,6 +55,7 @@ OVERRIDES: dict[str, Any] = {
     "evaluation.classifier_steps": 5,
     "evaluation.probe_epochs": 1,
     "evaluation.tsne_images": 20,
+    "evaluation.zero_shot_images": 12,
 }
 
 

@@ -61,12 +61,12 @@ def tables(path: Path, results: Results) -> None:
     """Every table as a panel for each of its columns: a dot for each seed, a bar at the mean."""
     panels = [(table, key) for table in TABLES for key in table.columns]
     with _drawing(path, 13.0, 6.0) as figure:
-        axes = figure.subplots(2, -(-len(panels) // 2)).flat
+        axes = list(figure.subplots(2, -(-len(panels) // 2)).flat)
         for place, (table, key) in zip(axes, panels, strict=False):
             rows = [row for row in table.rows if row.variant in results.figures]
             _dots(place, results, key, [(row.label, row.variant) for row in rows])
             place.set_title(f"{table.name}: {LABELS[key]}", fontsize=12)
-        for place in list(axes)[len(panels) :]:
+        for place in axes[len(panels) :]:
             place.set_axis_off()
 
 

@@ -33,6 +33,7 @@ MINIATURE: dict[str, Any] = {
     "evaluation.classifier_steps": 300,
     "evaluation.probe_epochs": 100,
     "evaluation.tsne_images": 100,
+    "evaluation.zero_shot_images": 0,
 }
 """What every run has different from params.yaml: a smaller model, a shorter training, the paper's joint transcoder,
 fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""

@@ -1,6 +1,8 @@
 """`bigr evaluate`: fidelity of any set of images against any other."""
 
+import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from bigr.config import Settings
     from bigr.evaluation.comparing import Comparison, Measured
     from bigr.evaluation.extractors import Extractor
+
+log = logging.getLogger(__name__)
 
 CACHE = Path(".cache", "bigr")
 _SHORT = 12  # digits of a hash that people are shown
@@ -25,8 +29,8 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="Of the reference's shards; evaluation.reference by default.")
     ] = None,
     samples_split: Annotated[
-        str, typer.Option(metavar="NAME", help="Of the samples, where they are shards.", show_default=True)
-    ] = "val",
+        str | None, typer.Option(metavar="NAME", help="Of the samples' shards; val by default.")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, metavar="PIXELS", help="Crop every image to this, as ADM does.")
     ] = None,
@@ -60,28 +64,36 @@ def evaluate(
 
     from bigr import config
     from bigr.evaluation import comparing, kept
-    from bigr.evaluation.sets import open_set
+    from bigr.evaluation.sets import has_splits, open_set
     from bigr.stages.evaluation import instrument
     from bigr.training.device import resolve_device
 
     if samples is None and save_statistics is None:
         raise BigrError("nothing to do: give --samples SET, or --save-statistics FILE for the reference alone")
-    if save_statistics is not None and save_statistics.suffix != ".safetensors":
-        raise BigrError(f"--save-statistics: {save_statistics} must end in .safetensors")
+    if save_statistics is not None:
+        kept.check_place(save_statistics)
+    elif moments_only:
+        raise BigrError("--moments-only says what --save-statistics keeps; give that too")
+    for option, name, path in (("--split", split, reference), ("--samples-split", samples_split, samples)):
+        if name is not None and (path is None or (path.exists() and not has_splits(path))):
+            raise BigrError(f"{option} {name}: {path or 'no set'} has no splits; only shards with an index.json do")
     settings = config.load(params)
     section, workers = settings.evaluation, settings.run.workers
     made = cache(lambda: _extractor(settings, extractor, weights, download))
     if extractor or weights or download:
         made()  # what is wrong with it comes before anything takes time
     known = open_set(reference, split=split or section.reference, size=size, workers=workers)
-    judged = None if samples is None else open_set(samples, split=samples_split, size=size, workers=workers)
+    judged = None if samples is None else open_set(samples, split=samples_split or "val", size=size, workers=workers)
     sets = [known] if judged is None else [known, judged]
     if any(one.images for one in sets):
         for one in sets:
             comparing.check_before(one, made())
     theirs = comparing.look(known, made, section.batch_size, name="reference", cache=CACHE / "statistics")
     if save_statistics is not None:
-        kept.write(save_statistics, theirs.statistics, comparing.about(known), features=not moments_only)
+        try:
+            kept.write(save_statistics, theirs.statistics, comparing.about(known), features=not moments_only)
+        except OSError as error:
+            raise BigrError(f"--save-statistics: {save_statistics} cannot be written: {error.strerror}") from None
         typer.echo(f"the reference's statistics are in {save_statistics}", err=True)
     if judged is None:
         return
@@ -124,10 +136,15 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
     """The offline classifier of a model folder, or the one that the stage evaluation would train, kept in the cache."""
     import hashlib
 
+    import torch
+
     from bigr.data.shards import ShardIndex
+    from bigr.evaluation import classifier
     from bigr.evaluation.classifier import Classifier
     from bigr.evaluation.images import split_hash
+    from bigr.files import sha256_file
     from bigr.interop.folders import load_model, save
+    from bigr.locks import only_one
     from bigr.stages.evaluation import train_offline
     from bigr.training.device import resolve_device
 
@@ -141,12 +158,23 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
         )
     index = ShardIndex.load(shards)
     values = {key: value for key, value in section.model_dump().items() if key.startswith("classifier_")}
-    follows = [split_hash(index, "train"), index.image_size, index.classes, index.class_counts("train"), values]
-    kept = CACHE / "classifiers" / hashlib.sha256(json.dumps(follows).encode()).hexdigest()
-    if not (kept / "config.json").is_file():
-        device = resolve_device(settings.run.device)
-        save(kept, train_offline(section, shards, index, settings.run.workers, device))
-    return load_model(kept, Classifier)
+    device = resolve_device(settings.run.device)
+    code = [sha256_file(Path(str(classifier.__file__))), torch.__version__, device.type]
+    shape = [split_hash(index, "train"), index.image_size, index.classes, index.class_counts("train")]
+    place = CACHE / "classifiers" / hashlib.sha256(json.dumps([*shape, values, *code]).encode()).hexdigest()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(place.parent, lambda: log.info("another `bigr evaluate` trains it; waiting")))
+            if place.is_dir():
+                return load_model(place, Classifier)
+        except (BigrError, OSError) as error:
+            log.warning("%s; the classifier is trained again", error)
+        trained = train_offline(section, shards, index, settings.run.workers, device)
+        try:
+            save(place, trained)
+        except OSError as error:
+            log.warning("the classifier is not remembered: %s", error)
+    return trained
 
 
 def _as_json(found: "Comparison", settings: "Settings") -> dict[str, Any]:

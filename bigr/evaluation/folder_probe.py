@@ -7,8 +7,9 @@ at the end, or kept under a hash of everything that they follow from.
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +18,12 @@ import torch
 
 from bigr.data.sources import SPLITS, Source, discover, printable
 from bigr.errors import BigrError
-from bigr.evaluation.features import Features, scratch_folder, token_averages, write_features
+from bigr.evaluation.features import Features, token_averages, write_features
 from bigr.evaluation.labelled import content_hash, folder_codes
 from bigr.evaluation.representation import Representation, represent
 from bigr.files import atomic_folder, write_json
 from bigr.interop.folders import load_model, model_hash, tokenizer_of
+from bigr.locks import Held, only_one
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.training.device import resolve_device
@@ -58,7 +60,8 @@ def probe_folder(
     """Write metrics.json, probe.csv, probe.png and tsne.png to `out`, which appears whole or not at all.
 
     kept: the folder of kept features; max_images: of a split, in place of `evaluation.max_images`. Raises `BigrError`
-    where the folders do not fit each other, or `out` holds anything that no probe wrote.
+    where the folders do not fit each other, where `out` holds anything that no probe wrote, is where this process
+    stands, or cannot be written, and where another probe is at work on it.
     """
     check_out(out)
     section, device = settings.evaluation, resolve_device(settings.run.device)
@@ -83,24 +86,27 @@ def probe_folder(
         )
         return write_features(path, token_averages(model, codes), counts[split])
 
-    if kept is None:
-        stored = _scratch(out, compute)
-    else:
-        stored = _kept(kept, {**hashes, "images": content_hash(source, counts, settings.run.workers)}, compute)
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-    with exact, stored as (train, val):
+    with exact, _scratch(out) as scratch:
+        if kept is None:
+            train, val = (compute(split, scratch / f"{split}.npy") for split in SPLITS)
+        else:
+            origin = {**hashes, "images": content_hash(source, counts, settings.run.workers)}
+            train, val = _kept(kept, origin, compute)
         classes = [printable(name) for name in source.classes]
         found = represent(section, train, val, len(classes), device)
         measured = {"train": len(train), "val": len(val)}
-    about = {"source": str(images), "classes": len(classes), **measured}
-    with atomic_folder(out) as new:
-        write_json(new / "metrics.json", {**found.figures(), "images": about, "hashes": hashes})
-        found.draw(new, classes)
+        about = {"source": str(images), "classes": len(classes), **measured}
+        with atomic_folder(out) as new:
+            write_json(new / "metrics.json", {**found.figures(), "images": about, "hashes": hashes})
+            found.draw(new, classes)
     return Probed(found, {split: (measured[split], there[split]) for split in SPLITS}, classes)
 
 
 def check_out(out: Path) -> None:
-    """Raise `BigrError` where `out` could not be replaced without losing something."""
+    """Raise `BigrError` where `out` could not be replaced without losing something, or not be written at all."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise BigrError(f"--out {out} is the folder that this runs in, or one above; name a new folder")
     if out.is_dir():
         others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN)
         if not others:
@@ -128,23 +134,44 @@ def labelled(images: Path, settings: "Settings") -> Source:
 
 
 @contextmanager
-def _scratch(out: Path, compute: Callable[[str, Path], Features]) -> Iterator[list[Features]]:
-    """Both splits' features, computed now, beside `out`; removed at the end."""
-    with scratch_folder(out.with_name(f".{out.name}.features")) as folder:
-        yield [compute(split, folder / f"{split}.npy") for split in SPLITS]
+def _scratch(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, removed at the end, and with it the right to write `out`."""
+    folder = out.absolute().with_name(f".{out.absolute().name}.features")
+    with _holding(folder, f"--out {out}"):
+        for left in folder.iterdir():  # by one that was killed
+            left.unlink()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _kept(
-    folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path], Features]
-) -> Iterator[list[Features]]:
+def _kept(folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path], Features]) -> list[Features]:
     """Both splits' features of this origin: those that are kept, or computed now to be kept."""
     text = json.dumps({"format": _FORMAT, **origin}, sort_keys=True)
     place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if place.is_dir():
-        log.info("features: those kept in %s", place)
-    else:
-        with atomic_folder(place) as new:
-            for split in SPLITS:
-                compute(split, new / f"{split}.npy")
-    yield [Features.open(place / f"{split}.npy") for split in SPLITS]
+
+    def wait() -> None:
+        log.info("another `bigr probe` computes features in %s; waiting for it", folder)
+
+    with _holding(folder, f"--features {folder}", wait):
+        if place.is_dir():
+            log.info("features: those kept in %s", place)
+        else:
+            with atomic_folder(place) as new:
+                for split in SPLITS:
+                    compute(split, new / f"{split}.npy")
+    return [Features.open(place / f"{split}.npy") for split in SPLITS]
+
+
+@contextmanager
+def _holding(folder: Path, option: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """`only_one`, whose failures are lines that name the option."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(folder, waiting))
+        except Held:
+            raise BigrError(f"{option}: another `bigr probe` is at work on it; wait for it, or name another") from None
+        except OSError as error:
+            raise BigrError(f"{option}: nothing can be written there ({error.strerror}: {error.filename})") from None
+        yield

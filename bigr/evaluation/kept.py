@@ -6,6 +6,7 @@ extractor saw which set, both by hash. The cache is a folder of such files, each
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,26 @@ class Kept:
 
     statistics: Statistics
     about: dict[str, Any]
+
+
+def check_place(path: Path) -> None:
+    """Raise `BigrError` where no statistics can be kept at `path`, or something else would be lost."""
+    option = f"--save-statistics: {path}"
+    if path.suffix != ".safetensors":
+        raise BigrError(f"{option} must end in .safetensors")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise BigrError(f"{option} cannot be written: {above} is no folder that one may write to")
+    if path.exists() and not _is_ours(path):
+        raise BigrError(f"{option} holds something else than statistics; name another file")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == _FORMAT
+    except (OSError, SafetensorError):
+        return False
 
 
 def write(path: Path, statistics: Statistics, about: Mapping[str, Any], *, features: bool = True) -> None:

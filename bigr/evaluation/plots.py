@@ -71,10 +71,14 @@ def tsne_plot(path: Path, points: np.ndarray, labels: np.ndarray, classes: Seque
         figure, axes = _figure(7.6, 6.2)
         if named:
             colours = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20"]
-            for label in np.unique(labels):
-                x, y = points[labels == label].T
-                axes.scatter(x, y, s=size, color=colours(int(label)), linewidths=0, label=_short(classes[label]))
-            figure.legend(loc="outside right center", title="class", markerscale=1.6, handletextpad=0.2)
+            shown = np.unique(labels)
+            dots = [
+                axes.scatter(x, y, s=size, color=colours(int(label)), linewidths=0)
+                for label in shown
+                for x, y in [points[labels == label].T]
+            ]
+            names = [_short(classes[label]) for label in shown]
+            figure.legend(dots, names, loc="outside right center", title="class", markerscale=1.6, handletextpad=0.2)
         else:
             last = len(classes) - 1
             x, y = points.T
@@ -114,7 +118,7 @@ def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Seq
     counts = np.zeros((len(classes), len(classes)))
     np.add.at(counts, (asked, seen), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    named = len(classes) <= _NAMED_CLASSES
+    named, classes = len(classes) <= _NAMED_CLASSES, [_plain(name) for name in classes]
     side = 2.4 + 0.5 * len(classes) if named else 8.0
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(max(side, 4.8) + 0.6, max(side, 4.8))
@@ -140,7 +144,12 @@ def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Seq
 
 def _short(name: str) -> str:
     """A class name that leaves room for the picture."""
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+    return _plain(name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…")
+
+
+def _plain(name: str) -> str:
+    """A class name as it is: what is between two dollars would be set as a formula, or fail as one."""
+    return name.replace("$", r"\$")
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -66,7 +66,7 @@ def open_set(path: Path, *, split: str = "train", size: int | None = None, worke
     if not path.exists():
         raise BigrError(f"{path}: there is no such folder or file")
     if path.is_dir():
-        if (path / "index.json").is_file():
+        if has_splits(path):
             return _shards(path, split, size, workers)
         if tars := sorted(path.glob("*.tar")):
             return _tars(path, tars, None, size, workers)
@@ -81,6 +81,11 @@ def open_set(path: Path, *, split: str = "train", size: int | None = None, worke
         f"{path}: not a set of images; name a folder of images, an .npz, a folder of .tar shards, or a .safetensors "
         "file of statistics"
     )
+
+
+def has_splits(path: Path) -> bool:
+    """Whether `path` is a folder of shards with this project's index."""
+    return (path / "index.json").is_file()
 
 
 def _folder(path: Path, size: int | None, workers: int) -> ImageSet:

@@ -27,6 +27,7 @@ from bigr.sampling.editing import (
     in_proportion,
     inpaint_codes,
     interpolate_codes,
+    painting,
     unknown_tokens,
 )
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
@@ -286,12 +287,7 @@ class ImageModel:
         check(blend)
         own = self.sampling
         if label is not None:
-            own = replace(
-                own,
-                guidance_scale=self.editing.guidance_scale,
-                guidance_schedule="constant",
-                gumbel_temperature=self.editing.gumbel_temperature,
-            )
+            own = painting(own, self.editing.guidance_scale, self.editing.gumbel_temperature)
         sampling = self._sampling(own, how, guided=label is not None)
         labels = self._labels([label] * how.variants)
         drawn = [np.array(picture) for _ in range(how.variants)]

@@ -44,6 +44,8 @@ class Runs:
 
     def writers(self, path: str, md5: str) -> list[Run]:
         """The runs that wrote `path` with the hash `md5`, the newest first."""
+        if "`" in path:  # no name of a tag in MLflow, nor may it stand in a question
+            return []
         return self._search(f"tags.`{_OUT}{path}` = '{md5}'")
 
     def find(self, prefix: str, paths: Collection[str]) -> list[tuple[str, str]]:

@@ -84,7 +84,7 @@ def _by_version(text: str, model: str, which: str, records: Records, runs: Runs)
     found = runs.version(model, which)
     if found is None or _MODEL_TAG not in found[1]:
         why = runs.trouble or "MLflow's registry has no such version of this pipeline's"
-        raise BigrError(f"{text}: {why}; write models:/bigr@champion, or models:/bigr/1")
+        raise BigrError(f"{text}: {why}; `bigr promote` registers a finished model, and makes the champion")
     number, tags = found
     return Target(_known(_MODEL, tags[_MODEL_TAG], records), note=f"version {number} of {model} in the registry")
 

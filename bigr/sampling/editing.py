@@ -37,6 +37,12 @@ def in_proportion(sampling: Sampling, unknown: int, tokens: int) -> Sampling:
     return replace(sampling, iterations=max(1, math.ceil(sampling.iterations * unknown / tokens)))
 
 
+def painting(sampling: Sampling, guidance_scale: float, gumbel_temperature: float) -> Sampling:
+    """`sampling` where a class is painted amid what is known: a constant guidance, which must outweigh the known."""
+    own = {"guidance_scale": guidance_scale, "gumbel_temperature": gumbel_temperature}
+    return replace(sampling, guidance_schedule="constant", **own)
+
+
 def inpaint_codes(
     model: BiGR,
     codes: Tensor,

@@ -1,4 +1,4 @@
-"""Stage `evaluation`: fidelity, reconstruction, representation, code usage.
+"""Stage `evaluation`: fidelity, reconstruction, representation, code usage, and what needs no further training.
 
 Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json,
 outputs/plots, models/classifier, and outputs/instrument.json: what the distances were measured with and against, since
@@ -8,6 +8,7 @@ is.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,14 @@ from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions,
 from bigr.evaluation.representation import COLUMNS, Representation, represent
 from bigr.evaluation.statistics import measure
 from bigr.evaluation.usage import CodeUsage, code_usage
+from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
+from bigr.evaluation.zero_shot import ZeroShot
 from bigr.files import atomic_folder, write_json
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
+from bigr.sampling.editing import painting
+from bigr.sampling.unmask import Sampling
 from bigr.seeds import derive_seed
 from bigr.training.device import resolve_device
 
@@ -81,6 +86,19 @@ def run(settings: "Settings", context: Context) -> None:
         with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
             train, val = extract(section, model.to(device), codes, counts, scratch)
             representation = represent(section, train, val, len(classes), device)
+        zero_shot = {}
+        if count := min(section.zero_shot_images, counts["val"]):
+            measured = ZeroShot(
+                tokenizer,
+                model,
+                classifier,
+                zero_shot_settings(settings),
+                section.batch_size,
+                knows_labels=settings.generator.use_labels,
+            )
+            first = split_images(folder, "val", count, settings.run.workers)
+            images = torch.cat(list(first.batches(section.batch_size)))
+            zero_shot = {"zero_shot": measured.measure(images, val_labels[:count], mean_picture(originals["train"]))}
         distance = names(section.extractor).distance
         floor = max(metrics["val_against_train"][distance], _SMALLEST_FLOOR)
         metrics["samples"] |= {
@@ -99,7 +117,7 @@ def run(settings: "Settings", context: Context) -> None:
         "dead_bits": usage.dead,
         "unique_share": usage.unique_share,
     }
-    metrics |= representation.figures()
+    metrics |= representation.figures() | zero_shot
 
     save(root / "models" / "classifier", classifier)
     write_json(root / "outputs" / "instrument.json", about(section, extractor.hash, shards, counts))
@@ -178,6 +196,21 @@ def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mappin
         "kid_subsets": section.kid_subsets,
         "precision_recall_neighbours": section.precision_recall_neighbours,
     }
+
+
+def zero_shot_settings(settings: "Settings") -> ZeroShotSettings:
+    """The samplers of `bigr.load` under these settings."""
+    samples, editing = settings.samples, settings.editing
+    sampling = Sampling(**{name: getattr(samples, name) for name in Sampling.__dataclass_fields__})
+    free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
+    painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
+    return ZeroShotSettings(free, sampling, painted, free, editing.enrich_rounds)
+
+
+def mean_picture(images: InOrder) -> Tensor:
+    """The mean of a set of images, float [3, H, W] in [0, 1]."""
+    total = sum(batch.double().sum(0) for batch in images.batches(256))
+    return (torch.as_tensor(total) / len(images) / 255).float()
 
 
 def predictions(classifier: Classifier, images: InOrder, batch_size: int) -> Tensor:

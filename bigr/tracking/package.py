@@ -64,6 +64,7 @@ def served_config(settings: "Settings", classes: "Sequence[str]") -> dict[str, A
     """What the code that serves, and a later measurement, must know besides the weights."""
     return {
         "samples": sampling_settings(settings),
+        "editing": settings.editing.model_dump(),
         "seed": settings.seed,
         "precision": settings.run.precision,
         "batch_size": settings.samples.batch_size,
