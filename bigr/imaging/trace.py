@@ -127,12 +127,20 @@ def save_gif(path: Path, pages: Sequence[Image.Image], milliseconds: Sequence[in
 
 
 def _palette(pages: Sequence[Image.Image]) -> Image.Image:
-    """One palette for all pages, so that what stays the same does not flicker."""
+    """One palette for all pages, so that what stays the same does not flicker; the page's own colours are exact."""
     some = [pages[round(place)] for place in np.linspace(0, len(pages) - 1, min(len(pages), 8))]
     joined = Image.new("RGB", (some[0].width, sum(page.height for page in some)))
     for place, page in enumerate(some):
         joined.paste(page, (0, place * page.height))
-    return joined.quantize(256, method=Image.Quantize.MEDIANCUT)
+    own = [_rgb(colour) for colour in (_PAPER, _INK, _PALE, _KNOWN, _DECIDED)] + [(GREY,) * 3]
+    values = joined.quantize(256 - len(own), method=Image.Quantize.MAXCOVERAGE).getpalette() or []
+    found = [tuple(values[start : start + 3]) for start in range(0, len(values), 3)]
+    # Pillow rounds before it looks for the nearest: what is almost one of the page's own would take its place.
+    far = [one for one in found if all(max(abs(a - b) for a, b in zip(one, mine, strict=True)) > 8 for mine in own)]
+    colours = [*own, *far][:256]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for colour in colours for value in colour])
+    return palette
 
 
 def _pace(count: int) -> list[int]:
