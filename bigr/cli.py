@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import bigr
-from bigr.commands import evaluate, lineage, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -123,6 +123,7 @@ evaluate.register(app)
 lineage.register(app)
 promote.register(app)
 probe.register(app)
+images.register(app)
 
 
 def main() -> NoReturn:
