@@ -1,7 +1,7 @@
 """What an edit costs against how much of the picture it leaves unknown: `python benchmarks/editing.py`.
 
-Samples a part of the tokens of random codes with an untrained model of the given shape, and times it beside the whole
-grid within one run; each share is the median of several rounds, in turn, so that other work on the machine falls on all.
+Samples a part of the tokens of random codes with an untrained model of the given shape, beside the whole
+grid in one run; each share is the median of several rounds, in turn, so that other work falls on all of them alike.
 """
 
 import argparse

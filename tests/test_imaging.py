@@ -24,12 +24,12 @@ from tests import tiny
 from tests.scratch import ROOT
 from tests.worlds import write_models, write_shards
 
-SIZE, CLASSES = 8, 2
+SIZE, CLASSES = 8, 3
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with untrained models of 8×8 pixels, two classes with names, and its params.yaml."""
+    """A project with untrained models of 8×8 pixels, three classes with names, and its params.yaml."""
     root = tmp_path_factory.mktemp("project")
     write_shards(root, size=SIZE, classes=CLASSES)
     write_models(root)
@@ -303,11 +303,14 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 def test_classes_have_the_names_of_the_shards_and_the_sampler_of_params(
     project: Path, model: ImageModel, tmp_path: Path
 ) -> None:
-    assert model.classes == ("class_0", "class_1")
+    assert model.classes == ("class_0", "class_1", "class_2")
     assert (model.size, model.num_layers) == (SIZE, 2)
     shutil.copytree(project / "models", tmp_path / "models")
     alone = bigr.load(tmp_path)
-    assert (alone.classes, alone.sampling.guidance_scale) == (("0", "1"), 2.5)  # no project around it: as in the paper
+    assert (alone.classes, alone.sampling.guidance_scale) == (
+        ("0", "1", "2"),
+        2.5,
+    )  # no project around it: as in the paper
     shutil.copy(ROOT / "params.yaml", tmp_path)
     tiny.apply(tmp_path / "params.yaml", tiny.OVERRIDES | {"samples.guidance_scale": 3.5, "editing.feather": 0.25})
     own = bigr.load(tmp_path / "models")

@@ -1,0 +1,125 @@
+"""The parts that the page's tabs are made of: a picture to work on, and the settings of a call."""
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from bigr.app import panel
+from bigr.app.bounds import MAX_GUIDANCE, MAX_SEED, MAX_VARIANTS
+from bigr.app.tasks import NO_CLASS
+from bigr.app.uploads import read_upload
+from bigr.errors import BigrError
+from bigr.imaging.model import ImageModel
+
+HERE = Path(__file__).parent
+STATE_SECONDS = 3600
+"""How long a picture is remembered after its page was closed."""
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""For every event: the page shows itself what is going on, and no event is an interface of its own."""
+
+READING: dict[str, Any] = {**QUIET, "concurrency_id": "reading", "concurrency_limit": 2}
+"""For events that read pictures: two at a time, since one of them may take hundreds of megabytes."""
+
+_THUMBNAILS = """
+element.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button) trigger("click", { place: Number(button.dataset.place) });
+});
+"""
+
+BLENDS = ["Feather", "Poisson", "None"]
+Examples = Sequence[tuple[Image.Image, str]]
+
+
+def spoken(error: BigrError) -> gr.Error:
+    """The error as a message in the page."""
+    return gr.Error(html.escape(str(error)), duration=8, title="That did not work", print_exception=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to work on. picture: the session's own, as it was given; view: what shows it, a brush or a panel."""
+
+    picture: gr.State
+    view: gr.HTML
+
+
+def source(examples: Examples, shown: Callable[..., Any], *, brush: bool = False, beside: Sequence[Any] = ()) -> Source:
+    """Examples, an upload button, and the picture that was chosen; the first example is there from the start.
+
+    shown: from the picture (and the values of the components `beside`) to the value of what shows it. brush: it is
+    shown to be painted on.
+    """
+    first = examples[0][0] if examples else None
+    state = gr.State(first, time_to_live=STATE_SECONDS)
+    if brush:
+        view = gr.HTML(
+            shown(first),
+            html_template=(HERE / "brush.html").read_text(encoding="utf-8"),
+            js_on_load=(HERE / "brush.js").read_text(encoding="utf-8"),
+            apply_default_css=False,
+            elem_classes="easel",
+        )
+    else:
+        view = gr.HTML(shown(first, *(one.value for one in beside)), apply_default_css=False, elem_classes="easel")
+    with gr.Row(elem_classes="sources"):
+        if examples:
+            thumbnails = gr.HTML(
+                panel.thumbnails(examples), js_on_load=_THUMBNAILS, apply_default_css=False, elem_classes="examples"
+            )
+
+            def example(event: gr.EventData, *values: Any) -> tuple[Image.Image, Any]:
+                place = event._data.get("place") if isinstance(event._data, dict) else None
+                if not (isinstance(place, int) and 0 <= place < len(examples)):
+                    raise gr.Error("There is no such example", print_exception=False)
+                return examples[place][0], shown(examples[place][0], *values)
+
+            thumbnails.click(example, list(beside), [state, view], **READING)
+        button = gr.UploadButton("Your picture…", file_types=["image"], size="sm", elem_classes="upload", min_width=90)
+
+    def uploaded(path: str, *values: Any) -> tuple[Image.Image, Any]:
+        try:
+            picture = read_upload(Path(path))
+        except BigrError as error:
+            raise spoken(error) from None
+        return picture, shown(picture, *values)
+
+    button.upload(uploaded, [button, *beside], [state, view], **READING)
+    return Source(state, view)
+
+
+def class_choices(model: ImageModel, nobody: str | None = None) -> list[tuple[str, int]]:
+    """The names of the classes and their numbers, for a dropdown; first `nobody`, for no class, where it is given."""
+    named = [(name, number) for number, name in enumerate(model.classes)]
+    return named if nobody is None else [(nobody, NO_CLASS), *named]
+
+
+def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = False) -> list[Any]:
+    """Seed, variants, iterations, guidance, diffusion steps: what every call takes, in this order.
+
+    seam: before them all, how what is painted is joined to the rest.
+    """
+    limits, sampling = model.limits(), model.sampling
+    with gr.Row(elem_classes="sliders"):
+        number = gr.Slider(1, MAX_VARIANTS, value=variants, step=1, label="Variants", min_width=140)
+        seed = gr.Slider(0, MAX_SEED, value=0, step=1, label="Seed", min_width=140)
+    with gr.Accordion("Sampler", open=False, elem_classes="sampler"), gr.Row(elem_classes="sliders"):
+        least, most = limits["iterations"]
+        iterations = gr.Slider(least, most, value=sampling.iterations, step=1, label="Iterations", min_width=140)
+        scale = gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.1, label="Guidance", min_width=140)
+        if "diffusion_steps" in limits:
+            least, most = limits["diffusion_steps"]
+            steps: Any = gr.Slider(
+                least, most, value=sampling.diffusion_steps, step=1, label="Diffusion steps", min_width=140
+            )
+        else:
+            steps = gr.State(None)
+        if seam:
+            blend = gr.Radio(BLENDS, value=BLENDS[0], label="Seam", elem_classes="blend", min_width=280)
+    return [*([blend] if seam else []), seed, number, iterations, scale, steps]

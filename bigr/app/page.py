@@ -1,0 +1,258 @@
+"""The page: a tab for each of the things that the model does.
+
+A tab has what it is given on the left and what comes of it on the right; on a phone the second follows the first.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from bigr.app import panel
+from bigr.app.bounds import MAX_CLASSES, MAX_STEPS, UPLOAD_SECONDS
+from bigr.app.controls import QUIET, READING, Examples, class_choices, options, source, spoken
+from bigr.app.dataset import Dataset
+from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
+from bigr.errors import BigrError
+from bigr.imaging.model import ImageModel
+
+log = logging.getLogger(__name__)
+
+DRAWING: dict[str, Any] = {**QUIET, "concurrency_id": "model", "concurrency_limit": 1}
+"""For events that use the model: one at a time."""
+
+Task = Callable[..., Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a tab is built over."""
+
+    model: ImageModel
+    tasks: Tasks
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A tab. button: what starts the task; says: what it is for; promise: what the empty result says.
+
+    inputs: lays out what it is given, and names the components whose values the task takes.
+    """
+
+    name: str
+    button: str
+    says: str
+    promise: str
+    inputs: Callable[[Bench], list[Any]]
+    task: Callable[[Tasks], Task]
+    needs_classes: bool = False
+
+
+def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
+    """The page over `model`; its examples, and the pictures that it compares with, are those of `dataset`."""
+    bench = Bench(model, Tasks(model, dataset), dataset.examples if dataset is not None else [])
+    with gr.Blocks(title="BiGR", analytics_enabled=False, delete_cache=(60, UPLOAD_SECONDS), fill_width=True) as page:
+        gr.HTML(_heading(model), apply_default_css=False, elem_classes="heading")
+        with gr.Tabs(elem_classes="tabs"):
+            for tab in TABS:
+                if model.knows_labels or not tab.needs_classes:
+                    _lay_out(tab, bench)
+    return page
+
+
+def _lay_out(tab: Tab, bench: Bench) -> None:
+    with gr.Tab(tab.name, elem_classes="tab"), gr.Row(elem_classes="bench"):
+        with gr.Column(scale=5, min_width=320, elem_classes="given"):
+            gr.HTML(f"<p>{tab.says}</p>", apply_default_css=False, elem_classes="says")
+            inputs = tab.inputs(bench)
+            with gr.Row(elem_classes="buttons"):
+                start = gr.Button(tab.button, variant="primary", scale=3, min_width=120)
+                stop = gr.Button("Stop", scale=1, min_width=70)
+        with gr.Column(scale=8, min_width=320, elem_classes="came"):
+            result = gr.HTML(panel.idle(tab.promise), apply_default_css=False)
+    asked = start.click(panel.waiting, None, result, queue=False, **QUIET)
+    going = asked.then(_told(tab.task(bench.tasks)), inputs, result, **DRAWING)
+    stop.click(lambda: panel.idle("Stopped."), None, result, cancels=[going], queue=False, **QUIET)
+
+
+def _heading(model: ImageModel) -> str:
+    classes = f" · {len(model.classes):,} classes" if model.knows_labels else ""
+    return (
+        "<header><h1>BiGR</h1><p>Pictures from binary latent codes, the most certain tokens first</p>"
+        f'<p class="facts">{model.size}×{model.size} pixels{classes}</p></header>'
+    )
+
+
+def _generate(bench: Bench) -> list[Any]:
+    model = bench.model
+    labels = gr.Dropdown(
+        class_choices(model),
+        value=list(range(min(len(model.classes), MAX_CLASSES))) if model.knows_labels else None,
+        multiselect=True,
+        max_choices=MAX_CLASSES,
+        label="Classes",
+        visible=model.knows_labels,
+    )
+    return [labels, *options(model, variants=4, guidance=model.sampling.guidance_scale)]
+
+
+def _inpaint(bench: Bench) -> list[Any]:
+    given = source(bench.examples, panel.brush_value, brush=True)
+    return [given.picture, given.view, _label(bench.model, "Whatever fits"), *_editing_options(bench.model)]
+
+
+def _edit(bench: Bench) -> list[Any]:
+    given = source(bench.examples, panel.brush_value, brush=True)
+    label = gr.Dropdown(class_choices(bench.model), value=0, label="Becomes")
+    return [given.picture, given.view, label, *_editing_options(bench.model)]
+
+
+def _outpaint(bench: Bench) -> list[Any]:
+    way = gr.Radio([INSIDE, OUTSIDE], value=INSIDE, show_label=False, container=False, render=False)
+    sides: list[Any] = [
+        gr.Slider(0, 100, value=value, step=5, label=f"{side}, %", min_width=180, render=False)
+        for side, value in (("Left", 0), ("Top", 0), ("Right", 0), ("Bottom", 50))
+    ]
+    given = source(bench.examples, _outlined, beside=[way, *sides])
+    way.render()
+    with gr.Row(elem_classes="sliders"):
+        for side in sides:
+            side.render()
+    parts: list[Any] = [way, *sides]
+    for part in parts:
+        part.change(_outlined, [given.picture, way, *sides], given.view, trigger_mode="always_last", **READING)
+    return [given.picture, way, *sides, _label(bench.model, "Whatever fits"), *_editing_options(bench.model)]
+
+
+def _interpolate(bench: Bench) -> list[Any]:
+    model = bench.model
+    with gr.Row(elem_classes="sliders"):
+        first = gr.Dropdown(class_choices(model), value=0, label="From", min_width=140)
+        second = gr.Dropdown(class_choices(model), value=min(1, len(model.classes) - 1), label="To", min_width=140)
+    steps = gr.Slider(3, MAX_STEPS, value=7, step=1, label="Pictures on the way, both ends included")
+    return [first, second, steps, *options(model, variants=3, guidance=model.sampling.guidance_scale)]
+
+
+def _enrich(bench: Bench) -> list[Any]:
+    model = bench.model
+    half = max(1, model.size // 2)
+    small = [(picture.resize((half, half), Image.Resampling.BOX), name) for picture, name in bench.examples]
+    given = source(small, panel.chosen)
+    with gr.Row(elem_classes="sliders"):
+        rounds = gr.Slider(1, 4, value=model.editing.enrich_rounds, step=1, label="Rounds", min_width=140)
+        label = _label(model, "Unknown")
+    consistent = gr.Checkbox(True, label="Made small again, it is the picture given", container=False)
+    settings = options(model, variants=4, guidance=model.editing.enrich_guidance_scale)
+    return [given.picture, rounds, consistent, label, *settings]
+
+
+def _features(bench: Bench) -> list[Any]:
+    layers = bench.model.num_layers
+    given = source(bench.examples, panel.chosen)
+    return [given.picture, gr.Slider(1, layers, value=(layers + 1) // 2, step=1, label="Layer")]
+
+
+TABS = (
+    Tab(
+        "Generate",
+        "Generate",
+        "Draw pictures of a class, or of several side by side.",
+        "Pictures appear here while they are being decided.",
+        _generate,
+        lambda tasks: tasks.generate,
+    ),
+    Tab(
+        "Inpaint",
+        "Inpaint",
+        "Paint over what is to be drawn anew. What fits there, the rest of the picture decides, or a class does.",
+        "The picture, completed, appears here.",
+        _inpaint,
+        lambda tasks: tasks.inpaint,
+    ),
+    Tab(
+        "Outpaint",
+        "Outpaint",
+        "Replace the edges of a picture, or draw what may lie around it. The hatched part is drawn.",
+        "The picture with its new surroundings appears here.",
+        _outpaint,
+        lambda tasks: tasks.outpaint,
+    ),
+    Tab(
+        "Edit",
+        "Edit",
+        "Paint over a part, and choose what it is to become.",
+        "The picture, changed, appears here.",
+        _edit,
+        lambda tasks: tasks.edit,
+        needs_classes=True,
+    ),
+    Tab(
+        "Interpolate",
+        "Interpolate",
+        "Draw what lies between two classes.",
+        "The way from one class to the other appears here.",
+        _interpolate,
+        lambda tasks: tasks.interpolate,
+        needs_classes=True,
+    ),
+    Tab(
+        "Enrich",
+        "Enrich",
+        "Enlarge a small picture, its detail drawn by the model.",
+        "The picture, in more detail, appears here.",
+        _enrich,
+        lambda tasks: tasks.enrich,
+    ),
+    Tab(
+        "Features",
+        "Look",
+        "What a picture is to the model: what its code keeps of it, and which pictures are alike.",
+        "The model's view of the picture appears here.",
+        _features,
+        lambda tasks: tasks.features,
+    ),
+)
+"""The page's tabs, in order."""
+
+
+def _editing_options(model: ImageModel) -> list[Any]:
+    return options(model, variants=4, guidance=model.editing.guidance_scale, seam=True)
+
+
+def _label(model: ImageModel, nobody: str) -> gr.Dropdown:
+    return gr.Dropdown(class_choices(model, nobody), value=NO_CLASS, label="Class", visible=model.knows_labels)
+
+
+def _outlined(picture: Image.Image | None, way: str, *sides: float) -> str:
+    if picture is None:
+        return panel.outline(None, (0, 0, 0, 0), True)
+    try:
+        edges = margins(picture, sides)
+    except BigrError as error:
+        raise spoken(error) from None
+    return panel.outline(picture, edges, way == INSIDE)
+
+
+def _told(task: Task) -> Task:
+    """The task; what a user can put right is said in the page, whatever else goes wrong in the log."""
+
+    @wraps(task)
+    def told(*values: Any) -> Iterator[str]:
+        try:
+            yield from task(*values)
+        except BigrError as error:
+            yield panel.refused(str(error))
+            raise spoken(error) from None
+        except (GeneratorExit, gr.Error):
+            raise
+        except Exception:
+            log.exception("%s failed", task.__name__)
+            yield panel.refused("Something went wrong; the terminal says what")
+            raise gr.Error("Something went wrong; the terminal says what", print_exception=False) from None
+
+    return told

@@ -1,0 +1,249 @@
+"""What a call comes to, as HTML: the pictures while they are drawn, and the order in which their tokens were decided.
+
+Pictures are written into the page itself, as data URIs: nothing goes to disk, and nothing is fetched.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bigr.imaging.drawing import Frame
+
+CRISP_BELOW = 128
+"""Pictures smaller than this along a side are shown with sharp pixels."""
+
+TRACE_STEPS = 16
+"""Iterations that the strip shows at most, evenly taken; the last is always among them."""
+
+TRACE_SIDE = 128
+"""Pixels along a side of the strip's pictures; larger ones are made smaller."""
+
+SHOWN_SIDE = 1024
+"""Pixels along a side of a picture to choose or to paint on, as the page shows it."""
+
+PAIRED = 4
+"""So many pictures, at most, have their own entropy map beside them while they are drawn."""
+
+_CERTAIN, _UNDECIDED = np.array([250, 232, 214]), np.array([182, 52, 20])
+"""Colours of an entropy of 0 and of 1 bit."""
+
+
+def uri(picture: Image.Image) -> str:
+    """The picture as a PNG in a data URI."""
+    with io.BytesIO() as stream:
+        picture.save(stream, format="PNG")
+        return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def entropy_map(entropy: NDArray[np.floating]) -> Image.Image:
+    """Entropies [g, g] in bits as a picture RGBA of g×g pixels: from pale (0) to red (1); clear where NaN."""
+    known = np.isnan(entropy)
+    share = np.clip(np.where(known, 0, entropy), 0, 1)[..., None]
+    colour = _CERTAIN + share * (_UNDECIDED - _CERTAIN)
+    rgba = np.concatenate([colour, np.where(known, 0, 255)[..., None]], axis=-1)
+    return Image.fromarray(np.rint(rgba).astype(np.uint8), "RGBA")
+
+
+@dataclass
+class Trace:
+    """The iterations of a call, of its first picture, as data URIs: what is decided, how uncertain the rest is.
+
+    of: iterations of the whole call; crisp: the CSS class of its pictures.
+    """
+
+    steps: list[tuple[int, str, str]] = field(default_factory=list)
+    of: int = 0
+    crisp: str = "crisp"
+
+    def add(self, frame: Frame) -> None:
+        """Remember a frame, if it is one of the `TRACE_STEPS` to show."""
+        self.of = frame.of
+        shown = min(TRACE_STEPS, frame.of)
+        if frame.number * shown // frame.of == (frame.number - 1) * shown // frame.of:
+            return
+        picture = frame.pictures[0].copy()
+        self.crisp = _crisp(picture)
+        picture.thumbnail((TRACE_SIDE, TRACE_SIDE))
+        self.steps.append((frame.number, uri(picture), uri(entropy_map(frame.entropies[0]))))
+
+    def html(self) -> str:
+        """The strip."""
+        if not self.steps:
+            return ""
+        columns = "".join(
+            f'<li><img class="{self.crisp}" src="{picture}" alt="after iteration {number}">'
+            f'<img class="crisp entropy" src="{entropy}" alt="entropy before iteration {number}">'
+            f"<span>{number}</span></li>"
+            for number, picture, entropy in self.steps
+        )
+        return (
+            '<section class="trace"><header><h3>In which order it was decided</h3>'
+            '<p class="legend"><span>certain</span><i></i><span>undecided</span></p></header>'
+            f"<ol>{columns}</ol></section>"
+        )
+
+
+def idle(text: str) -> str:
+    """Before anything was asked for."""
+    return f'<div class="result idle"><p>{html.escape(text)}</p></div>'
+
+
+def waiting() -> str:
+    """The call is in the queue."""
+    return '<div class="result busy"><p class="state" role="status"><b>Waiting for the model</b></p></div>'
+
+
+def running(frame: Frame, trace: Trace, columns: int | None = None) -> str:
+    """After an iteration: what is decided so far, each picture's entropy map beside it where they are few."""
+    crisp = _crisp(frame.pictures[0])
+    paired = len(frame.pictures) <= PAIRED
+    cells = []
+    for place, (picture, entropy) in enumerate(zip(frame.pictures, frame.entropies, strict=True), start=1):
+        beside = f'<img class="crisp entropy" src="{uri(entropy_map(entropy))}" alt="entropy of picture {place}">'
+        cells.append(
+            f'<figure><div class="pair"><img class="{crisp}" src="{uri(picture)}" alt="picture {place} so far">'
+            f"{beside if paired else ''}</div></figure>"
+        )
+    share = 100 * frame.number / frame.of
+    state = (
+        f'<p class="state" role="status"><b>Iteration {frame.number}</b> of {frame.of}'
+        f'<i class="bar"><i style="width:{share:.0f}%"></i></i></p>'
+    )
+    return f'<div class="result busy">{state}{_grid(cells, columns, 2 if paired else 1)}{trace.html()}</div>'
+
+
+def finished(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    seconds: float,
+    name: str,
+    *,
+    trace: Trace,
+    note: str = "",
+    columns: int | None = None,
+    beside: Sequence[tuple[Image.Image, str]] = (),
+) -> str:
+    """The pictures that the call returned, the time that it took, and the strip.
+
+    captions: one for each picture; name: of the files that a click saves; note: said after the time; columns: of the
+    grid, by their number where not given; beside: pictures to compare with, and their captions, shown above.
+    """
+    cells = [
+        _figure(picture, caption, _crisp(picture), f"{name}-{place}.png")
+        for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1)
+    ]
+    first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], 4) if beside else ""
+    time = f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds / 60:.1f} min"
+    state = f'<p class="state" role="status"><b class="time">{time}</b> {html.escape(note)}</p>'
+    return f'<div class="result done">{state}{first}{_grid(cells, columns)}{trace.html()}</div>'
+
+
+def _figure(picture: Image.Image, caption: str, crisp: str, file: str | None = None) -> str:
+    words = html.escape(caption)
+    image = (
+        f'<img class="{crisp}" src="{uri(picture)}" alt="{words}" width="{picture.width}" height="{picture.height}">'
+    )
+    if file is not None:  # the link takes the picture's own data, which is then in the page once
+        image = (
+            f'<a download="{html.escape(file)}" title="save this picture" href="#" '
+            f"onclick=\"this.href=this.querySelector('img').src\">{image}</a>"
+        )
+    return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
+
+
+def _grid(cells: Sequence[str], columns: int | None, span: int = 1) -> str:
+    count = columns or min(len(cells), 4)
+    many = " many" if count > 4 else ""
+    return f'<div class="grid{many}" style="--columns:{count};--span:{span}">{"".join(cells)}</div>'
+
+
+def _crisp(picture: Image.Image) -> str:
+    return "crisp" if min(picture.size) < CRISP_BELOW else "smooth"
+
+
+def compared(
+    beside: Sequence[tuple[Image.Image, str]], found: Sequence[tuple[Image.Image, str]], seconds: float, note: str
+) -> str:
+    """A picture and what the model keeps of it, and below them the pictures that are alike to it."""
+    first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], len(beside))
+    then = ""
+    if found:
+        then = "<h3>Most alike to the model</h3>" + _grid([_figure(one, text, _crisp(one)) for one, text in found], 5)
+    state = f'<p class="state" role="status"><b class="time">{seconds:.1f} s</b> {html.escape(note)}</p>'
+    return f'<div class="result done features">{state}{first}{then}</div>'
+
+
+def refused(text: str) -> str:
+    """What could not be done, and why."""
+    return f'<div class="result idle refused"><p role="alert">{html.escape(text)}</p></div>'
+
+
+def outline(picture: Image.Image | None, edges: Sequence[int], inside: bool) -> str:
+    """A picture with what is to be painted around it, or at its edges (pixels: left, top, right, bottom), hatched."""
+    if picture is None:
+        return '<div class="outline empty"><p>Choose a picture</p></div>'
+    left, top, right, bottom = edges
+    width = picture.width + (0 if inside else left + right)
+    height = picture.height + (0 if inside else top + bottom)
+    image = f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture">'
+    if inside:
+        box = (0.0, 0.0, 1.0, 1.0)
+        hole = (left / width, top / height, 1 - right / width, 1 - bottom / height)
+        corners = "".join(
+            f"--{side}:{_percent(share)};" for side, share in zip(("left", "top", "right", "bottom"), hole, strict=True)
+        )
+        image += f'<i class="hatched" style="{corners}"></i>'
+    else:
+        box = (left / width, top / height, picture.width / width, picture.height / height)
+    place = ";".join(
+        f"{side}:{_percent(share)}" for side, share in zip(("left", "top", "width", "height"), box, strict=True)
+    )
+    return (
+        f'<div class="outline"><div class="frame hatched" style="--ratio:{width / height:.5f}">'
+        f'<div class="kept" style="{place}">{image}</div></div><p class="size">{width}×{height} pixels</p></div>'
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3f}%"
+
+
+def chosen(picture: Image.Image | None) -> str:
+    """The picture that a task is to work on."""
+    if picture is None:
+        return '<div class="outline empty"><p>Choose a picture</p></div>'
+    return (
+        f'<div class="outline"><div class="frame" style="--ratio:{picture.width / picture.height:.5f}">'
+        f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture"></div>'
+        f'<p class="size">{picture.width}×{picture.height} pixels</p></div>'
+    )
+
+
+def thumbnails(pictures: Sequence[tuple[Image.Image, str]]) -> str:
+    """Examples to choose from: buttons that carry their place in `data-place`."""
+    return "".join(
+        f'<button type="button" data-place="{place}" title="{html.escape(name)}" '
+        f'aria-label="example: {html.escape(name)}">'
+        f'<img class="{_crisp(picture)}" src="{uri(picture)}" alt=""></button>'
+        for place, (picture, name) in enumerate(pictures)
+    )
+
+
+def brush_value(picture: Image.Image | None) -> dict[str, object]:
+    """What the brush (brush.js) is given: the picture as it shows it, and no mask yet."""
+    if picture is None:
+        return {"picture": "", "crisp": False, "mask": ""}
+    return {"picture": uri(_shown(picture)), "crisp": _crisp(picture) == "crisp", "mask": ""}
+
+
+def _shown(picture: Image.Image) -> Image.Image:
+    """The picture as the page needs it to show it."""
+    small = picture.copy()
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return small

@@ -1,0 +1,269 @@
+"""What the page's buttons do: from values that the page sends to the HTML that it shows. Knows nothing of gradio.
+
+Every task is an iterator: it yields the panel after each iteration, and in the end with what was drawn. What the page
+sends is not trusted: numbers may be outside the ranges of the sliders, and then raise `BigrError`.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from bigr.app import panel
+from bigr.app.bounds import MAX_CLASSES, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARIANTS
+from bigr.app.dataset import Dataset
+from bigr.app.running import Done, watched
+from bigr.app.uploads import read_mask
+from bigr.errors import BigrError
+from bigr.imaging.drawing import Frame, OnStep
+from bigr.imaging.model import ImageModel
+
+NO_CLASS = -1
+"""The page's value for no class."""
+
+NEIGHBOURS = 10
+INSIDE, OUTSIDE = "Replace the edges", "Grow the picture"
+"""The ways to outpaint."""
+
+_SHOW_EVERY = 0.05
+"""Seconds between two panels at least: a small model is faster than a page can be drawn."""
+
+Panels = Iterator[str]
+
+
+class Tasks:
+    """The tasks of a page over one model, and the data set that is there, if one is."""
+
+    def __init__(self, model: ImageModel, dataset: Dataset | None) -> None:
+        self.model, self.dataset = model, dataset
+
+    def generate(self, labels: Sequence[int] | None, *options: float | None) -> Panels:
+        """Pictures of each class chosen: a column for each, or one grid of a single one's."""
+        chosen = [self._label(label) for label in labels or [NO_CLASS]]
+        if len(chosen) > MAX_CLASSES:
+            raise BigrError(f"{len(chosen)} classes: at most {MAX_CLASSES} are drawn at a time")
+        how = self._how(options)
+        variants, count = how["variants"], len(chosen)
+        order = [label * variants + variant for variant in range(variants) for label in range(count)]
+        names = [self._name(label) for label in chosen] + [""] * (count * (variants - 1) if count > 1 else 0)
+        captions = names if count > 1 else [f"{names[0]} · {number}" for number in range(1, variants + 1)]
+
+        yield from self._drawn(
+            lambda on_step: self.model.generate(chosen, on_step=on_step, **how),
+            "generate",
+            captions,
+            how,
+            order=order,
+            columns=count if count > 1 else None,
+        )
+
+    def inpaint(
+        self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None
+    ) -> Panels:
+        """The picture painted anew where it is marked; by a class, or by the rest of it."""
+        yield from self._painted("inpaint", picture, brush, self._label(label), blend, options)
+
+    def edit(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None) -> Panels:
+        """The marked part of the picture turned into a class."""
+        number = self._label(label)
+        if number is None:
+            raise BigrError("Choose the class that the marked part is to become")
+        yield from self._painted("edit", picture, brush, number, blend, options)
+
+    def outpaint(
+        self,
+        picture: Image.Image | None,
+        way: str,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        label: int,
+        blend: str,
+        *options: float | None,
+    ) -> Panels:
+        """The picture grown, or its edges replaced. The four numbers are percent of its width or height."""
+        given = _given(picture)
+        edges = margins(given, (left, top, right, bottom))
+        how, number = self._how(options), self._label(label)
+        if way == INSIDE:
+            where: dict[str, Any] = {"box": (edges[0], edges[1], given.width - edges[2], given.height - edges[3])}
+            if edges[0] + edges[2] >= given.width or edges[1] + edges[3] >= given.height:
+                raise BigrError("Nothing of the picture would be kept: make the edges narrower")
+        else:
+            where = {"margins": edges}
+        if not any(edges):
+            raise BigrError("All four sides are at 0 %: there is nothing to paint")
+        yield from self._drawn(
+            lambda on_step: self.model.outpaint(
+                given, label=number, blend=_blend(blend), on_step=on_step, **where, **how
+            ),
+            "outpaint",
+            _numbered(how),
+            how,
+        )
+
+    def interpolate(self, first: int, second: int, steps: float, *options: float | None) -> Panels:
+        """Pictures on the way from one class to another, a row for each variant."""
+        if not 2 <= steps <= MAX_STEPS:
+            raise BigrError(f"{steps:.0f} pictures: 2 to {MAX_STEPS} can be drawn on the way")
+        ends, count, how = (self._label(first), self._label(second)), int(steps), self._how(options)
+        names = [self._name(label) for label in ends]
+        between = [f"{100 * place / (count - 1):.0f} %" for place in range(1, count - 1)]
+        yield from self._drawn(
+            lambda on_step: self.model.interpolate(*ends, count, on_step=on_step, **how),
+            "interpolate",
+            [names[0], *between, names[1]] + [""] * (count * (how["variants"] - 1)),
+            how,
+            columns=count,
+        )
+
+    def enrich(
+        self, picture: Image.Image | None, rounds: float, consistent: bool, label: int, *options: float | None
+    ) -> Panels:
+        """A small picture made large, its detail drawn; beside it, what enlarging alone gives."""
+        given, number, how = _given(picture), self._label(label), self._how(options)
+        size = self.model.size
+        short = min(given.size)
+        small = given if short < size else given.resize([max(1, side * size // 2 // short) for side in given.size])
+        side = min(small.size)
+        corner = ((small.width - side) // 2, (small.height - side) // 2)
+        square = small.crop((*corner, corner[0] + side, corner[1] + side))
+        plain = square.resize((size, size), Image.Resampling.BICUBIC)
+        yield from self._drawn(
+            lambda on_step: self.model.enrich(
+                given, label=number, rounds=int(rounds), consistent=bool(consistent), on_step=on_step, **how
+            ),
+            "enrich",
+            _numbered(how),
+            how,
+            beside=[(square, f"given, {side}×{side}"), (plain, "enlarged by bicubic filter")],
+        )
+
+    def features(self, picture: Image.Image | None, layer: float) -> Panels:
+        """What the tokenizer keeps of a picture, and the pictures of the data set that are alike to the model."""
+        given, start = _given(picture), time.perf_counter()
+        kept = self.model.reconstruct(given)
+        beside = [(given, "the picture"), (kept, "what its code keeps")]
+        if self.dataset is None:
+            yield panel.compared(
+                beside, [], time.perf_counter() - start, "No data/shards here to seek alike pictures in"
+            )
+            return
+        count = self.dataset.compared
+        for done in self.dataset.look(self.model, int(layer)):
+            text = f"looking at the data set: {min(done, count):,} of {count:,} pictures, this once"
+            yield panel.compared(beside, [], time.perf_counter() - start, text)
+        alike = self.dataset.nearest(self.model, given, int(layer), NEIGHBOURS)
+        found = [(one.picture, f"{one.name} · {one.similarity:.2f}") for one in alike]
+        yield panel.compared(beside, found, time.perf_counter() - start, f"nearest of {count:,}, by layer {layer:.0f}")
+
+    def _painted(
+        self, name: str, picture: Image.Image | None, brush: Any, label: int | None, blend: str, options: Sequence[Any]
+    ) -> Panels:
+        given, how = _given(picture), self._how(options)
+        mask = read_mask(str(brush.get("mask") or "") if isinstance(brush, dict) else "")
+        way = _blend(blend)
+        if label is None:
+            call: Callable[[OnStep], list[Image.Image]] = lambda on_step: self.model.inpaint(  # noqa: E731
+                given, mask, blend=way, on_step=on_step, **how
+            )
+        else:
+            call = lambda on_step: self.model.edit(given, mask, label, blend=way, on_step=on_step, **how)  # noqa: E731
+        yield from self._drawn(call, name, _numbered(how), how)
+
+    def _drawn(
+        self,
+        call: Callable[[OnStep], list[Image.Image]],
+        name: str,
+        captions: Sequence[str],
+        how: dict[str, Any],
+        *,
+        order: Sequence[int] | None = None,
+        columns: int | None = None,
+        beside: Sequence[tuple[Image.Image, str]] = (),
+    ) -> Panels:
+        """Run the call and show it. order: in which its pictures are shown."""
+        trace, shown = panel.Trace(), 0.0
+        for item in watched(call):
+            if isinstance(item, Done):
+                pictures = item.value if order is None else [item.value[place] for place in order]
+                yield panel.finished(
+                    pictures,
+                    captions,
+                    item.seconds,
+                    f"{name}-seed{how['seed']}",
+                    note=f"seed {how['seed']}, {trace.of} iterations",
+                    trace=trace,
+                    columns=columns,
+                    beside=beside,
+                )
+                return
+            trace.add(item)
+            if time.monotonic() - shown >= _SHOW_EVERY:
+                shown = time.monotonic()
+                whole = order is not None and len(item.pictures) == len(order)
+                yield panel.running(_ordered(item, order) if whole and order else item, trace, columns)
+
+    def _how(self, options: Sequence[float | None]) -> dict[str, Any]:
+        """The keyword arguments of `ImageModel` that the sliders stand for, in the order in which the page has them."""
+        seed, variants, iterations, guidance, steps = options
+        how = {
+            "seed": int(seed or 0),
+            "variants": int(variants or 1),
+            "iterations": None if iterations is None else int(iterations),
+            "guidance_scale": None if guidance is None else float(guidance),
+            "diffusion_steps": None if steps is None else int(steps),
+        }
+        if not 1 <= how["variants"] <= MAX_VARIANTS:  # type: ignore[operator]
+            raise BigrError(f"{how['variants']} variants: 1 to {MAX_VARIANTS} are drawn at a time")
+        if not 0 <= how["seed"] <= MAX_SEED:  # type: ignore[operator]
+            raise BigrError(f"seed {how['seed']}: 0 to {MAX_SEED} can be chosen here")
+        return how
+
+    def _label(self, label: int | None) -> int | None:
+        if label is None or label == NO_CLASS:
+            return None
+        if not (isinstance(label, int) and 0 <= label < len(self.model.classes)):
+            raise BigrError(f"{label!r} is no class of this model")
+        return label
+
+    def _name(self, label: int | None) -> str:
+        return "no class" if label is None else self.model.classes[label]
+
+
+def margins(picture: Image.Image, percent: Sequence[float]) -> tuple[int, int, int, int]:
+    """Percent of a picture's width and height (left, top, right, bottom) as pixels, of 1 at least where it is not 0.
+
+    Raises `BigrError` outside of 0 to 100.
+    """
+    if not all(0 <= share <= 100 for share in percent):
+        raise BigrError("The sides take 0 to 100 percent")
+    sides = (picture.width, picture.height) * 2
+    left, top, right, bottom = (
+        max(1, round(side * share / 100)) if share else 0 for side, share in zip(sides, percent, strict=True)
+    )
+    if max(picture.width + left + right, picture.height + top + bottom) > 3 * MAX_SIDE:
+        raise BigrError("The picture would grow too large")
+    return left, top, right, bottom
+
+
+def _given(picture: Image.Image | None) -> Image.Image:
+    if picture is None:
+        raise BigrError("Choose a picture first: one of the examples, or your own")
+    return picture
+
+
+def _blend(blend: str) -> Any:
+    return blend.lower()
+
+
+def _numbered(how: dict[str, Any]) -> list[str]:
+    return [f"variant {number}" for number in range(1, how["variants"] + 1)]
+
+
+def _ordered(frame: Frame, order: Sequence[int]) -> Frame:
+    return Frame(
+        frame.number, frame.of, [frame.pictures[place] for place in order], [frame.entropies[place] for place in order]
+    )

@@ -1,0 +1,58 @@
+"""What people bring to the page: pictures, and masks that they painted. All of it is bounded before it is read."""
+
+import base64
+import binascii
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from bigr.app.bounds import MAX_MASK_PIXELS, MAX_SIDE, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from bigr.data.images import FORMATS, decode
+from bigr.errors import BigrError
+
+_PNG = "data:image/png;base64,"
+
+
+def read_upload(path: Path) -> Image.Image:
+    """An uploaded file as an upright RGB picture of at most `MAX_SIDE` pixels along a side.
+
+    Raises `BigrError` with the reason where it is no picture, or too large a one.
+    """
+    if path.stat().st_size > MAX_UPLOAD_BYTES:
+        raise BigrError(f"{path.name}: larger than {MAX_UPLOAD_BYTES >> 20} MB")
+    try:
+        with Image.open(path, formats=FORMATS) as header:
+            pixels = header.width * header.height
+    except Exception:  # `decode` says below what is wrong with it
+        pixels = 0
+    if pixels > MAX_UPLOAD_PIXELS:
+        raise BigrError(
+            f"{path.name}: {pixels / 1e6:.0f} megapixels; at most {MAX_UPLOAD_PIXELS / 1e6:.0f} are taken here"
+        )
+    try:
+        picture = decode(path)
+    except BigrError as error:
+        raise BigrError(f"{path.name}: {error}") from None
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def read_mask(text: str) -> Image.Image:
+    """The mask that the page's brush made, a data URI, as grey: 255 where painted.
+
+    Raises `BigrError` where nothing is painted, or it is no such picture.
+    """
+    if not text:
+        raise BigrError("Nothing is marked yet: paint over what is to change")
+    try:
+        data = base64.b64decode(text.removeprefix(_PNG), validate=True)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > MAX_MASK_PIXELS:
+                raise BigrError(f"mask: {image.width}×{image.height} pixels; at most {MAX_MASK_PIXELS:,} are taken")
+            mask = image.convert("RGBA").getchannel("A")
+    except (OSError, ValueError, SyntaxError, binascii.Error):
+        raise BigrError("mask: not a PNG picture") from None
+    if not mask.getbbox():
+        raise BigrError("Nothing is marked yet: paint over what is to change")
+    return mask.point(lambda alpha: 255 if alpha >= 128 else 0)

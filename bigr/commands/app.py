@@ -1,0 +1,51 @@
+"""`bigr app`: the model in the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="app")(serve)
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="A project's folder, one with tokenizer/ and bigr/, or a version: models:/bigr@champion.",
+        ),
+    ] = ".",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; the default is this machine alone.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")] = 7860,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Uploads are kept below it while the page is served.")
+    ] = Path("outputs/app"),
+    params: Annotated[
+        Path | None, typer.Option("--params", metavar="FILE", help="The sampler's settings, else the model's own.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Shards with examples and pictures to compare with, else the project's."),
+    ] = None,
+) -> None:
+    """Serve a page that does all that the model can: generate, inpaint, outpaint, edit, interpolate, enrich, compare.
+
+    It is served to this machine alone unless --host says otherwise. Nothing is fetched from elsewhere, and nothing is
+    written outside --out. Ctrl-C ends it.
+    """
+    import bigr
+    from bigr.app import dataset, serving
+
+    serving.check_port(host, port)
+    loaded = bigr.load(model, params=params)
+    there = dataset.Dataset(data) if data is not None else dataset.find(Path(model) / "data" / "shards")
+    try:
+        serving.serve(loaded, there, out, host, port)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
