@@ -15,7 +15,7 @@ import typer
 
 import bigr
 from bigr.commands import app as app_command
-from bigr.commands import evaluate, evaluate, images, lineage, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
