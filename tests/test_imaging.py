@@ -250,6 +250,7 @@ def test_feathering_fades_and_ends() -> None:
 
 WRONG = {
     "label: there is no class 'clas_0'; did you mean class_0": lambda m: m.generate("clas_0"),
+    "label: there is no class 'SS_1'; did you mean class_1": lambda m: m.generate("SS_1"),
     "label: there is no class '7'": lambda m: m.generate(7),
     "label: there is no class '-1'": lambda m: m.generate(-1),
     "iterations: 0 cannot be": lambda m: m.generate(0, iterations=0),

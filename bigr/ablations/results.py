@@ -52,8 +52,9 @@ class Results:
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper has `better` before `worse` in a column of a table; here `agree` of `seeds` seeds do, and `against` have
-    it the other way round; a tie is neither."""
+    """The paper has `better` before `worse` in a column of a table; here `agree` of `seeds` seeds do, and `against` of
+    them have it the other way round; a tie is neither.
+    """
 
     table: str
     column: str
