@@ -149,6 +149,7 @@ def frames(*decided: set[int], grid: int = 2) -> list[Frame]:
 def test_the_trace_tells_which_iteration_decided_each_token() -> None:
     drawn = frames({3}, {0, 1})
     assert trace._decided(drawn, 0).tolist() == [[1, 1], [-1, 0]]
+    assert trace._now(drawn[0], 0).tolist() == [[False, False], [False, True]]
     assert [len(part) for part in trace.episodes(drawn + drawn)] == [2, 2]
     pages, times = trace.animation(drawn)
     assert len(pages) == len(times) == 2
