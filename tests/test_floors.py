@@ -16,7 +16,7 @@ FLOORS = [
     {"stages"},
     {"closure", "pipeline", "tracking"},
     {"ablations", "planning", "lineage", "loading", "runner", "check"},
-    {"cli", "commands", "__main__"},
+    {"app", "cli", "commands", "__main__"},
 ]
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bigr").rglob("*.py"))
 
@@ -68,6 +68,7 @@ def test_models_know_neither_files_nor_tracking_nor_settings() -> None:
         ("dvc", {"bigr/pipeline.py"}),
         ("webdataset", {"bigr/data/"}),
         ("torch_fidelity", {"bigr/evaluation/"}),
+        ("gradio", {"bigr/app/"}),
     ],
 )
 def test_a_dependency_is_imported_in_one_room_only(package: str, importers: set[str]) -> None:

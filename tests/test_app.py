@@ -1,0 +1,413 @@
+"""`bigr app`: every tab in Chromium, what is refused and how that is said, and that nothing leaves loopback."""
+
+import asyncio
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import bigr
+from bigr.app import bounds, guard, panel, serving
+from bigr.app.dataset import Dataset
+from bigr.app.running import Done, watched
+from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
+from bigr.app.uploads import read_mask, read_upload
+from bigr.errors import BigrError
+from bigr.imaging.drawing import Frame
+from tests import app_pages, browser, worlds
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+HOW = (0, 2, 3, 1.0, 2)
+"""Seed, variants, iterations, guidance, diffusion steps."""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with an untrained model of 8×8 pixels and three classes, and a small data set."""
+    root = tmp_path_factory.mktemp("project")
+    worlds.write_models(root)
+    worlds.write_shards(root, size=8, classes=3, images=24)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tasks(project: Path) -> Tasks:
+    """What the buttons do, over that model."""
+    return Tasks(bigr.load(project, device="cpu"), Dataset(project / "data" / "shards"))
+
+
+def example(tasks: Tasks) -> Image.Image:
+    """A picture of the data set."""
+    assert tasks.dataset is not None
+    return tasks.dataset.examples[0][0]
+
+
+def brush(mask: Image.Image | None) -> dict[str, str]:
+    """What the page's brush sends."""
+    return {"picture": "", "mask": "" if mask is None else panel.uri(mask)}
+
+
+def lower_half() -> Image.Image:
+    """A mask as the brush makes it: opaque where painted."""
+    mask = Image.new("RGBA", (64, 64))
+    mask.paste((229, 72, 29, 255), (0, 32, 64, 64))
+    return mask
+
+
+# what is brought
+
+
+def test_an_upload_is_made_upright_and_small_enough(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (3000, 1500), "teal")
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    assert read_upload(tmp_path / "photo.jpg").size == (bounds.MAX_SIDE // 2, bounds.MAX_SIDE)
+
+
+def test_what_is_no_picture_or_too_large_a_one_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.png").write_text("hello")
+    with pytest.raises(BigrError, match=r"^notes.png: not a JPEG, PNG or WebP image$"):
+        read_upload(tmp_path / "notes.png")
+    Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
+    with pytest.raises(BigrError, match=r"^huge.png: 81 megapixels; at most 64 are taken here$"):
+        read_upload(tmp_path / "huge.png")
+    monkeypatch.setattr("bigr.app.uploads.MAX_UPLOAD_BYTES", 0)
+    with pytest.raises(BigrError, match="larger than"):
+        read_upload(tmp_path / "notes.png")
+
+
+def test_a_mask_is_opaque_where_it_was_painted() -> None:
+    mask = np.asarray(read_mask(panel.uri(lower_half())))
+    assert not mask[:32].any() and (mask[32:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Nothing is marked"),
+        (panel.uri(Image.new("RGBA", (8, 8))), "Nothing is marked"),
+        ("data:image/png;base64,AAAA", "not a PNG"),
+        ("data:image/png;base64,§", "not a PNG"),
+        (panel.uri(Image.new("1", (3000, 3000))), "3000×3000 pixels"),
+    ],
+)
+def test_what_is_no_mask_is_refused(text: str, said: str) -> None:
+    with pytest.raises(BigrError, match=said):
+        read_mask(text)
+
+
+# what the buttons do
+
+
+def test_every_task_ends_with_pictures_and_the_time(tasks: Tasks) -> None:
+    picture = example(tasks)
+    calls: dict[str, Iterator[str]] = {
+        "generate": tasks.generate([0, 2], *HOW),
+        "inpaint": tasks.inpaint(picture, brush(lower_half()), NO_CLASS, "Feather", *HOW),
+        "edit": tasks.edit(picture, brush(lower_half()), 1, "Poisson", *HOW),
+        "outpaint": tasks.outpaint(picture, OUTSIDE, 50, 0, 0, 25, NO_CLASS, "None", *HOW),
+        "interpolate": tasks.interpolate(0, 1, 3, *HOW),
+        "enrich": tasks.enrich(picture, 1, True, NO_CLASS, *HOW),
+    }
+    pictures = {"generate": 4, "interpolate": 6}
+    for name, call in calls.items():
+        panels = list(call)
+        assert "Iteration" in panels[0] and len(panels) > 1, name
+        assert panels[-1].count("download=") == pictures.get(name, 2), name
+        assert "s</b> seed 0, " in panels[-1], name
+
+
+def test_variants_of_several_classes_stand_below_each_other(tasks: Tasks) -> None:
+    last = list(tasks.generate([0, 2], *HOW))[-1]
+    drawn = tasks.model.generate([0, 2], seed=0, variants=2, iterations=3, guidance_scale=1.0, diffusion_steps=2)
+    places = [last.index(panel.uri(drawn[place])) for place in (0, 2, 1, 3)]
+    assert places == sorted(places)
+
+
+def test_features_find_the_picture_itself_among_those_alike(tasks: Tasks) -> None:
+    assert tasks.dataset is not None
+    pixels, _ = tasks.dataset._training
+    picture = Image.fromarray(pixels[5].permute(1, 2, 0).contiguous().numpy())
+    first = tasks.dataset.nearest(tasks.model, picture, 1, 3)[0]
+    assert first.similarity == pytest.approx(1, abs=1e-5)
+    assert np.array_equal(np.asarray(first.picture), np.asarray(picture))
+
+
+def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
+    picture, painted = example(tasks), brush(lower_half())
+    refused: list[tuple[Iterator[str], str]] = [
+        (tasks.generate(list(range(3)) * 4, *HOW), "12 classes"),
+        (tasks.generate([7], *HOW), "no class of this model"),
+        (tasks.generate([0], 0, 99, 3, 1.0, 2), "99 variants"),
+        (tasks.generate([0], 10**6, 1, 3, 1.0, 2), "seed 1000000"),
+        (tasks.generate([0], 0, 1, 999, 1.0, 2), "iterations"),
+        (tasks.inpaint(None, painted, NO_CLASS, "Feather", *HOW), "Choose a picture"),
+        (tasks.inpaint(picture, brush(None), NO_CLASS, "Feather", *HOW), "Nothing is marked"),
+        (tasks.inpaint(picture, "?", NO_CLASS, "Feather", *HOW), "Nothing is marked"),
+        (tasks.inpaint(picture, painted, NO_CLASS, "Glue", *HOW), "blend"),
+        (tasks.edit(picture, painted, NO_CLASS, "Feather", *HOW), "Choose the class"),
+        (tasks.outpaint(picture, INSIDE, 0, 0, 0, 0, NO_CLASS, "Feather", *HOW), "nothing to paint"),
+        (tasks.outpaint(picture, INSIDE, 50, 0, 50, 0, NO_CLASS, "Feather", *HOW), "Nothing of the picture"),
+        (tasks.outpaint(picture, OUTSIDE, 0, 0, 0, 900, NO_CLASS, "Feather", *HOW), "0 to 100"),
+        (tasks.interpolate(0, 1, 500, *HOW), "500 pictures"),
+        (tasks.features(picture, 99), "layer"),
+    ]
+    for call, said in refused:
+        with pytest.raises(BigrError, match=said):
+            list(call)
+
+
+def test_a_tiny_margin_is_a_pixel_at_least() -> None:
+    assert margins(Image.new("RGB", (8, 4)), (5, 0, 100, 50)) == (1, 0, 8, 2)
+
+
+def test_text_of_others_is_no_html() -> None:
+    assert "<script" not in panel.refused("<script>") + panel.idle("<script>")
+
+
+# a call that is watched
+
+
+def test_a_call_that_nobody_watches_any_more_ends_with_its_next_frame() -> None:
+    frame = Frame(1, 1000, [], [])
+    ended = threading.Event()
+
+    def call(on_step: Any) -> None:
+        try:
+            for _ in range(1000):
+                on_step(frame)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    frames = watched(call)
+    assert next(frames) is frame
+    frames.close()  # type: ignore[attr-defined]
+    assert ended.wait(2)
+
+
+def test_what_a_call_raises_is_raised_where_it_is_watched() -> None:
+    def call(on_step: Any) -> None:
+        raise BigrError("no")
+
+    with pytest.raises(BigrError, match=r"^no$"):
+        list(watched(call))
+    last = list(watched(lambda on_step: 7))[-1]
+    assert isinstance(last, Done) and last.value == 7
+
+
+# the server
+
+
+def answer(folder: Path, path: str, length: bytes | None) -> int:
+    """The status that the guard gives a POST; 200 where it hands it on."""
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [] if length is None else [(b"content-length", length)]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    asyncio.run(guard.Guard(app, folder)(scope, None, send))  # type: ignore[arg-type]
+    return int(sent[0]["status"])
+
+
+def test_uploads_are_bounded_in_size_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MAX_UPLOADS", 1)
+    assert answer(tmp_path, "/gradio_api/upload", b"10") == 200
+    assert answer(tmp_path, "/gradio_api/upload", None) == 411
+    assert answer(tmp_path, "/gradio_api/queue/join", str(bounds.MAX_BODY_BYTES + 1).encode()) == 413
+    (tmp_path / "a").write_text("a")
+    assert answer(tmp_path, "/gradio_api/upload", b"10") == 429
+    assert answer(tmp_path, "/gradio_api/queue/join", b"10") == 200
+
+
+def test_a_taken_port_is_one_line(project: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(BigrError, match=f"port {port} of 127.0.0.1 is taken"):
+            serving.check_port("127.0.0.1", port)
+        done = command(project, "--port", str(port))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    done = command(tmp_path, "--port", str(app_pages.free_port()))
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no model there" in done.stderr
+
+
+def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """`bigr app` in a folder."""
+    return subprocess.run([*COMMAND, *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+
+
+COMMAND = [sys.executable, "-m", "bigr", "app"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(worlds.ROOT)}
+
+
+@pytest.mark.server
+def test_ctrl_c_ends_it_and_nothing_is_left_or_written_elsewhere(project: Path, tmp_path: Path) -> None:
+    port, here = app_pages.free_port(), tmp_path / "here"
+    here.mkdir()
+    environment = {**ENVIRONMENT, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    for name in ("home", "tmp"):
+        (tmp_path / name).mkdir()
+    words = [*COMMAND, "--model", str(project), "--port", str(port), "--out", "out"]
+    process = subprocess.Popen(words, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert f"http://127.0.0.1:{port}" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in rest
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and ".cache/matplotlib" not in str(path)]
+    assert left == []
+    assert [path.name for path in here.rglob("*")] == ["out"]
+
+
+# the page
+
+
+@pytest.fixture(scope="module")
+def address(tasks: Tasks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the page is served."""
+    with app_pages.serve(tasks.model, tasks.dataset, tmp_path_factory.mktemp("uploads")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator["Page"]:
+    """A laptop's window."""
+    with browser.page(*app_pages.LAPTOP) as page:
+        page.set_default_timeout(20_000)
+        yield page
+
+
+def sources(result: "Locator") -> list[str]:
+    """The pictures of a result that can be saved, as data URIs."""
+    return [str(image.get_attribute("src")) for image in result.locator("figure a img").all()]
+
+
+def pixels(uri: str) -> np.ndarray:
+    """The picture in a data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")).astype(int)
+
+
+def checked(result: "Locator", count: int) -> list[np.ndarray]:
+    """The pictures of a result that also tells the time."""
+    assert result.locator(".time").inner_text().endswith("s")
+    found = [pixels(uri) for uri in sources(result)]
+    assert len(found) == count
+    return found
+
+
+@pytest.mark.browser
+def test_generate_draws_a_column_for_each_class(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Generate")
+    drawn = checked(app_pages.press(tab), 3 * 4)
+    assert drawn[0].shape == (8, 8, 3) and (drawn[0] != drawn[1]).any()
+    assert tab.locator(".trace li").count() > 3
+    assert tab.locator(".came figure img").first.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", ["Inpaint", "Edit"])
+def test_what_is_painted_over_with_the_mouse_is_drawn_anew(page: "Page", address: str, tasks: Tasks, name: str) -> None:
+    tab = app_pages.open_tab(page, address, name)
+    tab.locator(".buttons button").first.click()
+    page.get_by_role("alert").get_by_text("Nothing is marked yet").first.wait_for()
+
+    tab.locator(".examples button").nth(1).click()
+    page.wait_for_timeout(500)
+    app_pages.paint(page, tab, [(0.1, 0.9), (0.9, 0.9)])
+    drawn = checked(app_pages.press(tab), 4)
+    assert tasks.dataset is not None
+    given = np.asarray(tasks.dataset.examples[1][0]).astype(int)
+    for picture in drawn:
+        assert (picture[:3] == given[:3]).all()
+        assert (picture[7] != given[7]).any()
+
+
+@pytest.mark.browser
+def test_outpaint_shows_what_will_be_drawn_and_draws_it(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Outpaint")
+    tab.get_by_label(OUTSIDE).check()
+    tab.locator(".outline .size", has_text="8×12").wait_for()
+    assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(12, 8, 3)}
+
+
+@pytest.mark.browser
+def test_interpolate_draws_a_row_for_each_variant(page: "Page", address: str) -> None:
+    drawn = checked(app_pages.press(app_pages.open_tab(page, address, "Interpolate")), 3 * 7)
+    assert (drawn[0] != drawn[6]).any()
+
+
+@pytest.mark.browser
+def test_enrich_enlarges_a_small_picture(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Enrich")
+    assert tab.locator(".outline .size").inner_text() == "4×4 pixels"
+    assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(8, 8, 3)}
+
+
+@pytest.mark.browser
+def test_features_shows_pictures_that_are_alike(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Features")
+    app_pages.press(tab)
+    tab.get_by_text("Most alike to the model").wait_for()
+    assert tab.locator(".came figure").count() == 2 + 10
+
+
+@pytest.mark.browser
+def test_an_own_picture_is_taken_and_what_is_none_is_said(page: "Page", address: str, tmp_path: Path) -> None:
+    tab = app_pages.open_tab(page, address, "Inpaint")
+    upload = tab.locator("input[type=file]")
+    (tmp_path / "notes.png").write_text("no picture")
+    upload.set_input_files(tmp_path / "notes.png")
+    page.get_by_text("notes.png: not a JPEG, PNG or WebP image").wait_for()
+    assert page.get_by_text("Traceback").count() == 0
+
+    Image.new("RGB", (30, 20), "teal").save(tmp_path / "own.png")
+    upload.set_input_files(tmp_path / "own.png")
+    page.wait_for_function("[...document.querySelectorAll('.board img')].some(e => e.naturalWidth === 30)")
+    tab.get_by_role("button", name="Lower half").click()
+    assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(20, 30, 3)}
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone_and_asks_nobody_else(page: "Page", address: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    width, height = app_pages.PHONE
+    page.set_viewport_size({"width": width, "height": height})
+    for name in ("Generate", "Inpaint", "Outpaint"):
+        tab = app_pages.open_tab(page, address, name)
+        if name == "Generate":
+            app_pages.press(tab)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+    assert page.locator("footer").filter(visible=True).count() == 0
+    assert len(asked) > 10
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
