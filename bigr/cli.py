@@ -15,7 +15,7 @@ import typer
 
 import bigr
 from bigr.commands import app as app_command
-from bigr.commands import evaluate, lineage, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -124,6 +124,7 @@ evaluate.register(app)
 lineage.register(app)
 promote.register(app)
 probe.register(app)
+images.register(app)
 app_command.register(app)
 
 

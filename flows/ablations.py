@@ -55,8 +55,8 @@ def ablations() -> State[Any]:
             raise result
     try:
         study.publish()
-    except BigrError as error:
-        return Failed(message=str(error))
+    except (BigrError, StageFailed, StageKilled) as error:
+        return Failed(message=f"{error}; what is done stays done")
     page = (study.project / "docs" / "ablations.md").read_text(encoding="utf-8")
     create_markdown_artifact(page, key="ablations", description="The paper's tables in miniature")
     log.info("docs/ablations.md says what was found")

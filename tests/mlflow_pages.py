@@ -87,8 +87,9 @@ def open_pictures(page: "Page", name: str) -> "Locator":
 def close_assistant(page: "Page") -> None:
     """Close the panel that MLflow opens beside the page on a first visit, if it does."""
     panel = page.get_by_text("MLflow Assistant").first
-    if panel.is_visible():
-        panel.locator("xpath=following::button[3]").click()
+    button = panel.locator("xpath=following::button[3]")
+    if panel.is_visible() and button.count():
+        button.click()
         page.wait_for_timeout(500)
 
 

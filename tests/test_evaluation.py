@@ -190,6 +190,13 @@ def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated
         "val_against_train": distances,
         "classifier": {"val_accuracy"},
         "codes": {"bit_entropy", "dead_bits", "unique_share"},
+        "zero_shot": {
+            "images",
+            "inpaint_psnr",
+            "mean_fill_psnr",
+            "interpolation_agreement",
+            *(f"{what}_label_agreement" for what in ("inpaint", "edit", "enrich", "bicubic", "drawn", "consistent")),
+        },
         "probe": {"best_layer", "best_top1", "best_top5"} | layers,
         "knn": {"best_layer", "best_top1", "best_top5"} | layers,
     }

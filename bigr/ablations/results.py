@@ -52,7 +52,9 @@ class Results:
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper has `better` before `worse` in a column of a table; here `agree` of `seeds` seeds do."""
+    """The paper has `better` before `worse` in a column of a table; here `agree` of `seeds` seeds do, and `against` of
+    them have it the other way round; a tie is neither.
+    """
 
     table: str
     column: str
@@ -61,6 +63,7 @@ class Claim:
     paper: tuple[float, float]
     here: tuple[float, float]
     agree: int
+    against: int
     seeds: int
 
     @property
@@ -68,7 +71,7 @@ class Claim:
         """Whether the small scale follows: as all seeds say it, else undecided."""
         if self.agree == self.seeds:
             return "as in the paper"
-        return "the other way round" if self.agree == 0 else "undecided"
+        return "the other way round" if self.against == self.seeds else "undecided"
 
 
 def claims(table: Table, results: Results) -> list[Claim]:
@@ -80,10 +83,11 @@ def claims(table: Table, results: Results) -> list[Claim]:
         known.sort(key=lambda pair: sign * pair[0])
         for (first, better), (second, worse) in pairwise(known):
             ours, theirs = results.values(better.variant, key), results.values(worse.variant, key)
-            agree = sum(sign * (b - a) > 0 for a, b in zip(ours, theirs, strict=True))
+            apart = [sign * (b - a) for a, b in zip(ours, theirs, strict=True)]
+            agree, against = sum(d > 0 for d in apart), sum(d < 0 for d in apart)
             here = results.mean(better.variant, key), results.mean(worse.variant, key)
             labels = better.label, worse.label
-            found.append(Claim(table.name, key, *labels, (first, second), here, agree, len(ours)))
+            found.append(Claim(table.name, key, *labels, (first, second), here, agree, against, len(ours)))
     return found
 
 

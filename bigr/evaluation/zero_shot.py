@@ -1,8 +1,8 @@
 """What the model does without further training, measured on held-out images (METHOD section 5).
 
-Inpainting: the lower half, with the label and without. Editing: the box around what is in the picture, to another class.
-Interpolation: its midpoint. Enrichment: of images made half as large. The offline classifier says what is seen. What is
-known stays the image's own pixels; what is painted is pasted, without a seam.
+Inpainting: the lower half, with the label and without. Editing: the box around what is in the picture, to another
+class. Interpolation: its midpoint. Enrichment: of images made half as large. The offline classifier says what is seen.
+What is known stays the image's own pixels; what is painted is pasted, without a seam.
 
 Shapes: n images, H×W pixels, N tokens, K bits, C classes.
 """
@@ -30,12 +30,10 @@ SUBJECT_CONTRAST = 0.2
 
 @dataclass(frozen=True)
 class Settings:
-    """Samplers. free: without a label; sampling: of interpolation; editing: where a class is painted; enriching."""
+    """Samplers. free: without a label; editing: where a class is painted, and of interpolation."""
 
     free: Sampling
-    sampling: Sampling
     editing: Sampling
-    enriching: Sampling
     enrich_rounds: int
 
 
@@ -103,7 +101,7 @@ class ZeroShot:
         def draw(places: slice, seeds: list[int]) -> Tensor:
             a, b = self._here(first[places]), self._here(second[places])
             half = torch.full((len(a),), 0.5, device=a.device)
-            return interpolate_codes(self._network, a, b, half, self._settings.sampling, seeds)
+            return interpolate_codes(self._network, a, b, half, self._settings.editing, seeds)
 
         seen = self._seen(self._drawn(count, "interpolate", draw))
         return {"interpolation_agreement": float(((seen == first) | (seen == second)).double().mean())}
@@ -119,7 +117,7 @@ class ZeroShot:
 
         def draw(places: slice, seeds: list[int]) -> Tensor:
             codes = self._tokenizer.codes(self._here(large[places]).float() / 255)
-            how, rounds = self._settings.enriching, self._settings.enrich_rounds
+            how, rounds = self._settings.free, self._settings.enrich_rounds
             return enrich_codes(self._network, codes, self._here(none[places]), how, seeds, rounds=rounds)
 
         drawn = self._drawn(len(images), "enrich", draw)

@@ -110,7 +110,8 @@ def label_number(label: Label, classes: Sequence[str]) -> int:
     text = str(label).strip()
     if text.isdecimal() and int(text) < len(classes):
         return int(text)
-    close = difflib.get_close_matches(text, classes, n=3)
+    within = [name for name in classes if len(text) > 1 and text.casefold() in name.casefold()]
+    close = (within or difflib.get_close_matches(text, classes))[:3]
     known = f"did you mean {', '.join(close)}?" if close else f"the {len(classes)} classes: {_some(classes)}"
     raise BigrError(f"label: there is no class {text!r}; {known}")
 

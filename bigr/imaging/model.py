@@ -177,7 +177,7 @@ class ImageModel:
             raise BigrError(f"steps: {steps} cannot be; allowed: 2 to 1024, the ends included")
         if not self.knows_labels:
             raise BigrError("label: this model was trained without labels; there is nothing to interpolate")
-        sampling = self._sampling(self.sampling, how)
+        sampling = self._sampling(self._class_painting(), how)
         ends = self._labels([first, second])
         count = steps * how.variants
         ratios = torch.linspace(1, 0, steps, device=ends.device).repeat(how.variants)
@@ -282,12 +282,13 @@ class ImageModel:
         found = how.applied(sampling, self.limits())
         return found if guided and self.knows_labels else replace(found, guidance_scale=1.0)
 
+    def _class_painting(self) -> Sampling:
+        return painting(self.sampling, self.editing.guidance_scale, self.editing.gumbel_temperature)
+
     def _paint(self, picture: Image.Image, mask: Mask, label: Label, blend: Blend, how: How) -> list[Image.Image]:
         """`variants` copies of `picture`, each painted where `mask` bool [H, W] is True."""
         check(blend)
-        own = self.sampling
-        if label is not None:
-            own = painting(own, self.editing.guidance_scale, self.editing.gumbel_temperature)
+        own = self.sampling if label is None else self._class_painting()
         sampling = self._sampling(own, how, guided=label is not None)
         labels = self._labels([label] * how.variants)
         drawn = [np.array(picture) for _ in range(how.variants)]

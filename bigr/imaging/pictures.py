@@ -14,8 +14,8 @@ from bigr.data.images import MAX_PIXELS, ImageError, decode, upright_rgb
 from bigr.errors import BigrError
 
 Picture: TypeAlias = Image.Image | Path | str | Tensor | NDArray[np.uint8]
-"""A PIL image of any mode, a file of it, a tensor [3, H, W] or [1, H, W] (uint8, or float in [0, 1]), or an array
-uint8 [H, W, 3] or [H, W]."""
+"""A PIL image of any mode, a file of it, a tensor [3, H, W] or [1, H, W] (uint8, bool, or float in [0, 1]), or an array
+uint8 [H, W, 3] or [H, W], or bool [H, W]."""
 Mask: TypeAlias = NDArray[np.bool_]
 
 _HALF = 128

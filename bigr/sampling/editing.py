@@ -39,8 +39,12 @@ def in_proportion(sampling: Sampling, unknown: int, tokens: int) -> Sampling:
 
 def painting(sampling: Sampling, guidance_scale: float, gumbel_temperature: float) -> Sampling:
     """`sampling` where a class is painted amid what is known: a constant guidance, which must outweigh the known."""
-    own = {"guidance_scale": guidance_scale, "gumbel_temperature": gumbel_temperature}
-    return replace(sampling, guidance_schedule="constant", **own)
+    return replace(
+        sampling,
+        guidance_scale=guidance_scale,
+        guidance_schedule="constant",
+        gumbel_temperature=gumbel_temperature,
+    )
 
 
 def inpaint_codes(

@@ -204,7 +204,7 @@ def zero_shot_settings(settings: "Settings") -> ZeroShotSettings:
     sampling = Sampling(**{name: getattr(samples, name) for name in Sampling.__dataclass_fields__})
     free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
     painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
-    return ZeroShotSettings(free, sampling, painted, free, editing.enrich_rounds)
+    return ZeroShotSettings(free, painted, editing.enrich_rounds)
 
 
 def mean_picture(images: InOrder) -> Tensor:

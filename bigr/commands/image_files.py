@@ -1,0 +1,165 @@
+"""Files that the commands of bigr/commands/images.py read and write.
+
+Each file is whole or not there, lies directly in the folder of `--out`, and is never one of those that are read.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bigr.errors import BigrError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from bigr.imaging.drawing import Frame
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+"""What is taken from a folder; a file that is named is told by its content."""
+
+_LONGEST = 120  # bytes of a name, before what is appended
+_CELL = 320  # pixels of a picture in a grid, at most
+_ACROSS = 10
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture that was named: its file, a name for what is made from it, and its size (width, height), upright."""
+
+    path: Path
+    name: str
+    size: tuple[int, int]
+
+
+def expanded(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are named, folders as the pictures below them, in the order of their paths."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise BigrError(f"{path}: no such file or folder; name pictures, or folders of them")
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise BigrError(f"{path}: no JPEG, PNG or WebP file in this folder")
+        found += inside
+    return found
+
+
+def inputs(paths: Sequence[Path]) -> list[Input]:
+    """The pictures, each read once to see that it is one. Raises `BigrError` with the name of one that is not."""
+    from bigr.imaging.pictures import read_picture
+
+    found = expanded(paths)
+    sizes = [read_picture(path).size for path in found]
+    names = names_of(path.stem for path in found)
+    return [Input(path, name, size) for path, name, size in zip(found, names, sizes, strict=True)]
+
+
+def names_of(texts: Iterable[str]) -> list[str]:
+    """A file's name for each text: nothing that leads out of a folder, and no two the same."""
+    found: list[str] = []
+    for text in texts:
+        plain = re.sub(r"[^\w.+-]+", "_", text).strip("._-") or "picture"
+        plain = plain.encode()[:_LONGEST].decode(errors="ignore")
+        name, number = plain, 1
+        while name.casefold() in {one.casefold() for one in found}:
+            number += 1
+            name = f"{plain}-{number}"
+        found.append(name)
+    return found
+
+
+class Folder:
+    """Where a command writes. read: files that it reads, which are not to be overwritten."""
+
+    def __init__(self, path: Path, read: Iterable[Path] = ()) -> None:
+        self.path = path
+        self._read = {one.resolve() for one in read}
+
+    def picture(self, name: str, picture: "Image.Image") -> Path:
+        """Write `name`.png."""
+        from bigr.files import atomic_path
+
+        path = self._free(f"{name}.png")
+        with atomic_path(path) as temporary:
+            picture.save(temporary, format="PNG")
+        return path
+
+    def animation(self, name: str, pages: "Sequence[Image.Image]", milliseconds: Sequence[int]) -> Path:
+        """Write `name`.gif."""
+        from bigr.files import atomic_path
+        from bigr.imaging.trace import save_gif
+
+        path = self._free(f"{name}.gif")
+        with atomic_path(path) as temporary:
+            save_gif(temporary, pages, milliseconds)
+        return path
+
+    def grid(self, name: str, rows: "Sequence[Sequence[Image.Image]]") -> Path:
+        """Write pictures of any size, row by row, as `name`.png; the rows are equally long, or there is one."""
+        return self._grid(name, [picture for row in rows for picture in row], min(len(rows[0]), _ACROSS))
+
+    def strip(self, name: str, pictures: "Sequence[Image.Image]") -> Path:
+        """Write pictures beside each other as `name`.png, however many they are."""
+        return self._grid(name, pictures, len(pictures))
+
+    def trace(self, name: str, frames: "Sequence[Frame]", image: int) -> list[Path]:
+        """Write the strip and the animation of how a picture came about."""
+        from bigr.imaging.trace import animation, strip
+
+        drawn = self.picture(f"{name}-trace", strip(frames, image))
+        return [drawn, self.animation(f"{name}-trace", *animation(frames, image))]
+
+    def file(self, name: str) -> Path:
+        """The path of a file that is none of those read."""
+        return self._free(name)
+
+    def _grid(self, name: str, pictures: "Sequence[Image.Image]", columns: int) -> Path:
+        from bigr.evaluation.pictures import save_grid
+
+        path = self._free(f"{name}.png")
+        save_grid(path, _cells(pictures), columns)
+        return path
+
+    def _free(self, name: str) -> Path:
+        path = self.path / name
+        if path.resolve() in self._read:
+            raise BigrError(f"--out {self.path}: {name} there is one of the files that are read; name another folder")
+        return path
+
+
+def _cells(pictures: "Sequence[Image.Image]") -> "Tensor":
+    """Pictures as uint8 [n, 3, S, S] or, where they are of one size, [n, 3, H, W]; larger ones made smaller."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    sizes = {picture.size for picture in pictures}
+    width, height = (max(size[side] for size in sizes) for side in (0, 1))
+    if len(sizes) > 1:
+        width = height = max(width, height)
+    scale = min(1.0, _CELL / max(width, height))
+    cell = max(1, round(width * scale)), max(1, round(height * scale))
+    arrays = []
+    for picture in pictures:
+        own = min(cell[0] / picture.width, cell[1] / picture.height)
+        fitted = max(1, round(picture.width * own)), max(1, round(picture.height * own))
+        if fitted != picture.size:
+            picture = picture.resize(fitted, Image.Resampling.LANCZOS if own < 1 else Image.Resampling.NEAREST)
+        page = Image.new("RGB", cell, "white")
+        page.paste(picture, ((cell[0] - fitted[0]) // 2, (cell[1] - fitted[1]) // 2))
+        arrays.append(np.asarray(page))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def spread(paths: Sequence[Path]) -> str:
+    """Files of one folder in few words: the first, and the last one's name."""
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} … {paths[-1].name}"
+
+
+def batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    """`size` at a time."""
+    for start in range(0, len(paths), size):
+        yield paths[start : start + size]

@@ -1,0 +1,326 @@
+"""bigr.load and its object: pictures of any size and form in, pictures out; and the masks, windows, seams behind it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bigr
+from bigr.data.shards import load_split
+from bigr.errors import BigrError
+from bigr.imaging.blend import blended
+from bigr.imaging.drawing import Frame
+from bigr.imaging.model import ImageModel
+from bigr.imaging.pictures import read_mask, read_picture
+from bigr.imaging.resolution import consistent_with
+from bigr.imaging.windows import scaled_mask, windows
+from bigr.sampling.unmask import sample_codes
+from bigr.seeds import derive_seed
+from bigr.stages import samples
+from tests import tiny
+from tests.scratch import ROOT
+from tests.worlds import write_models, write_shards
+
+SIZE, CLASSES = 8, 3
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with untrained models of 8×8 pixels, three classes with names, and its params.yaml."""
+    root = tmp_path_factory.mktemp("project")
+    write_shards(root, size=SIZE, classes=CLASSES)
+    write_models(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(project: Path) -> ImageModel:
+    return bigr.load(project)
+
+
+def picture(width: int = SIZE, height: int = SIZE, seed: int = 0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def lower_half(width: int = SIZE, height: int = SIZE) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[height // 2 :] = 255
+    return mask
+
+
+def same(a: list[Image.Image], b: list[Image.Image]) -> bool:
+    return [one.tobytes() for one in a] == [one.tobytes() for one in b]
+
+
+def test_generated_pictures_are_those_of_the_sampler_for_the_same_seed(model: ImageModel) -> None:
+    pictures = model.generate([1, 0], seed=3)
+    seeds = [derive_seed(3, "samples", index) for index in range(2)]
+    codes = sample_codes(model._easel.network, torch.tensor([1, 0]), model.sampling, seeds)
+    expected = samples.decoded(model._easel.tokenizer, codes).numpy()
+    assert np.array_equal(np.stack([np.asarray(one) for one in pictures]), expected)
+
+
+def test_a_seed_gives_the_same_pictures_and_variants_differ(model: ImageModel) -> None:
+    first = model.inpaint(picture(), lower_half(), variants=3, seed=5)
+    assert same(first, model.inpaint(picture(), lower_half(), variants=3, seed=5))
+    assert len({one.tobytes() for one in first}) == 3
+    assert not same(first, model.inpaint(picture(), lower_half(), variants=3, seed=6))
+
+
+@pytest.mark.parametrize("blend", ["feather", "poisson", "none"])
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (50, 37), (20, 90), (7, 7)])
+def test_known_pixels_come_back_unchanged_outside_the_seam(
+    model: ImageModel, size: tuple[int, int], blend: str
+) -> None:
+    original = picture(*size)
+    (painted,) = model.inpaint(original, lower_half(*size), blend=blend)
+    assert painted.size == size
+    grid = model._easel.network.config.grid
+    seam = int(np.ceil(model.editing.feather * min(size) / grid)) if blend == "feather" else 0
+    before, after = np.asarray(original), np.asarray(painted)
+    known = size[1] // 2 - seam - 1 if seam else size[1] // 2
+    assert np.array_equal(before[:known], after[:known])
+    assert (before[size[1] // 2 :] != after[size[1] // 2 :]).any()
+
+
+def test_known_tokens_keep_their_bits(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = model._easel.codes
+    monkeypatch.setattr(model._easel, "codes", lambda *rest: drawn.append(draw(*rest)) or drawn[-1])
+    model.inpaint(picture(), lower_half())
+    given = model._easel.encode([picture()])
+    half = given.shape[1] // 2
+    assert torch.equal(drawn[0][:, :half], given[:, :half])
+    assert not torch.equal(drawn[0][:, half:], given[:, half:])
+
+
+def test_a_mask_longer_than_a_window_is_painted_everywhere(model: ImageModel) -> None:
+    original = picture(150, 30)
+    (painted,) = model.inpaint(original, np.full((30, 150), 255, np.uint8), blend="none")
+    changed = (np.asarray(original) != np.asarray(painted)).any(-1)
+    assert changed.mean(axis=0).min() > 0.5
+
+
+def test_every_marked_pixel_is_in_a_window_and_windows_start_where_most_is_known() -> None:
+    mask = np.zeros((20, 100), dtype=bool)
+    mask[:, 25:] = True
+    found = windows(mask)
+    covered = np.zeros_like(mask)
+    for window in found:
+        assert 0 <= window.left <= 100 - 20 and window.side == 20
+        covered[window.slices] = True
+    assert covered[mask].all()
+    assert found[0].left == min(window.left for window in found)
+    mask = np.zeros((100, 20), dtype=bool)
+    mask[70:75] = True
+    assert [window.box for window in windows(mask)] == [(0, 62, 20, 82)]
+
+
+def test_a_single_marked_pixel_of_a_large_picture_survives_scaling() -> None:
+    mask = np.zeros((3000, 3000), dtype=bool)
+    mask[2999, 1234] = True
+    assert np.argwhere(scaled_mask(mask, 16)).tolist() == [[15, 6]]
+    assert scaled_mask(np.eye(2, dtype=bool), 4).tolist() == np.kron(np.eye(2), np.ones((2, 2))).astype(bool).tolist()
+
+
+def test_outpainting_keeps_the_box_or_adds_margins(model: ImageModel) -> None:
+    original = picture()
+    (kept,) = model.outpaint(original, box=(2, 0, 8, 8), blend="none")
+    assert np.array_equal(np.asarray(kept)[:, 2:], np.asarray(original)[:, 2:])
+    (grown,) = model.outpaint(original, margins=(10, 0, 6, 0), blend="none")
+    assert grown.size == (SIZE + 16, SIZE)
+    assert np.array_equal(np.asarray(grown)[:, 10 : 10 + SIZE], np.asarray(original))
+
+
+def test_interpolation_begins_and_ends_at_the_classes(model: ImageModel) -> None:
+    pictures = model.interpolate("class_0", "class_1", 3, variants=2)
+    assert len(pictures) == 6
+    ends = [model.interpolate(a, a, 2)[0].tobytes() for a in (0, 1)]
+    assert [pictures[0].tobytes(), pictures[2].tobytes()] == ends
+
+
+def test_enrichment_agrees_with_the_small_picture(model: ImageModel) -> None:
+    x, y = np.meshgrid(np.linspace(60, 200, SIZE // 2), np.linspace(60, 200, SIZE // 2))
+    small = Image.fromarray(np.stack([x, y, (x + y) / 2], -1).astype(np.uint8))
+    (large,) = model.enrich(small)
+    assert large.size == (SIZE, SIZE)
+    again = np.asarray(large.resize(small.size, Image.Resampling.BICUBIC), dtype=float)
+    assert np.abs(again - np.asarray(small)).mean() < 2
+    (free,) = model.enrich(small, consistent=False)
+    assert np.abs(np.asarray(free.resize(small.size), dtype=float) - np.asarray(small)).mean() > 2
+    assert model.enrich(small, rounds=2)[0].tobytes() != large.tobytes()
+
+
+def test_what_is_consistent_already_stays() -> None:
+    flat = Image.new("RGB", (8, 8), (10, 20, 30))
+    assert np.array_equal(np.asarray(consistent_with(flat, flat.resize((16, 16)))), np.asarray(flat.resize((16, 16))))
+
+
+def test_features_are_token_averages_of_a_layer(model: ImageModel) -> None:
+    pictures = [picture(seed=seed) for seed in range(3)]
+    found = model.features(pictures, 2)
+    codes = model._easel.encode(pictures)
+    assert torch.allclose(found, model._easel.network.features(codes)[1].mean(1), atol=1e-5)
+    assert model.features(pictures[0]).shape == (1, found.shape[1])
+
+
+def test_an_onlooker_sees_every_iteration_and_can_end_the_call(model: ImageModel) -> None:
+    frames: list[Frame] = []
+    model.generate([0, 1], iterations=4, on_step=frames.append)
+    assert [frame.number for frame in frames] == list(range(1, frames[-1].of + 1))
+    assert all(len(frame.pictures) == len(frame.entropies) == 2 for frame in frames)
+    known = [np.isnan(frame.entropies[0]).sum() for frame in frames]
+    assert known[0] == 0 and known == sorted(known) and known[-1] > 0
+    assert np.nanmax(frames[0].entropies[0]) <= 1 and np.nanmin(frames[0].entropies[0]) >= 0
+
+    def stop(frame: Frame) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(0, on_step=stop)
+
+
+def test_an_edit_takes_iterations_in_proportion_to_what_is_unknown(model: ImageModel) -> None:
+    def iterations(rows: int) -> int:
+        frames: list[Frame] = []
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[:rows] = 255
+        model.inpaint(picture(), mask, iterations=16, on_step=frames.append)
+        return frames[-1].of
+
+    quarter, whole = iterations(SIZE // 4), iterations(SIZE)
+    assert quarter <= whole / 3
+
+
+FORMS = {
+    "palette": lambda image: image.convert("P"),
+    "grey": lambda image: image.convert("L"),
+    "one bit": lambda image: image.convert("1"),
+    "cmyk": lambda image: image.convert("CMYK"),
+    "transparent": lambda image: image.convert("RGBA"),
+    "16 bit": lambda image: Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257),
+    "float": lambda image: image.convert("F"),
+    "lab": lambda image: image.convert("HSV"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_of_any_mode_are_taken(model: ImageModel, form: str) -> None:
+    (painted,) = model.inpaint(FORMS[form](picture(40, 20)), lower_half())
+    assert (painted.size, painted.mode) == ((40, 20), "RGB")
+
+
+def test_tensors_arrays_and_files_are_the_same_picture(tmp_path: Path) -> None:
+    original = picture(6, 4)
+    array = np.array(original)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    original.save(tmp_path / "a.png")
+    for source in (original, array, tensor, tensor.float() / 255, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert np.array_equal(np.asarray(read_picture(source)), array)
+
+
+def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(20, 10).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").size == (10, 20)
+    assert read_picture(Image.open(tmp_path / "turned.jpg")).size == (10, 20)
+
+
+def test_a_mask_is_scaled_and_may_be_transparent() -> None:
+    small = np.array([[0, 255]], dtype=np.uint8)
+    found = read_mask(small, (8, 4))
+    assert found[:, 5:].all() and not found[:, :3].any()
+    painted = Image.new("RGBA", (8, 4), (0, 0, 0, 0))
+    painted.paste((0, 0, 0, 255), (2, 1, 4, 3))
+    assert np.argwhere(read_mask(painted, (8, 4))).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
+
+
+def test_feathering_fades_and_ends() -> None:
+    original, painted = np.zeros((1, 9, 3), np.uint8), np.full((1, 9, 3), 200, np.uint8)
+    mask = np.zeros((1, 9), dtype=bool)
+    mask[0, 0] = True
+    found = blended(original, painted, mask, "feather", 3)[0, :, 0].tolist()
+    assert found == [200, 150, 100, 50, 0, 0, 0, 0, 0]
+
+
+WRONG = {
+    "label: there is no class 'clas_0'; did you mean class_0": lambda m: m.generate("clas_0"),
+    "label: there is no class 'SS_1'; did you mean class_1": lambda m: m.generate("SS_1"),
+    "label: there is no class '7'": lambda m: m.generate(7),
+    "label: there is no class '-1'": lambda m: m.generate(-1),
+    "iterations: 0 cannot be": lambda m: m.generate(0, iterations=0),
+    "diffusion_steps: 1 cannot be": lambda m: m.generate(0, diffusion_steps=1),
+    "guidance_scale: nan cannot be": lambda m: m.generate(0, guidance_scale=float("nan")),
+    "seed: -1 cannot be": lambda m: m.generate(0, seed=-1),
+    "variants: 0 cannot be": lambda m: m.generate(0, variants=0),
+    "labels: none are given": lambda m: m.generate([]),
+    "mask: nothing is marked": lambda m: m.inpaint(picture(), np.zeros((4, 4), np.uint8)),
+    "blend: featherr is none of": lambda m: m.inpaint(picture(), lower_half(), blend="featherr"),
+    "label: name the class to paint": lambda m: m.edit(picture(), lower_half(), None),
+    "outpaint: give either box": lambda m: m.outpaint(picture()),
+    "outpaint: nothing is left to paint": lambda m: m.outpaint(picture(), margins=0),
+    "box: (0, 0, 99, 9) is no part of": lambda m: m.outpaint(picture(), box=(0, 0, 99, 9)),
+    "margins: (-1, 0, 0, 0) cannot be": lambda m: m.outpaint(picture(), margins=(-1, 0, 0, 0)),
+    "margins: a picture of 90008×8 pixels": lambda m: m.outpaint(picture(), margins=(90_000, 0, 0, 0)),
+    "steps: 1 cannot be": lambda m: m.interpolate(0, 1, 1),
+    "rounds: 9 cannot be": lambda m: m.enrich(picture(), rounds=9),
+    "layer: 0 cannot be": lambda m: m.features(picture(), 0),
+    "images: none are given": lambda m: m.features([]),
+    "image: nowhere.png: no such file": lambda m: m.reconstruct("nowhere.png"),
+    "image: a tensor of floats must lie in [0, 1]": lambda m: m.reconstruct(torch.full((3, 4, 4), 7.0)),
+    "image: a tensor must be [3, H, W]": lambda m: m.reconstruct(torch.zeros(2, 3, 4, 4)),
+    "image: an array must be uint8": lambda m: m.reconstruct(np.zeros((4, 4, 7), np.uint8)),
+    "image: a PIL image, a path, a tensor or an array": lambda m: m.reconstruct(3),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_callers_mistake_is_one_line_that_names_it(model: ImageModel, message: str) -> None:
+    with pytest.raises(BigrError) as caught:
+        WRONG[message](model)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_file_that_is_called_a_picture_is_named(model: ImageModel, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not a picture")
+    for call in (model.reconstruct, lambda path: model.inpaint(picture(), path)):
+        with pytest.raises(BigrError, match=r"notes.png: not a JPEG, PNG or WebP image"):
+            call(tmp_path / "notes.png")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BigrError, match="no model there"):
+        bigr.load(tmp_path)
+    with pytest.raises(BigrError, match="no such version"):
+        bigr.load("models:/bigr@champion")
+
+
+def test_classes_have_the_names_of_the_shards_and_the_sampler_of_params(
+    project: Path, model: ImageModel, tmp_path: Path
+) -> None:
+    assert model.classes == ("class_0", "class_1", "class_2")
+    assert (model.size, model.num_layers) == (SIZE, 2)
+    shutil.copytree(project / "models", tmp_path / "models")
+    alone = bigr.load(tmp_path)
+    assert (alone.classes, alone.sampling.guidance_scale) == (
+        ("0", "1", "2"),
+        2.5,
+    )  # no project around it: as in the paper
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    tiny.apply(tmp_path / "params.yaml", tiny.OVERRIDES | {"samples.guidance_scale": 3.5, "editing.feather": 0.25})
+    own = bigr.load(tmp_path / "models")
+    assert (own.sampling.guidance_scale, own.editing.feather) == (3.5, 0.25)
+    assert bigr.load(tmp_path, params=ROOT / "params.yaml").sampling.guidance_scale != 3.5
+
+
+def test_the_same_pictures_of_the_validation_split_can_be_reconstructed(project: Path, model: ImageModel) -> None:
+    images, _ = load_split(project / "data" / "shards", "train")
+    codes = model._easel.tokenizer.codes(images[:1].float() / 255)
+    expected = samples.decoded(model._easel.tokenizer, codes)[0].numpy()
+    assert np.array_equal(np.asarray(model.reconstruct(images[0])), expected)
