@@ -50,8 +50,9 @@ def serve(
     serving.check_port(host, port)
     loaded = bigr.load(model, params=params)
     there = dataset.Dataset(data) if data is not None else dataset.find(Path(model) / "data" / "shards")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serving.serve(loaded, there, out, host, port)
-    except KeyboardInterrupt:  # a thread may be in the middle of a picture; torch aborts where the interpreter goes first
+    except KeyboardInterrupt:  # at once: a thread may be drawing, and torch aborts where the interpreter goes first
         logging.shutdown()
         os._exit(INTERRUPTED)
