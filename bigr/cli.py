@@ -57,8 +57,8 @@ STAGE_HELP = {
     ),
     "evaluation": (
         "Measures samples (Fréchet distance, KID, precision, recall, label agreement), reconstructions, "
-        "code usage, and every layer's features (linear probe, k-NN, t-SNE). Writes outputs/metrics.json and "
-        "outputs/plots/."
+        "code usage, every layer's features (linear probe, k-NN, t-SNE), and inpainting, editing, interpolation "
+        "and enrichment of held-out images. Writes outputs/metrics.json and outputs/plots/."
     ),
 }
 """What each stage does, in the order in which they run."""

@@ -7,9 +7,7 @@ int64 [n]; the output n PNG files, each as a string in base64. Image i of a requ
 
 import base64
 import io
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 from torch import Tensor
 
+from bigr.errors import BigrError
+from bigr.imaging.drawing import How, limits
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
@@ -73,18 +73,12 @@ class Served(PythonModel):
         return labels if self.config["use_labels"] else torch.full_like(labels, classes)
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
-        sampling = Sampling(**self.config["samples"])
-        sampling = replace(sampling, **{name: given[name] for name in ADJUSTABLE if name in given})
-        shape = self.model.config
-        allowed = {"iterations": (1, shape.grid**2)}
-        if shape.target != "direct":  # that one takes no steps
-            allowed["diffusion_steps"] = (2, shape.diffusion_steps)
-        for name, (least, most) in allowed.items():
-            if not least <= getattr(sampling, name) <= most:
-                raise _refusal(name, getattr(sampling, name), f"{least} to {most}")
-        if not 0 <= sampling.guidance_scale < math.inf:
-            raise _refusal("guidance_scale", sampling.guidance_scale, "0 or more")
-        return sampling
+        kinds = {"iterations": int, "diffusion_steps": int, "guidance_scale": float}
+        how = How(**{name: kinds[name](given[name]) for name in ADJUSTABLE if name in given})
+        try:
+            return how.applied(Sampling(**self.config["samples"]), limits(self.model))
+        except BigrError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
 def _refusal(name: str, value: object, allowed: str) -> MlflowException:
