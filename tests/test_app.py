@@ -403,9 +403,9 @@ def test_the_page_fits_a_phone_and_asks_nobody_else(page: "Page", address: str) 
     page.on("request", lambda request: asked.append(request.url))
     width, height = app_pages.PHONE
     page.set_viewport_size({"width": width, "height": height})
-    for name in ("Generate", "Inpaint", "Outpaint"):
+    for name in ("Interpolate", "Inpaint", "Outpaint"):
         tab = app_pages.open_tab(page, address, name)
-        if name == "Generate":
+        if name == "Interpolate":
             app_pages.press(tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
     assert page.locator("footer").filter(visible=True).count() == 0
