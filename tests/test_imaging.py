@@ -120,6 +120,27 @@ def test_every_marked_pixel_is_in_a_window_and_windows_start_where_most_is_known
     assert [window.box for window in windows(mask)] == [(0, 62, 20, 82)]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("begin", "end"), [(16, 32), (16, 28), (0, 16), (20, 60), (16, 90), (30, 46)])
+def test_what_is_painted_first_sees_what_is_beside_the_mask(begin: int, end: int, turned: bool) -> None:
+    mask = np.zeros((16, 90), dtype=bool)
+    mask[:, begin:end] = True
+    mask = mask.T if turned else mask
+    found = windows(mask)
+    assert (~mask[found[0].slices]).mean() >= 0.125
+    left = mask.copy()
+    for window in found:
+        assert (~left[window.slices]).mean() >= 0.125
+        left[window.slices] = False
+    assert not left.any()
+
+
+def test_a_grown_picture_depends_on_the_picture_it_grew_from(model: ImageModel) -> None:
+    black, white = (Image.new("RGB", (SIZE, SIZE), colour) for colour in ("black", "white"))
+    grown = [np.asarray(model.outpaint(one, margins=(0, 0, SIZE, 0), blend="none")[0]) for one in (black, white)]
+    assert not np.array_equal(grown[0][:, SIZE:], grown[1][:, SIZE:])
+
+
 def test_a_single_marked_pixel_of_a_large_picture_survives_scaling() -> None:
     mask = np.zeros((3000, 3000), dtype=bool)
     mask[2999, 1234] = True
