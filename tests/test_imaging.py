@@ -141,6 +141,22 @@ def test_a_grown_picture_depends_on_the_picture_it_grew_from(model: ImageModel) 
     assert not np.array_equal(grown[0][:, SIZE:], grown[1][:, SIZE:])
 
 
+@pytest.mark.parametrize("form", ["box", "disc", "pixel", "edge", "corner"])
+def test_poisson_blending_sees_nothing_of_what_is_removed(form: str) -> None:
+    y, x = np.mgrid[:40, :40]
+    mask = {
+        "box": (abs(y - 20) < 10) & (abs(x - 20) < 8),
+        "disc": (y - 20) ** 2 + (x - 20) ** 2 < 100,
+        "pixel": (y == 5) & (x == 5),
+        "edge": y >= 30,
+        "corner": (y < 7) & (x < 5),
+    }[form]
+    scene = np.repeat((3 * y + x)[..., None], 3, axis=2).astype(np.uint8)
+    removed = np.where(mask[..., None], np.uint8(0), scene)
+    found = blended(removed, scene + np.uint8(60), mask, "poisson", 0)  # the same, but for its brightness
+    assert np.abs(found.astype(int) - scene).max() <= 1
+
+
 def test_a_single_marked_pixel_of_a_large_picture_survives_scaling() -> None:
     mask = np.zeros((3000, 3000), dtype=bool)
     mask[2999, 1234] = True
