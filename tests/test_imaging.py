@@ -31,7 +31,7 @@ SIZE, CLASSES = 8, 3
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with untrained models of 8×8 pixels, three classes with names, and its params.yaml."""
     root = tmp_path_factory.mktemp("project")
-    write_shards(root, size=SIZE, classes=CLASSES)
+    write_shards(root, size=SIZE, classes=CLASSES, prefix="class_")
     write_models(root)
     return root
 
