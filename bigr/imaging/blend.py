@@ -74,7 +74,7 @@ def _harmonic(values: NDArray[np.float32], unknown: Mask) -> NDArray[np.float32]
         size = (max(1, width // 2), max(1, height // 2))
         share = cv2.resize((~unknown).astype(np.float32), size, interpolation=cv2.INTER_AREA)[..., None]
         total = cv2.resize(np.where(unknown[..., None], 0, values), size, interpolation=cv2.INTER_AREA)
-        coarse = _harmonic(total / np.maximum(share, 1e-6), share[..., 0] < 1e-6)
+        coarse = _harmonic((total / np.maximum(share, 1e-6)).astype(np.float32), share[..., 0] < 1e-6)
         start = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
         sweeps = _SWEEPS if max(height, width) <= _LARGE else _SWEEPS_ON_LARGE
     else:
