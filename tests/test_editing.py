@@ -63,6 +63,17 @@ def test_inpainting_changes_unknown_tokens_alone(model: BiGR) -> None:
     assert not torch.equal(found[:, 10:], given[:, 10:])
 
 
+def test_how_an_image_is_inpainted_does_not_depend_on_the_masks_beside_it(model: BiGR) -> None:
+    given, unknown = codes(3), torch.zeros(3, GRID**2, dtype=torch.bool)
+    unknown[0, 12:] = unknown[1] = unknown[2, 10:14] = True
+    labels = torch.tensor([0, 1, 2])
+    together = inpaint_codes(model, given, unknown, labels, SAMPLING, [0, 1, 2])
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = inpaint_codes(model, given[one], unknown[one], labels[one], SAMPLING, [row])
+        assert torch.equal(together[one], alone)
+
+
 def test_interpolation_mixes_the_condition_embeddings(model: BiGR, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, ratios = torch.tensor([0, 0, 0]), torch.tensor([1, 1, 1]), torch.tensor([1.0, 0.25, 0.0])
     found = interpolate_codes(model, a, b, ratios, SAMPLING, [7, 7, 7])

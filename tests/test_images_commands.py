@@ -163,6 +163,29 @@ def test_names_stay_in_the_folder_and_apart() -> None:
     assert all(Path(name).name == name and len(name.encode()) < 200 for name in names)
 
 
+def test_many_files_of_one_name_are_named_quickly_and_apart() -> None:
+    names = image_files.names_of(["one"] * 20_000)
+    assert len(set(names)) == 20_000 and names[-1] == "one-20000"
+
+
+def test_two_long_names_and_what_is_appended_fit_into_a_files_name(run, folder) -> None:
+    long = "ü" * 110
+    (folder / "one.png").rename(folder / f"{long}.png")
+    name = image_files.names_of([long])[0]
+    temporary = f".{name}-{name}-seed{2**63 - 1}-1024-window256-trace.0123abcd.png"
+    assert len(temporary.encode()) <= 255
+    assert run("inpaint", f"{long}.png", *LOWER_HALF, "--iterations", 2) == 0
+
+
+def test_grids_keep_no_full_picture_of_each_file(run, folder, monkeypatch) -> None:
+    Image.new("RGB", (900, 900)).save("large.png")
+    kept = []
+    grid = image_files.Folder.grid
+    monkeypatch.setattr(image_files.Folder, "grid", lambda *given: kept.append(given[2]) or grid(*given))
+    assert run("inpaint", "large.png", *LOWER_HALF, "--iterations", 2) == 0
+    assert max(max(picture.size) for picture in kept[0][0]) <= 320
+
+
 WRONG = [
     (("generate", "5"), "label: there is no class '5'; the 3 classes: 0, 1, 2"),
     (("edit", "one.png", *LOWER_HALF, "--label", "x"), "--label: there is no class 'x'"),
@@ -175,6 +198,7 @@ WRONG = [
     (("generate", "0", "--out", "one.png/x"), "--out one.png/x: one.png is a file; name a folder"),
     (("interpolate", "0", "1", "--frames", "1"), "--frames: 1 cannot be; allowed: 2 to 1024"),
     (("inpaint", "nothing.png", *LOWER_HALF), "nothing.png: no such file or folder"),
+    (("inpaint", "a" * 300 + ".png", *LOWER_HALF), "a" * 300 + ".png: no such file or folder"),
     (("inpaint", "one.png", "text.png", *LOWER_HALF), "text.png: not a JPEG, PNG or WebP image"),
     (("inpaint", "one.png"), "say where to paint: give either --mask FILE or --box L,T,R,B"),
     (("inpaint", "one.png", "--mask", "empty.png"), "--mask empty.png: nothing is marked"),

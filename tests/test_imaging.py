@@ -31,7 +31,7 @@ SIZE, CLASSES = 8, 3
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with untrained models of 8×8 pixels, three classes with names, and its params.yaml."""
     root = tmp_path_factory.mktemp("project")
-    write_shards(root, size=SIZE, classes=CLASSES)
+    write_shards(root, size=SIZE, classes=CLASSES, prefix="class_")
     write_models(root)
     return root
 
@@ -118,6 +118,51 @@ def test_every_marked_pixel_is_in_a_window_and_windows_start_where_most_is_known
     mask = np.zeros((100, 20), dtype=bool)
     mask[70:75] = True
     assert [window.box for window in windows(mask)] == [(0, 62, 20, 82)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("begin", "end"), [(16, 32), (16, 28), (0, 16), (20, 60), (16, 90), (30, 46)])
+def test_what_is_painted_first_sees_what_is_beside_the_mask(begin: int, end: int, turned: bool) -> None:
+    mask = np.zeros((16, 90), dtype=bool)
+    mask[:, begin:end] = True
+    mask = mask.T if turned else mask
+    found = windows(mask)
+    assert (~mask[found[0].slices]).mean() >= 0.125
+    left = mask.copy()
+    for window in found:
+        assert (~left[window.slices]).mean() >= 0.125
+        left[window.slices] = False
+    assert not left.any()
+
+
+def test_a_grown_picture_depends_on_the_picture_it_grew_from(model: ImageModel) -> None:
+    black, white = (Image.new("RGB", (SIZE, SIZE), colour) for colour in ("black", "white"))
+    grown = [np.asarray(model.outpaint(one, margins=(0, 0, SIZE, 0), blend="none")[0]) for one in (black, white)]
+    assert not np.array_equal(grown[0][:, SIZE:], grown[1][:, SIZE:])
+
+
+def test_windows_keep_no_mask_of_the_whole_picture_and_are_bounded(model: ImageModel) -> None:
+    plan = model._plan(np.ones((8, 400), dtype=bool))
+    assert {part.shape for _, part in plan} == {(8, 8)}
+    with pytest.raises(BigrError, match=r"^mask: painting it takes 6,667 squares"):
+        model.inpaint(picture(5000, 1), np.ones((1, 5000), dtype=bool))
+    assert model.inpaint(picture(5000, 1), np.eye(1, 5000, 7, dtype=np.uint8) * 255)[0].size == (5000, 1)
+
+
+@pytest.mark.parametrize("form", ["box", "disc", "pixel", "edge", "corner"])
+def test_poisson_blending_sees_nothing_of_what_is_removed(form: str) -> None:
+    y, x = np.mgrid[:40, :40]
+    mask = {
+        "box": (abs(y - 20) < 10) & (abs(x - 20) < 8),
+        "disc": (y - 20) ** 2 + (x - 20) ** 2 < 100,
+        "pixel": (y == 5) & (x == 5),
+        "edge": y >= 30,
+        "corner": (y < 7) & (x < 5),
+    }[form]
+    scene = np.repeat((3 * y + x)[..., None], 3, axis=2).astype(np.uint8)
+    removed = np.where(mask[..., None], np.uint8(0), scene)
+    found = blended(removed, scene + np.uint8(60), mask, "poisson", 0)  # the same, but for its brightness
+    assert np.abs(found.astype(int) - scene).max() <= 1
 
 
 def test_a_single_marked_pixel_of_a_large_picture_survives_scaling() -> None:
@@ -240,6 +285,16 @@ def test_a_mask_is_scaled_and_may_be_transparent() -> None:
     assert np.argwhere(read_mask(painted, (8, 4))).tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
+def test_a_transparent_mask_is_turned_upright_as_pictures_are(tmp_path: Path) -> None:
+    painted = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    painted.putpixel((0, 0), (0, 0, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    painted.save(tmp_path / "mask.png", exif=exif)
+    for source in (tmp_path / "mask.png", Image.open(tmp_path / "mask.png")):
+        assert np.argwhere(read_mask(source, (2, 4))).tolist() == [[0, 1]]
+
+
 def test_feathering_fades_and_ends() -> None:
     original, painted = np.zeros((1, 9, 3), np.uint8), np.full((1, 9, 3), 200, np.uint8)
     mask = np.zeros((1, 9), dtype=bool)
@@ -266,6 +321,18 @@ WRONG = {
     "outpaint: nothing is left to paint": lambda m: m.outpaint(picture(), margins=0),
     "box: (0, 0, 99, 9) is no part of": lambda m: m.outpaint(picture(), box=(0, 0, 99, 9)),
     "margins: (-1, 0, 0, 0) cannot be": lambda m: m.outpaint(picture(), margins=(-1, 0, 0, 0)),
+    "box: (1, 2, 3) cannot be; four whole numbers": lambda m: m.outpaint(picture(), box=(1, 2, 3)),
+    "box: (0.5, 1, 3, 3) cannot be": lambda m: m.outpaint(picture(), box=(0.5, 1, 3, 3)),
+    "margins: 2.5 cannot be; four whole": lambda m: m.outpaint(picture(), margins=2.5),
+    "margins: a picture of 30000×30000 pixels": lambda m: m.outpaint(picture(), margins=(29_992, 0, 0, 29_992)),
+    "guidance_scale: x cannot be": lambda m: m.generate(0, guidance_scale="x"),
+    "steps: 2.5 cannot be": lambda m: m.interpolate(0, 1, 2.5),
+    "rounds: 1.5 cannot be": lambda m: m.enrich(picture(), rounds=1.5),
+    "layer: 1.5 cannot be": lambda m: m.features(picture(), 1.5),
+    "image: has no pixels": lambda m: m.reconstruct(Image.new("RGB", (0, 5))),
+    "image: has no pixels ": lambda m: m.reconstruct(torch.zeros(3, 0, 5)),
+    "mask: has no pixels": lambda m: m.inpaint(picture(), torch.zeros(0, 5)),
+    "image: " + "a" * 300 + ": no such file": lambda m: m.reconstruct("a" * 300),
     "margins: a picture of 90008×8 pixels": lambda m: m.outpaint(picture(), margins=(90_000, 0, 0, 0)),
     "steps: 1 cannot be": lambda m: m.interpolate(0, 1, 1),
     "rounds: 9 cannot be": lambda m: m.enrich(picture(), rounds=9),
@@ -283,7 +350,7 @@ WRONG = {
 def test_a_callers_mistake_is_one_line_that_names_it(model: ImageModel, message: str) -> None:
     with pytest.raises(BigrError) as caught:
         WRONG[message](model)
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(message.rstrip())
     assert "\n" not in str(caught.value)
 
 

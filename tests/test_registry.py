@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import bigr
 from bigr.context import Context
 from bigr.errors import BigrError
 from bigr.files import write_json
@@ -303,3 +304,14 @@ def test_the_champion_answers_labels_with_the_images_of_the_pipeline_and_wrong_o
     for wrong in ({"inputs": ["three"]}, {"inputs": [0], "params": {"seed": "x"}}, {"inputs": [[0, 1]]}, {}):
         status, answer = ask(server, wrong)
         assert status == 400 and answer["message"], wrong
+
+
+def test_bigr_load_takes_the_champion_and_draws_what_the_pipeline_drew(
+    registry: Registry, version: Version, candidate: Candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.promote(version)
+    monkeypatch.chdir(candidate.root)
+    images, labels = drawn(candidate.root)
+    model = bigr.load("models:/bigr@champion")
+    assert model.classes == ("a", "b", "c")
+    assert np.array_equal(np.stack([np.asarray(one) for one in model.generate(labels.tolist())]), images)

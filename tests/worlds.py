@@ -33,12 +33,12 @@ def settings(**overrides):
     return config.validate(values)
 
 
-def write_shards(root: Path, *, size=32, classes=2, images=12) -> None:
-    """Shards of smooth random pictures under root/data/shards, made by the stage `shards`."""
+def write_shards(root: Path, *, size=32, classes=2, images=12, prefix="") -> None:
+    """Shards of smooth random pictures under root/data/shards, made by the stage `shards`; classes `prefix`0, …"""
     draws = np.random.default_rng(0)
     for split, count in (("train", images), ("val", images // 3)):
         for number in range(count):
-            path = root / "pictures" / split / str(number % classes) / f"{number}.png"
+            path = root / "pictures" / split / f"{prefix}{number % classes}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(draws.integers(0, 256, (4, 4, 3), dtype=np.uint8))
             coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)

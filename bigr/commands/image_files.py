@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What is taken from a folder; a file that is named is told by its content."""
 
-_LONGEST = 120  # bytes of a name, before what is appended
+_LONGEST = 72  # bytes of a name: two of them, and what is appended, must fit into the 255 of a file's name
 _CELL = 320  # pixels of a picture in a grid, at most
 _ACROSS = 10
 
@@ -38,13 +38,20 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     """Files as they are named, folders as the pictures below them, in the order of their paths."""
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
+        if not _there(path):
             raise BigrError(f"{path}: no such file or folder; name pictures, or folders of them")
         inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise BigrError(f"{path}: no JPEG, PNG or WebP file in this folder")
         found += inside
     return found
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def inputs(paths: Sequence[Path]) -> list[Input]:
@@ -60,13 +67,18 @@ def inputs(paths: Sequence[Path]) -> list[Input]:
 def names_of(texts: Iterable[str]) -> list[str]:
     """A file's name for each text: nothing that leads out of a folder, and no two the same."""
     found: list[str] = []
+    taken: set[str] = set()
+    following: dict[str, int] = {}
     for text in texts:
         plain = re.sub(r"[^\w.+-]+", "_", text).strip("._-") or "picture"
         plain = plain.encode()[:_LONGEST].decode(errors="ignore")
-        name, number = plain, 1
-        while name.casefold() in {one.casefold() for one in found}:
+        name, key = plain, plain.casefold()
+        number = following.get(key, 1)
+        while name.casefold() in taken:
             number += 1
             name = f"{plain}-{number}"
+        following[key] = number
+        taken.add(name.casefold())
         found.append(name)
     return found
 
@@ -152,6 +164,13 @@ def _cells(pictures: "Sequence[Image.Image]") -> "Tensor":
         page.paste(picture, ((cell[0] - fitted[0]) // 2, (cell[1] - fitted[1]) // 2))
         arrays.append(np.asarray(page))
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def preview(picture: "Image.Image") -> "Image.Image":
+    """The picture no larger than a grid shows it, so that those of many files fit into memory."""
+    small = picture.copy()
+    small.thumbnail((_CELL, _CELL))
+    return small
 
 
 def spread(paths: Sequence[Path]) -> str:

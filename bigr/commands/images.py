@@ -261,7 +261,7 @@ def _each(
         paths = [folder.picture(stem, picture) for stem, picture in zip(stems, pictures, strict=True)]
         _say(str(one.path), paths, pictures, started)
         onlooker.draw(folder, stems, windows=windows)
-        rows.append([*given(one), *pictures])
+        rows.append([image_files.preview(picture) for picture in (*given(one), *pictures)])
     _say_also(folder.grid(f"grid-{command}-seed{how.seed}", rows), "what was given, and what came of it")
 
 

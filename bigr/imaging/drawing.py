@@ -87,7 +87,7 @@ class How:
             if value is not None and not (isinstance(value, int) and least <= value <= most):
                 raise BigrError(f"{name}: {value} cannot be; allowed: {least} to {most}")
         scale = self.guidance_scale
-        if scale is not None and not 0 <= scale < math.inf:
+        if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
             raise BigrError(f"guidance_scale: {scale} cannot be; allowed: 0 or more")
         given = {name: getattr(self, name) for name in ("iterations", "guidance_scale", "diffusion_steps")}
         return replace(sampling, **{name: value for name, value in given.items() if value is not None})

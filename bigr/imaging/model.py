@@ -7,6 +7,7 @@ works on square windows of it (bigr/imaging/windows.py), and what it paints is b
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Unpack
 
-from bigr.data.images import center_crop
+from bigr.data.images import MAX_PIXELS, center_crop
 from bigr.errors import BigrError
 from bigr.imaging import drawing
 from bigr.imaging.blend import Blend, blended, check
@@ -37,6 +38,9 @@ CELL = 2
 
 MAX_SIDE = 30_000
 """Pixels along one side of a picture with margins; longer ones are refused."""
+
+MAX_WINDOWS = 256
+"""Squares that one picture is painted in; a longer mask on a narrower picture is refused."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +158,13 @@ class ImageModel:
         if (box is None) == (margins is None):
             raise BigrError("outpaint: give either box (the part to keep) or margins (pixels to add on each side)")
         if box is not None:
-            left, top, right, bottom = box
+            left, top, right, bottom = _four(box, "box")
             if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
                 raise BigrError(f"box: {box} is no part of a picture of {picture.width}×{picture.height} pixels")
         else:
             assert margins is not None
-            before = (margins,) * 4 if isinstance(margins, int) else tuple(margins)
-            picture, (left, top, right, bottom) = _with_margins(picture, before)
+            before = (margins,) * 4 if isinstance(margins, Integral) else margins
+            picture, (left, top, right, bottom) = _with_margins(picture, _four(before, "margins"))
         mask = np.ones((picture.height, picture.width), dtype=bool)
         mask[top:bottom, left:right] = False
         if not mask.any():
@@ -173,7 +177,7 @@ class ImageModel:
         The condition is r·e(first) + (1 − r)·e(second), r from 1 to 0; all pictures of a variant share their draws.
         """
         how = How(**options)
-        if not 2 <= steps <= 1024:
+        if not (isinstance(steps, int) and 2 <= steps <= 1024):
             raise BigrError(f"steps: {steps} cannot be; allowed: 2 to 1024, the ends included")
         if not self.knows_labels:
             raise BigrError("label: this model was trained without labels; there is nothing to interpolate")
@@ -210,7 +214,7 @@ class ImageModel:
         how = How(**options)
         picture = read_picture(image)
         rounds = self.editing.enrich_rounds if rounds is None else rounds
-        if not 1 <= rounds <= 4:
+        if not (isinstance(rounds, int) and 1 <= rounds <= 4):
             raise BigrError(f"rounds: {rounds} cannot be; allowed: 1 to 4")
         short = min(picture.size)
         side = short if short < self.size else self.size // 2
@@ -256,7 +260,7 @@ class ImageModel:
         images: their centre squares; layer: 1 to `num_layers`, the middle one where it is not given.
         """
         layer = (self.num_layers + 1) // 2 if layer is None else layer
-        if not 1 <= layer <= self.num_layers:
+        if not (isinstance(layer, int) and 1 <= layer <= self.num_layers):
             raise BigrError(f"layer: {layer} cannot be; allowed: 1 to {self.num_layers}")
         rows = []
         for one in several(images):
@@ -293,7 +297,7 @@ class ImageModel:
         labels = self._labels([label] * how.variants)
         drawn = [np.array(picture) for _ in range(how.variants)]
         plan = self._plan(mask)
-        unknowns = [self._unknown(part, window) for window, part in plan]
+        unknowns = [self._unknown(part) for _, part in plan]
         each = [
             working_iterations(in_proportion(sampling, n, self._tokens), n) for n in (int(u.sum()) for u in unknowns)
         ]
@@ -304,23 +308,28 @@ class ImageModel:
             seam = self.editing.feather * window.side / self._easel.network.config.grid
             for view, new in zip(views, painted, strict=True):
                 large = np.asarray(new.resize((window.side, window.side), Image.Resampling.BICUBIC))
-                view[...] = blended(view, large, part[window.slices], blend, seam)
+                view[...] = blended(view, large, part, blend, seam)
         return [Image.fromarray(array) for array in drawn]
 
     def _plan(self, mask: Mask) -> list[tuple[Window, Mask]]:
-        """The windows, each with what is left for it to paint of the whole picture's mask."""
+        """The windows, each with what is left for it to paint: bool [S, S], its part of the picture's mask."""
+        places = windows(mask)
+        if len(places) > MAX_WINDOWS:
+            raise BigrError(
+                f"mask: painting it takes {len(places):,} squares as wide as the picture's short side; at most "
+                f"{MAX_WINDOWS} are painted: mark less, or give a wider picture"
+            )
         left, plan = mask.copy(), []
-        for window in windows(mask):
-            part = np.zeros_like(mask)
-            part[window.slices] = left[window.slices]
+        for window in places:
+            part = left[window.slices].copy()
             left[window.slices] = False
             if part.any():
                 plan.append((window, part))
         return plan
 
-    def _unknown(self, part: Mask, window: Window) -> Tensor:
-        """The window's unknown tokens, bool [N] on the device."""
-        pixels = torch.from_numpy(scaled_mask(part[window.slices], self.size)).unsqueeze(0)
+    def _unknown(self, part: Mask) -> Tensor:
+        """The unknown tokens of a window's part of the mask, bool [N] on the device."""
+        pixels = torch.from_numpy(scaled_mask(part, self.size)).unsqueeze(0)
         return unknown_tokens(pixels, self._easel.network.config.grid)[0].to(self._easel.device)
 
     def _window(
@@ -350,13 +359,28 @@ class ImageModel:
         return self._easel.draw(len(views), draw, watch)
 
 
+def _four(numbers: object, name: str) -> tuple[int, int, int, int]:
+    """Four whole numbers, as they were given under `name`. Raises `BigrError` where they are not that."""
+    if (
+        not isinstance(numbers, Sequence)
+        or len(numbers) != 4
+        or not all(isinstance(number, Integral) for number in numbers)
+    ):
+        raise BigrError(f"{name}: {numbers} cannot be; four whole numbers of pixels: left, top, right, bottom")
+    left, top, right, bottom = (int(number) for number in numbers)
+    return left, top, right, bottom
+
+
 def _with_margins(picture: Image.Image, margins: Sequence[int]) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """The picture amid margins that continue its edge, and the box in which it stands."""
-    if len(margins) != 4 or any(margin < 0 for margin in margins):
+    if any(margin < 0 for margin in margins):
         raise BigrError(f"margins: {margins} cannot be; four numbers of pixels, 0 or more: left, top, right, bottom")
     left, top, right, bottom = margins
     width, height = picture.width + left + right, picture.height + top + bottom
-    if max(width, height) > MAX_SIDE:
-        raise BigrError(f"margins: a picture of {width}×{height} pixels; at most {MAX_SIDE:,} along a side can be made")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise BigrError(
+            f"margins: a picture of {width}×{height} pixels; at most {MAX_SIDE:,} along a side "
+            f"and {MAX_PIXELS:,} in all can be made"
+        )
     grown = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
     return Image.fromarray(grown), (left, top, left + picture.width, top + picture.height)

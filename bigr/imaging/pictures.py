@@ -31,9 +31,11 @@ def read_picture(source: Picture, what: str = "image") -> Image.Image:
         try:
             return decode(path)
         except ImageError as error:
-            reason = error if path.exists() else "no such file"
+            reason = error if _there(path) else "no such file"
             raise BigrError(f"{what}: {path}: {reason}") from None
     image = _as_image(source, what)
+    if not image.width * image.height:
+        raise BigrError(f"{what}: has no pixels")
     if image.width * image.height > MAX_PIXELS:
         raise BigrError(f"{what}: {image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
     try:
@@ -54,9 +56,11 @@ def read_mask(source: Picture, size: tuple[int, int]) -> Mask:
             file.load()
             source = file
     image = _as_image(source, "mask")
+    if not image.width * image.height:
+        raise BigrError("mask: has no pixels")
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     see_through = alpha is not None and np.asarray(alpha).min() < _HALF
-    marked = alpha if alpha is not None and see_through else upright_rgb(image).convert("L")
+    marked = _turned(alpha, image) if alpha is not None and see_through else upright_rgb(image).convert("L")
     if marked.size != size:
         marked = marked.resize(size, Image.Resampling.BILINEAR)
     found: Mask = np.asarray(marked) >= _HALF
@@ -70,6 +74,22 @@ def several(source: Picture | Sequence[Picture]) -> list[Picture]:
     if isinstance(source, Tensor | np.ndarray):
         return list(source) if source.ndim == 4 else [source]
     return list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _turned(channel: Image.Image, image: Image.Image) -> Image.Image:
+    """A channel of an image, turned upright as the image's EXIF block says."""
+    sized = Image.new("RGB", channel.size)
+    sized.info = dict(image.info)
+    sized.paste(Image.merge("RGB", (channel,) * 3))
+    sized.getexif().update(image.getexif())
+    return upright_rgb(sized).getchannel("R")
 
 
 def _as_image(source: Picture, what: str) -> Image.Image:
@@ -99,7 +119,7 @@ def _array(tensor: Tensor, what: str) -> NDArray[np.uint8]:
     elif tensor.is_floating_point():
         if not torch.isfinite(tensor).all():
             raise BigrError(f"{what}: the tensor holds values that are not numbers")
-        low, high = tensor.aminmax()
+        low, high = tensor.aminmax() if tensor.numel() else (torch.tensor(0.0), torch.tensor(1.0))
         if low < 0 or high > 1:
             raise BigrError(f"{what}: a tensor of floats must lie in [0, 1], not in [{low:.3g}, {high:.3g}]")
         tensor = (tensor.float() * 255).round().to(torch.uint8)

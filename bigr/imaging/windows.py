@@ -52,7 +52,13 @@ def windows(mask: Mask) -> list[Window]:
 
 
 def _starts(begin: int, end: int, side: int, length: int) -> list[int]:
-    """Where windows of `side` start along a picture of `length` whose mask reaches from `begin` to `end`."""
+    """Where windows of `side` start along a picture of `length` whose mask reaches from `begin` to `end`.
+
+    A window sees `OVERLAP` of its side beyond the mask where there is so much: what is painted must follow from it.
+    """
+    beside = math.ceil(side * OVERLAP)
+    if end - begin > side - beside:
+        begin, end = max(begin - beside, 0), min(end + beside, length)
     if end - begin <= side:
         return [min(max((begin + end - side) // 2, 0), length - side)]
     step = side * (1 - OVERLAP)

@@ -60,11 +60,23 @@ def inpaint_codes(
     """Sample the unknown tokens, given the others; codes bool [B, N, K] in which the known keep their bits.
 
     codes: [B, N, K]; unknown: bool [B, N]; labels: int64 [B], num_classes for none (inpainting, outpainting), a class
-    to edit to. The iterations are `sampling.iterations` for a whole image, fewer for a part of it.
+    to edit to. The iterations are `sampling.iterations` for a whole image, fewer for a part of it; images that take
+    different numbers are sampled apart, and `on_iteration` then sees those of one number after those of another.
     """
-    most = int(unknown.sum(1).max())
-    sampling = in_proportion(sampling, most, unknown.shape[1])
-    return sample_codes(model, labels, sampling, seeds, codes=codes, unknown=unknown, on_iteration=on_iteration)
+    plans = [in_proportion(sampling, count, unknown.shape[1]) for count in unknown.sum(1).tolist()]
+    found = torch.empty_like(codes, dtype=torch.bool)
+    for plan in dict.fromkeys(plans):  # those that take as many iterations; an image's own do not depend on the others
+        rows = [row for row, own in enumerate(plans) if own == plan]
+        found[rows] = sample_codes(
+            model,
+            labels[rows],
+            plan,
+            [seeds[row] for row in rows],
+            codes=codes[rows],
+            unknown=unknown[rows],
+            on_iteration=on_iteration,
+        )
+    return found
 
 
 def interpolate_codes(
