@@ -53,8 +53,9 @@ pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then 
 ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study
 
+# A file's tests stay in one process, a core each: two files beside each other, four at most.
 test: $(STAMP) ## run the whole test suite
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP) ## check style and types
 	ruff check .
