@@ -354,6 +354,18 @@ def test_a_callers_mistake_is_one_line_that_names_it(model: ImageModel, message:
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_trained_without_labels_paints_no_class(model: ImageModel) -> None:
+    unlabelled = ImageModel(model._easel, model.sampling, model.editing, model.classes, knows_labels=False)
+    assert same(unlabelled.inpaint(picture(), lower_half()), model.inpaint(picture(), lower_half()))
+    for call in (
+        lambda: unlabelled.inpaint(picture(), lower_half(), label=1),
+        lambda: unlabelled.outpaint(picture(), margins=2, label=1),
+        lambda: unlabelled.edit(picture(), lower_half(), 1),
+    ):
+        with pytest.raises(BigrError, match="trained without labels"):
+            call()
+
+
 def test_a_text_file_that_is_called_a_picture_is_named(model: ImageModel, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("not a picture")
     for call in (model.reconstruct, lambda path: model.inpaint(picture(), path)):

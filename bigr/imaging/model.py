@@ -123,8 +123,8 @@ class ImageModel:
     ) -> list[Image.Image]:
         """`variants` pictures of the image's own size, painted anew where the mask marks it.
 
-        label: what to paint; None lets the rest of the picture decide. blend: see `bigr.imaging.blend.blended`; pixels
-        outside the mask and its seam are those of the image.
+        label: what to paint; None lets the rest of the picture decide, as it must where the model knows no classes.
+        blend: see `bigr.imaging.blend.blended`; pixels outside the mask and its seam are those of the image.
         """
         picture = read_picture(image)
         return self._paint(picture, read_mask(mask, picture.size), label, blend, How(**options))
@@ -132,11 +132,9 @@ class ImageModel:
     def edit(
         self, image: Picture, mask: Picture, label: Label, *, blend: Blend = "feather", **options: Unpack[Options]
     ) -> list[Image.Image]:
-        """`inpaint` with a class for the marked region. Raises `BigrError` also where the model knows no classes."""
+        """`inpaint` with a class for the marked region."""
         if label is None:
             raise BigrError("label: name the class to paint; to let the rest of the picture decide, inpaint")
-        if not self.knows_labels:
-            raise BigrError("label: this model was trained without labels, so that it cannot edit; inpaint instead")
         return self.inpaint(image, mask, label=label, blend=blend, **options)
 
     def outpaint(
@@ -292,6 +290,8 @@ class ImageModel:
     def _paint(self, picture: Image.Image, mask: Mask, label: Label, blend: Blend, how: How) -> list[Image.Image]:
         """`variants` copies of `picture`, each painted where `mask` bool [H, W] is True."""
         check(blend)
+        if label is not None and not self.knows_labels:
+            raise BigrError("label: this model was trained without labels, and can paint no class; inpaint without one")
         own = self.sampling if label is None else self._class_painting()
         sampling = self._sampling(own, how, guided=label is not None)
         labels = self._labels([label] * how.variants)
