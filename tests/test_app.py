@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -275,7 +276,10 @@ def test_ctrl_c_ends_it_and_nothing_is_left_or_written_elsewhere(project: Path, 
     for name in ("home", "tmp"):
         (tmp_path / name).mkdir()
     words = [*COMMAND, "--model", str(project), "--port", str(port), "--out", "out"]
-    process = subprocess.Popen(words, cwd=here, env=environment, stderr=subprocess.PIPE, text=True)
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+    process = subprocess.Popen(
+        words, cwd=here, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    )
     try:
         assert process.stderr is not None
         assert f"http://127.0.0.1:{port}" in process.stderr.readline()
