@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bigr.bits import entropy as binary_entropy
 from bigr.models.bigr import BiGR, gather_tokens
 from bigr.sampling.reverse import bit_probabilities
 
@@ -168,7 +168,7 @@ def certainty(
 
 def bit_entropy(probability: Tensor) -> Tensor:
     """Bit probabilities [B, m, K] → each token's mean binary entropy in bits, [B, m]."""
-    return F.binary_cross_entropy(probability, probability, reduction="none").mean(-1) / math.log(2)  # from nats
+    return binary_entropy(probability).mean(-1)
 
 
 def _draws(
