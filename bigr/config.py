@@ -51,6 +51,17 @@ class Run(_Section):
     processes: Positive
     checkpoint_every: Positive
 
+    @property
+    def one_gpu(self) -> bool:
+        """Whether `device` names one GPU by its number: every process of a machine would share it."""
+        return ":" in self.device
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> "Run":
+        if self.one_gpu and self.processes > 1:
+            raise Misfit("device", f"cuda, auto or cpu where run.processes = {self.processes}: each takes its own GPU")
+        return self
+
 
 class Training(_Section):
     """What every trained stage sets: the loop, the optimiser, the average of weights."""
