@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from bigr.context import Context
+from bigr.context import Context, Report
 from bigr.errors import BigrError
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
@@ -120,8 +120,8 @@ def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weigh
         assert steps_of(monkeypatch, run) == (5 - 2 if name == "killed" else 5)
         ends.append(weights(context.root / "models" / "tokenizer"))
         rows = list(csv.DictReader((context.root / "outputs" / "curves" / "tokenizer.csv").open()))
-        assert math.isfinite(float(rows[-1]["discriminator_loss"]))
-        assert 0 <= float(rows[-1]["gan_adaptive"]) <= 1
+        assert math.isfinite(float(rows[-1]["train_discriminator_loss"]))
+        assert 0 <= float(rows[-1]["train_gan_adaptive"]) <= 1
     assert ends[0] == ends[1]
 
 
@@ -244,14 +244,14 @@ def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(tmp_path):
     assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, chosen.grid**2, chosen.tokenizer.code_bits)
     assert (tmp_path / "outputs" / "reconstructions.png").stat().st_size > 0
     row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
-    assert {"loss", "l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
+    assert {"train_loss", "train_l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
 
 
 def test_the_lookup_free_quantizer_trains_with_its_penalties(tmp_path):
     write_shards(tmp_path, size=16)
     tokenizer.run(settings(tokenizer__batch_size=4, tokenizer__quantizer="lfq"), Context(tmp_path))
     row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
-    assert {"entropy", "commitment"} <= row.keys()
+    assert {"train_entropy", "train_commitment"} <= row.keys()
 
 
 def test_the_cosine_schedule_warms_up_and_ends_near_zero():
@@ -290,12 +290,56 @@ def test_the_average_follows_its_decay():
     assert average.module.weight.item() == pytest.approx(1 - 0.9**3)
 
 
+class Recorder(Report):
+    """Keeps the points of curves, by name and step, and what is told without a step."""
+
+    def __init__(self):
+        self.points, self.results = [], {}
+
+    def metrics(self, values, step=None):
+        if step is None:
+            self.results |= values
+        self.points += [(name, step, value) for name, value in values.items() if step is not None]
+
+
+@pytest.mark.parametrize("stage", [generator, transcoder])
+def test_a_name_stands_for_one_thing_in_the_records_of_whole_and_resumed_runs(tmp_path, monkeypatch, stage):
+    """`loss` is that of one step, `train_loss` the mean since the last validation; no step has two values of either."""
+    name = stage.__name__.rpartition(".")[2]
+    changes = {f"{name}__steps": 45, f"{name}__validate_every": 20, "run__checkpoint_every": 30}
+    write_codes(tmp_path / "whole")
+    generator.run(settings(), Context(tmp_path / "whole", "f"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    losses, add = {}, loop.Losses.add
+    monkeypatch.setattr(
+        loop.Losses, "add", lambda self, found: losses.setdefault(len(losses) + 1, found) and add(self, found)
+    )
+    whole, resumed = (Context(tmp_path / place, "f", Recorder()) for place in ("whole", "resumed"))
+    stage.run(settings(**changes), whole)
+    run_killed_after(monkeypatch, 33, lambda: stage.run(settings(**changes), Context(tmp_path / "resumed", "f")))
+    assert steps_of(monkeypatch, lambda: stage.run(settings(**changes), resumed)) == 15
+
+    for context in (whole, resumed):
+        points = {(name, step): value for name, step, value in context.report.points}
+        assert len(points) == len(context.report.points), "a point of a curve was told twice"
+        assert not {"loss", "train_loss", "val_loss"} & context.report.results.keys()
+        rows = list(csv.DictReader((context.root / "outputs" / "curves" / f"{name}.csv").open()))
+        curve = {(key, int(row["step"])): float(value) for row in rows for key, value in row.items() if value}
+        windows = {key: value for key, value in points.items() if key[0].startswith(("train_", "val_"))}
+        assert windows == pytest.approx({key: value for key, value in curve.items() if key[0] != "step"}, rel=1e-5)
+        for step in (20, 40):
+            if ("loss", step) in points:
+                assert points["loss", step] == losses[step]["loss"].item()
+        assert points["train_loss", 20] == pytest.approx(sum(losses[step]["loss"].item() for step in range(1, 21)) / 20)
+    assert {step for name, step, _ in whole.report.points if name == "loss"} == {20, 40}
+
+
 def test_losses_are_averaged_over_their_window():
     losses = loop.Losses([], 0, lambda step: "")
     for value in (1.0, 2.0, 6.0):
         losses.add({"loss": torch.tensor(value)})
     assert losses.read() == {"loss": 6.0}
-    assert losses.mean() == {"loss": 3.0}
+    assert losses.mean() == {"train_loss": 3.0}
 
 
 @pytest.mark.slow
