@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -342,14 +343,26 @@ def test_losses_are_averaged_over_their_window():
     assert losses.mean() == {"train_loss": 3.0}
 
 
+def run_two_processes(text, folder):
+    """Run a program, which gets the folder, in two processes that torchrun starts, and end those that hang."""
+    program = folder / "program.py"
+    program.write_text(text)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment)
+    try:
+        assert process.wait(timeout=240) == 0
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.kill()
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
     dataset = write_codes(tmp_path)
-    program = tmp_path / "program.py"
-    program.write_text(_DISTRIBUTED)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
+    run_two_processes(_DISTRIBUTED, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
     batch_size, device = settings().generator.batch_size, torch.device("cpu")
@@ -424,4 +437,103 @@ with distributed.process_group(torch.device("cpu")):
     generator.run(settings(run__device="cpu", run__precision="float32"), Context(root, "f"))
     saw["weights"] = [p.double().sum().item() for p in call[0].parameters()]
     (root / f"rank{distributed.rank()}.json").write_text(json.dumps(saw))
+"""
+
+
+@pytest.mark.slow
+def test_processes_without_a_shared_folder_resume_as_the_first_one_says(tmp_path):
+    """Each of two processes has a folder of its own; only the first one's has the checkpoint. The ends are those of
+    two processes that were not interrupted: weights and average of both, to the byte."""
+    for place in ("whole", "absent", "broken"):
+        for rank in ("0", "1"):
+            write_codes(tmp_path / place / rank)
+            write_shards(tmp_path / place / rank)
+    run_two_processes(_RESUMED_APART, tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    for stage, steps, done in (("generator", 7, 3), ("tokenizer", 4, 2)):
+        whole = weights(tmp_path / "whole" / "0" / "models" / stage)
+        for place in ("absent", "broken"):
+            assert weights(tmp_path / place / "0" / "models" / stage) == whole
+            for rank in ranks:
+                assert rank[f"{place} {stage}"]["steps"] == steps - done
+                assert rank[f"{place} {stage}"]["average"] == ranks[0][f"whole {stage}"]["average"]
+
+
+def test_processes_of_other_inputs_do_not_train_together(tmp_path):
+    write_codes(tmp_path)
+    run_two_processes(_OTHER_INPUTS, tmp_path)
+    for rank in (0, 1):
+        assert re.match(r"process 1 .* code, settings or inputs", (tmp_path / f"rank{rank}.txt").read_text())
+
+
+_RESUMED_APART = """
+# One of two processes: trains once without and twice with an interruption, in folders of its own.
+import hashlib, json, pathlib, sys
+import torch
+from bigr.context import Context
+from bigr.stages import generator, tokenizer
+from bigr.training import distributed
+from bigr.training.optimiser import Average
+from tests.worlds import settings
+
+class Killed(Exception):
+    pass
+
+update, seen = Average.update, {}
+
+def watched(self, source):
+    update(self, source)
+    seen["steps"] += 1
+    digest = hashlib.sha256()
+    for tensor in self.module.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    seen["average"] = digest.hexdigest()
+    if seen["steps"] == seen["last"]:
+        raise Killed
+
+Average.update = watched
+own = {"run__device": "cpu", "run__precision": "float32", "run__checkpoint_every": 1, "run__workers": 1}
+adversarial = {
+    "tokenizer__steps": 4, "tokenizer__batch_size": 4, "tokenizer__channel_multipliers": [1, 1],
+    "tokenizer__gan_weight": 1.0, "tokenizer__gan_start": 1, "tokenizer__gan_base_channels": 4,
+    "tokenizer__attention_resolutions": [16], "shards__image_size": 32,
+}
+stages = [(generator, 3, settings(**own, generator__steps=7)), (tokenizer, 2, settings(**own, **adversarial))]
+with distributed.process_group(torch.device("cpu")):
+    root, rank, found = pathlib.Path(sys.argv[1]), distributed.rank(), {}
+    for place in ("whole", "absent", "broken"):
+        for stage, last, chosen in stages:
+            name = stage.__name__.rpartition(".")[2]
+            context = Context(root / place / str(rank), "f")
+            if place != "whole":
+                seen.update(steps=0, last=last + 1)  # killed after the step that follows the checkpoint's
+                try:
+                    stage.run(chosen, context)
+                except Killed:
+                    pass
+            if place == "broken" and rank == 1:
+                file = context.root / "checkpoints" / name / "checkpoint.safetensors"
+                file.parent.mkdir(parents=True)
+                file.write_bytes(b"no checkpoint")
+            seen.update(steps=0, last=None)
+            stage.run(chosen, context)
+            found[f"{place} {name}"] = {"steps": seen["steps"], "average": seen["average"]}
+    (root / f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+_OTHER_INPUTS = """
+import pathlib, sys
+import torch
+from bigr.context import Context
+from bigr.errors import BigrError
+from bigr.stages import generator
+from bigr.training import distributed
+from tests.worlds import settings
+
+with distributed.process_group(torch.device("cpu")):
+    root, rank = pathlib.Path(sys.argv[1]), distributed.rank()
+    try:
+        generator.run(settings(run__device="cpu"), Context(root, f"inputs of process {rank}"))
+    except BigrError as error:
+        (root / f"rank{rank}.txt").write_text(str(error))
 """
