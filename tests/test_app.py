@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import inspect
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,25 +13,30 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import bigr
 from bigr.app import bounds, guard, panel, serving
 from bigr.app.dataset import Dataset
+from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
 from bigr.errors import BigrError
 from bigr.imaging.drawing import Frame
+from bigr.imaging.model import ImageModel
 from tests import app_pages, browser, worlds
 
 if TYPE_CHECKING:
+    import gradio as gr
     from playwright.sync_api import Locator, Page
 
 HOW = (0, 2, 3, 1.0, 2)
@@ -173,6 +180,47 @@ def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
     for call, said in refused:
         with pytest.raises(BigrError, match=said):
             list(call)
+
+
+def test_what_the_page_starts_with_is_what_the_library_does_by_default(tasks: Tasks) -> None:
+    """Every control as it stands when the page opens, against a call that leaves all to the model."""
+    own, picture, mask = tasks.model, example(tasks), brush(lower_half())
+    sampling = replace(own.sampling, guidance_scale=1.5, iterations=5, diffusion_steps=3, gumbel_temperature=0.4)
+    painting = replace(own.editing, guidance_scale=3.5, gumbel_temperature=0.1, feather=0.7)
+    enriching = replace(painting, enrich_guidance_scale=6.0, enrich_rounds=2)
+    model = ImageModel(own._easel, sampling, enriching, own.classes)
+    page, given = build(model, tasks.dataset), read_mask(mask["mask"])
+    tabs = Tasks(model, tasks.dataset)
+
+    def drawn(name: str, **changes: Any) -> set[str]:
+        values = shown(page, name) | changes
+        return set(re.findall(r'<a download=.*?src="(data:[^"]+)"', list(getattr(tabs, name)(*values.values()))[-1]))
+
+    def uris(pictures: list[Image.Image]) -> set[str]:
+        return {panel.uri(one) for one in pictures}
+
+    small = shown(page, "enrich")["picture"]
+    half = (0, 0, picture.width, picture.height // 2)
+    assert drawn("generate") == uris(model.generate([0, 1, 2], variants=4))
+    assert drawn("inpaint", brush=mask) == uris(model.inpaint(picture, given, variants=4))
+    assert drawn("inpaint", brush=mask, label=1) == uris(model.inpaint(picture, given, label=1, variants=4))
+    assert drawn("edit", brush=mask) == uris(model.edit(picture, given, 0, variants=4))
+    assert drawn("outpaint") == uris(model.outpaint(picture, box=half, variants=4))
+    assert drawn("outpaint", label=1) == uris(model.outpaint(picture, box=half, label=1, variants=4))
+    assert drawn("interpolate") == uris(model.interpolate(0, 1, variants=3))
+    assert drawn("enrich") == uris(model.enrich(small, variants=4))
+    assert drawn("enrich", label=1) == uris(model.enrich(small, label=1, variants=4))
+    layer = int(shown(page, "features")["layer"])
+    assert torch.equal(model.features(picture), model.features(picture, layer))
+
+
+def shown(page: "gr.Blocks", name: str) -> dict[str, Any]:
+    """What a tab's controls hold when the page opens, by the names that the tab's task has for them."""
+    call = next(one for one in page.fns.values() if getattr(one.fn, "__name__", "") == name)
+    parameters = list(inspect.signature(getattr(Tasks, name)).parameters.values())[1:]
+    named = [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
+    named += [str(number) for number in range(len(call.inputs) - len(named))]
+    return {key: component.value for key, component in zip(named, call.inputs, strict=True)}
 
 
 def test_a_tiny_margin_is_a_pixel_at_least() -> None:
@@ -366,8 +414,8 @@ def test_outpaint_shows_what_will_be_drawn_and_draws_it(page: "Page", address: s
 
 @pytest.mark.browser
 def test_interpolate_draws_a_row_for_each_variant(page: "Page", address: str) -> None:
-    drawn = checked(app_pages.press(app_pages.open_tab(page, address, "Interpolate")), 3 * 7)
-    assert (drawn[0] != drawn[6]).any()
+    drawn = checked(app_pages.press(app_pages.open_tab(page, address, "Interpolate")), 3 * 9)
+    assert (drawn[0] != drawn[8]).any()
 
 
 @pytest.mark.browser
