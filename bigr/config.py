@@ -280,6 +280,7 @@ class Evaluation(_Section):
     probe_batch_size: Annotated[int, Field(ge=2)]
     probe_learning_rate: PositiveFloat
     probe_weight_decay: Weight
+    selection_fraction: Annotated[float, Field(gt=0, le=0.5)]
     knn_neighbours: Positive
     knn_temperature: PositiveFloat
     tsne_images: Positive

@@ -2,34 +2,44 @@
 
 import asyncio
 import base64
+import http.client
+import inspect
 import io
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import bigr
 from bigr.app import bounds, guard, panel, serving
 from bigr.app.dataset import Dataset
+from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
 from bigr.errors import BigrError
 from bigr.imaging.drawing import Frame
+from bigr.imaging.model import ImageModel
 from tests import app_pages, browser, worlds
 
 if TYPE_CHECKING:
+    import gradio as gr
     from playwright.sync_api import Locator, Page
 
 HOW = (0, 2, 3, 1.0, 2)
@@ -175,6 +185,47 @@ def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
             list(call)
 
 
+def test_what_the_page_starts_with_is_what_the_library_does_by_default(tasks: Tasks) -> None:
+    """Every control as it stands when the page opens, against a call that leaves all to the model."""
+    own, picture, mask = tasks.model, example(tasks), brush(lower_half())
+    sampling = replace(own.sampling, guidance_scale=1.5, iterations=5, diffusion_steps=3, gumbel_temperature=0.4)
+    painting = replace(own.editing, guidance_scale=3.5, gumbel_temperature=0.1, feather=0.7)
+    enriching = replace(painting, enrich_guidance_scale=6.0, enrich_rounds=2)
+    model = ImageModel(own._easel, sampling, enriching, own.classes)
+    page, given = build(model, tasks.dataset), read_mask(mask["mask"])
+    tabs = Tasks(model, tasks.dataset)
+
+    def drawn(name: str, **changes: Any) -> set[str]:
+        values = shown(page, name) | changes
+        return set(re.findall(r'<a download=.*?src="(data:[^"]+)"', list(getattr(tabs, name)(*values.values()))[-1]))
+
+    def uris(pictures: list[Image.Image]) -> set[str]:
+        return {panel.uri(one) for one in pictures}
+
+    small = shown(page, "enrich")["picture"]
+    half = (0, 0, picture.width, picture.height // 2)
+    assert drawn("generate") == uris(model.generate([0, 1, 2], variants=4))
+    assert drawn("inpaint", brush=mask) == uris(model.inpaint(picture, given, variants=4))
+    assert drawn("inpaint", brush=mask, label=1) == uris(model.inpaint(picture, given, label=1, variants=4))
+    assert drawn("edit", brush=mask) == uris(model.edit(picture, given, 0, variants=4))
+    assert drawn("outpaint") == uris(model.outpaint(picture, box=half, variants=4))
+    assert drawn("outpaint", label=1) == uris(model.outpaint(picture, box=half, label=1, variants=4))
+    assert drawn("interpolate") == uris(model.interpolate(0, 1, variants=3))
+    assert drawn("enrich") == uris(model.enrich(small, variants=4))
+    assert drawn("enrich", label=1) == uris(model.enrich(small, label=1, variants=4))
+    layer = int(shown(page, "features")["layer"])
+    assert torch.equal(model.features(picture), model.features(picture, layer))
+
+
+def shown(page: "gr.Blocks", name: str) -> dict[str, Any]:
+    """What a tab's controls hold when the page opens, by the names that the tab's task has for them."""
+    call = next(one for one in page.fns.values() if getattr(one.fn, "__name__", "") == name)
+    parameters = list(inspect.signature(getattr(Tasks, name)).parameters.values())[1:]
+    named = [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
+    named += [str(number) for number in range(len(call.inputs) - len(named))]
+    return {key: component.value for key, component in zip(named, call.inputs, strict=True)}
+
+
 def test_a_tiny_margin_is_a_pixel_at_least() -> None:
     assert margins(Image.new("RGB", (8, 4)), (5, 0, 100, 50)) == (1, 0, 8, 2)
 
@@ -227,9 +278,13 @@ def answer(folder: Path, path: str, length: bytes | None) -> int:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [] if length is None else [(b"content-length", length)]
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    headers = [(b"host", b"localhost")] + ([] if length is None else [(b"content-length", length)])
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    asyncio.run(guard.Guard(app, folder)(scope, None, send))  # type: ignore[arg-type]
+    hosts = guard.Hosts("127.0.0.1")
+    asyncio.run(guard.Guard(app, folder, hosts)(scope, receive, send))  # type: ignore[arg-type]
     return int(sent[0]["status"])
 
 
@@ -291,6 +346,179 @@ def test_ctrl_c_ends_it_and_nothing_is_left_or_written_elsewhere(project: Path, 
     left = [path for path in tmp_path.rglob("*") if path.is_file() and ".cache/matplotlib" not in str(path)]
     assert left == []
     assert [path.name for path in here.rglob("*")] == ["out"]
+
+
+# what other sites, and those who know no page, send
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that the page's would reach, by its address; whatever it is asked is kept. It is the proxy as well."""
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    other, _ = server.accept()
+                except OSError:
+                    return
+                with other:
+                    asked.append(other.recv(4096))
+
+        threading.Thread(target=listen, daemon=True).start()
+        place = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, place)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        yield place, asked
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def raw(
+    address: str, method: str, path: str, body: Any = None, until: str | None = None, **headers: str | None
+) -> tuple[int, str]:
+    """Status and text of a request as it is written here. Host is the page's own unless another is given, or None.
+
+    until: the text is read to the line that holds this.
+    """
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    named = {"Host": address.removeprefix("http://"), "Content-Type": "application/json"}
+    named |= {key.replace("_", "-"): value for key, value in headers.items()}
+    content = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection.putrequest(method, path, skip_host=True)
+    for key, value in named.items():
+        if value is not None:
+            connection.putheader(key, value)
+    if content is not None:
+        connection.putheader("Content-Length", str(len(content)))
+    connection.endheaders(content)
+    answer = connection.getresponse()
+    text = "" if until else answer.read().decode("utf-8", "replace")
+    while until is not None and until not in text and (line := answer.readline()):
+        text += line.decode()
+    connection.close()
+    return answer.status, text
+
+
+def event(address: str, file: Any) -> dict[str, Any]:
+    """The upload of a file as the page sends it."""
+    config = json.loads(raw(address, "GET", "/config")[1])
+    (call, *_) = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "upload"]
+    data = [file, *[None] * (len(call["inputs"]) - 1)]
+    return {"data": data, "fn_index": call["id"], "session_hash": uuid.uuid4().hex, "trigger_id": call["targets"][0][0]}
+
+
+FILE = {"meta": {"_type": "gradio.FileData"}, "orig_name": "a.png", "size": 1}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("scheme", ["http://127.0.0.1", "https://example.org", "HTTP://example.org", "//example.org"])
+def test_no_file_is_fetched_by_its_address(address: str, elsewhere: tuple[str, list[bytes]], scheme: str) -> None:
+    place, asked = elsewhere
+    url = f"{scheme.replace('http://127.0.0.1', place)}/a.png"
+    for file in (
+        {**FILE, "path": url},
+        [{**FILE, "path": url}],
+        {**FILE, "path": "a.png", "url": url},
+        {"path": url},
+        {"deep": [{"deeper": {**FILE, "path": url}}]},
+    ):
+        sent = event(address, file)
+        assert raw(address, "POST", "/gradio_api/queue/join", sent)[0] == 400
+        assert raw(address, "POST", "/gradio_api/run/predict", sent)[0] == 400
+        assert raw(address, "POST", "/gradio_api/api/predict", sent)[0] == 404
+        assert raw(address, "POST", "/gradio_api/call/uploaded", {"data": [file]})[0] == 404
+    doubled = json.dumps(event(address, FILE)).replace('"meta"', f'"path": "{url}", "path": "a.png", "meta"')
+    assert raw(address, "POST", "/gradio_api/queue/join", doubled.encode())[0] == 400
+    escaped = json.dumps(event(address, {**FILE, "path": url})).replace("path", "p\\u0061th").replace("//", "\\/\\/")
+    assert raw(address, "POST", "/gradio_api/queue/join", escaped.encode())[0] == 400
+    if "://" in url:
+        for path in ("/gradio_api/file=", "/file=", "/gradio_api/proxy=", "/gradio_api/file/", "/gradio_api/file%3D"):
+            assert raw(address, "GET", path + url)[0] == 400
+            assert raw(address, "GET", path + url.replace(":", "%3A").replace("/", "%2F"))[0] == 400
+            assert raw(address, "HEAD", path + url)[0] == 400
+    time.sleep(0.5)
+    assert asked == []
+
+
+@pytest.mark.server
+def test_a_picture_that_is_uploaded_is_taken_and_no_other_file(address: str, tmp_path: Path) -> None:
+    """What the page sends, without the page."""
+    image = io.BytesIO()
+    Image.new("RGB", (9, 9), "teal").save(image, "PNG")
+    parts = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--b--\r\n'
+    kind = "multipart/form-data; boundary=b"
+    status, text = raw(address, "POST", "/gradio_api/upload", parts % image.getvalue(), Content_Type=kind)
+    assert status == 200
+    (path,) = json.loads(text)
+    own = {**FILE, "path": path, "url": f"{address}/gradio_api/file={path}"}
+    assert outcome(address, event(address, own))
+
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "secret.png")
+    secret = str(tmp_path / "secret.png")
+    for file in ({**FILE, "path": secret}, {"path": secret}, {"path": secret, "url": own["url"]}):
+        assert not outcome(address, event(address, file)), file
+
+
+def outcome(address: str, sent: dict[str, Any]) -> bool:
+    """Whether an event that is put into the queue succeeds."""
+    status, text = raw(address, "POST", "/gradio_api/queue/join", sent)
+    assert status == 200, text
+    path = f"/gradio_api/queue/data?session_hash={sent['session_hash']}"
+    last = raw(address, "GET", path, until="process_completed")[1].splitlines()[-1]
+    return bool(json.loads(last.removeprefix("data: "))["success"])
+
+
+@pytest.mark.server
+def test_the_page_is_served_under_its_own_names_alone(address: str) -> None:
+    port = address.rsplit(":", 1)[1]
+    for name in ("127.0.0.1", "localhost", "LOCALHOST", "localhost.", "[::1]", f"localhost:{port}", f"[::1]:{port}"):
+        assert raw(address, "GET", "/config", Host=name)[0] == 200, name
+    for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.168.0.7", "[::2]"):
+        status, text = raw(address, "GET", "/", Host=name)
+        assert status == 403 and "--allow-host" in text, name
+        assert raw(address, "POST", "/gradio_api/queue/join", event(address, FILE), Host=name)[0] == 403, name
+    for name in (None, "", "evil.example@127.0.0.1", "127.0.0.1/evil.example", "[::1"):
+        assert raw(address, "GET", "/", Host=name)[0] == 400, name
+
+
+@pytest.mark.server
+def test_pages_of_other_sites_may_not_use_this_one(address: str) -> None:
+    port = address.rsplit(":", 1)[1]
+    own = f"localhost:{port}"
+    for site in ("http://evil.example", "https://localhost", "http://localhost:1", "null", f"http://127.0.0.1:{port}"):
+        for method, path, body in (
+            ("GET", "/config", None),
+            ("POST", "/gradio_api/queue/join", event(address, FILE)),
+            ("POST", "/gradio_api/upload", b"--b--"),
+        ):
+            status, text = raw(address, method, path, body, Host=own, Origin=site)
+            assert status == 403 and site in text, (site, path)
+    assert raw(address, "GET", "/config", Host=own, Origin=f"http://{own}")[0] == 200
+    assert raw(address, "POST", "/gradio_api/cancel", b"{", Host=own, Origin=f"http://{own}")[0] == 400
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+    for site in ("http://evil.example", f"http://{own}"):
+        key = "dGhlIHNhbXBsZSBub25jZQ=="
+        asked = raw(address, "GET", "/gradio_api/queue/join", Host=own, Origin=site, Sec_WebSocket_Key=key, **headers)
+        assert asked[0] in (403, 404), site
+
+
+@pytest.mark.parametrize(
+    ("listening", "allowed", "served", "refused"),
+    [
+        ("127.0.0.1", (), ("localhost", "::1"), ("10.0.0.7", "box.lan")),
+        ("box.lan", (), ("box.lan", "localhost"), ("10.0.0.7", "lan")),
+        ("0.0.0.0", (), ("10.0.0.7", "fe80::1", socket.gethostname().lower()), ("box.example", "10.0.0.7.example")),
+        ("::", ("Draw.example",), ("draw.example", "10.0.0.7"), ("example", "not-draw.example")),
+    ],
+)
+def test_who_listens_on_all_addresses_is_asked_for_by_number_or_by_a_name_that_was_allowed(
+    listening: str, allowed: tuple[str, ...], served: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    hosts = guard.Hosts(listening, allowed)
+    assert [name for name in served if name not in hosts] == []
+    assert [name for name in refused if name in hosts] == []
 
 
 # the page
@@ -366,8 +594,8 @@ def test_outpaint_shows_what_will_be_drawn_and_draws_it(page: "Page", address: s
 
 @pytest.mark.browser
 def test_interpolate_draws_a_row_for_each_variant(page: "Page", address: str) -> None:
-    drawn = checked(app_pages.press(app_pages.open_tab(page, address, "Interpolate")), 3 * 7)
-    assert (drawn[0] != drawn[6]).any()
+    drawn = checked(app_pages.press(app_pages.open_tab(page, address, "Interpolate")), 3 * 9)
+    assert (drawn[0] != drawn[8]).any()
 
 
 @pytest.mark.browser

@@ -77,7 +77,8 @@ def test_pictures_are_pngs_that_are_the_same_every_time(classes: int, tmp_path: 
     asked, seen = draws.integers(0, classes, (2, 500))
     points = draws.normal(size=(500, 2))
     usage = CodeUsage(torch.rand(24, dtype=torch.float64), 0.5)
-    probe, knn = LayerAccuracies([0.2, 0.9, 0.5], [0.8, 1.0, 0.9]), LayerAccuracies([0.1, 0.6, 0.5], [0.8, 1.0, 0.9])
+    probe = LayerAccuracies([0.2, 0.9, 0.5], [0.8, 1.0, 0.9], [0.2, 0.8, 0.9])
+    knn = LayerAccuracies([0.1, 0.6, 0.5], [0.8, 1.0, 0.9], [0.1, 0.6, 0.5])
     written = []
     for name in ("first", "second"):
         folder = tmp_path / name
@@ -260,7 +261,7 @@ def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {"bits.png", "confusion.csv", "confusion.png", "probe.csv", "probe.png", "tsne.png"}
     assert told.pictures == {name: folder / f"{name}.png" for name in ("probe", "tsne", "bits", "confusion")}
-    columns = ("top1", "top5", "knn_top1", "knn_top5")
+    columns = ("top1", "top5", "knn_top1", "knn_top5", "selection_top1", "knn_selection_top1")
     assert told.curves == {f"probe_by_layer.{column}": [1, 2] for column in columns}
     assert not list((root / "checkpoints").iterdir())  # the features
     probe = list(csv.DictReader((folder / "probe.csv").open()))

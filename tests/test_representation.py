@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from bigr.errors import BigrError
 from bigr.evaluation.embedding import tsne
 from bigr.evaluation.features import Features, layer_features, scratch_folder, write_features
 from bigr.evaluation.neighbours import nearest_neighbours
+from bigr.evaluation.probe import LayerAccuracies, selection
+from bigr.interop.standardisation import load_statistics, save_statistics, statistics_of
 from bigr.models.bigr import BiGR, BiGRConfig
-from tests.worlds import features_of, write_codes
+from tests.worlds import features_of, write_codes, write_models
 
 CPU = torch.device("cpu")
 
@@ -122,40 +125,104 @@ def test_a_scratch_folder_is_empty_and_leaves_nothing_even_after_a_failure(tmp_p
 # Nearest neighbours
 
 
+def voted(train: Features, val: Features, *, held_out: torch.Tensor | None = None, **options) -> LayerAccuracies:
+    """`nearest_neighbours` of features standardised by the training split."""
+    chosen = selection(len(train), 0.1) if held_out is None else held_out
+    return nearest_neighbours(train, val, held_out=chosen, statistics=train.statistics(CPU), device=CPU, **options)
+
+
+def theirs(known: torch.Tensor, asked: torch.Tensor, labels: torch.Tensor, neighbours: int) -> np.ndarray:
+    """The classes that scikit-learn's neighbours vote for, features [n, D] standardised by those that are known."""
+    mean, deviation = known.mean(0), known.std(0, correction=0)
+    model = KNeighborsClassifier(neighbours, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07))
+    model.fit(((known - mean) / deviation).numpy(), labels.numpy())
+    return (-model.predict_proba(((asked - mean) / deviation).numpy())).argsort(axis=1, kind="stable")[:, 0]
+
+
 @pytest.mark.parametrize("neighbours", [1, 7, 20])
 def test_nearest_neighbours_are_scikit_learns_whatever_the_blocks(neighbours: int) -> None:
     (train, labels), (val, val_labels) = clusters(70, seed=1), clusters(30, seed=2)
-    stored = features_of(train, labels), features_of(val, val_labels)
-    temperature = 0.07
+    shift, scale = torch.linspace(-50, 900, 8), torch.logspace(-2, 2, 8)  # as in a backbone, one number outweighs all
+    stored = features_of(train * scale + shift, labels), features_of(val * scale + shift, val_labels)
     for block_bytes in (1, 5000, 10**6):  # blocks of 1 image, of 35, of all
-        found = nearest_neighbours(
-            *stored, classes=5, neighbours=neighbours, temperature=temperature, device=CPU, block_bytes=block_bytes
-        )
+        found = voted(*stored, classes=5, neighbours=neighbours, temperature=0.07, block_bytes=block_bytes)
         for layer in range(2):
-            known, asked = (restored(f)[:, layer].numpy() for f in stored)
-            theirs = KNeighborsClassifier(
-                neighbours, metric="cosine", weights=lambda distances: np.exp((1 - distances) / temperature)
-            )
-            shares = theirs.fit(known, labels.numpy()).predict_proba(asked)
-            ranked = (-shares).argsort(axis=1, kind="stable")
-            assert found.top1[layer] == pytest.approx((ranked[:, 0] == val_labels.numpy()).mean())
+            known, asked = (restored(f)[:, layer] for f in stored)
+            expected = (theirs(known, asked, labels, neighbours) == val_labels.numpy()).mean()
+            assert found.top1[layer] == pytest.approx(expected)
     assert found.best == 2
     assert found.top5 == [1, 1]
 
 
+@pytest.mark.parametrize("block_bytes", [1, 5000, 10**6])
+def test_a_held_out_image_is_no_neighbour_of_its_own(block_bytes: int) -> None:
+    """Labels at random: whoever sees itself is always right."""
+    train, _ = clusters(60, seed=1)
+    labels = torch.randint(0, 5, (60,), generator=torch.Generator().manual_seed(3))
+    stored, held_out = features_of(train, labels), torch.arange(0, 60, 3)
+    options = {"classes": 5, "neighbours": 1, "temperature": 0.07, "block_bytes": block_bytes}
+    found = voted(stored, stored, held_out=held_out, **options)
+    assert found.top1 == [1, 1]
+    mean, deviation = restored(stored).mean(0), restored(stored).std(0, correction=0)
+    for layer, accuracy in enumerate(found.selection):
+        unit = torch.nn.functional.normalize(((restored(stored) - mean) / deviation)[:, layer], dim=1)
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(1)
+        assert accuracy == pytest.approx((labels[nearest] == labels)[held_out].double().mean().item())
+
+
 def test_more_neighbours_than_images_are_all_images() -> None:
     features = features_of(*clusters(30))
-    options = {"classes": 5, "temperature": 0.07, "device": CPU}
-    everyone = nearest_neighbours(features, features, neighbours=30, **options)
-    assert nearest_neighbours(features, features, neighbours=1000, **options) == everyone
+    options = {"classes": 5, "temperature": 0.07}
+    everyone = voted(features, features, neighbours=30, **options)
+    assert voted(features, features, neighbours=1000, **options) == everyone
 
 
 def test_a_low_temperature_lets_the_nearest_decide() -> None:
     train, val = features_of(*clusters(100, seed=1)), features_of(*clusters(100, seed=2))
-    options = {"classes": 5, "device": CPU}
-    nearest = nearest_neighbours(train, val, neighbours=1, temperature=1.0, **options)
-    assert nearest_neighbours(train, val, neighbours=50, temperature=1e-6, **options).top1 == nearest.top1
-    assert nearest_neighbours(train, val, neighbours=50, temperature=1.0, **options).top1 != nearest.top1
+    nearest = voted(train, val, classes=5, neighbours=1, temperature=1.0)
+    assert voted(train, val, classes=5, neighbours=50, temperature=1e-6).top1 == nearest.top1
+    assert voted(train, val, classes=5, neighbours=50, temperature=1.0).top1 != nearest.top1
+
+
+# Statistics
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1e-3, 5), (1, 3000)])
+def test_statistics_are_those_of_all_images_whatever_the_blocks(scale: float, offset: float) -> None:
+    features = features_of(clusters(70)[0] * scale + offset, clusters(70)[1])
+    rows = restored(features).double()
+    for block_bytes in (1, 10**6):
+        found = features.statistics(CPU, block_bytes)
+        torch.testing.assert_close(found.mean.double(), rows.mean(0), rtol=1e-6, atol=1e-6 * scale)
+        torch.testing.assert_close(found.deviation.double(), rows.std(0, correction=0), rtol=1e-4, atol=0)
+        unit = found.standardised(restored(features)).double()
+        assert unit.mean(0).abs().max() < 1e-2 and (unit.std(0, correction=0) - 1).abs().max() < 1e-3
+
+
+def test_a_number_that_never_changes_says_nothing_and_breaks_nothing() -> None:
+    x, _ = clusters(40)
+    x[:, 0, 3] = 7.0
+    x[:, 1] = 2.0
+    unit = statistics_of(x).standardised(x)
+    assert unit.isfinite().all()
+    assert (unit[:, 0, 3] == 0).all() and (unit[:, 1] == 0).all()
+    assert unit[:, 0, 0].std(correction=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_statistics_are_kept_with_their_model_and_are_no_other_models(tmp_path: Path) -> None:
+    write_models(tmp_path)
+    model, folder = tmp_path / "models/bigr", tmp_path / "models/features"
+    assert load_statistics(folder, model) is None
+    statistics = replace(statistics_of(clusters(40)[0]), best_layer=2)
+    save_statistics(folder, statistics, model)
+    found = load_statistics(folder, model)
+    assert found is not None and found.best_layer == 2
+    assert torch.equal(found.mean, statistics.mean) and torch.equal(found.deviation, statistics.deviation)
+    write_models(tmp_path, classes=4)
+    assert load_statistics(folder, model) is None
+    (folder / "statistics.safetensors").write_bytes(b"cut")
+    with pytest.raises(BigrError, match=f"{folder}.*stage evaluation"):
+        load_statistics(folder, model)
 
 
 # t-SNE
@@ -189,7 +256,7 @@ from pathlib import Path
 import torch
 from bigr.evaluation.features import Features, token_averages, write_features
 from bigr.evaluation.neighbours import nearest_neighbours
-from bigr.evaluation.probe import linear_probe
+from bigr.evaluation.probe import linear_probe, selection
 
 IMAGES, LAYERS, WIDTH, CLASSES = 8000, 8, 512, 10
 folder, whole, cpu = Path(sys.argv[1]), sys.argv[2] == "whole", torch.device("cpu")
@@ -211,8 +278,9 @@ def measure():
     val = write_features(folder / "val.npy", token_averages(Model(), codes(200)), 200)
     if whole:
         return train.rows(slice(None), cpu)
-    options = {"classes": CLASSES, "device": cpu}
+    options = {"classes": CLASSES, "device": cpu, "held_out": selection(len(train), 0.02)}
     linear_probe(train, val, epochs=1, batch_size=100, learning_rate=0.01, weight_decay=0.0, **options)
+    options["statistics"] = train.statistics(cpu, 3_000_000)
     nearest_neighbours(train, val, neighbours=20, temperature=0.07, block_bytes=3_000_000, **options)
 
 IMAGES, full = 200, IMAGES  # what threads, kernels and lazy imports take, they take now

@@ -2,6 +2,7 @@
 
 `serving.py` starts and ends it; `page.py` lays it out of what `controls.py` has, `tasks.py` does what its buttons say;
 `running.py` lets a call be watched; `panel.py` draws what it comes to; `uploads.py` reads what people bring;
-`dataset.py` has the pictures that are there; `guard.py` refuses what is too much, by the numbers of `bounds.py`.
+`dataset.py` has the pictures that are there; `guard.py` refuses what other sites send and what is too much, by the
+numbers of `bounds.py`.
 Only this room imports gradio. It knows no networks and no settings: `ImageModel` does all the work.
 """

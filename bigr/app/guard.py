@@ -1,7 +1,19 @@
-"""What the server refuses before gradio sees it: bodies that are too large, and uploads when there are too many."""
+"""What the server refuses before gradio sees it: what other sites send, addresses to fetch, and what is too much.
 
+A page that listens on loopback is still in reach of every web page that its user opens. So a request must name this
+server in `Host` (else a name of the attacker's, pointed to 127.0.0.1, would make the attacker's page and this one the
+same site), and must not come from another site's page (`Origin`). gradio fetches files that a request names by URL, to
+disk and past the bounds of uploads: no request may name one. What the page itself never sends is not handed on.
+"""
+
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -9,35 +21,177 @@ from starlette.responses import PlainTextResponse
 from bigr.app.bounds import MAX_BODY_BYTES, MAX_UPLOADS
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_UPLOAD = "/upload"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+EVERYWHERE = frozenset({"0.0.0.0", "::"})
+"""Addresses to listen on that stand for all that the machine has."""
+
+_API = "/gradio_api"
+_UPLOAD = f"{_API}/upload"
+_POSTED = {_UPLOAD, *(f"{_API}/{name}" for name in ("queue/join", "run/predict", "cancel", "reset"))}
+"""Where the page posts to; what follows is refused on every other path."""
+
+_AUTHORITY = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?", re.ASCII | re.IGNORECASE)
+
+_OF_FILES = ("path", "url")
+"""The keys under which a request names a file."""
+
+
+class Refusal(Exception):
+    """An answer in place of the page's. status: of HTTP; text: one line."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class Hosts:
+    """The names and addresses under which the page may be asked for.
+
+    Those of loopback, the address that it listens on, and `allowed`. Where it listens on all of the machine's, also the
+    machine's name and any address as a number: a name can be pointed to this machine by whoever owns it, a number
+    cannot, and from within a container or behind a router the machine's own number is not known here.
+    """
+
+    def __init__(self, listening: str, allowed: Iterable[str] = ()) -> None:
+        self.allowed = {_plain(name) for name in allowed}
+        self._any_number = _plain(listening) in EVERYWHERE
+        self._names = LOOPBACK | {_plain(listening)} | self.allowed
+        if self._any_number:
+            name = _plain(socket.gethostname())
+            self._names |= {name, f"{name}.local"}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names or (self._any_number and _is_number(name))
 
 
 class Guard:
-    """An ASGI application around another one. folder: where uploads are kept."""
+    """An ASGI application around another one. folder: where uploads are kept; hosts: what the page is called."""
 
-    def __init__(self, app: "ASGIApp", folder: Path) -> None:
-        self.app, self.folder = app, folder
+    def __init__(self, app: "ASGIApp", folder: Path, hosts: Hosts) -> None:
+        self.app, self.folder, self.hosts = app, folder, hosts
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Hand the request on, or answer 413 (too large) or 429 (too many files)."""
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+        """Hand the request on, or answer: 403 (another host, another site's page), 400 (a file by its address), 404
+        or 405 (what the page never asks for), 411, 413 (no length, too large), 429 (too many files)."""
+        if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
-            return await PlainTextResponse("a length is needed", 411)(scope, receive, send)
-        if int(length) > MAX_BODY_BYTES:
-            return await PlainTextResponse(f"larger than {MAX_BODY_BYTES >> 20} MB", 413)(scope, receive, send)
-        if scope["path"].endswith(_UPLOAD) and self._files() >= MAX_UPLOADS:
-            text = "Too many pictures were uploaded lately; try again in some minutes"
-            return await PlainTextResponse(text, 429)(scope, receive, send)
+        try:
+            authority = self._site(scope)
+            if scope["type"] == "websocket":
+                raise Refusal(403, "The page has no websockets")
+            self._check_path(scope)
+            if scope["method"] not in ("GET", "HEAD"):
+                self._check_post(scope)
+                if scope["path"] != _UPLOAD:
+                    receive = await _read(receive, authority)
+        except Refusal as refusal:
+            if scope["type"] == "websocket":
+                return await send({"type": "websocket.close", "code": 1008, "reason": refusal.text})
+            return await PlainTextResponse(refusal.text, refusal.status)(scope, receive, send)
         await self.app(scope, receive, send)
+
+    def _site(self, scope: "Scope") -> str:
+        """The name and port under which the page is asked for, by itself."""
+        named = _header(scope, b"host")
+        authority = named[0].lower() if len(named) == 1 else ""
+        name = _name(authority)
+        if not name:
+            raise Refusal(400, "The header Host must be one name or address")
+        if name not in self.hosts:
+            raise Refusal(403, f"Not served as {name}; if it is to be, start with: bigr app --allow-host {name}")
+        for origin in _header(scope, b"origin"):
+            site = urlsplit(origin).netloc.lower()
+            if site != authority and _name(site) not in self.hosts.allowed:
+                raise Refusal(403, f"A page of {origin!r} may not use this one")
+        return authority
+
+    def _check_path(self, scope: "Scope") -> None:
+        path = scope["path"]
+        if "://" in path or path.removeprefix(_API).startswith("/proxy="):
+            raise Refusal(400, "Nothing is fetched from elsewhere")
+
+    def _check_post(self, scope: "Scope") -> None:
+        if scope["method"] != "POST":
+            raise Refusal(405, "GET, HEAD and POST are answered")
+        if scope["path"].rstrip("/") not in _POSTED:
+            raise Refusal(404, "Nothing is sent there")
+        length = "".join(_header(scope, b"content-length"))
+        if not length.isdigit():
+            raise Refusal(411, "A length is needed")
+        if int(length) > MAX_BODY_BYTES:
+            raise Refusal(413, f"Larger than {MAX_BODY_BYTES >> 20} MB")
+        if scope["path"].rstrip("/") == _UPLOAD and self._files() >= MAX_UPLOADS:
+            raise Refusal(429, "Too many pictures were uploaded lately; try again in some minutes")
 
     def _files(self) -> int:
         return sum(1 for path in self.folder.rglob("*") if path.is_file())
 
 
-def middleware(folder: Path) -> list[Middleware]:
+async def _read(receive: "Receive", authority: str) -> "Receive":
+    """The body of an event, which names no file by its address, to be received again.
+
+    authority: of the page itself, by which it names what was uploaded to it.
+    """
+    parts: list[bytes] = []
+    message = await receive()
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
+        message = await receive()
+    body = b"".join(parts)
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        for key, value in pairs:
+            if key in _OF_FILES and isinstance(value, str) and _is_elsewhere(value, authority, key):
+                raise Refusal(400, "A file must be uploaded; none is fetched from its address")
+
+    try:
+        json.loads(body, object_pairs_hook=look)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "Not JSON") from None
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> "Message":
+        return whole.pop() if whole else await receive()
+
+    return again
+
+
+def _is_elsewhere(value: str, authority: str, key: str) -> bool:
+    """Whether a file's `path` or `url` is an address, but for the page's own uploads, which have an `url` too."""
+    if "://" not in value and not value.startswith(("//", "\\\\")):
+        return False
+    parts = urlsplit(value)
+    return key != "url" or parts.netloc.lower() != authority or not parts.path.startswith(f"{_API}/file=")
+
+
+def _header(scope: "Scope", name: bytes) -> list[str]:
+    return [value.decode("latin-1").strip() for key, value in scope["headers"] if key.lower() == name]
+
+
+def _name(authority: str) -> str:
+    """The host in `host:port`, as `Hosts` has it; empty where it is none."""
+    found = _AUTHORITY.fullmatch(authority)
+    return "" if found is None else _plain(found[1])
+
+
+def _plain(name: str) -> str:
+    """A host as it is compared: in small letters, without brackets; an address as Python writes it."""
+    bare = name.lower().strip("[]").removesuffix(".")
+    return str(ipaddress.ip_address(bare)) if _is_number(bare) else bare
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def middleware(folder: Path, hosts: Hosts) -> list[Middleware]:
     """The guard, as FastAPI takes it."""
-    return [Middleware(Guard, folder=folder)]
+    return [Middleware(Guard, folder=folder, hosts=hosts)]

@@ -18,7 +18,7 @@ from bigr.app.controls import QUIET, READING, Examples, class_choices, options, 
 from bigr.app.dataset import Dataset
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.errors import BigrError
-from bigr.imaging.model import ImageModel
+from bigr.imaging.model import INTERPOLATION_STEPS, ImageModel
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +134,8 @@ def _interpolate(bench: Bench) -> list[Any]:
     with gr.Row(elem_classes="sliders"):
         first = gr.Dropdown(class_choices(model), value=0, label="From", min_width=140)
         second = gr.Dropdown(class_choices(model), value=min(1, len(model.classes) - 1), label="To", min_width=140)
-    steps = gr.Slider(3, MAX_STEPS, value=7, step=1, label="Pictures on the way, both ends included")
-    return [first, second, steps, *options(model, variants=3, guidance=model.sampling.guidance_scale)]
+    steps = gr.Slider(3, MAX_STEPS, value=INTERPOLATION_STEPS, step=1, label="Pictures on the way, both ends included")
+    return [first, second, steps, *options(model, variants=3, guidance=model.editing.guidance_scale)]
 
 
 def _enrich(bench: Bench) -> list[Any]:

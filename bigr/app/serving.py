@@ -6,9 +6,11 @@ import os
 import socket
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigr.app import guard
 from bigr.app.bounds import MAX_SESSIONS, MAX_UPLOAD_BYTES, MAX_WAITING
 from bigr.errors import BigrError
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -30,16 +31,19 @@ QUIET = {
 """The environment in which gradio calls nobody; it reads most of it when it is imported."""
 
 
-def serve(model: "ImageModel", dataset: "Dataset | None", out: Path, host: str, port: int) -> None:
+def serve(
+    model: "ImageModel", dataset: "Dataset | None", out: Path, host: str, port: int, allowed: Sequence[str] = ()
+) -> None:
     """Serve the page until the process is interrupted. Uploads are kept below `out` while it runs.
 
-    Raises `BigrError` where the port is taken.
+    allowed: names by which it may be asked for besides its own (`bigr.app.guard.Hosts`). Raises `BigrError` where the
+    port is taken.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="page-", dir=out) as folder:
-        page = start(model, dataset, Path(folder), host, port)
+        page = start(model, dataset, Path(folder), host, port, allowed)
         log.info("http://%s:%d  (Ctrl-C ends it)", host, port)
-        if host not in LOOPBACK:
+        if host not in guard.LOOPBACK:
             log.info("whoever reaches %s can use this page", host)
         try:
             threading.Event().wait()
@@ -47,17 +51,19 @@ def serve(model: "ImageModel", dataset: "Dataset | None", out: Path, host: str, 
             page.close(verbose=False)
 
 
-def start(model: "ImageModel", dataset: "Dataset | None", folder: Path, host: str, port: int) -> "gr.Blocks":
+def start(
+    model: "ImageModel", dataset: "Dataset | None", folder: Path, host: str, port: int, allowed: Sequence[str] = ()
+) -> "gr.Blocks":
     """Start the server in threads of its own; `close()` of what this returns ends it. Files go to `folder`."""
     os.environ.update(QUIET)
     os.environ["GRADIO_TEMP_DIR"] = str(folder.absolute())
-    from bigr.app.guard import middleware
     from bigr.app.look import CSS, theme
     from bigr.app.page import build
 
     page = build(model, dataset)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
-    settings: dict[str, Any] = {"docs_url": None, "redoc_url": None, "middleware": middleware(folder)}
+    guarded = guard.middleware(folder, guard.Hosts(host, allowed))
+    settings: dict[str, Any] = {"docs_url": None, "redoc_url": None, "middleware": guarded}
     try:
         page.launch(
             server_name=host,

@@ -28,6 +28,10 @@ def serve(
         str, typer.Option(metavar="ADDRESS", help="Where to listen; the default is this machine alone.")
     ] = ("127.0.0.1"),
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name by which the page may be asked for, as behind a proxy."),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Uploads are kept below it while the page is served.")
     ] = Path("outputs/app"),
@@ -41,7 +45,8 @@ def serve(
 ) -> None:
     """Serve a page that does all that the model can: generate, inpaint, outpaint, edit, interpolate, enrich, compare.
 
-    It is served to this machine alone unless --host says otherwise. Nothing is fetched from elsewhere, and nothing is
+    It is served to this machine alone unless --host says otherwise, and under this machine's names and --allow-host
+    alone. Nothing is fetched from elsewhere, and nothing is
     written outside --out. Ctrl-C ends it.
     """
     import bigr
@@ -52,7 +57,7 @@ def serve(
     there = dataset.Dataset(data) if data is not None else dataset.find(Path(model) / "data" / "shards")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serving.serve(loaded, there, out, host, port)
+        serving.serve(loaded, there, out, host, port, allow_host or ())
     except KeyboardInterrupt:  # at once: a thread may be drawing, and torch aborts where the interpreter goes first
         logging.shutdown()
         os._exit(INTERRUPTED)

@@ -44,18 +44,19 @@ def probe(
 
 
 def page(done: "Probed") -> list[str]:
-    """The accuracies by layer as lines of text; the best of each column is marked."""
+    """The accuracies by layer as lines of text; the chosen layer is marked."""
     counts = (
         f"{split} {measured:,}" + (f" of {there:,}" if measured < there else "")
         for split, (measured, there) in done.images.items()
     )
     lines = [f"{len(done.classes):,} classes; images: {', '.join(counts)}", "", "layer   top-1   top-5    k-NN"]
     found = done.representation
-    columns = (found.probe.top1, found.probe.top5, found.knn.top1)
-    for layer, accuracies in enumerate(zip(*columns, strict=True), start=1):
-        cells = (
-            f"{value:7.1%}{'*' if value == max(column) else ' '}"
-            for value, column in zip(accuracies, columns, strict=True)
-        )
+    columns = (
+        (found.probe.top1, found.probe.best),
+        (found.probe.top5, found.probe.best),
+        (found.knn.top1, found.knn.best),
+    )
+    for layer in range(1, len(found.probe.top1) + 1):
+        cells = (f"{column[layer - 1]:7.1%}{'*' if layer == best else ' '}" for column, best in columns)
         lines.append(f"{layer:5}{''.join(cells)}".rstrip())
-    return [*lines, "", "* best of its column"]
+    return [*lines, "", "* the layer that held-out training images chose"]

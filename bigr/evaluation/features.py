@@ -23,12 +23,16 @@ from torch import Tensor
 from bigr.data.codes import CodesDataset
 from bigr.errors import BigrError
 from bigr.files import write_tensors
+from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.bigr import BiGR
 from bigr.progress import Progress
 
 _LARGEST = 256.0
 """What the first batch's farthest number of a layer is stored as: float16 keeps all its bits from a four-millionth of
 that on, and reaches 256 times beyond it."""
+
+_BLOCK_BYTES = 256 << 20
+"""Of features that are read at a time for their statistics."""
 
 _SIZE = np.dtype("<f2").itemsize
 
@@ -76,6 +80,20 @@ class Features:
     def layer(self, number: int, chosen: slice, device: torch.device) -> Tensor:
         """Layer `number`, from 1, of a range of images: float32 [B, D] on `device`."""
         return self._restored(self._stored[chosen, number - 1], number - 1, device)
+
+    def statistics(self, device: torch.device, block_bytes: int = _BLOCK_BYTES) -> FeatureStatistics:
+        """Mean and deviation of every layer over the split, read once, a block at a time; sums are of float64."""
+        rows = max(1, block_bytes // (8 * self.layers * self.width))
+        kind = torch.float64 if device.type != "mps" else torch.float32  # Metal has no float64
+        total, squares = torch.zeros(2, self.layers, self.width, dtype=kind, device=device)
+        origin = self._offset.to(device)  # near the mean, so that nothing is lost in the difference of squares
+        for start in range(0, len(self), rows):
+            block = (self.rows(slice(start, start + rows), device) - origin).to(kind)
+            total += block.sum(0)
+            squares += block.square().sum(0)
+        mean = total / len(self)
+        deviation = (squares / len(self) - mean.square()).clamp(min=0).sqrt()
+        return FeatureStatistics((origin + mean).float().cpu(), deviation.float().cpu())
 
     def _restored(self, stored: np.ndarray, layers: slice | int, device: torch.device) -> Tensor:
         # A choice of rows is a copy already; a range is still the map, which torch would take for writable.

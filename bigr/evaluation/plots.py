@@ -45,7 +45,7 @@ def probe_plot(path: Path, probe: LayerAccuracies, knn: LayerAccuracies, classes
             axes.plot(layers, probe.top5, "o-", color=_ORANGE, label="probe, top-5")
         lines = ((probe, "o-", _BLUE, "probe"), (knn, "o--", _INK, "k-NN"))
         for found, line, colour, name in lines:
-            best, reached = found.best, max(found.top1)
+            best, reached = found.best, found.top1[found.best - 1]
             axes.plot(layers, found.top1, line, color=colour, label=f"{name}: {reached:.1%} in layer {best}")
             axes.plot(best, reached, "o", color=colour, markersize=10)
         lowest = min(*probe.top1, *knn.top1)

@@ -1,7 +1,8 @@
 """The linear probe: what a linear classifier can read from each layer of the frozen backbone (METHOD section 5).
 
 As in MAE: BatchNorm without affine parameters, then one linear map, on the token average of the residual stream. The
-probes of all layers are trained at once, on the same batches; none sees another.
+probes of all layers are trained at once, on the same batches; none sees another. A layer is chosen by training images
+that the probes have not seen, so that its accuracy on the validation split is not the best of L draws.
 
 Shapes: n images, L layers, D width, C classes. Layer l is what the backbone's block l, counted from 1, hands on.
 """
@@ -27,21 +28,38 @@ _INIT_STD = 0.01  # MAE's
 
 @dataclass(frozen=True)
 class LayerAccuracies:
-    """Accuracies on the validation split, in [0, 1], for layers 1 to L; `best` is the layer of the highest top-1."""
+    """Accuracies in [0, 1] for layers 1 to L: on the validation split, and top-1 on the held-out training images."""
 
     top1: list[float]
     top5: list[float]
+    selection: list[float]
 
     @property
     def best(self) -> int:
-        """The number of the best layer, counted from 1."""
-        return max(range(len(self.top1)), key=self.top1.__getitem__) + 1
+        """The number of the layer that is best on the held-out training images, counted from 1; of equals the first."""
+        return max(range(len(self.selection)), key=self.selection.__getitem__) + 1
+
+
+def selection(images: int, fraction: float) -> Tensor:
+    """The training images of `images` that are held out to choose a layer by: int64, ascending, one at least.
+
+    The same for every model and every `seed`. Raises `BigrError` where fewer than two images would be left.
+    """
+    count = max(1, round(images * fraction))
+    if images - count < 2:
+        raise BigrError(
+            f"a training split of {images} images leaves fewer than two to train a linear probe on, beside those that "
+            "choose its layer; add some"
+        )
+    order = torch.randperm(images, generator=generator(INSTRUMENT_SEED, "probe", "selection"))
+    return order[:count].sort().values
 
 
 def linear_probe(
     train: Features,
     val: Features,
     *,
+    held_out: Tensor,
     classes: int,
     epochs: int,
     batch_size: int,
@@ -51,22 +69,23 @@ def linear_probe(
 ) -> LayerAccuracies:
     """Train on the features of one split, and measure on another's. In memory is a batch of features.
 
-    AdamW, learning rate on a cosine to 0, float32. Draws from a seed of its own: the same features give the same
-    accuracies. Raises `BigrError` for fewer than two training images, which have no variance.
+    held_out: the training images, int64, that are not trained on and choose the layer (`selection`). AdamW, learning
+    rate on a cosine to 0, float32. Draws from a seed of its own: the same features give the same accuracies.
     """
-    if len(train) < 2:
-        raise BigrError("the linear probe needs two training images or more; add some")
-    batch_size = min(batch_size, len(train))
+    trained = torch.ones(len(train), dtype=torch.bool)
+    trained[held_out] = False
+    rest = trained.nonzero().flatten()
+    batch_size = min(batch_size, len(rest))
     probes = _Probes(train.layers, train.width, classes).to(device)
     decays = [
         {"params": [probes.weight], "weight_decay": weight_decay},
         {"params": [probes.bias], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(decays, lr=learning_rate, fused=True)
-    steps = len(train) // batch_size
+    steps = len(rest) // batch_size
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     with Progress("probe", epochs * steps) as progress:
-        for features, labels in _batches(train, _orders(len(train), batch_size, epochs), device):
+        for features, labels in _batches(train, _orders(rest, batch_size, epochs), device):
             logits = probes(features)
             targets = labels[:, None].expand(-1, logits.shape[1])
             # The sum over layers, so that each probe has the gradient that it would have alone.
@@ -76,15 +95,20 @@ def linear_probe(
             optimizer.step()
             schedule.step()
             progress.advance()
-    return _accuracies(probes.eval(), val, batch_size, device)
+    probes.eval()
+    top1, top5 = _accuracies(probes, val, torch.arange(len(val)), batch_size, device)
+    chosen_by, _ = _accuracies(probes, train, held_out, batch_size, device)
+    return LayerAccuracies(top1, top5, chosen_by)
 
 
-def _orders(images: int, batch_size: int, epochs: int) -> Iterator[Tensor]:
-    """The images of each batch, int64 [B]; what does not fill one is left out of its epoch."""
+def _orders(images: Tensor, batch_size: int, epochs: int) -> Iterator[Tensor]:
+    """Of the images int64 [n] those of each batch, int64 [B]; what does not fill one is left out of its epoch."""
     for epoch in range(epochs):
-        order = torch.randperm(images, generator=generator(INSTRUMENT_SEED, "probe", "order", epoch))
+        order = images[torch.randperm(len(images), generator=generator(INSTRUMENT_SEED, "probe", "order", epoch))]
         # Sorted within a batch, where the order changes nothing, so that a disk is read in one direction.
-        yield from (chosen.sort().values for chosen in order[: images // batch_size * batch_size].split(batch_size))
+        yield from (
+            chosen.sort().values for chosen in order[: len(images) // batch_size * batch_size].split(batch_size)
+        )
 
 
 def _batches(features: Features, chosen: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,11 +133,14 @@ class _Probes(nn.Module):
 
 
 @torch.no_grad()
-def _accuracies(probes: nn.Module, val: Features, batch_size: int, device: torch.device) -> LayerAccuracies:
-    right = torch.zeros(2, val.layers, dtype=torch.int64, device=device)
-    for features, labels in _batches(val, torch.arange(len(val)).split(batch_size), device):
-        logits = probes(features)
+def _accuracies(
+    probes: nn.Module, features: Features, images: Tensor, batch_size: int, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Top-1 and top-5 accuracy of every layer's probe on the images int64 [n]."""
+    right = torch.zeros(2, features.layers, dtype=torch.int64, device=device)
+    for rows, labels in _batches(features, images.split(batch_size), device):
+        logits = probes(rows)
         hits = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices == labels[:, None, None]
         right += torch.stack([hits[..., 0].sum(0), hits.any(-1).sum(0)])
-    top1, top5 = (right.cpu().double() / len(val)).tolist()
-    return LayerAccuracies(top1, top5)
+    top1, top5 = (right.cpu().double() / len(images)).tolist()
+    return top1, top5

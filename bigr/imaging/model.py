@@ -36,6 +36,9 @@ from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
 CELL = 2
 """d: enrichment deals the tokens of a cell of d×d to d² groups (METHOD section 5)."""
 
+INTERPOLATION_STEPS = 9
+"""Pictures on the way from one class to another, both ends included, where a call names no number."""
+
 MAX_SIDE = 30_000
 """Pixels along one side of a picture with margins; longer ones are refused."""
 
@@ -169,7 +172,9 @@ class ImageModel:
             raise BigrError("outpaint: nothing is left to paint: the box is the whole picture, or all margins are 0")
         return self._paint(picture, mask, label, blend, How(**options))
 
-    def interpolate(self, first: Label, second: Label, steps: int = 9, **options: Unpack[Options]) -> list[Image.Image]:
+    def interpolate(
+        self, first: Label, second: Label, steps: int = INTERPOLATION_STEPS, **options: Unpack[Options]
+    ) -> list[Image.Image]:
         """Pictures on the way from one class to the other, both ends included: `steps` of them for each variant.
 
         The condition is r·e(first) + (1 − r)·e(second), r from 1 to 0; all pictures of a variant share their draws.
