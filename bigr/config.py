@@ -266,7 +266,8 @@ class Evaluation(_Section):
     extractor: Literal["classifier", "inception-v3-compat"]
     extractor_weights: Name | None
     reference: Literal["train", "val"]
-    max_images: Annotated[int, Field(ge=10)]
+    reference_images: Annotated[int, Field(ge=10)]
+    probe_images: Annotated[int, Field(ge=10)]
     kid_subset_size: Annotated[int, Field(ge=2)]
     kid_subsets: Positive
     precision_recall_neighbours: Positive
@@ -404,7 +405,10 @@ class Settings(_Section):
         for name in ("tokenizer", "generator", "transcoder"):
             if (section := getattr(self, name)).trains and section.batch_size % self.run.processes:
                 raise Misfit(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
-        measured = {"samples.count": self.samples.count, "evaluation.max_images": self.evaluation.max_images}
+        measured = {
+            "samples.count": self.samples.count,
+            "evaluation.reference_images": self.evaluation.reference_images,
+        }
         if self.shards.embedded:
             measured["digits.val_count"] = self.digits.val_count
         for key, images in measured.items():

@@ -285,8 +285,19 @@ def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -
 def test_no_more_images_of_a_split_are_measured_than_asked(project: Path, copied: Path) -> None:
     write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
     told = Told()
-    evaluation.run(small_settings(evaluation__max_images=20), Context(copied, report=told))
+    evaluation.run(small_settings(evaluation__reference_images=20), Context(copied, report=told))
     assert told.final["reconstructions.images"] == 20
+    assert json.loads((copied / "outputs/instrument.json").read_text())["reference"]["images"] == 20
+
+
+def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_of_samples(evaluated, copied) -> None:
+    root, told = evaluated
+    with np.load(root / "outputs" / "samples.npz") as samples:
+        write_samples(copied, samples["arr_0"], samples["arr_1"])
+    few = Told()
+    evaluation.run(small_settings(evaluation__probe_images=10), Context(copied, report=few))
+    changed = {name.split(".")[0] for name, value in few.final.items() if value != told.final[name]}
+    assert changed == {"probe", "knn"}
 
 
 def test_missing_samples_are_one_line_that_names_the_stage(copied: Path) -> None:

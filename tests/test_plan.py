@@ -349,10 +349,25 @@ def test_codes_take_768_bytes_a_view_at_k_24_and_256_tokens(tmp_path: Path) -> N
 def test_features_take_two_bytes_a_number_of_every_layer_for_the_images_that_are_measured(tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / "imagenet256-L-d20-representation.yaml"
     disk = dataset.disk(config.load(recipe), tmp_path)
-    assert (disk.feature, disk.featured) == (2 * 24 * 1024, 1_281_167)
+    assert (disk.feature, disk.featured) == (2 * 24 * 1024, (1_281_167, 1_281_167))
     made = plan.make_plan(recipe, tmp_path, tflops=400, images=1_331_167, classes=1000)
     row = next(line for line in page(made) if line.strip().startswith("features"))
     assert f"{1_331_167 * 2 * 24 * 1024 / 2**30:.1f}" in row
+
+
+def test_the_reference_and_the_probes_images_cost_each_their_own(tmp_path: Path) -> None:
+    def cost(**limits: int) -> float:
+        s = settings(**{f"evaluation__{name}": number for name, number in limits.items()})
+        with meter.shapes_only() as mode:
+            built = networks.build(s, 10, mode)
+            return plan.evaluation_flops(s, built, dataset.Images(1000, 20, 10, "", ""))
+
+    few = cost(reference_images=100, probe_images=100)
+    more, longer = cost(reference_images=200, probe_images=100), cost(reference_images=100, probe_images=200)
+    assert few < more and few < longer
+    both = cost(reference_images=200, probe_images=200)
+    assert both - few == pytest.approx((more - few) + (longer - few))
+    assert cost(reference_images=5000, probe_images=5000) == cost(reference_images=1000, probe_images=1000)
 
 
 def bigr(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ VALUES["generator"] |= {"dim": 128, "heads": 4, "diffusion_steps": 256, "target"
 VALUES["generator"] |= {"batch_size": 64, "steps": 2000, "warmup_steps": 50}
 VALUES["samples"] |= {"iterations": 8, "diffusion_steps": 20, "guidance_scale": 1.5}
 VALUES["transcoder"] |= {"start": "joint", "target": "flip", "batch_size": 64, "steps": 100, "warmup_steps": 10}
-VALUES["evaluation"] |= {"precision_recall_neighbours": 3, "max_images": 50000}
+VALUES["evaluation"] |= {"precision_recall_neighbours": 3, "reference_images": 50000}
 GONE = object()
 GATE = {"name": "samples.recall", "tolerance": 0.1, "relative": False, "limit": None}
 
@@ -105,8 +105,8 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"generator.from": "ready", "run.processes": 5}, "tokenizer.batch_size is 48; allowed: a multiple of run.proc"),
     ({"samples.count": 3}, "samples.count is 3; allowed: more than evaluation.precision_recall_neighbours = 3"),
     (
-        {"evaluation.max_images": 10, "evaluation.precision_recall_neighbours": 10},
-        "evaluation.max_images is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
+        {"evaluation.reference_images": 10, "evaluation.precision_recall_neighbours": 10},
+        "evaluation.reference_images is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
     ),
     (
         {"digits.val_count": 10, "evaluation.precision_recall_neighbours": 10},

@@ -68,14 +68,26 @@ def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer=
 
 
 def write_models(
-    root: Path, *, classes=3, bits=6, model_bits=None, quantizer="bernoulli", target="flip", tokenizer=None
+    root: Path,
+    *,
+    classes=3,
+    bits=6,
+    grid=4,
+    model_bits=None,
+    quantizer="bernoulli",
+    target="flip",
+    tokenizer=None,
+    multipliers=(1, 1),
+    channels=32,
 ):
     """Untrained models under root/models that answer to all they are given: codes of 4×4 tokens, images of 8×8 pixels.
 
-    model_bits: those of models/bigr, where it is not to fit; tokenizer: the hash that it names, if not the true one.
+    grid, multipliers, channels: others, for images of grid · 2^(levels - 1) pixels; model_bits: those of models/bigr,
+    where it is not to fit; tokenizer: the hash that it names, if not the true one.
     """
     torch.manual_seed(0)
-    shape = TokenizerConfig(8, bits, 32, 32, (1, 1), 1, (), norm_first=False, quantizer=quantizer)
+    size = grid * 2 ** (len(multipliers) - 1)
+    shape = TokenizerConfig(size, bits, 32, channels, multipliers, 1, (), norm_first=False, quantizer=quantizer)
     autoencoder = Tokenizer(shape)
     last = autoencoder.decoder.blocks[-1]
     nn.init.normal_(last.weight, std=0.03)
@@ -83,7 +95,7 @@ def write_models(
     save(root / "models" / "tokenizer", autoencoder)
     model = BiGR(
         BiGRConfig(
-            model_bits or bits, 4, classes, 32, 2, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16, target=target
+            model_bits or bits, grid, classes, 32, 2, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16, target=target
         )
     )
     for parameter in model.parameters():  # the zeros of the initialisation would hide what depends on what

@@ -111,7 +111,8 @@ class ZeroShot:
         of what the model draws (`drawn_…`), and of that made consistent with the small image, the result
         (`enrich_…`); `consistent_…`: the same correction without the model, of the bicubic image."""
         size = images.shape[-1]
-        small = [_picture(image).resize((size // 2, size // 2), Image.Resampling.BICUBIC) for image in images]
+        half = max(1, size // 2)
+        small = [_picture(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
         large = torch.stack([_tensor(one.resize((size, size), Image.Resampling.BICUBIC)) for one in small])
         none = torch.full_like(labels, self._classes)
 

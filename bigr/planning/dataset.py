@@ -37,13 +37,13 @@ class Images:
 class Disk:
     """Bytes of one image in the shards, in the codes, and while `evaluation` runs in its features; how they were found.
 
-    featured: images of a split whose features are taken, at most.
+    featured: images of the training and of the validation split whose features are taken, at most.
     """
 
     shard: float
     code: int
     feature: int
-    featured: int
+    featured: tuple[int, int]
     shard_basis: str
     code_basis: str
     feature_basis: str
@@ -96,7 +96,7 @@ def disk(settings: Settings, root: Path) -> Disk:
         shard=shard,
         code=views * tokens * packed + _LABEL,
         feature=_HALF * layers * width,
-        featured=settings.evaluation.max_images,
+        featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
         shard_basis=basis,
         code_basis=f"{views} view{plural} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
         feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",

@@ -27,7 +27,7 @@ from bigr.evaluation.features import Features, layer_features, scratch_folder
 from bigr.evaluation.fidelity import Fidelity, names
 from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
 from bigr.evaluation.representation import COLUMNS, Representation, represent
-from bigr.evaluation.statistics import measure
+from bigr.evaluation.statistics import KEPT, measure
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
 from bigr.evaluation.zero_shot import ZeroShot
@@ -62,7 +62,7 @@ def run(settings: "Settings", context: Context) -> None:
     codes = open_codes(root, shards)
     check_model(model, root, codes["train"])
     samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
-    counts = {split: min(section.max_images, shards.images(split)) for split in SPLITS}
+    counts = {split: min(section.reference_images, shards.images(split)) for split in SPLITS}
     originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
     restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
     val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
@@ -84,9 +84,10 @@ def run(settings: "Settings", context: Context) -> None:
             "val_against_train": fidelity.compare(looks["val"], looks["train"]),
             "classifier": {"val_accuracy": agreement(classifier, originals["val"], val_labels, section.batch_size)},
         }
-        usage = code_usage(codes["train"], counts["train"])
+        usage = code_usage(codes["train"], min(counts["train"], KEPT))
         with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
-            train, val = extract(section, model.to(device), codes, counts, scratch)
+            probed = counts | {"train": min(section.probe_images, shards.images("train"))}
+            train, val = extract(section, model.to(device), codes, probed, scratch)
             representation = represent(section, train, val, len(classes), device)
         zero_shot = {}
         if count := min(section.zero_shot_images, counts["val"]):
