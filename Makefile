@@ -43,12 +43,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@rm $(HALF)
 	@touch $@
 
-pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the figures
+pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the metrics
 	bigr check
 	dvc repro
-	@echo && dvc metrics show
-	@echo && echo "samples        outputs/samples.png" && echo "all figures    outputs/metrics.json" \
-		&& echo "curves, plots  dvc plots show --open" && echo "every run      make ui"
+	@echo && bigr metrics
 
 ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study

@@ -15,7 +15,7 @@ import typer
 
 import bigr
 from bigr.commands import app as app_command
-from bigr.commands import evaluate, images, lineage, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, metrics, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -58,7 +58,7 @@ STAGE_HELP = {
     "evaluation": (
         "Measures samples (Fréchet distance, KID, precision, recall, label agreement), reconstructions, "
         "code usage, every layer's features (linear probe, k-NN, t-SNE), and inpainting, editing, interpolation "
-        "and enrichment of held-out images. Writes outputs/metrics.json and outputs/plots/."
+        "and enrichment of held-out images. Writes outputs/metrics.json (`bigr metrics` shows it) and outputs/plots/."
     ),
 }
 """What each stage does, in the order in which they run."""
@@ -121,6 +121,7 @@ def check(params: Params = Path("params.yaml")) -> None:
 weights.register(app)
 plan.register(app)
 evaluate.register(app)
+metrics.register(app)
 lineage.register(app)
 promote.register(app)
 probe.register(app)

@@ -27,9 +27,11 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
+Word = Annotated[str, StringConstraints(pattern=r"^\w+$")]
 Precision = Literal["auto", "float32", "bfloat16"]
 Target = Literal["flip", "x0", "direct"]
 
@@ -301,7 +303,7 @@ class Comparison(_Section):
     name: Name
     tolerance: Weight
     relative: bool
-    limit: Annotated[float, Field(allow_inf_nan=False)] | None
+    limit: Finite | None
 
     @model_validator(mode="after")
     def _known(self) -> "Comparison":
@@ -324,7 +326,7 @@ class Promotion(_Section):
 
 
 class Settings(_Section):
-    """All of params.yaml: a section per stage, `seed`, `run`, `editing` and `promotion`."""
+    """All of params.yaml: a section per stage, `seed`, `run`, `editing`, `targets` and `promotion`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Run
@@ -337,6 +339,7 @@ class Settings(_Section):
     samples: Samples
     editing: Editing
     evaluation: Evaluation
+    targets: dict[Word, dict[Word, Finite]]
     promotion: Promotion
 
     @property
@@ -414,6 +417,9 @@ class Settings(_Section):
         for key, images in measured.items():
             if images <= (neighbours := self.evaluation.precision_recall_neighbours):
                 raise Misfit(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
+        for name in (f"{part}.{name}" for part, names in self.targets.items() for name in names):
+            if name not in FIGURES:
+                raise Misfit(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
         return self
 
 

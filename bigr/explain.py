@@ -27,6 +27,8 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {_key((*location[:-1], close[0]))}?" if close else f"known here: {', '.join(known)}"
         return f"{_key(location)} is not a setting; {hint}"
+    if location and location[-1] == "[key]":  # of a mapping whose names the user chooses
+        return f"{_key(location[:-2])} names {show(location[-2])}; allowed: a name of letters, digits and _"
     if location and location[-1] == "device":
         return f"{_key(location)} is {show(detail['input'])}; allowed: auto, cpu, mps, cuda or cuda:N"
     if kind == "model_type":

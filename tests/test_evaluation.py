@@ -25,6 +25,7 @@ from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import sha256_file
+from bigr.headline import HEADLINE
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.tokenizer import Tokenizer
@@ -207,6 +208,14 @@ def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated
     assert (metrics["samples"]["images"], metrics["val_against_train"]["images"]) == (40, 50)
     ratio = metrics["samples"]["fd_classifier"] / metrics["val_against_train"]["fd_classifier"]
     assert metrics["samples"]["over_floor"] == pytest.approx(ratio)
+
+
+def test_the_headline_holds_the_metrics_by_which_models_are_compared(evaluated) -> None:
+    root, _ = evaluated
+    metrics = json.loads((root / "outputs" / "metrics.json").read_text())
+    written = json.loads((root / "outputs" / "headline.json").read_text())
+    assert len(written) >= 6
+    assert written == {short: metrics[part][name] for short in written for part, name in [HEADLINE[short].split(".")]}
 
 
 def test_samples_that_are_training_images_lie_within_the_training_images(evaluated) -> None:

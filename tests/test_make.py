@@ -62,12 +62,12 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_pipeline_installs_torch_first_and_runs_dvc(project: Project) -> None:
-    assert project.make("pipeline") == [VENV, *INSTALL, "bigr check", "dvc repro", "dvc metrics show"]
+    assert project.make("pipeline") == [VENV, *INSTALL, "bigr check", "dvc repro", "bigr metrics"]
 
 
 def test_nothing_is_installed_twice(project: Project) -> None:
     project.make("test")
-    assert project.make("pipeline") == ["bigr check", "dvc repro", "dvc metrics show"]
+    assert project.make("pipeline") == ["bigr check", "dvc repro", "bigr metrics"]
     assert project.make("test") == ["python -m pytest -n auto --maxprocesses 4 --dist loadfile"]
     assert project.make("lint") == ["ruff check .", "ruff format --check .", "mypy "]
 

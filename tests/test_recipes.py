@@ -28,6 +28,13 @@ SHAPES = {
 """Of each recipe: the tokenizer's and the generator's preset, and K."""
 IMAGENET = 1_281_167
 TABLE_7 = {"L": (20, 0.17), "XL": (25, 0.25), "XXL": (25, 0.30), "L-512": (20, 0.17)}
+PAPER = {
+    "imagenet256-L-d24.yaml": {"samples": {"fid": 2.71, "isc": 275.7}},
+    "imagenet256-XL-d24.yaml": {"samples": {"fid": 2.49, "isc": 278.8}},
+    "imagenet256-XXL-d24.yaml": {"samples": {"fid": 2.36, "isc": 277.2}},
+    "imagenet256-L-d20-representation.yaml": {"probe": {"best_top1": 0.675}},
+}
+"""Results of the paper, under their names in metrics.json."""
 
 every_recipe = pytest.mark.parametrize("name", SHAPES)
 
@@ -42,7 +49,8 @@ def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of a mapping, in its order."""
     found = []
     for key, value in values.items():
-        found += [prefix + key, *(keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
+        named = isinstance(value, dict) and key != "targets"  # whose keys are metrics
+        found += [prefix + key, *(keys(value, f"{prefix}{key}.") if named else [])]
     return found
 
 
@@ -110,6 +118,11 @@ def test_a_recipe_samples_by_table_7(name: str) -> None:
     assert (samples.iterations, samples.gumbel_temperature) == TABLE_7[SHAPES[name][1]]
     assert (samples.guidance_scale, samples.diffusion_steps, samples.count) == (2.5, 100, 50_000)
     assert (samples.order, samples.deterministic_bits, samples.temperature) == ("entropy", False, 1.0)
+
+
+@every_recipe
+def test_a_recipes_targets_are_the_papers_results(name: str) -> None:
+    assert load(name).targets == PAPER.get(name, {})
 
 
 @every_recipe

@@ -1,11 +1,11 @@
 """Stage `evaluation`: fidelity, reconstruction, representation, code usage, and what needs no further training.
 
-Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json,
-outputs/plots, models/classifier, models/features (how features are made comparable, and the layer that tells most), and
-outputs/instrument.json: what the distances were measured with and against, since
-those of other extractors or references do not compare. The instruments (classifier, probe, draws of subsets) have a
-seed of their own, so that the figures of runs with different `seed` compare. All in float32, whatever `run.precision`
-is.
+Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json, the
+few of it that DVC compares as outputs/headline.json, outputs/plots, models/classifier, models/features (how features
+are made comparable, and the layer that tells most), and outputs/instrument.json: what the distances were measured with
+and against, since those of other extractors or references do not compare. The instruments (classifier, probe, draws of
+subsets) have a seed of their own, so that the figures of runs with different `seed` compare. All in float32, whatever
+`run.precision` is.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
 from bigr.evaluation.zero_shot import ZeroShot
 from bigr.files import atomic_folder, write_json
+from bigr.headline import headline
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
 from bigr.interop.standardisation import save_statistics
 from bigr.models.bigr import BiGR
@@ -126,6 +127,7 @@ def run(settings: "Settings", context: Context) -> None:
     save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
     write_json(root / "outputs" / "instrument.json", about(section, extractor.hash, shards, counts))
     write_json(root / "outputs" / "metrics.json", metrics)
+    write_json(root / "outputs" / "headline.json", headline(metrics))
     draw(root / "outputs" / "plots", representation, usage, asked, seen, classes)
     report(context, metrics, representation)
 
