@@ -181,9 +181,14 @@ def _feeds(maker: StageSpec, reader: StageSpec) -> bool:
 
 
 def _publish(page: Page, project: Path, run_id: str) -> None:
-    """Show the page among the run's artifacts; a tracking server that is down does not fail the run."""
+    """Show the page among the run's artifacts. It tells how the run ended and never decides it: where MLflow or
+    Prefect fails here, a warning says so."""
     try:
         page.record = record(project, run_id)
     except Exception as error:
         get_run_logger().warning("MLflow does not answer; the page has no link to this run: %s", error)
-    create_markdown_artifact(page.text(), key="pipeline", description="Stages, figures, samples, records, settings")
+    try:
+        about = "Stages, figures, samples, records, settings"
+        create_markdown_artifact(page.text(), key="pipeline", description=about)
+    except Exception as error:
+        get_run_logger().warning("the run's page could not be written: %s", error)

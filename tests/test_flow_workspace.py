@@ -12,7 +12,7 @@ import pytest
 from bigr import config
 from bigr.errors import BigrError
 from flows import workspace
-from flows.execution import execute
+from flows.execution import Outcome, StageFailed, execute
 from flows.page import Page
 from tests import mini_project
 from tests.mini_project import run
@@ -143,6 +143,35 @@ def test_only_the_clone_of_a_killed_run_stays(
     state = pipeline.pipeline.fn(settings={"seed": 1})
     assert (state.name, state.message, published) == ("Failed", f"shards: {end}", [True])
     assert (project / workspace.FOLDER / f"run-{end}").exists() is stays
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_page_that_prefect_does_not_take_leaves_the_runs_own_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from flows import pipeline
+
+    def run_stage(stage: str, *_: Any, **__: Any) -> Any:
+        end = StageFailed(f"{stage}: no image can be decoded") if fails else Outcome("ran", 1.0)
+        return SimpleNamespace(result=lambda raise_on_failure: end)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("the page is too large")
+
+    monkeypatch.setattr(pipeline, "flow_run", SimpleNamespace(name="calm-heron", id="run-page"))
+    monkeypatch.setattr(pipeline, "run_stage", SimpleNamespace(with_options=lambda **names: run_stage))
+    monkeypatch.setattr(pipeline, "create_markdown_artifact", refuse)
+    said: list[str] = []
+    logger = SimpleNamespace(warning=lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(pipeline, "get_run_logger", lambda: logger)
+    monkeypatch.chdir(project)
+    state = pipeline.pipeline.fn(promote=False)
+    expected = ("Failed", "digits: no image can be decoded") if fails else ("Completed", "4 stages ran, 0 cached")
+    assert (state.name, state.message) == expected
+    assert ["page is too large" in line for line in said] == [True]
 
 
 def test_a_flow_run_looks_for_the_files_that_settings_name_before_it_makes_a_clone(

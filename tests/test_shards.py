@@ -19,7 +19,7 @@ from bigr.config import Settings, load
 from bigr.context import Context, Report
 from bigr.data import packing, shards
 from bigr.data.packing import pack
-from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_split
+from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_shard, read_split
 from bigr.data.sources import discover
 from bigr.errors import BigrError
 from bigr.files import sha256_file
@@ -363,6 +363,16 @@ def test_missing_and_damaged_shards_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "shards" / "index.json").write_text("{")
     with pytest.raises(BigrError, match="is not an index of shards"):
         ShardIndex.load(tmp_path / "shards")
+
+
+def test_a_disk_that_fails_without_a_word_is_one_clear_line(cats: Path) -> None:
+    class Mute(type(cats)):  # type: ignore[misc]
+        def open(self, *_: object, **__: object) -> None:
+            raise OSError
+
+    shard = ShardIndex.load(cats).shards("val")[0]
+    with pytest.raises(BigrError, match=rf"{shard.path.name} cannot be read \(OSError\); run the stage shards again"):
+        list(read_shard(shard._replace(path=Mute(shard.path))))
 
 
 # The training stream

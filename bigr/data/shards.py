@@ -126,7 +126,8 @@ def _encoded(shard: Shard) -> Iterator[tuple[bytes, int]]:
                 yield sample["png"], int(sample["cls"])
                 count += 1
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error.args[0])
+        said = repr(error.args[0]) if error.args else type(error).__name__  # webdataset adds arguments of its own
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else said
         raise BigrError(f"{shard.path} cannot be read ({reason}); run the stage shards again") from None
     if count != shard.images:
         raise BigrError(f"{shard.path} holds {count} images, its index says {shard.images}; run the stage shards again")
