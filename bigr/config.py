@@ -106,6 +106,7 @@ class Shards(_Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     images_per_shard: Positive
     max_bad_fraction: Fraction
+    max_pixels: Positive
 
     @property
     def embedded(self) -> bool:

@@ -54,7 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     root = tmp_path_factory.mktemp("codes")
     source = images_of(root / "images", {"train/a": 15, "train/b": 10, "val/a": 3, "val/b": 2})
     found = discover(source, val_fraction=0.5, seed=0)
-    pack(found, root / "shards", image_size=SIZE, images_per_shard=9, max_bad_fraction=0, workers=1)
+    pack(found, root / "shards", image_size=SIZE, images_per_shard=9, max_bad_fraction=0, max_pixels=1000, workers=1)
     return ShardIndex.load(root / "shards")
 
 

@@ -1,10 +1,16 @@
 """Small real inputs for tests of the stages: a project folder with shards, codes or models, and settings that fit."""
 
 import json
+import struct
 import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -121,3 +127,35 @@ def lpips_weights() -> dict[str, Tensor]:
             width = out
         tensors[f"lin{stage}.model.1.weight"] = torch.rand(1, out, 1, 1, generator=draws)
     return tensors
+
+
+def bomb(side: int = 20_000) -> bytes:
+    """A PNG of side×side black pixels: a few kilobytes that unfold to 4·side² bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel, grey
+    pixels = zlib.compress(bytes(side * (1 + -(-side // 8))))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@contextmanager
+def memory_grows_by_less_than(size: float) -> Iterator[None]:
+    """Fails where this process's resident memory grows by `size` bytes or more meanwhile, looked at every 2 ms."""
+    process, ended = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.002):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert most - before < size, f"{(most - before) / 1e6:.0f} MB"

@@ -85,6 +85,7 @@ def probe_folder(
             batch_size=section.batch_size,
             workers=settings.run.workers,
             bad_fraction=settings.shards.max_bad_fraction,
+            max_pixels=settings.shards.max_pixels,
         )
         return write_features(path, token_averages(model, codes), counts[split])
 
