@@ -20,7 +20,7 @@ from bigr.config import Settings, load
 from bigr.context import Context, Report
 from bigr.data import packing, shards
 from bigr.data.packing import pack
-from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_shard, read_split
+from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_split
 from bigr.data.sources import discover
 from bigr.errors import BigrError
 from bigr.files import sha256_file
