@@ -168,21 +168,26 @@ class FakeCuda(FakeTensorMode):
 
     def _wait(self, what: str) -> str:
         """The place of `READS` in which the code waits. Raises `Waits` where it is in none."""
-        places = []
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            code = frame.f_code
-            if code.co_filename.startswith(PACKAGE):
-                places.append(f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}")
-                if places[-1] in ONCE:
-                    if self._once.get(places[-1]) is frame:
-                        break
-                    self._once[places[-1]] = frame
-                if places[-1] in READS:
-                    self.reads[places[-1]] += 1
-                    return places[-1]
-            frame = frame.f_back
-        raise Waits(f"{what}, in {places[0] if places else 'the test'}: the code waits for the GPU")
+        around = list(places())
+        for place, frame in around:
+            if place in ONCE:
+                if self._once.get(place) is frame:
+                    break
+                self._once[place] = frame
+            if place in READS:
+                self.reads[place] += 1
+                return place
+        raise Waits(f"{what}, in {around[0][0] if around else 'the test'}: the code waits for the GPU")
+
+
+def places() -> Iterator[tuple[str, FrameType]]:
+    """The functions of the package that are being called, innermost first, named as in `READS`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(PACKAGE):
+            yield f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}", frame
+        frame = frame.f_back
 
 
 class _Generator(torch.Generator):
