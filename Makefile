@@ -23,10 +23,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_PORT PREFECT_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline ablations test lint ui services nightly serve deps clean
+.PHONY: help install pipeline ablations test test-gpu lint ui services nightly serve deps clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## create .venv and install the pinned dependencies
 
@@ -52,6 +52,11 @@ ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 # A file's tests stay in one process, a core each: two files beside each other, four at most.
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-gpu: $(STAMP) ## run the tests that need a GPU, and print what they measured
+	@python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo "There is no GPU: torch sees no CUDA device here, and none of these tests can run" >&2; exit 1; }
+	python -m pytest -m gpu -rs tests/test_gpu.py
 
 lint: $(STAMP) ## check style and types
 	ruff check .

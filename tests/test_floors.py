@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"bits", "config", "context", "errors", "explain", "figures", "files", "headline", "locks", "progress", "seeds"},
+    {"bits", "config", "context", "errors", "explain", "figures", "files", "headline"}
+    | {"locks", "progress", "seeds", "transfer"},
     {"data", "models", "interop"},
     {"sampling"},
     {"training", "evaluation", "imaging"},

@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 PYTHON = """#!/bin/sh
 # Stands in for Python and every program of the environment: notes how it was called, makes the environment.
-[ "$1" = -c ] && exit 0
+case "$1 $2" in
+-c*cuda*) exit ${NO_GPU:-0} ;;
+-c*) exit 0 ;;
+esac
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$*" in
 *"$FAIL_ON"*) [ -n "$FAIL_ON" ] && exit 1 ;;
@@ -135,6 +138,29 @@ def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> No
     project.make("clean")
     left = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*") if path.is_file()}
     assert left == kept | {"Makefile", "requirements.lock", "pyproject.toml"}
+
+
+def test_without_a_gpu_its_tests_say_so(project: Project) -> None:
+    project.make("install")
+    assert project.make("test-gpu") == ["python -m pytest -m gpu -rs tests/test_gpu.py"]
+    path = os.pathsep.join([str(project.python.parent), "/usr/bin", "/bin"])
+    done = subprocess.run(
+        ["make", "test-gpu"],
+        cwd=project.folder,
+        env={"PATH": path, "CALLS": str(project.calls), "FAIL_ON": "", "NO_GPU": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and "There is no GPU" in done.stderr and "pytest" not in done.stdout
+
+
+def test_help_lists_every_target_that_is_meant_for_people(project: Project) -> None:
+    done = subprocess.run(["make"], cwd=project.folder, capture_output=True, text=True, check=True)
+    makefile = (project.folder / "Makefile").read_text()
+    described = [line.partition(":")[0] for line in makefile.splitlines() if ": " in line and " ## " in line]
+    listed = [line.split()[1] for line in done.stdout.splitlines()]
+    assert "test-gpu" in listed
+    assert listed == described
 
 
 def test_the_lock_names_versions_and_nothing_else() -> None:

@@ -14,6 +14,7 @@ from bigr.data.codes import CodesDataset
 from bigr.models.bigr import masked_count
 from bigr.seeds import derive_seed, generator
 from bigr.training.distributed import rank, share
+from bigr.transfer import to_device
 
 
 class MaskedBatch(NamedTuple):
@@ -81,7 +82,7 @@ class MaskedBatches:
             derive_seed(self.seed, self.stage, "count", step) % tokens, tokens
         )  # one for all processes
         masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
-        codes, labels, masked = (t.to(self.device, non_blocking=True) for t in (codes, labels, masked))
+        codes, labels, masked = (to_device(t, self.device) for t in (codes, labels, masked))
         return MaskedBatch(codes.float(), labels, masked)
 
 
