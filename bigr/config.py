@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bigr.errors import BigrError
-from bigr.explain import Misfit, explain, show, some
+from bigr.explain import Misfit, explain_all, show, some
 from bigr.figures import FIGURES
 
 STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
@@ -174,7 +174,7 @@ class Codes(_Section):
     """Every image as packed bits."""
 
     views: Annotated[list[Literal["identity", "flip"]], Field(min_length=1)]
-    drawn: bool
+    draws: Count
     batch_size: Positive
 
     @model_validator(mode="after")
@@ -388,6 +388,8 @@ class Settings(_Section):
                 raise Misfit("tokenizer.horizontal_flip", f"false {why}")
             if "flip" in self.codes.views:
                 raise Misfit("codes.views", f"[identity] {why}")
+        if self.codes.draws and self.tokenizer.quantizer == "lfq":
+            raise Misfit("codes.draws", "0 where tokenizer.quantizer is lfq: its bits are signs, nothing is drawn")
         tokens = self.grid**2
         if self.samples.iterations > tokens:
             raise Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")
@@ -453,5 +455,5 @@ def validate(values: dict[str, Any], name: str = "params.yaml") -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        lines = [f"{name}: {explain(detail, values, Settings)}" for detail in error.errors(include_url=False)]
-        raise BigrError("\n".join(dict.fromkeys(lines))) from None
+        lines = explain_all(error.errors(include_url=False), values, Settings)
+        raise BigrError("\n".join(f"{name}: {line}" for line in lines)) from None

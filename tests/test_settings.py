@@ -36,13 +36,18 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"run.colour": "red"}, "run.colour is not a setting; known here: device, precision, workers, processes"),
     ({"generator.heads": GONE}, "generator.heads is missing; add it"),
     ({"codes": GONE}, "codes is missing; add it"),
-    ({"codes": 5}, "codes is 5; allowed: a section with views, drawn, batch_size"),
-    ({"codes": None}, "codes is null; allowed: a section with views, drawn, batch_size"),
+    ({"codes": 5}, "codes is 5; allowed: a section with views, draws, batch_size"),
+    ({"codes": None}, "codes is null; allowed: a section with views, draws, batch_size"),
     ({"generator.layers": "six"}, "generator.layers is 'six'; allowed: a valid integer"),
     ({"generator.layers": 6.5}, "generator.layers is 6.5; allowed: a valid integer"),
     ({"generator.layers": True}, "generator.layers is True; allowed: a valid integer"),
     ({"generator.learning_rate": "fast"}, "generator.learning_rate is 'fast'; allowed: a valid number"),
-    ({"codes.drawn": "yes"}, "codes.drawn is 'yes'; allowed: a valid boolean"),
+    ({"codes.draws": True}, "codes.draws is True; allowed: a valid integer"),
+    ({"codes.draws": -1}, "codes.draws is -1; allowed: greater than or equal to 0"),
+    ({"codes.drawn": False, "codes.draws": GONE}, "codes.drawn is not a setting; did you mean codes.draws?"),
+    ({"run.worker": 2, "run.workers": GONE}, "run.worker is not a setting; did you mean run.workers?"),
+    ({"code": {}, "codes": GONE}, "code is not a setting; did you mean codes?"),
+    ({"codes.draws": 2, "tokenizer.quantizer": "lfq"}, "codes.draws is 2; allowed: 0 where tokenizer.quantizer is lfq"),
     ({"shards.source": 3}, "shards.source is 3; allowed: a valid string"),
     ({"tokenizer.channel_multipliers": 2}, "tokenizer.channel_multipliers is 2; allowed: a valid list"),
     ({"tokenizer.channel_multipliers": [1, 0]}, "tokenizer.channel_multipliers[1] is 0; allowed: greater than 0"),
@@ -200,9 +205,9 @@ def test_records_name_the_keys_as_the_file_does() -> None:
 
 def test_several_misfits_are_as_many_lines() -> None:
     with pytest.raises(BigrError) as caught:
-        config.validate(changed({"seed": "zero", "run.workers": 0, "codes.drawn": 1}))
+        config.validate(changed({"seed": "zero", "run.workers": 0, "codes.draws": -1}))
     lines = str(caught.value).splitlines()
-    assert [line.split()[1] for line in lines] == ["seed", "run.workers", "codes.drawn"]
+    assert [line.split()[1] for line in lines] == ["seed", "run.workers", "codes.draws"]
 
 
 def test_the_settings_of_the_project_fit() -> None:

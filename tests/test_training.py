@@ -400,9 +400,9 @@ from tests.worlds import settings
 root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": []}, [], []
 codes_of, batch_of, loss_of, clip = CodesDataset.batch, MaskedBatches.batch, BiGR.loss, nn.utils.clip_grad_norm_
 
-def remember_images(self, indices, views=0):
+def remember_images(self, indices, *rest):
     read.append(indices.tolist())
-    return codes_of(self, indices, views)
+    return codes_of(self, indices, *rest)
 
 def remember_batch(self, step):
     read.clear()

@@ -53,17 +53,17 @@ def write_shards(root: Path, *, size=32, classes=2, images=12, prefix="") -> Non
     )
 
 
-def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer"):
-    """Random codes with a pattern per class under root/data/codes, in the project's format."""
+def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer", drawn=0):
+    """Random codes with a pattern per class under root/data/codes, in the project's format, and `drawn` others."""
     draws = torch.Generator().manual_seed(0)
     pattern = torch.where(torch.rand(classes, grid**2, bits, generator=draws) < 0.5, 0.05, 0.95)
     folder = root / "data" / "codes"
-    header = {"code_bits": bits, "grid": grid, "views": ["identity"], "tokenizer": tokenizer, "drawn": False}
+    header = {"code_bits": bits, "grid": grid, "views": ["identity"], "tokenizer": tokenizer, "draws": drawn}
     splits = {}
     for split, count in (("train", images), ("val", images // 2)):
         labels = torch.arange(count) % classes
-        codes = torch.rand(count, grid**2, bits, generator=draws) < pattern[labels]
-        packed = torch.from_numpy(np.packbits(codes.numpy(), axis=-1)).unsqueeze(1)
+        codes = torch.rand(1 + drawn, count, grid**2, bits, generator=draws) < pattern[labels]
+        packed = torch.from_numpy(np.packbits(codes.numpy(), axis=-1)).transpose(0, 1)
         name = f"{split}-000000.safetensors"
         text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
         write_tensors(folder / name, {"codes": packed, "labels": labels}, text)

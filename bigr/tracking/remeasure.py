@@ -62,6 +62,7 @@ class Again:
         sampling = {name: value for name, value in own["samples"].items() if hasattr(settings.samples, name)}
         weights = settings.evaluation.extractor_weights
         changed = {
+            "codes": settings.codes.model_copy(update={"draws": 0}),  # they are for training alone
             "samples": settings.samples.model_copy(update=sampling),
             "generator": settings.generator.model_copy(update={"use_labels": own["use_labels"]}),
             "evaluation": settings.evaluation.model_copy(
