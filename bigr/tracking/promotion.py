@@ -1,7 +1,7 @@
 """What `bigr promote` does: register the finished pipeline's model, compare it with the champion, move the alias.
 
-Both are measured with the same instrument, or not compared: where the champion's figures are those of another reference
-or extractor, it is measured again on the present ones, once, and the figures are kept with its version.
+Both are measured under the same evaluation protocol, or not compared: where the champion's metrics are those of another
+reference or extractor, it is measured again on the present ones, once, and the metrics are kept with its version.
 """
 
 import logging
@@ -18,7 +18,8 @@ from bigr.tracking.store import Store, location
 
 log = logging.getLogger(__name__)
 
-MEASURED = ("samples", "evaluation")
+EVALUATION = "evaluation"
+MEASURED = ("samples", EVALUATION)
 """Stages that must be up to date, or the figures are not those of the models at hand."""
 
 
@@ -58,9 +59,10 @@ def candidate(root: Path, params: Path) -> Candidate:
     values = config.read(params)
     settings = config.validate(values, params.name)
     described = pipeline.stages(root, values)
-    specs = [described[name] for name in MEASURED if name in described]
-    paths = dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs))
-    for path in paths:
+    if absent := [name for name in MEASURED if name not in described]:
+        raise BigrError(f"dvc.yaml: has no stage {absent[0]}, so there is nothing to promote")
+    specs = [described[name] for name in MEASURED]
+    for path in dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs)):
         if not (root / path).exists():
             raise BigrError(f"{path} does not exist, so there is nothing to promote; run `dvc repro` first")
     if stale := pipeline.outdated(root, [spec.name for spec in specs]):
@@ -68,7 +70,8 @@ def candidate(root: Path, params: Path) -> Candidate:
             f"stage {stale[0]} is out of date: the figures are not those of the models and settings at hand; run "
             "`dvc repro` first"
         )
-    return Candidate(root, settings, pipeline.content_hashes(root, paths))
+    evaluation = described[EVALUATION]
+    return Candidate(root, settings, pipeline.content_hashes(root, (*evaluation.deps, *evaluation.outs)))
 
 
 def promote(root: Path, params: Path) -> Decision:
