@@ -263,6 +263,10 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
     assert decision.measured_again
     assert decision.rows[0].champion == pytest.approx(expected[LOWER])
     assert decision.rows[0].challenger == pytest.approx(challenger.figures[LOWER])
+    (run,) = registry.store.search(
+        "dataset.name = 'data/shards' and dataset.digest = 's2' and tags.`bigr.version` = '1'"
+    )
+    assert run.info.run_name == "version 1 again"
     first = registry.find(champion)
     assert first is not None
     assert registry.figures(first, challenger.instrument) == pytest.approx(expected)

@@ -120,7 +120,7 @@ def _run_of(offered: Candidate, store: Store) -> str:
     found = store.runs(**tag, bigr__kind="stage")
     if found:
         return str(found[0].data.tags.get("mlflow.parentRunId", found[0].info.run_id))
-    return _run(store, "registration", {f"dvc.dep.{path}": md5 for path, md5 in offered.hashes.items()})
+    return _run(store, "registration", offered, {f"dvc.dep.{path}": md5 for path, md5 in offered.hashes.items()})
 
 
 def _measure_again(champion: Version, offered: Candidate, registry: Registry) -> dict[str, float]:
@@ -144,13 +144,15 @@ def _measure_again(champion: Version, offered: Candidate, registry: Registry) ->
                 "same: the classifier's training did not repeat; run `dvc repro -f -s evaluation` on this machine first"
             )
         figures = measured.figures
-    run = _run(registry.store, f"version {champion.number} again", {"bigr.version": str(champion.number)})
+    run = _run(registry.store, f"version {champion.number} again", offered, {"bigr.version": str(champion.number)})
     registry.record(champion, offered.instrument, figures, run, offered.settings)
     return registry.figures(champion, offered.instrument) or {}
 
 
-def _run(store: Store, name: str, tags: dict[str, str]) -> str:
+def _run(store: Store, name: str, offered: Candidate, tags: dict[str, str]) -> str:
     about = {"bigr.kind": "promotion", "mlflow.source.name": "bigr promote", **tags}
     run = store.client.create_run(store.experiment, run_name=name, tags=about)
+    data = {path: md5 for path, md5 in offered.hashes.items() if path.startswith("data/")}
+    store.inputs(run.info.run_id, data, "evaluation")
     store.client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
