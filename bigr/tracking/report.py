@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 
 _PICTURES_ON_PARENT = ("samples", "evaluation")
 _FIGURES_ON_PARENT = ("evaluation",)
+_CONTEXTS = dict.fromkeys(("tokenizer", "generator", "transcoder"), "training")
+"""What the stage reads its inputs for, in MLflow's words; that of another stage has its name."""
+_MADE_ON_THE_WAY = (("models",), ("outputs",))
+"""Folders of what stages hand to each other: no input of the whole execution."""
 
 
 class _Point(NamedTuple):
@@ -47,6 +51,7 @@ class Tracker(Report):
         self._run = self._parent = ""
         self._mail = Mailbox(f"MLflow ({location(root)})", self._log_points, permanent)
         self._mail.call(self._open)
+        self._mail.call(self._log_inputs)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         # MLflow shows the point of the highest step, then the latest, then the largest: final figures go to the last
@@ -97,6 +102,12 @@ class Tracker(Report):
             if key in ("seed", "run.precision") or key.startswith(f"{self.stage}.")
         }
         self._run = store.child(self._parent, self.stage, own, tags)
+
+    def _log_inputs(self) -> None:
+        context = _CONTEXTS.get(self.stage, self.stage)
+        self._store.inputs(self._run, self._inputs, context)
+        data = {path: md5 for path, md5 in self._inputs.items() if Path(path).parts[:1] not in _MADE_ON_THE_WAY}
+        self._store.inputs(self._parent, data, context)
 
     def _log_points(self, points: list[_Point]) -> None:
         from mlflow.entities import Metric
