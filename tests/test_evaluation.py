@@ -309,6 +309,41 @@ def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_
     assert changed == {"probe", "knn"}
 
 
+def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(evaluated, copied: Path, caplog) -> None:
+    root, told = evaluated
+    with np.load(root / "outputs" / "samples.npz") as samples:
+        write_samples(copied, samples["arr_0"], samples["arr_1"])
+    (copied / "models" / "bigr").unlink()
+    model = load_model(root / "models" / "bigr", BiGR)
+    torch.nn.init.constant_(next(model.backbone.layers[-1].parameters()), float("nan"))  # it has diverged
+    save(copied / "models" / "bigr", model, tokenizer=model_hash(root / "models" / "tokenizer"))
+    caplog.set_level("ERROR")
+    rest = Told()
+    with pytest.raises(BigrError, match=r"failed in representation .*layer 2 .*outputs/metrics.json") as error:
+        evaluation.run(small_settings(), Context(copied, report=rest))
+    assert "\n" not in str(error.value)
+    metrics = json.loads((copied / "outputs" / "metrics.json").read_text())
+    assert {"samples", "reconstructions", "val_against_train", "classifier", "codes"} <= metrics.keys()
+    assert not {"probe", "knn"} & metrics.keys()
+    assert rest.final == {name: v for name, v in told.final.items() if name in rest.final}
+    parts = json.loads((copied / "outputs" / "evaluation-parts.json").read_text())
+    assert parts["failed"]["representation"]["traceback"] is None  # the user's to put right
+    assert set(parts["failed"]) >= {"representation", "zero_shot.inpainting", "zero_shot.enrichment"}
+    assert "Traceback" in parts["failed"]["zero_shot.inpainting"]["traceback"]  # for whoever mends the code
+    assert any("representation failed" in record.message for record in caplog.records)
+    assert {path.name for path in (copied / "outputs" / "plots").iterdir()} == {
+        "bits.png", "confusion.csv", "confusion.png",
+    }  # fmt: skip
+
+
+def test_what_was_measured_is_named_where_nothing_fails(evaluated) -> None:
+    root, _ = evaluated
+    parts = json.loads((root / "outputs" / "evaluation-parts.json").read_text())
+    applications = {f"zero_shot.{name}" for name in ("inpainting", "editing", "interpolation", "enrichment")}
+    assert set(parts["measured"]) >= {"classifier", "fidelity", "codes", "representation", *applications}
+    assert parts["left_out"] == parts["failed"] == {}
+
+
 def test_missing_samples_are_one_line_that_names_the_stage(copied: Path) -> None:
     with pytest.raises(BigrError, match=r"samples.npz is missing; run the stage samples"):
         evaluation.run(small_settings(), Context(copied))
