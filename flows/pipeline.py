@@ -25,6 +25,7 @@ from flows import gate, workspace
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from flows.freshness import unchanged
 from flows.page import Page, record
+from flows.whereabouts import say_where
 
 RETRIES, RETRY_DELAY_S = 2, 5
 
@@ -62,7 +63,7 @@ def run_gate(folder: str, environment: dict[str, str]) -> State[gate.Decision]:
     return Completed(name=decision.state, message=decision.summary, data=decision)
 
 
-@flow(name="bigr")
+@flow(name="bigr", on_running=[say_where])
 def pipeline(
     stages: list[str] | None = None,
     settings: dict[str, Any] | None = None,

@@ -105,11 +105,17 @@ def test_without_python_3_11_the_remedy_is_said(project: Project) -> None:
     assert done.returncode and "make install PYTHON=/path/to/python3.11" in done.stderr
 
 
-def test_services_leave_mlflow_out_where_a_server_has_it(project: Project) -> None:
-    project.make("install")
-    assert project.make("services") == ["honcho start prefect worker mlflow"]
-    assert project.make("services", MLFLOW_TRACKING_URI="http://localhost:1") == ["honcho start prefect worker"]
-    assert project.make("ui") == ["honcho start mlflow"]
+def test_clean_leaves_running_services_their_database(project: Project) -> None:
+    database, pid = project.folder / ".prefect/prefect.db", project.folder / ".prefect/services.pid"
+    database.parent.mkdir()
+    database.touch()
+    with subprocess.Popen(["honcho", "60"], executable="/bin/sleep") as process:
+        pid.write_text(f"{process.pid}\n")
+        project.make("clean", status=2)
+        process.kill()
+    assert database.exists()
+    project.make("clean")  # whatever has the number now
+    assert not database.parent.exists()
 
 
 def test_serve_serves_the_champion_on_loopback(project: Project) -> None:
@@ -122,7 +128,7 @@ def test_serve_serves_the_champion_on_loopback(project: Project) -> None:
 
 
 def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> None:
-    kept = {".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
+    kept = {".credentials/file", ".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
     for name in {*kept, "data/file", "models/file", "outputs/file", "checkpoints/file", ".prefect/file"}:
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (project.folder / name).touch()
