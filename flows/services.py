@@ -6,6 +6,7 @@ used and none is started here: PREFECT_API_URL (or a profile of Prefect) for one
 """
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,8 @@ def main() -> int:
     except BigrError as error:
         _say(str(error))
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     if "mlflow" in names:
         asks = f"  asks for admin_username and admin_password of {credentials.MLFLOW}" if "mlflow" in chosen else ""
         os.environ.update(added)

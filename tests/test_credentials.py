@@ -1,4 +1,4 @@
-"""The passwords of the services: where they are kept, for whom, and that both servers ask for them."""
+"""The passwords of the services: where they are kept, for whom, and that MLflow asks for its own."""
 
 import configparser
 import os
