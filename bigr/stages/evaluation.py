@@ -318,9 +318,10 @@ def draw_confusion(folder: Path, asked: Tensor, seen: Tensor, classes: list[str]
 
 def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation | None) -> None:
     """Tell the figures under their names in metrics.json, the layers' also as curves over layers, and the pictures."""
-    for layer, *accuracies in representation.table() if representation else []:
-        names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
-        context.report.metrics(dict(zip(names, accuracies, strict=True)), step=layer)
+    if representation is not None:
+        for layer, *accuracies in representation.table():
+            names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
+            context.report.metrics(dict(zip(names, accuracies, strict=True)), step=int(layer))
     context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
     for name in ("probe", "tsne", "bits", "confusion"):
         picture = context.root / "outputs" / "plots" / f"{name}.png"
