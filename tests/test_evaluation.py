@@ -309,8 +309,15 @@ def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_
     assert changed == {"probe", "knn"}
 
 
-def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(evaluated, copied: Path, caplog) -> None:
+def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
+    evaluated, copied: Path, caplog, monkeypatch
+) -> None:
     root, told = evaluated
+
+    def broken(*_: object) -> float:
+        raise RuntimeError("a defect of the code")
+
+    monkeypatch.setattr(evaluation, "psnr", broken)
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
     (copied / "models" / "bigr").unlink()
@@ -319,17 +326,19 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(evaluate
     save(copied / "models" / "bigr", model, tokenizer=model_hash(root / "models" / "tokenizer"))
     caplog.set_level("ERROR")
     rest = Told()
-    with pytest.raises(BigrError, match=r"failed in representation .*layer 2 .*outputs/metrics.json") as error:
+    with pytest.raises(BigrError, match=r"failed in psnr .*representation .*layer 2 .*outputs/metrics.json") as error:
         evaluation.run(small_settings(), Context(copied, report=rest))
     assert "\n" not in str(error.value)
     metrics = json.loads((copied / "outputs" / "metrics.json").read_text())
     assert {"samples", "reconstructions", "val_against_train", "classifier", "codes"} <= metrics.keys()
     assert not {"probe", "knn"} & metrics.keys()
-    assert rest.final == {name: v for name, v in told.final.items() if name in rest.final}
+    untouched = {name: v for name, v in rest.final.items() if not name.startswith("zero_shot.")}
+    assert len(untouched) > 20 and "reconstructions.psnr" not in untouched
+    assert untouched == {name: v for name, v in told.final.items() if name in untouched}
     parts = json.loads((copied / "outputs" / "evaluation-parts.json").read_text())
     assert parts["failed"]["representation"]["traceback"] is None  # the user's to put right
-    assert set(parts["failed"]) >= {"representation", "zero_shot.inpainting", "zero_shot.enrichment"}
-    assert "Traceback" in parts["failed"]["zero_shot.inpainting"]["traceback"]  # for whoever mends the code
+    assert set(parts["failed"]) >= {"representation", "psnr"}
+    assert "Traceback" in parts["failed"]["psnr"]["traceback"]  # for whoever mends the code
     assert any("representation failed" in record.message for record in caplog.records)
     assert {path.name for path in (copied / "outputs" / "plots").iterdir()} == {
         "bits.png", "confusion.csv", "confusion.png",

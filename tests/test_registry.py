@@ -161,7 +161,7 @@ def test_the_same_model_is_registered_once_and_another_sampler_is_another_versio
         {"samples__temperature": 0.5},
         {"samples__batch_size": 2},
         {"seed": 1},
-        {"run__precision": "float32"},
+        {"run__precision": "bfloat16"},
         {"generator__use_labels": False, "samples__guidance_scale": 1.0},
     ],
     ids=str,
