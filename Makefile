@@ -63,7 +63,7 @@ lint: $(STAMP) ## check style and types
 	mypy
 
 ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLFLOW_PORT)
-	@echo "The runs are on $(or $(REMOTE_MLFLOW),http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1/runs?workflowType=machine_learning)"
+	@echo "The runs are on $(if $(REMOTE_MLFLOW),$$(sed 's|://.*@|://|' <<< "$$MLFLOW_TRACKING_URI"),http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1/runs?workflowType=machine_learning)"
 	$(if $(REMOTE_MLFLOW),,honcho start mlflow)
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
@@ -81,4 +81,4 @@ deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
 
 # MLflow's records stay with dvc.lock and DVC's cache: every output that these name has its run.
 clean: ## remove what the pipeline and the services made; .venv, DVC's cache and MLflow's records stay
-	rm -rf data models outputs checkpoints .prefect dvc_plots
+	rm -rf data models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots

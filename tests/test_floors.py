@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
-    {"bits", "config", "context", "errors", "explain", "figures", "files", "locks", "progress", "seeds"},
+    {"bits", "config", "context", "errors", "explain", "figures", "files", "locks", "masking", "progress", "seeds"},
     {"data", "models", "interop"},
     {"sampling"},
     {"training", "evaluation", "imaging"},
