@@ -83,4 +83,4 @@ deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
 clean: ## remove what the pipeline and the services made; .venv, DVC's cache, MLflow's records, .credentials stay
 	@pid=$$(cat .prefect/services.pid 2>/dev/null) && ps -o args= -p "$$pid" | grep -q honcho && { \
 		echo "The services run: stop them first, with Ctrl-C where \`make services\` was started" >&2; exit 1; } || true
-	rm -rf data models outputs checkpoints .prefect dvc_plots
+	rm -rf data models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"bits", "config", "context", "errors", "explain", "figures", "files", "headline"}
-    | {"locks", "progress", "seeds", "transfer"},
+    | {"locks", "masking", "progress", "seeds", "transfer"},
     {"data", "models", "interop"},
     {"sampling"},
     {"training", "evaluation", "imaging"},

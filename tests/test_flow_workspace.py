@@ -2,7 +2,10 @@
 
 import csv
 import io
+import os
+import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +89,45 @@ def test_a_clone_that_was_made_is_found_again_and_half_a_clone_is_made_anew(proj
     (clone / "checkpoint").touch()
     workspace.clone(project, clone, {"seed": 1})
     assert (clone / "checkpoint").exists()
+
+
+@pytest.fixture
+def password(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The project has a remote with a password, and whatever the user's programs make can be read by all."""
+    path = project / ".dvc/config.local"
+    before = path.read_text() if path.exists() else None
+    path.write_text((before or "") + "['remote \"store\"']\n    url = https://store\n    password = s3cr3t\n")
+    mask = os.umask(0o022)
+    yield "s3cr3t"
+    os.umask(mask)
+    path.unlink() if before is None else path.write_text(before)
+
+
+def test_what_a_clone_knows_of_the_users_passwords_only_the_user_can_read(project: Path, password: str) -> None:
+    clone = project / workspace.FOLDER / "2222bbbb-0"
+    workspace.clone(project, clone, {"seed": 1})
+    copied = clone / ".dvc/config.local"
+    assert password in copied.read_text()
+    assert stat.S_IMODE(copied.stat().st_mode) == 0o600
+    assert stat.S_IMODE(clone.stat().st_mode) == 0o700
+    assert execute("digits", clone, {}, False, lambda line: None).state == "cached"
+    workspace.remove(clone)
+    assert not clone.exists()
+
+
+def test_a_clone_that_was_killed_keeps_no_password_once_it_is_made_anew_or_removed(
+    project: Path, password: str
+) -> None:
+    clone = project / workspace.FOLDER / "3333cccc-0"
+    workspace.clone(project, clone, {"seed": 1})
+    (clone / ".git/made").unlink()  # as after a kill in the making, when others could read the folder
+    (clone / ".dvc/config.local").chmod(0o644)
+    clone.chmod(0o755)
+    workspace.clone(project, clone, {"seed": 1})
+    assert stat.S_IMODE((clone / ".dvc/config.local").stat().st_mode) == 0o600
+    assert stat.S_IMODE(clone.stat().st_mode) == 0o700
+    workspace.remove(clone)
+    assert list((project / ".dvc/tmp").rglob("config.local")) == []
 
 
 def test_a_clone_sees_images_that_git_does_not_have(project: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bigr import config, pipeline
 from bigr.errors import BigrError
 from bigr.tracking.gate import Row, compare, decide
 from bigr.tracking.registry import METRICS, Candidate, Registry, Version
-from bigr.tracking.store import Store, location
+from bigr.tracking.store import Store, asking
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +79,10 @@ def promote(root: Path, params: Path) -> Decision:
 
     Raises `BigrError` where there is nothing finished, MLflow is out of reach, or figures cannot be compared.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     root = root.absolute()
     offered = candidate(root, params)
-    try:
+    with asking(root):
         return settle(offered, Registry(Store(root)))
-    except (MlflowException, SQLAlchemyError) as error:  # the latter: a database that is damaged, or is none
-        said = " ".join(str(error).split())[:300]
-        raise BigrError(f"MLflow ({location(root)}) could not be asked: {said}; is it running?") from error
 
 
 def settle(offered: Candidate, registry: Registry) -> Decision:

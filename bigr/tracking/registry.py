@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.errors import BigrError
+from bigr.masking import masked
 from bigr.tracking import executions
 from bigr.tracking.package import MODELS, served_config, write
 from bigr.tracking.report import flatten
@@ -160,7 +161,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            where = f"MLflow's registry ({self.store.uri}) has no such version"
+            where = f"MLflow's registry ({masked(self.store.uri)}) has no such version"
             raise BigrError(f"{uri}: {where}; {known}; `bigr promote` makes a champion") from None
         raise BigrError(f"{uri}: not a version of the model {NAME}; {known}")
 

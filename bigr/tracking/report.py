@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigr.context import Report
+from bigr.masking import masked
 from bigr.tracking import executions
 from bigr.tracking.mailbox import Mailbox
-from bigr.tracking.store import Store, location, permanent
+from bigr.tracking.store import Store, permanent, shown
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -49,7 +50,7 @@ class Tracker(Report):
         self._last_step = self._last_time = 0
         self._store: Store
         self._run = self._parent = ""
-        self._mail = Mailbox(f"MLflow ({location(root)})", self._log_points, permanent)
+        self._mail = Mailbox(shown(root), self._log_points, permanent)
         self._mail.call(self._open)
         self._mail.call(self._log_inputs)
 
@@ -144,7 +145,9 @@ class Tracker(Report):
         try:
             Registry(self._store).register(candidate, self._parent)
         except Exception as error:
-            log.warning("the model could not be registered, which `bigr promote` will try again: %s", error)
+            log.warning(
+                "the model could not be registered, which `bigr promote` will try again: %s", masked(str(error))
+            )
 
     def _close(self, status: str, written: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -1,13 +1,16 @@
 """The store: where it is, the experiment, and the runs in it. Nothing here is imported before a stage runs."""
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigr.errors import BigrError
+from bigr.masking import masked
 from bigr.tracking import executions
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ DEFAULTS = {
 _LONGEST_NAME = (
     500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
 )
+_LONGEST_REASON = 300
 _SQLITE = "sqlite:///"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 
@@ -41,6 +45,26 @@ def location(root: Path) -> str:
     """The tracking URI in force; a database named relatively is one of the project's, wherever the stage runs."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     return f"{_SQLITE}{home(root) / uri.removeprefix(_SQLITE)}" if uri.startswith(_SQLITE) else uri
+
+
+def shown(root: Path) -> str:
+    """The store, for messages: its URI without user and password."""
+    return f"MLflow ({masked(location(root))})"
+
+
+@contextlib.contextmanager
+def asking(root: Path) -> Iterator[None]:
+    """Ask MLflow inside; where it is out of reach, or its database is none, raise one `BigrError` that says so."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, ModuleNotFoundError) as error:  # no driver: the last
+        said = masked(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__
+        # No cause: its own words may have the store's password.
+        raise BigrError(f"{shown(root)} could not be asked: {said}; is it running?") from None
 
 
 def permanent(error: Exception) -> bool:
