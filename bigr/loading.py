@@ -17,6 +17,7 @@ from bigr.errors import BigrError
 from bigr.imaging.drawing import Easel, limits
 from bigr.imaging.model import Editing, ImageModel
 from bigr.interop.folders import load_model
+from bigr.interop.standardisation import load_statistics
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.unmask import Sampling
@@ -110,7 +111,10 @@ def _assembled(
         knows_labels = settings.generator.use_labels if own is None else knows_labels
     fitting = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
     easel = Easel(tokenizer, network, batch_size, partial(autocast, where, precision, network.config.dim))
-    return ImageModel(easel, replace(sampling, **fitting), editing, classes, knows_labels=knows_labels)
+    statistics = load_statistics(models / "features", models / "bigr")
+    return ImageModel(
+        easel, replace(sampling, **fitting), editing, classes, knows_labels=knows_labels, statistics=statistics
+    )
 
 
 def _of_package(folder: Path, params: Path | str | None, device: str) -> ImageModel:

@@ -166,6 +166,20 @@ def test_features_find_the_picture_itself_among_those_alike(tasks: Tasks) -> Non
     first = tasks.dataset.nearest(tasks.model, picture, 1, 3)[0]
     assert first.similarity == pytest.approx(1, abs=1e-5)
     assert np.array_equal(np.asarray(first.picture), np.asarray(picture))
+    least = tasks.dataset.nearest(tasks.model, picture, 1, 24)[-1]
+    assert least.similarity < 0  # not 1.00 for all, as by what all pictures share
+
+
+def test_the_data_set_is_looked_at_once_for_all_layers_and_what_a_stopped_call_did_is_kept(project: Path) -> None:
+    model, dataset = bigr.load(project, device="cpu"), Dataset(project / "data" / "shards")
+    dataset._training  # noqa: B018  # read now
+    watched = list(dataset.look(model))
+    assert watched[-1] >= dataset.compared
+    assert list(dataset.look(model)) == []
+    picture = dataset.examples[0][0]
+    by_layer = [dataset.nearest(model, picture, layer, 5) for layer in (1, 2)]
+    assert [one.similarity for one in by_layer[0]] != [one.similarity for one in by_layer[1]]
+    assert len(list(dataset.look(bigr.load(project, device="cpu")))) == len(watched)  # another model, other features
 
 
 def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:

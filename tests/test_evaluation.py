@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+import bigr
 from bigr import cli
 from bigr.context import Context, Report
 from bigr.data.shards import ShardIndex
@@ -27,6 +28,7 @@ from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import sha256_file
 from bigr.headline import HEADLINE
 from bigr.interop.folders import load_model, model_hash, save
+from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.tokenizer import Tokenizer
 from bigr.stages import codes, evaluation, shards
@@ -279,6 +281,18 @@ def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:
     assert [row["actual"] for row in confusion] == [str(i // 4) for i in range(40)]
     agreeing = sum(row["actual"] == row["predicted"] for row in confusion) / 40
     assert told.final["samples.label_agreement"] == pytest.approx(agreeing)
+
+
+def test_the_model_is_loaded_with_the_layer_and_the_statistics_that_were_measured(evaluated, tmp_path: Path) -> None:
+    root, told = evaluated
+    model = bigr.load(root)
+    assert model.feature_layer == told.final["probe.best_layer"]
+    assert model.statistics is not None
+    pictures = sorted((root / "data/digits/train").rglob("*.png"))
+    expected = FeatureStatistics.of(model.layer_features(pictures))
+    error = (model.statistics.mean - expected.mean).abs() / expected.deviation.mean()
+    assert error.max() < 1e-3  # float16 on the way
+    torch.testing.assert_close(model.statistics.deviation, expected.deviation, rtol=1e-2, atol=1e-3)
 
 
 def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -> None:

@@ -27,7 +27,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Settings, untrained models for ten classes, and pictures of three that differ in colour; the current folder."""
     worlds.write_models(tmp_path, classes=10)
     shutil.copy(worlds.ROOT / "params.yaml", tmp_path)
-    tiny.apply(tmp_path / "params.yaml", tiny.OVERRIDES | {"evaluation.probe_epochs": 30, "run.device": "cpu"})
+    tiny.apply(tmp_path / "params.yaml", tiny.OVERRIDES | {"evaluation.probe_epochs": 100, "run.device": "cpu"})
     draws = np.random.default_rng(0)
     for split, count in SPLITS.items():
         for number in range(count):
@@ -64,7 +64,9 @@ def test_a_model_is_probed_on_images_of_classes_that_it_does_not_know(project, m
     assert {path.name for path in out.parent.iterdir()} == {"probe"}  # the features are gone
     found = metrics(out)
     assert found["images"] == {"source": "images", "classes": 3, **SPLITS}
-    assert found["probe"]["best_top1"] >= 0.6  # untrained networks tell colours apart better than chance
+    by_layer = [found["probe"][f"top1_layer_0{layer}"] for layer in (1, 2)]
+    assert max(by_layer) >= 0.5  # untrained networks tell three colours apart better than chance
+    assert found["probe"]["best_top1"] == by_layer[int(found["probe"]["best_layer"]) - 1]
     rows = list(csv.DictReader((out / "probe.csv").open()))
     assert [float(row["knn_top1"]) for row in rows] == [found["knn"][f"top1_layer_0{layer}"] for layer in (1, 2)]
     said = capsys.readouterr().out

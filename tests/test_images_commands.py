@@ -120,6 +120,25 @@ def test_features_are_arrays_with_the_names_of_their_files(run, folder) -> None:
         assert np.array_equal(found["features"], expected)
 
 
+def test_the_pictures_most_alike_to_each_are_named_and_not_itself(run, folder, capsys) -> None:
+    for place in range(3):  # the same picture, more often than it is asked for
+        (folder / "more" / f"same{place}.png").write_bytes((folder / "one.png").read_bytes())
+    assert run("features", "one.png", "wide.jpg", "more", "--nearest", 2) == 0
+    assert "models/features" in capsys.readouterr().out
+    with np.load("outputs/features/features.npz", allow_pickle=False) as found:
+        files, nearest, similarity = found["files"].tolist(), found["nearest"], found["similarity"]
+    assert nearest.shape == similarity.shape == (6, 2) and similarity.dtype == np.float32
+    assert not (nearest == np.arange(6)[:, None]).any()
+    for place, name in enumerate(files):
+        if name != "wide.jpg" and name != "more/one.png":
+            assert similarity[place].tolist() == pytest.approx([1, 1], abs=1e-4), name
+            assert {files[other] for other in nearest[place]} <= {"one.png", *(f"more/same{n}.png" for n in range(3))}
+    assert run("features", "one.png", "more/one.png", "--nearest", 9) == 0
+    with np.load("outputs/features/features.npz", allow_pickle=False) as found:
+        assert found["nearest"].tolist() == [[1], [0]]
+    assert run("features", "one.png", "--nearest", 1) == 2
+
+
 def test_a_trace_is_written_for_each_picture_also_where_they_are_drawn_in_batches(run, folder) -> None:
     assert run("inpaint", "one.png", *LOWER_HALF, "--variants", 18, "--iterations", 4, "--trace") == 0
     traces = files(folder / "outputs" / "inpaint") - SEED0

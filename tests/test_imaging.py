@@ -1,14 +1,19 @@
 """bigr.load and its object: pictures of any size and form in, pictures out; and the masks, windows, seams behind it."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import bigr
+from bigr import loading
 from bigr.data.shards import load_split
 from bigr.errors import BigrError
 from bigr.imaging.blend import blended
@@ -17,6 +22,7 @@ from bigr.imaging.model import ImageModel
 from bigr.imaging.pictures import read_mask, read_picture
 from bigr.imaging.resolution import consistent_with
 from bigr.imaging.windows import scaled_mask, windows
+from bigr.interop.standardisation import FeatureStatistics, save_statistics
 from bigr.sampling.unmask import sample_codes
 from bigr.seeds import derive_seed
 from bigr.stages import samples
@@ -224,6 +230,60 @@ def test_features_are_token_averages_of_a_layer(model: ImageModel) -> None:
     codes = model._easel.encode(pictures)
     assert torch.allclose(found, model._easel.network.features(codes)[1].mean(1), atol=1e-5)
     assert model.features(pictures[0]).shape == (1, found.shape[1])
+
+
+def test_pictures_beside_it_move_a_pictures_features_by_rounding_alone(model: ImageModel) -> None:
+    pictures = [picture(seed=seed) for seed in range(37)]  # two batches, and a part of one
+    together = model.layer_features(pictures)
+    assert together.shape == (37, model.num_layers, together.shape[2])
+    alone = torch.cat([model.layer_features(one) for one in pictures])
+    assert (together - alone).abs().max() < 1e-5 * alone.std()
+    for layer in (1, 2):
+        assert torch.equal(model.features(pictures, layer), together[:, layer - 1])
+
+
+def test_pictures_are_alike_by_what_tells_them_apart() -> None:
+    """Two kinds of features around a mean that is far larger; one number varies a hundred times more than they do."""
+    draws = torch.Generator().manual_seed(0)
+    kinds = torch.tensor([[1.0, -1.0, 1.0], [-1.0, 1.0, 1.0]]).repeat(10, 1)
+    features = 900 + kinds + 0.1 * torch.randn(20, 3, generator=draws)
+    features[:, 2] += 100 * torch.randn(20, generator=draws)
+    assert F.cosine_similarity(features[:1], features).min() > 0.97  # as they come, all are alike
+    for model in (of_features(None), of_features(replace(FeatureStatistics.of(features.unsqueeze(1)), best_layer=1))):
+        similarity, place = model.nearest(features[:4], features, 5)
+        assert similarity[:, 0].tolist() == pytest.approx([1] * 4) and place[:, 0].tolist() == [0, 1, 2, 3]
+        assert (similarity.diff(dim=1) <= 0).all()
+        everyone, order = model.nearest(features[:1], features, 99)
+        assert everyone.shape == (1, 20) and everyone.min() < -0.5
+        assert (order[0, :10] % 2 == 0).double().mean() > 0.75
+    with pytest.raises(BigrError, match=r"\[4, 2\] and \[20, 3\] cannot be compared"):
+        of_features(None).nearest(features[:4, :2], features, 5)
+
+
+def of_features(statistics: FeatureStatistics | None) -> ImageModel:
+    """A model of one layer, of which nothing but `nearest` is asked."""
+    network = SimpleNamespace(config=SimpleNamespace(layers=1))
+    easel: Any = SimpleNamespace(network=network)
+    return ImageModel(easel, loading.PAPER, loading.PAPER_EDITING, ["a"], statistics=statistics)
+
+
+def test_the_layer_and_the_statistics_come_with_the_model_and_are_no_other_models(tmp_path: Path, caplog) -> None:
+    write_models(tmp_path)
+    alone = bigr.load(tmp_path)
+    assert (alone.statistics, alone.feature_layer) == (None, 1)
+    rows = alone.layer_features([picture(seed=seed) for seed in range(9)])
+    save_statistics(
+        tmp_path / "models/features", replace(FeatureStatistics.of(rows), best_layer=2), tmp_path / "models/bigr"
+    )
+    model = bigr.load(tmp_path)
+    assert model.feature_layer == 2
+    assert torch.equal(model.features(picture()), model.features(picture(), 2))
+    unit = model.statistics.standardised(rows)
+    similarity, place = model.nearest(rows[:1, 1], rows[:, 1], 9)
+    assert torch.allclose(similarity[0], F.cosine_similarity(unit[:1, 1], unit[:, 1])[place[0]], atol=1e-6)
+    write_models(tmp_path, bits=8)
+    assert bigr.load(tmp_path).statistics is None
+    assert "models/features is of another model" in caplog.text
 
 
 def test_an_onlooker_sees_every_iteration_and_can_end_the_call(model: ImageModel) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import bigr
 from bigr.context import Context
 from bigr.errors import BigrError
 from bigr.files import write_json
+from bigr.interop.standardisation import FeatureStatistics, save_statistics
 from bigr.stages import samples
 from bigr.tracking.package import served_config
 from bigr.tracking.registry import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
@@ -54,6 +56,9 @@ def make_project(root: Path) -> Candidate:
     worlds.write_models(root, classes=CLASSES)
     write_json(root / "data/shards/index.json", {"image_size": 8, "classes": ["a", "b", "c"], "splits": {}})
     samples.run(settings(), Context(root))
+    features = torch.randn(9, 2, 32, generator=torch.Generator().manual_seed(0))
+    statistics = replace(FeatureStatistics.of(features), best_layer=2)
+    save_statistics(root / "models/features", statistics, root / "models/bigr")
     write_json(root / "outputs/metrics.json", FIGURES)
     write_json(root / "outputs/instrument.json", {"extractor": {"name": "classifier", "hash": "6"}})
     return Candidate(root, settings(), HASHES)
@@ -196,6 +201,13 @@ def test_what_is_not_served_with_makes_no_other_version(candidate: Candidate, ch
     ],
     ids=["images", "code", "reference", "count"],
 )
+def test_what_was_measured_of_a_models_features_makes_no_other_version(
+    registry: Registry, version: Version, candidate: Candidate
+) -> None:
+    measured = replace(candidate, hashes={**HASHES, "models/features": "9.dir"})
+    assert registry.find(measured) == version
+
+
 def test_figures_of_another_instrument_are_not_those_of_this_one(
     registry: Registry, version: Version, candidate: Candidate, changes: dict[str, Any]
 ) -> None:
@@ -348,4 +360,7 @@ def test_bigr_load_takes_the_champion_and_draws_what_the_pipeline_drew(
     images, labels = drawn(candidate.root)
     model = bigr.load("models:/bigr@champion")
     assert model.classes == ("a", "b", "c")
+    own = bigr.load(candidate.root)
+    assert model.feature_layer == 2 and own.statistics is not None and model.statistics is not None
+    assert torch.equal(model.statistics.mean, own.statistics.mean)
     assert np.array_equal(np.stack([np.asarray(one) for one in model.generate(labels.tolist())]), images)

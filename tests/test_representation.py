@@ -16,7 +16,7 @@ from bigr.evaluation.embedding import tsne
 from bigr.evaluation.features import Features, layer_features, scratch_folder, write_features
 from bigr.evaluation.neighbours import nearest_neighbours
 from bigr.evaluation.probe import LayerAccuracies, selection
-from bigr.interop.standardisation import load_statistics, save_statistics, statistics_of
+from bigr.interop.standardisation import FeatureStatistics, load_statistics, save_statistics
 from bigr.models.bigr import BiGR, BiGRConfig
 from tests.worlds import features_of, write_codes, write_models
 
@@ -203,7 +203,7 @@ def test_a_number_that_never_changes_says_nothing_and_breaks_nothing() -> None:
     x, _ = clusters(40)
     x[:, 0, 3] = 7.0
     x[:, 1] = 2.0
-    unit = statistics_of(x).standardised(x)
+    unit = FeatureStatistics.of(x).standardised(x)
     assert unit.isfinite().all()
     assert (unit[:, 0, 3] == 0).all() and (unit[:, 1] == 0).all()
     assert unit[:, 0, 0].std(correction=0) == pytest.approx(1, abs=1e-5)
@@ -213,7 +213,7 @@ def test_statistics_are_kept_with_their_model_and_are_no_other_models(tmp_path: 
     write_models(tmp_path)
     model, folder = tmp_path / "models/bigr", tmp_path / "models/features"
     assert load_statistics(folder, model) is None
-    statistics = replace(statistics_of(clusters(40)[0]), best_layer=2)
+    statistics = replace(FeatureStatistics.of(clusters(40)[0]), best_layer=2)
     save_statistics(folder, statistics, model)
     found = load_statistics(folder, model)
     assert found is not None and found.best_layer == 2

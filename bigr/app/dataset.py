@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -16,14 +16,14 @@ from bigr.errors import BigrError
 from bigr.imaging.model import ImageModel
 
 EXAMPLES = 10
-_AT_ONCE = 20
+_AT_ONCE = 32
 _LOOKED_AT = 400
 """Pictures among which examples of different classes are sought."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A picture of the data set, the name of its class, and the cosine similarity of its features."""
+    """A picture of the data set, the name of its class, and how alike its features are, from -1 to 1."""
 
     picture: Image.Image
     name: str
@@ -35,7 +35,7 @@ class Dataset:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.index = folder, ShardIndex.load(folder)
-        self._features: dict[int, Tensor] = {}
+        self._features: WeakKeyDictionary[ImageModel, list[Tensor]] = WeakKeyDictionary()
 
     @cached_property
     def examples(self) -> list[tuple[Image.Image, str]]:
@@ -56,27 +56,28 @@ class Dataset:
         """How many pictures the nearest are sought among."""
         return min(self.index.images("train"), MAX_COMPARED)
 
-    def look(self, model: ImageModel, layer: int) -> Iterator[int]:
-        """Take the features in `layer` of all pictures that are compared, once; yields how many are done."""
-        if layer in self._features:
-            return
+    def look(self, model: ImageModel) -> Iterator[int]:
+        """Take the features of all pictures that are compared, once for a model; yields how many are done.
+
+        Of every layer: what takes the time is common to all. Whoever is stopped has done for the next what was done.
+        """
         pixels, _ = self._training
-        rows: list[Tensor] = []
-        for part in pixels.split(_AT_ONCE):
-            rows.append(model.features([_picture(one) for one in part], layer))
+        rows = self._features.setdefault(model, [])
+        for part in pixels.split(_AT_ONCE)[len(rows) :]:
+            rows.append(model.layer_features([_picture(one) for one in part]))
             yield len(rows) * _AT_ONCE
-        self._features[layer] = torch.cat(rows)
 
     def nearest(self, model: ImageModel, picture: Image.Image, layer: int, count: int) -> list[Neighbour]:
         """The `count` pictures whose features in `layer` are most alike, the most alike first."""
-        for _ in self.look(model, layer):
+        asked = model.features(picture, layer)
+        for _ in self.look(model):
             pass
         pixels, labels = self._training
-        similar = F.cosine_similarity(self._features[layer], model.features(picture, layer))
-        values, places = similar.topk(min(count, len(similar)))
+        known = torch.cat([rows[:, layer - 1] for rows in self._features[model]])
+        values, places = model.nearest(asked, known, count, layer)
         return [
-            Neighbour(_picture(pixels[place]), self.index.classes[int(labels[place])], float(value))
-            for value, place in zip(values, places.tolist(), strict=True)
+            Neighbour(_picture(pixels[place]), self.index.classes[int(labels[place])], value)
+            for value, place in zip(values[0].tolist(), places[0].tolist(), strict=True)
         ]
 
 

@@ -152,9 +152,9 @@ def _enrich(bench: Bench) -> list[Any]:
 
 
 def _features(bench: Bench) -> list[Any]:
-    layers = bench.model.num_layers
+    model = bench.model
     given = source(bench.examples, panel.chosen)
-    return [given.picture, gr.Slider(1, layers, value=(layers + 1) // 2, step=1, label="Layer")]
+    return [given.picture, gr.Slider(1, model.num_layers, value=model.feature_layer, step=1, label="Layer")]
 
 
 TABS = (

@@ -143,7 +143,8 @@ class Tasks:
 
     def features(self, picture: Image.Image | None, layer: float) -> Panels:
         """What the tokenizer keeps of a picture, and the pictures of the data set that are alike to the model."""
-        given, start = _given(picture), time.perf_counter()
+        given, start, number = _given(picture), time.perf_counter(), int(layer)
+        self.model.features(given, number)  # a layer that there is not is said before all pictures are looked at
         kept = self.model.reconstruct(given)
         beside = [(given, "the picture"), (kept, "what its code keeps")]
         if self.dataset is None:
@@ -152,12 +153,14 @@ class Tasks:
             )
             return
         count = self.dataset.compared
-        for done in self.dataset.look(self.model, int(layer)):
+        for done in self.dataset.look(self.model):
             text = f"looking at the data set: {min(done, count):,} of {count:,} pictures, this once"
             yield panel.compared(beside, [], time.perf_counter() - start, text)
-        alike = self.dataset.nearest(self.model, given, int(layer), NEIGHBOURS)
+        alike = self.dataset.nearest(self.model, given, number, NEIGHBOURS)
         found = [(one.picture, f"{one.name} · {one.similarity:.2f}") for one in alike]
-        yield panel.compared(beside, found, time.perf_counter() - start, f"nearest of {count:,}, by layer {layer:.0f}")
+        known = "" if self.model.statistics else "; by these pictures' own mean, as the model comes without its own"
+        text = f"nearest of {count:,}, by layer {number}{known}"
+        yield panel.compared(beside, found, time.perf_counter() - start, text)
 
     def _painted(
         self, name: str, picture: Image.Image | None, brush: Any, label: int | None, blend: str, options: Sequence[Any]

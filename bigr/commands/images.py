@@ -190,12 +190,22 @@ def reconstruct(images: Images, *, how: Common) -> None:
 def features(
     images: Images,
     layer: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the model's layers, from 1; the middle one by default.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Of the model's layers, from 1; the probe's best by default, else the middle one."
+        ),
     ] = None,
+    nearest: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Also the N pictures among them that are most alike to each.")
+    ] = 0,
     *,
     how: Common,
 ) -> None:
-    """Write what the model sees in pictures, as numbers: features.npz, `features` float32 [n, D] and `files` [n]."""
+    """Write what the model sees in pictures, as numbers: features.npz, `features` float32 [n, D] and `files` [n].
+
+    With --nearest also `nearest` int64 [n, N], places in `files`, and `similarity` float32 [n, N], the cosine of
+    features that were standardised.
+    """
     import numpy as np
 
     from bigr.files import write_npz
@@ -209,8 +219,31 @@ def features(
             progress.advance(len(some))
     numbers = np.concatenate(parts)
     path = folder.file("features.npz")
-    write_npz(path, features=numbers, files=np.array([str(one) for one in found], dtype=np.str_))
-    typer.echo(f"{path}: {len(numbers):,} pictures, {numbers.shape[1]} numbers each, {seconds(started)}")
+    beside = _alike(model, numbers, nearest, layer) if nearest else {}
+    write_npz(path, features=numbers, files=np.array([str(one) for one in found], dtype=np.str_), **beside)
+    number = model.feature_layer if layer is None else layer
+    told = f"{len(numbers):,} pictures, {numbers.shape[1]} numbers each, of layer {number}"
+    typer.echo(f"{path}: {told}, {seconds(started)}")
+    if nearest and model.statistics is None:
+        typer.echo(
+            "compared by these pictures' own mean: the model comes without its training split's (models/features)"
+        )
+
+
+def _alike(model: "ImageModel", features: "np.ndarray", count: int, layer: int | None) -> dict[str, "np.ndarray"]:
+    """The `count` others that are most alike to each of features [n, D]; fewer where there are fewer."""
+    import numpy as np
+    import torch
+
+    if len(features) < 2:
+        raise BigrError("--nearest: give two pictures or more")
+    rows = torch.from_numpy(features)
+    similarity, place = (found.numpy() for found in model.nearest(rows, rows, count + 1, layer))
+    others = place != np.arange(len(rows))[:, None]
+    others[others.all(axis=1), -1] = False  # so many are the same picture that it is not among its own nearest
+    return {
+        name: found[others].reshape(len(rows), -1) for name, found in (("nearest", place), ("similarity", similarity))
+    }
 
 
 def _paint_marked(command: str, images: Sequence[Path], label: str | None, how: Masked) -> None:

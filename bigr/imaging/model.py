@@ -5,7 +5,7 @@ outpainting and editing return the picture that they were given, at its size, ch
 works on square windows of it (bigr/imaging/windows.py), and what it paints is blended in (bigr/imaging/blend.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from bigr.data.images import MAX_PIXELS, center_crop
@@ -23,6 +24,8 @@ from bigr.imaging.drawing import Easel, How, Label, Options, Watch
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.resolution import consistent_with
 from bigr.imaging.windows import Window, scaled_mask, windows
+from bigr.interop.standardisation import FeatureStatistics
+from bigr.sampling.decode import batched
 from bigr.sampling.editing import (
     enrich_codes,
     enrich_iterations,
@@ -39,6 +42,12 @@ INTERPOLATION_STEPS = 9
 
 MAX_SIDE = 30_000
 """Pixels along one side of a picture with margins; longer ones are refused."""
+
+_SEEN_TOGETHER = 16
+"""Pictures whose features are taken in one batch; a large picture's activations fill much memory."""
+
+_COMPARED_TOGETHER = 1 << 25
+"""Similarities that are computed at a time."""
 
 MAX_WINDOWS = 256
 """Squares that one picture is painted in; a longer mask on a narrower picture is refused."""
@@ -62,6 +71,8 @@ class Editing:
 class ImageModel:
     """Tokenizer, generator, the settings of the sampler, and the names of the classes. `bigr.load` makes one.
 
+    `statistics`: of the training split's features, where the stage `evaluation` has measured this model, else None.
+
     Pictures may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
     with what is to be painted bright or opaque. A class is a number, a name, or None for none. The other keyword
     arguments are those of `bigr.imaging.drawing.Options`. Whatever a caller can put right raises `BigrError`, one line.
@@ -75,9 +86,11 @@ class ImageModel:
         classes: Sequence[str],
         *,
         knows_labels: bool = True,
+        statistics: FeatureStatistics | None = None,
     ) -> None:
         self._easel, self.sampling, self.editing = easel, sampling, editing
         self.classes, self.knows_labels = tuple(classes), knows_labels
+        self.statistics = statistics
 
     @property
     def size(self) -> int:
@@ -88,6 +101,12 @@ class ImageModel:
     def num_layers(self) -> int:
         """How many layers `features` can be taken of."""
         return int(self._easel.network.config.layers)
+
+    @property
+    def feature_layer(self) -> int:
+        """The layer of features by default: the linear probe's best, where it is not known the middle one."""
+        best = None if self.statistics is None else self.statistics.best_layer
+        return (self.num_layers + 1) // 2 if best is None else best
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """The least and the most of `iterations`, and of `diffusion_steps` where the model takes any."""
@@ -249,22 +268,59 @@ class ImageModel:
         codes = easel.encode([center_crop(read_picture(image), self.size)])
         return Image.fromarray(drawing.decoded(easel.tokenizer, codes)[0].numpy())
 
-    @torch.no_grad()
     def features(self, images: Picture | Sequence[Picture], layer: int | None = None) -> Tensor:
         """What the model sees in pictures: float32 [n, D] on the CPU, tokens averaged (METHOD section 5).
 
-        images: their centre squares; layer: 1 to `num_layers`, the middle one where it is not given.
+        images: their centre squares; layer: 1 to `num_layers`, else `feature_layer`. Pictures are encoded in batches:
+        those beside a picture move its features by rounding alone, less than 1e-5 of their deviation, unless a bit of
+        its code is that close to being the other one.
         """
-        layer = (self.num_layers + 1) // 2 if layer is None else layer
-        if not (isinstance(layer, int) and 1 <= layer <= self.num_layers):
-            raise BigrError(f"layer: {layer} cannot be; allowed: 1 to {self.num_layers}")
-        rows = []
-        for one in several(images):
-            codes = self._easel.encode([center_crop(read_picture(one), self.size)])
-            rows.append(self._easel.network.features(codes)[layer - 1].float().mean(1).cpu())
-        if not rows:
+        number = self._layer(layer)
+        return torch.cat([rows[:, number - 1].clone() for rows in self._averages(images)])
+
+    def layer_features(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """`features` of every layer in one go: float32 [n, L, D] on the CPU."""
+        return torch.cat(list(self._averages(images)))
+
+    def nearest(self, asked: Tensor, known: Tensor, count: int, layer: int | None = None) -> tuple[Tensor, Tensor]:
+        """For each of the features [q, D] the `count` most alike of [n, D]: similarities float32, places int64, [q, k].
+
+        Both are `features` of the same layer. All features share a large mean, so they are compared by the cosine of
+        what is left without it, each number divided by its deviation: those of `statistics`, or of `known` where there
+        are none.
+        """
+        number = self._layer(layer)
+        own = FeatureStatistics.of(known.unsqueeze(1)) if self.statistics is None else self.statistics.layer(number)
+        if not len(known) or known.shape[1:] != asked.shape[1:] or own.mean.shape[1:] != known.shape[1:]:
+            raise BigrError(
+                f"features: {list(asked.shape)} and {list(known.shape)} cannot be compared; both must be [n, D] with D "
+                f"= {own.mean.shape[1]}"
+            )
+        units = F.normalize(own.standardised(known.unsqueeze(1))[:, 0], dim=1)
+        parts = []
+        for some in asked.split(max(1, _COMPARED_TOGETHER // len(known))):
+            cosines = F.normalize(own.standardised(some.unsqueeze(1))[:, 0], dim=1) @ units.T
+            parts.append(cosines.topk(min(count, len(known)), dim=1))
+        return torch.cat([values for values, _ in parts]), torch.cat([places for _, places in parts])
+
+    @torch.no_grad()
+    def _averages(self, images: Picture | Sequence[Picture]) -> Iterator[Tensor]:
+        """Every layer's token average of each batch of pictures, float32 [b, L, D] on the CPU."""
+        given = several(images)
+        if not given:
             raise BigrError("images: none are given")
-        return torch.cat(rows)
+        for places in batched(len(given), _SEEN_TOGETHER):
+            pictures = [center_crop(read_picture(given[place]), self.size) for place in places]
+            codes = self._easel.tokenizer.codes(self._easel.pixels(pictures))
+            streams = self._easel.network.features(codes)
+            yield torch.stack([stream.float().mean(1) for stream in streams], dim=1).cpu()
+
+    def _layer(self, layer: int | None) -> int:
+        """The layer given, or the default. Raises `BigrError` for one that there is not."""
+        number = self.feature_layer if layer is None else layer
+        if not (isinstance(number, int) and 1 <= number <= self.num_layers):
+            raise BigrError(f"layer: {number} cannot be; allowed: 1 to {self.num_layers}")
+        return number
 
     @property
     def _tokens(self) -> int:

@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from bigr.errors import BigrError
 from bigr.files import atomic_folder, write_json, write_tensors
@@ -38,6 +37,12 @@ class FeatureStatistics:
     deviation: Tensor
     best_layer: int | None = None
 
+    @classmethod
+    def of(cls, features: Tensor) -> "FeatureStatistics":
+        """Those of features [n, L, D] that are at hand; one image has no deviation."""
+        exact = features.double()
+        return cls(exact.mean(0).float(), exact.std(0, correction=0).float())
+
     def standardised(self, features: Tensor) -> Tensor:
         """Features [..., L, D], on any device, of zero mean and unit deviation over those images."""
         scale = self._scale.to(features.device)
@@ -52,18 +57,6 @@ class FeatureStatistics:
         least = self.deviation.square().mean(-1, keepdim=True).sqrt() * _SMALLEST
         floored = torch.maximum(self.deviation, least)
         return torch.where(floored > 0, floored, 1.0)
-
-
-def statistics_of(features: Tensor) -> FeatureStatistics:
-    """Of features [n, L, D] at hand, where a training split's are not known; one image has no deviation."""
-    exact = features.double()
-    return FeatureStatistics(exact.mean(0).float(), exact.std(0, correction=0).float())
-
-
-def cosine_similarities(asked: Tensor, known: Tensor, statistics: FeatureStatistics) -> Tensor:
-    """Features [q, D] and [n, D] of the one layer of `statistics` → cosines of their standardised forms, [q, n]."""
-    a, b = (F.normalize(statistics.standardised(some.unsqueeze(1)).squeeze(1), dim=-1) for some in (asked, known))
-    return a @ b.T
 
 
 def save_statistics(folder: Path, statistics: FeatureStatistics, model: Path) -> None:

@@ -1,8 +1,8 @@
 """One version of the model as MLflow keeps it: a folder with weights, code, signature and example, and no pickle.
 
 `MLmodel` names the signature and the sampling settings; `artifacts/tokenizer` and `artifacts/bigr` are the project's
-model folders (config.json, model.safetensors); `served.py` is the code that serves them; `samples.png` shows what the
-model draws.
+model folders (config.json, model.safetensors), `artifacts/features` is what makes their features comparable, where that
+was measured; `served.py` is the code that serves them; `samples.png` shows what the model draws.
 """
 
 import shutil
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CODE = Path(__file__).with_name("served.py")
 MODELS = ("tokenizer", "bigr")
+BESIDE = ("features",)
+"""What is kept with the models where the project has it; a version is the same version without it."""
 REQUIREMENTS = ("torch", "numpy", "pillow", "safetensors", "tqdm", "mlflow")
 """What serving imports, besides the package `bigr` itself."""
 
@@ -37,7 +39,8 @@ def write(
     from mlflow.pyfunc import save_model
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
-    samples = settings.samples
+    samples, models = settings.samples, root / "models"
+    kept = [*MODELS, *(name for name in BESIDE if (models / name).is_dir())]
     params = [
         ParamSpec("seed", DataType.long, settings.seed),
         ParamSpec("iterations", DataType.long, samples.iterations),
@@ -48,7 +51,7 @@ def write(
     save_model(
         folder,
         python_model=CODE,
-        artifacts={name: str(root / "models" / name) for name in MODELS},
+        artifacts={name: str(models / name) for name in kept},
         model_config=served_config(settings, classes),
         signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), ParamSchema(params)),
         input_example=np.arange(min(2, len(classes)), dtype=np.int64),
