@@ -191,6 +191,13 @@ def test_what_is_not_served_with_makes_no_other_version(candidate: Candidate, ch
     assert replace(candidate, settings=settings(**changes)).identity == candidate.identity
 
 
+def test_what_was_measured_of_a_models_features_makes_no_other_version(
+    registry: Registry, version: Version, candidate: Candidate
+) -> None:
+    measured = replace(candidate, hashes={**HASHES, "models/features": "9.dir"})
+    assert registry.find(measured) == version
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -201,13 +208,6 @@ def test_what_is_not_served_with_makes_no_other_version(candidate: Candidate, ch
     ],
     ids=["images", "code", "reference", "count"],
 )
-def test_what_was_measured_of_a_models_features_makes_no_other_version(
-    registry: Registry, version: Version, candidate: Candidate
-) -> None:
-    measured = replace(candidate, hashes={**HASHES, "models/features": "9.dir"})
-    assert registry.find(measured) == version
-
-
 def test_figures_of_another_instrument_are_not_those_of_this_one(
     registry: Registry, version: Version, candidate: Candidate, changes: dict[str, Any]
 ) -> None:

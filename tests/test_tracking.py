@@ -73,7 +73,7 @@ def test_a_stage_is_a_run_with_settings_curves_figures_pictures_and_hashes(
     assert (run.info.run_name, run.info.status) == ("transcoder", "FINISHED")
     assert run.data.params["transcoder.steps"] == str(SETTINGS.transcoder.steps)
     assert run.data.params["seed"] == "0"
-    assert run.data.params["run.precision"] == "auto"
+    assert run.data.params["run.precision"] == "float32"
     assert not [key for key in run.data.params if key.startswith("generator.")]
     curve = Store(project).client.get_metric_history(run.info.run_id, "loss")
     points = [(point.step, point.value) for point in sorted(curve, key=lambda point: point.timestamp)]
