@@ -31,7 +31,7 @@ METRICS: dict[str, dict[str, float]] = {
     "probe": {"best_layer": 6, "best_top1": 0.9139, "best_top5": 0.99, "top1_layer_06": 0.9139},
     "knn": {"best_layer": 5, "best_top1": 0.85, "best_top5": 0.98, "top1_layer_05": 0.85},
     "zero_shot": {
-        "images": 200,
+        "images": 200.0,
         "inpaint_psnr": 16.15,
         "mean_fill_psnr": 15.28,
         "inpaint_label_agreement": 0.99,
@@ -120,6 +120,13 @@ def test_the_table_fits_80_columns_whatever_was_measured_and_wanted(project: Pat
         lines = table(project, *words)
         assert len(lines) > 20
         assert [line for line in lines if len(line) > 80] == []
+
+
+def test_numbers_of_images_are_whole_numbers(project: Path) -> None:
+    write(project, METRICS | {"samples": METRICS["samples"] | {"images": 50_000.0}})
+    lines = table(project, "--all")
+    assert row(lines, "samples", "images").split() == ["images", "50,000"]
+    assert any(line.startswith("zero_shot ") and " 200 held-out images" in line for line in lines)
 
 
 def test_what_was_not_measured_is_said_so_and_nothing_fails(project: Path) -> None:

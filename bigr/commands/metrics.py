@@ -192,7 +192,7 @@ def _title(part: str, found: Mapping[str, Any]) -> str:
     values = found.get(part)
     if not isinstance(values, Mapping):
         return "not measured"
-    known = {name: f"{value:,}" if isinstance(value, int | float) else str(value) for name, value in values.items()}
+    known = {name: _number(value, "") for name, value in values.items() if isinstance(value, int | float)}
     try:
         return _TITLES.get(part, "").format_map(known)
     except KeyError:  # a part of which a metric is missing
@@ -212,7 +212,7 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
 def _number(value: float, unit: str) -> str:
     if unit:
         return f"{value * (100 if unit == '%' else 1):.2f} {unit}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def register(app: typer.Typer) -> None:
