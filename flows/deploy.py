@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -25,7 +26,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 from prefect.states import Crashed
 
 from bigr import config
@@ -46,29 +47,37 @@ def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
     """
     if not get_current_settings().api.url:
         raise BigrError("There is no Prefect server: start one with `make services`, or set PREFECT_API_URL")
+    _wait(patience_s)
     with get_client(sync_client=True) as client:
-        _wait(client, patience_s)
         try:
             client.read_work_pools(limit=1)
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code not in (401, 403):
-                raise
-            raise BigrError(
-                f"Prefect's server on {_address(client)} refuses the password; "
-                "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
-            ) from None
+        except (PrefectHTTPStatusError, ValueError) as error:
+            status = error.response.status_code if isinstance(error, PrefectHTTPStatusError) else None
+            remedy = "PREFECT_API_URL must be the address of an API, as http://127.0.0.1:4200/api"
+            if status in (401, 403):
+                remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
+            answer = f"answers with status {status}" if status else "is not Prefect's"
+            raise BigrError(f"The server on {_address(client)} {answer}; {remedy}") from None
         yield client
 
 
-def _wait(client: SyncPrefectClient, patience_s: float) -> None:
+def _wait(patience_s: float) -> None:
+    """Return once the server answers, be it with a refusal."""
     end, told = time.monotonic() + patience_s, False
-    while client.api_healthcheck() is not None:
-        if time.monotonic() > end:
-            raise BigrError(f"Prefect's server does not answer on {_address(client)}; start it with `make services`")
-        if not told:
-            _say(f"Waiting for Prefect's server on {_address(client)}")
-            told = True
-        time.sleep(0.5)
+    brief: dict[str, Any] = {"timeout": 5}  # a server that is starting may keep a request waiting for ever
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings=brief, sync_client=True) as client,
+    ):
+        while (error := client.api_healthcheck()) and not isinstance(error, PrefectHTTPStatusError):
+            if time.monotonic() > end:
+                raise BigrError(
+                    f"Prefect's server does not answer on {_address(client)}; start it with `make services`"
+                )
+            if not told:
+                _say(f"Waiting for Prefect's server on {_address(client)}")
+                told = True
+            time.sleep(0.5)
 
 
 def _address(client: SyncPrefectClient) -> str:

@@ -13,7 +13,7 @@ SLUG = "nightly"
 
 def nightly(active: bool) -> None:
     """Raises `BigrError` where no server answers, or where it does not know the schedule."""
-    with connected(patience_s=0) as client:
+    with connected(patience_s=10) as client:
         known = {key: active for key in switched(client) if key[1] == SLUG}
         if not known:
             raise BigrError(f"The server has no schedule {SLUG}: start `make services`, which registers it")
