@@ -310,8 +310,14 @@ class Promotion(_Section):
         return self
 
 
+class Serving(_Section):
+    """What a version of the registry answers. No stage reads it."""
+
+    max_images: Positive
+
+
 class Settings(_Section):
-    """All of params.yaml: a section per stage, `seed`, `run`, `editing` and `promotion`."""
+    """All of params.yaml: a section per stage, `seed`, `run`, `editing`, `promotion` and `serving`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Run
@@ -325,6 +331,7 @@ class Settings(_Section):
     editing: Editing
     evaluation: Evaluation
     promotion: Promotion
+    serving: Serving
 
     @property
     def grid(self) -> int:
