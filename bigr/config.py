@@ -326,8 +326,14 @@ class Promotion(_Section):
         return self
 
 
+class Serving(_Section):
+    """What a version of the registry answers. No stage reads it."""
+
+    max_images: Positive
+
+
 class Settings(_Section):
-    """All of params.yaml: a section per stage, `seed`, `run`, `editing`, `targets` and `promotion`."""
+    """All of params.yaml: a section per stage, `seed`, `run`, `editing`, `targets`, `promotion` and `serving`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Run
@@ -342,6 +348,7 @@ class Settings(_Section):
     evaluation: Evaluation
     targets: dict[Word, dict[Word, Finite]]
     promotion: Promotion
+    serving: Serving
 
     @property
     def grid(self) -> int:

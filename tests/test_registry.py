@@ -48,7 +48,8 @@ HASHES = {
 
 def settings(**changes: Any) -> Any:
     own = {"count": COUNT, "batch_size": 4, "iterations": 4, "diffusion_steps": 4, "guidance_scale": 2.0}
-    return worlds.settings(**{f"samples__{name}": value for name, value in own.items()} | changes)
+    sampler = {f"samples__{name}": value for name, value in own.items()}
+    return worlds.settings(**sampler | {"serving__max_images": 10} | changes)
 
 
 def make_project(root: Path) -> Candidate:
@@ -117,7 +118,7 @@ def test_a_version_is_weights_code_signature_and_example_and_no_pickle(package: 
 
     signature = Model.load(str(package)).signature
     (labels,) = signature.inputs.to_dict()
-    assert labels["tensor-spec"] == {"dtype": "int64", "shape": (-1,)}
+    assert labels["name"] == "labels" and labels["tensor-spec"]["shape"] == (-1,)
     params = {param["name"]: param["default"] for param in signature.params.to_dict()}
     assert params == {"seed": 0, "iterations": 4, "diffusion_steps": 4, "guidance_scale": 2.0}
 
@@ -165,6 +166,7 @@ def test_the_same_model_is_registered_once_and_another_sampler_is_another_versio
         {"editing__feather": 2.0},
         {"samples__temperature": 0.5},
         {"samples__batch_size": 2},
+        {"serving__max_images": 9},
         {"seed": 1},
         {"run__precision": "bfloat16"},
         {"generator__use_labels": False, "samples__guidance_scale": 1.0},
@@ -270,21 +272,33 @@ def test_parameters_change_the_images(served: Any) -> None:
 @pytest.mark.parametrize(
     ("labels", "params", "message"),
     [
-        ([0, 3], {}, "labels: 3 cannot be; allowed: 0 to 2, the model's classes"),
-        ([-1], {}, "labels: -1 cannot be; allowed: 0 to 2"),
-        ([0], {"seed": -1}, "seed: -1 cannot be; allowed: 0 or more"),
+        ([0, 3], {}, "labels must be whole numbers from 0 to 2, the model's classes, got 3"),
+        ([-1], {}, "labels must be .* from 0 to 2, .* got -1"),
+        ([10**30], {}, "labels must be .* from 0 to 2, .* got 1000"),
+        ([3.5], {}, "labels must be .* got 3.5"),
+        ([1.0], {}, "labels must be .* got 1.0"),
+        ([True], {}, "labels must be .* got True"),
+        (["three"], {}, "labels must be .* got 'three'"),
+        (["1"], {}, "labels must be .* got '1'"),
+        ([None], {}, "labels must be .* got None"),
+        ([[0, 1]], {}, "labels must be a flat list of 1 to 10 numbers"),
+        ([], {}, "labels must be a flat list of 1 to 10 numbers"),
+        ([0] * 11, {}, "labels must be a flat list of 1 to 10 numbers, got 11"),
+        ([0], {"seed": -1}, "seed: -1 cannot be; allowed: 0 to 9"),
+        ([0], {"seed": 10**30}, "seed: 1000"),
+        ([0], {"guidance_scale": float("nan")}, "guidance_scale: nan cannot be"),
         ([0], {"iterations": 17}, "iterations: 17 cannot be; allowed: 1 to 16"),
         ([0], {"diffusion_steps": 1}, "diffusion_steps: 1 cannot be; allowed: 2 to 16"),
         ([0], {"guidance_scale": -0.5}, "guidance_scale: -0.5 cannot be; allowed: 0 or more"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(
-    served: Any, labels: list[int], params: dict[str, Any], message: str
+    served: Any, labels: list[Any], params: dict[str, Any], message: str
 ) -> None:
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match=message) as refused:
-        served.predict(np.array(labels), params=params)
+        served.predict(np.array(labels, dtype=object), params=params)
     assert refused.value.get_http_status_code() == 400
 
 
@@ -344,12 +358,26 @@ def test_the_champion_answers_labels_with_the_images_of_the_pipeline_and_wrong_o
     status, answer = ask(server, {"inputs": labels.tolist(), "params": {"seed": 0}})
     assert (status, list(answer)) == (200, ["predictions"])
     assert np.array_equal(decoded(answer["predictions"]), images)
-    status, answer = ask(server, {"inputs": [0, 7]})
-    assert status == 400
-    assert "labels: 7 cannot be; allowed: 0 to 2, the model's classes" in answer["message"]
-    for wrong in ({"inputs": ["three"]}, {"inputs": [0], "params": {"seed": "x"}}, {"inputs": [[0, 1]]}, {}):
-        status, answer = ask(server, wrong)
-        assert status == 400 and answer["message"], wrong
+    for labels, shown in (
+        ([0, 7], "7"),
+        ([3.5], "3.5"),
+        ([True], "True"),
+        (["three"], "'three'"),
+        ([10**30], "1000"),
+    ):
+        status, answer = ask(server, {"inputs": labels})
+        assert status == 400, labels
+        assert answer["message"].startswith("labels must be whole numbers from 0 to 2"), answer
+        assert f"got {shown}" in answer["message"] and "\n" not in answer["message"]
+    for several in ([], [[0, 1]], [0] * 11, 1):
+        status, answer = ask(server, {"inputs": several})
+        assert status == 400, several
+        assert answer["message"].startswith("labels must be a flat list of 1 to 10 numbers"), answer
+    for params in ({"seed": "x"}, {"seed": -1}, {"iterations": 17}, {"iterations": 2.5}, {"guidance_scale": -1.0}):
+        status, answer = ask(server, {"inputs": [0], "params": params})
+        assert status == 400 and next(iter(params)) in answer["message"], params
+    status, answer = ask(server, {})
+    assert status == 400 and answer["message"]
 
 
 def test_bigr_load_takes_the_champion_and_draws_what_the_pipeline_drew(

@@ -47,7 +47,9 @@ def write(
         ParamSpec("diffusion_steps", DataType.long, samples.diffusion_steps),
         ParamSpec("guidance_scale", DataType.double, samples.guidance_scale),
     ]
-    labels = Schema([TensorSpec(np.dtype("int64"), (-1,))])
+    # Of any type: MLflow's server would make int64 of whatever it can, 3 of 3.5 and 1 of true. served.py looks at them.
+    # Named: without a name an empty list does not reach served.py.
+    labels = Schema([TensorSpec(np.dtype("object"), (-1,), "labels")])
     save_model(
         folder,
         python_model=CODE,
@@ -71,6 +73,7 @@ def served_config(settings: "Settings", classes: "Sequence[str]") -> dict[str, A
         "seed": settings.seed,
         "precision": settings.run.precision,
         "batch_size": settings.samples.batch_size,
+        "max_images": settings.serving.max_images,
         "use_labels": settings.generator.use_labels,
         "classes": list(classes),
     }

@@ -1,12 +1,13 @@
 """What MLflow serves: labels in, images out. Kept beside the weights of each version (models-from-code, no pickle).
 
-MLflow runs this file when it loads a version; the package `bigr` must be installed there. The input is class numbers,
-int64 [n]; the output n PNG files, each as a string in base64. Image i of a request is drawn as image i of the stage
+MLflow runs this file when it loads a version; the package `bigr` must be installed there. The input is class numbers
+[n]; the output n PNG files, each as a string in base64. Image i of a request is drawn as image i of the stage
 `samples` is: for the same label, seed and settings it is the same image.
 """
 
 import base64
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 from torch import Tensor
@@ -29,8 +31,23 @@ from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.seeds import derive_seed
 from bigr.training.device import autocast, resolve_device
 
-ADJUSTABLE = ("iterations", "diffusion_steps", "guidance_scale")
-"""Settings of the sampler that a request may set."""
+ADJUSTABLE = ("seed", "iterations", "diffusion_steps", "guidance_scale")
+"""What a request may set of the seed and the sampler."""
+
+
+_LONGEST_SHOWN = 40  # of a wrong label: it may be anything
+
+
+class Refusal(MlflowException):
+    """A request that cannot be answered: status 400 and one sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
+        self.sentence = sentence
+
+    def serialize_as_json(self, **_: object) -> str:
+        """The body of the answer. MLflow's own would have the whole request before the sentence."""
+        return json.dumps({"error_code": self.error_code, "message": self.sentence})
 
 
 class Served(PythonModel):
@@ -46,16 +63,16 @@ class Served(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """PNG images in base64 for class numbers [n]. params: as in the signature; what is left out is as measured.
+        """PNG images in base64 for class numbers [n], n from 1 to the setting `serving.max_images` of the version.
 
-        Raises `MlflowException`, which the server answers as 400, for a label or a parameter that cannot be.
+        params: as in the signature; what is left out is as measured. Raises `Refusal`, which the server answers as
+        400, for labels or a parameter that cannot be.
         """
-        given = params or {}
-        labels = self._labels(torch.from_numpy(np.asarray(model_input, dtype=np.int64)))
+        # It is a mapping of one array, as the signature's input has a name; of another type hint MLflow complains.
+        labels = self._labels(model_input["labels"])
+        given = {name: value for name, value in (params or {}).items() if value is not None}
         sampling = self._sampling(given)
         seed = int(given.get("seed", self.config["seed"]))
-        if seed < 0:
-            raise _refusal("seed", seed, "0 or more")
         seeds = [derive_seed(seed, "samples", index) for index in range(len(labels))]
         images: list[str] = []
         for places in batched(len(labels), int(self.config["batch_size"])):
@@ -65,24 +82,33 @@ class Served(PythonModel):
             images += [_png(image) for image in decoded(self.tokenizer, codes)]
         return images
 
-    def _labels(self, labels: Tensor) -> Tensor:
-        classes = self.model.config.num_classes
-        if wrong := [label for label in labels.tolist() if not 0 <= label < classes]:
-            raise _refusal("labels", wrong[0], f"0 to {classes - 1}, the model's classes")
+    def _labels(self, asked: np.ndarray) -> Tensor:
+        """What the model is given for the labels of a request, int64 [n]."""
+        classes, most = self.model.config.num_classes, int(self.config["max_images"])
+        if asked.ndim != 1 or not 1 <= len(asked) <= most:
+            got = f", got {len(asked)}" if asked.ndim == 1 else ""
+            raise Refusal(f"labels must be a flat list of 1 to {most} numbers{got}")
+        for label in asked.tolist():
+            if type(label) is not int or not 0 <= label < classes:  # true is 1 to Python
+                raise Refusal(
+                    f"labels must be whole numbers from 0 to {classes - 1}, the model's classes, got {_shown(label)}"
+                )
+        labels = torch.tensor(asked.tolist(), dtype=torch.int64)
         # A model trained without labels knows the unconditional row alone.
         return labels if self.config["use_labels"] else torch.full_like(labels, classes)
 
     def _sampling(self, given: Mapping[str, Any]) -> Sampling:
-        kinds = {"iterations": int, "diffusion_steps": int, "guidance_scale": float}
+        kinds = {"seed": int, "iterations": int, "diffusion_steps": int, "guidance_scale": float}
         how = How(**{name: kinds[name](given[name]) for name in ADJUSTABLE if name in given})
         try:
             return how.applied(Sampling(**self.config["samples"]), limits(self.model))
         except BigrError as error:
-            raise MlflowException.invalid_parameter_value(str(error)) from None
+            raise Refusal(str(error)) from None
 
 
-def _refusal(name: str, value: object, allowed: str) -> MlflowException:
-    return MlflowException.invalid_parameter_value(f"{name}: {value} cannot be; allowed: {allowed}")
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def _png(image: Tensor) -> str:
