@@ -157,6 +157,13 @@ def test_the_same_model_is_registered_once_and_another_sampler_is_another_versio
     assert registry.register(other, run_id).number == version.number + 2
 
 
+def test_what_was_measured_of_a_models_features_makes_no_other_version(
+    registry: Registry, version: Version, candidate: Candidate
+) -> None:
+    measured = replace(candidate, hashes={**HASHES, "models/features": "9.dir"})
+    assert registry.find(measured) == version
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -167,13 +174,6 @@ def test_the_same_model_is_registered_once_and_another_sampler_is_another_versio
     ],
     ids=["images", "code", "reference", "count"],
 )
-def test_what_was_measured_of_a_models_features_makes_no_other_version(
-    registry: Registry, version: Version, candidate: Candidate
-) -> None:
-    measured = replace(candidate, hashes={**HASHES, "models/features": "9.dir"})
-    assert registry.find(measured) == version
-
-
 def test_figures_of_another_instrument_are_not_those_of_this_one(
     registry: Registry, version: Version, candidate: Candidate, changes: dict[str, Any]
 ) -> None:
