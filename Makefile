@@ -12,7 +12,7 @@ MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
 # Of `make serve`.
 SERVE_PORT ?= 5001
-REMOTE_MLFLOW := $(filter http%,$(MLFLOW_TRACKING_URI))
+SWITCH ?= on
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -21,14 +21,12 @@ unexport PYTHONHOME PYTHONPATH
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_PORT PREFECT_PORT
-export PREFECT_HOME := $(CURDIR)/.prefect
-export PREFECT_API_URL := http://127.0.0.1:$(PREFECT_PORT)/api
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline ablations test lint ui services serve deps clean
+.PHONY: help install pipeline ablations test test-gpu lint ui services nightly serve deps clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## create .venv and install the pinned dependencies
 
@@ -43,12 +41,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@rm $(HALF)
 	@touch $@
 
-pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the figures
+pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the metrics
 	bigr check
 	dvc repro
-	@echo && dvc metrics show
-	@echo && echo "samples        outputs/samples.png" && echo "all figures    outputs/metrics.json" \
-		&& echo "curves, plots  dvc plots show --open" && echo "every run      make ui"
+	@echo && bigr metrics
 
 ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study
@@ -57,20 +53,24 @@ ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+test-gpu: $(STAMP) ## run the tests that need a GPU, and print what they measured
+	@python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo "There is no GPU: torch sees no CUDA device here, and none of these tests can run" >&2; exit 1; }
+	python -m pytest -m gpu -rs tests/test_gpu.py
+
 lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
 
 ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLFLOW_PORT)
-	@echo "The runs are on $(or $(REMOTE_MLFLOW),http://127.0.0.1:$(MLFLOW_PORT)/#/experiments/1/runs?workflowType=machine_learning)"
-	$(if $(REMOTE_MLFLOW),,honcho start mlflow)
+	@python -m flows.services mlflow
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
-	@if (exec 3<>/dev/tcp/127.0.0.1/$(PREFECT_PORT)) 2>/dev/null; then \
-		echo "Port $(PREFECT_PORT) is taken: the services run already, or name others: make services PREFECT_PORT=… MLFLOW_PORT=…" >&2; \
-		exit 1; fi
-	honcho start prefect worker $(if $(REMOTE_MLFLOW),,mlflow)
+	@python -m flows.services
+
+nightly: $(STAMP) ## have the services retrain every night; make nightly SWITCH=off, no longer
+	@python -m flows.nightly $(SWITCH)
 
 serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on loopback port 5001 (SERVE_PORT)
 	@bigr lineage models:/bigr@champion >/dev/null # or says in one line that there is none
@@ -79,6 +79,8 @@ serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on 
 deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
 	python -m bigr.closure --write
 
-# MLflow's records stay with dvc.lock and DVC's cache: every output that these name has its run.
-clean: ## remove what the pipeline and the services made; .venv, DVC's cache and MLflow's records stay
-	rm -rf data models outputs checkpoints .prefect dvc_plots
+# MLflow's records stay with dvc.lock and DVC's cache: every output that these name has its run. So do the passwords.
+clean: ## remove what the pipeline and the services made; .venv, DVC's cache, MLflow's records, .credentials stay
+	@pid=$$(cat .prefect/services.pid 2>/dev/null) && ps -o args= -p "$$pid" | grep -q honcho && { \
+		echo "The services run: stop them first, with Ctrl-C where \`make services\` was started" >&2; exit 1; } || true
+	rm -rf data models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots

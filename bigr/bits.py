@@ -1,4 +1,4 @@
-"""How well bits are used, from how often each is on. The one definition of entropy and of a dead bit.
+"""How sure a bit is, and how well bits are used. The one definition of binary entropy and of a dead bit.
 
 Source: METHOD section 1; a code with every bit on in half of all tokens says most.
 """
@@ -12,10 +12,15 @@ DEAD = 0.01
 """A bit that is on, or off, in less than this share of all tokens is dead."""
 
 
-def entropy(frequency: Tensor) -> Tensor:
-    """The entropy of bits that are on with these frequencies in [0, 1], [K] → [K], in bits: 1 is best."""
-    rest = 1 - frequency
-    return -(torch.xlogy(frequency, frequency) + torch.xlogy(rest, rest)) / math.log(2)
+def entropy(probability: Tensor) -> Tensor:
+    """The entropy of each of these bits, in bits (0 to 1), of the shape of `probability`, which is in [0, 1].
+
+    Exactly 0 for a bit that is certain, where the gradient is finite too. Float32, also under autocast and of narrower
+    inputs; float64 stays float64. No operation that autocast refuses, as CUDA's does `F.binary_cross_entropy`.
+    """
+    p = probability.to(torch.promote_types(probability.dtype, torch.float32))
+    on, off = (torch.xlogy(q, q.clamp(min=torch.finfo(q.dtype).tiny)) for q in (p, 1 - p))
+    return -(on + off) / math.log(2)
 
 
 def dead(frequency: Tensor) -> int:

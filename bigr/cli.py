@@ -15,8 +15,9 @@ import typer
 
 import bigr
 from bigr.commands import app as app_command
-from bigr.commands import evaluate, images, lineage, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, metrics, plan, probe, promote, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.masking import MaskingFormatter, masked
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -58,7 +59,7 @@ STAGE_HELP = {
     "evaluation": (
         "Measures samples (Fréchet distance, KID, precision, recall, label agreement), reconstructions, "
         "code usage, every layer's features (linear probe, k-NN, t-SNE), and inpainting, editing, interpolation "
-        "and enrichment of held-out images. Writes outputs/metrics.json and outputs/plots/."
+        "and enrichment of held-out images. Writes outputs/metrics.json (`bigr metrics` shows it) and outputs/plots/."
     ),
 }
 """What each stage does, in the order in which they run."""
@@ -121,6 +122,7 @@ def check(params: Params = Path("params.yaml")) -> None:
 weights.register(app)
 plan.register(app)
 evaluate.register(app)
+metrics.register(app)
 lineage.register(app)
 promote.register(app)
 probe.register(app)
@@ -138,7 +140,7 @@ def main() -> NoReturn:
         from bigr.runner import hand_up
 
         if not hand_up(error):
-            typer.echo(str(error), err=True)
+            typer.echo(masked(str(error)), err=True)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
 
@@ -153,6 +155,8 @@ def _use_code_at_hand() -> None:
 
 
 def _set_up_logging() -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("bigr").setLevel(logging.INFO if first else logging.WARNING)

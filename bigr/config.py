@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bigr.errors import BigrError
-from bigr.explain import Misfit, explain, show, some
+from bigr.explain import Misfit, explain_all, show, some
 from bigr.figures import FIGURES
 
 STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
@@ -27,9 +27,11 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
+Word = Annotated[str, StringConstraints(pattern=r"^\w+$")]
 Precision = Literal["auto", "float32", "bfloat16"]
 Target = Literal["flip", "x0", "direct"]
 
@@ -50,6 +52,17 @@ class Run(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+
+    @property
+    def one_gpu(self) -> bool:
+        """Whether `device` names one GPU by its number: every process of a machine would share it."""
+        return ":" in self.device
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> "Run":
+        if self.one_gpu and self.processes > 1:
+            raise Misfit("device", f"cuda, auto or cpu where run.processes = {self.processes}: each takes its own GPU")
+        return self
 
 
 class Training(_Section):
@@ -93,6 +106,7 @@ class Shards(_Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     images_per_shard: Positive
     max_bad_fraction: Fraction
+    max_pixels: Positive
 
     @property
     def embedded(self) -> bool:
@@ -160,7 +174,7 @@ class Codes(_Section):
     """Every image as packed bits."""
 
     views: Annotated[list[Literal["identity", "flip"]], Field(min_length=1)]
-    drawn: bool
+    draws: Count
     batch_size: Positive
 
     @model_validator(mode="after")
@@ -255,7 +269,8 @@ class Evaluation(_Section):
     extractor: Literal["classifier", "inception-v3-compat"]
     extractor_weights: Name | None
     reference: Literal["train", "val"]
-    max_images: Annotated[int, Field(ge=10)]
+    reference_images: Annotated[int, Field(ge=10)]
+    probe_images: Annotated[int, Field(ge=10)]
     kid_subset_size: Annotated[int, Field(ge=2)]
     kid_subsets: Positive
     precision_recall_neighbours: Positive
@@ -289,7 +304,7 @@ class Comparison(_Section):
     name: Name
     tolerance: Weight
     relative: bool
-    limit: Annotated[float, Field(allow_inf_nan=False)] | None
+    limit: Finite | None
 
     @model_validator(mode="after")
     def _known(self) -> "Comparison":
@@ -312,7 +327,7 @@ class Promotion(_Section):
 
 
 class Settings(_Section):
-    """All of params.yaml: a section per stage, `seed`, `run`, `editing` and `promotion`."""
+    """All of params.yaml: a section per stage, `seed`, `run`, `editing`, `targets` and `promotion`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: Run
@@ -325,6 +340,7 @@ class Settings(_Section):
     samples: Samples
     editing: Editing
     evaluation: Evaluation
+    targets: dict[Word, dict[Word, Finite]]
     promotion: Promotion
 
     @property
@@ -372,6 +388,8 @@ class Settings(_Section):
                 raise Misfit("tokenizer.horizontal_flip", f"false {why}")
             if "flip" in self.codes.views:
                 raise Misfit("codes.views", f"[identity] {why}")
+        if self.codes.draws and self.tokenizer.quantizer == "lfq":
+            raise Misfit("codes.draws", "0 where tokenizer.quantizer is lfq: its bits are signs, nothing is drawn")
         tokens = self.grid**2
         if self.samples.iterations > tokens:
             raise Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")
@@ -393,12 +411,18 @@ class Settings(_Section):
         for name in ("tokenizer", "generator", "transcoder"):
             if (section := getattr(self, name)).trains and section.batch_size % self.run.processes:
                 raise Misfit(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
-        measured = {"samples.count": self.samples.count, "evaluation.max_images": self.evaluation.max_images}
+        measured = {
+            "samples.count": self.samples.count,
+            "evaluation.reference_images": self.evaluation.reference_images,
+        }
         if self.shards.embedded:
             measured["digits.val_count"] = self.digits.val_count
         for key, images in measured.items():
             if images <= (neighbours := self.evaluation.precision_recall_neighbours):
                 raise Misfit(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
+        for name in (f"{part}.{name}" for part, names in self.targets.items() for name in names):
+            if name not in FIGURES:
+                raise Misfit(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
         return self
 
 
@@ -431,5 +455,5 @@ def validate(values: dict[str, Any], name: str = "params.yaml") -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        lines = [f"{name}: {explain(detail, values, Settings)}" for detail in error.errors(include_url=False)]
-        raise BigrError("\n".join(dict.fromkeys(lines))) from None
+        lines = explain_all(error.errors(include_url=False), values, Settings)
+        raise BigrError("\n".join(f"{name}: {line}" for line in lines)) from None

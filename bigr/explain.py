@@ -13,6 +13,13 @@ class Misfit(ValueError):
         self.key, self.allowed = key, allowed
 
 
+def explain_all(details: list[Any], values: dict[str, Any], model: Any) -> list[str]:
+    """A line on each error that pydantic found; a key that is missing since another is misspelt has none of its own."""
+    meant = {_meant(tuple(detail["loc"]), model) for detail in details if detail["type"] == "extra_forbidden"}
+    others = (detail for detail in details if detail["type"] != "missing" or tuple(detail["loc"]) not in meant)
+    return list(dict.fromkeys(explain(detail, values, model) for detail in others))
+
+
 def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
     """One line on an error that pydantic found in `values`, settings of the class `model`."""
     location, kind, context = tuple(detail["loc"]), detail["type"], detail.get("ctx", {})
@@ -23,10 +30,11 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
     if kind == "missing":
         return f"{_key(location)} is missing; add it (docs/settings.md explains every key)"
     if kind == "extra_forbidden":
-        known = _known(model, location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {_key((*location[:-1], close[0]))}?" if close else f"known here: {', '.join(known)}"
+        meant = _meant(location, model)
+        hint = f"did you mean {_key(meant)}?" if meant else f"known here: {', '.join(_known(model, location[:-1]))}"
         return f"{_key(location)} is not a setting; {hint}"
+    if location and location[-1] == "[key]":  # of a mapping whose names the user chooses
+        return f"{_key(location[:-2])} names {show(location[-2])}; allowed: a name of letters, digits and _"
     if location and location[-1] == "device":
         return f"{_key(location)} is {show(detail['input'])}; allowed: auto, cpu, mps, cuda or cuda:N"
     if kind == "model_type":
@@ -35,6 +43,12 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
         )
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{_key(location)} is {show(detail['input'])}; allowed: {message}"
+
+
+def _meant(location: tuple[Any, ...], model: Any) -> tuple[Any, ...] | None:
+    """The key that is most like an unknown one, if any is."""
+    close = difflib.get_close_matches(str(location[-1]), _known(model, location[:-1]), n=1)
+    return (*location[:-1], close[0]) if close else None
 
 
 def _known(model: Any, location: tuple[Any, ...]) -> list[str]:

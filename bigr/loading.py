@@ -127,9 +127,11 @@ def _of_package(folder: Path, params: Path | str | None, device: str) -> ImageMo
 
 def _of_registry(text: str, params: Path | str | None, device: str) -> ImageModel:
     from bigr.tracking.registry import Registry
-    from bigr.tracking.store import Store
+    from bigr.tracking.store import Store, asking
 
-    registry = Registry(Store(Path.cwd()))
-    version = registry.named(text)
+    root = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        return _of_package(registry.fetch(version, Path(folder)), params, device)
+        with asking(root):
+            registry = Registry(Store(root))
+            package = registry.fetch(registry.named(text), Path(folder))
+        return _of_package(package, params, device)

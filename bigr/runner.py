@@ -51,6 +51,8 @@ def run_stage(name: str, root: Path, params: Path) -> None:
     described = pipeline.stages(root, values)
     if name not in described:
         raise BigrError(f"dvc.yaml: has no stage {name}")
+    if "LOCAL_RANK" in os.environ and name in IN_MANY_PROCESSES:
+        _check_joined(settings)
     onwards = config.STAGES[config.STAGES.index(name) :]  # not hours later, for a stage after it
     check_files(root, settings, onwards)
     check_models(root, settings, onwards)
@@ -65,6 +67,16 @@ def run_stage(name: str, root: Path, params: Path) -> None:
         _launch(name, root, params, settings.run.processes)
     else:
         _execute(described[name], root, settings, values)
+
+
+def _check_joined(settings: "Settings") -> None:
+    """Raise `BigrError` where torchrun was told to put several processes on a machine, and the settings one GPU."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    if settings.run.one_gpu and here > 1:
+        raise BigrError(
+            f"run.device is {settings.run.device}, which the {here} processes that torchrun started on this machine "
+            "would share; set run.device to cuda, which gives each process its own GPU"
+        )
 
 
 def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[str, object]) -> None:

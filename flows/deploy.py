@@ -1,65 +1,158 @@
 """Tell Prefect's server about the work pool and the deployments of prefect.yaml: `python -m flows.deploy`.
 
-Waits for the server first, so that it can be started together with it. Runs that were under way when the services last
-stopped are declared crashed: nobody else would, and they would hold the deployment's only place for ever. Harmless when
+Waits for the server first, so that it can be started together with it. Runs that were under way on this machine when
+the services last stopped are declared crashed: nobody else would, and they would hold the deployment's only place for
+ever. What belongs to others on the same server stays as it is, and a schedule stays switched on or off. Harmless when
 repeated.
 """
 
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
 
-import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.states import Crashed
 
+from bigr import config
+from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.tracking.executions import is_dead
 from flows.execution import command
+from flows.whereabouts import LABEL
 
-POOL = "bigr"
+POOL, FLOW = "bigr", "bigr"
 PATIENCE_S = 600
 
 
-def wait_for_server(url: str) -> None:
-    """Return once the API at `url` is healthy. Raises `TimeoutError` after ten minutes."""
-    end = time.monotonic() + PATIENCE_S
-    while time.monotonic() < end:
+@contextmanager
+def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
+    """A client of the server that Prefect's settings name, once that answers.
+
+    Raises `BigrError` where they name none, where it does not answer in time, and where it refuses the password.
+    """
+    if not get_current_settings().api.url:
+        raise BigrError("There is no Prefect server: start one with `make services`, or set PREFECT_API_URL")
+    with get_client(sync_client=True) as client:
+        _wait(client, patience_s)
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise TimeoutError(f"Prefect's server does not answer on {url}; start it with `make services`")
+            client.read_work_pools(limit=1)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code not in (401, 403):
+                raise
+            raise BigrError(
+                f"Prefect's server on {_address(client)} refuses the password; "
+                "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
+            ) from None
+        yield client
 
 
-def bury(client: SyncPrefectClient) -> None:
-    """Declare crashed the flow runs whose process is gone; they can be retried from their page."""
+def _wait(client: SyncPrefectClient, patience_s: float) -> None:
+    end, told = time.monotonic() + patience_s, False
+    while client.api_healthcheck() is not None:
+        if time.monotonic() > end:
+            raise BigrError(f"Prefect's server does not answer on {_address(client)}; start it with `make services`")
+        if not told:
+            _say(f"Waiting for Prefect's server on {_address(client)}")
+            told = True
+        time.sleep(0.5)
+
+
+def _address(client: SyncPrefectClient) -> str:
+    return str(client.api_url.copy_with(userinfo=b""))
+
+
+def deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+    """Those of prefect.yaml that the server knows."""
+    for described in config.read(Path("prefect.yaml"))["deployments"]:
+        try:
+            yield client.read_deployment_by_name(f"{FLOW}/{described['name']}")
+        except ObjectNotFound:
+            continue
+
+
+def bury(client: SyncPrefectClient, known: list[UUID]) -> None:
+    """Declare crashed the runs of the deployments `known` whose process was on this machine, and is gone.
+
+    They can be retried from their page. A run that has not said where its process is (`flows/whereabouts.py`), or that
+    said another machine, is left alone.
+    """
+    if not known:
+        return
     under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
-    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=under_way))):
-        if not _lives(run):
+    of_ours = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=known), state=FlowRunFilterState(type=under_way)
+    )
+    for run in client.read_flow_runs(flow_run_filter=of_ours):
+        if (process := run.labels.get(LABEL)) and is_dead(str(process)):
             client.set_flow_run_state(run.id, Crashed(message="stopped together with the services"), force=True)
 
 
-def _lives(run: FlowRun) -> bool:
+def ensure_pool(client: SyncPrefectClient) -> None:
+    """Create the work pool where it is missing. Raises `BigrError` where another kind of pool has its name."""
     try:
-        return "prefect" in " ".join(psutil.Process(int(run.infrastructure_pid or "")).cmdline())
-    except (ValueError, psutil.Error):
-        return False
+        pool = client.read_work_pool(POOL)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        return
+    if pool.type != "process":
+        raise BigrError(
+            f"The work pool {POOL} on {_address(client)} must be of type process, got {pool.type}; rename it"
+        )
+
+
+def switched(client: SyncPrefectClient) -> dict[tuple[UUID, str], bool]:
+    """Whether each schedule (deployment and slug) is on; one without a slug is left out."""
+    return {
+        (deployment.id, schedule.slug): bool(schedule.active)
+        for deployment in deployments(client)
+        for schedule in deployment.schedules
+        if schedule.slug
+    }
+
+
+def switch(client: SyncPrefectClient, wanted: dict[tuple[UUID, str], bool]) -> None:
+    """Switch schedules on or off; those that `wanted` does not name stay as they are."""
+    for deployment in deployments(client):
+        for schedule in deployment.schedules:
+            active = wanted.get((deployment.id, schedule.slug or ""), schedule.active)
+            if active != schedule.active:
+                client.update_deployment_schedule(deployment.id, schedule.id, active=active)
 
 
 def main() -> int:
-    """Exit status 0 once everything is registered; otherwise that of `prefect deploy`."""
-    url = get_current_settings().api.url
-    wait_for_server(str(url))
-    with get_client(sync_client=True) as client:
-        bury(client)
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
-    return subprocess.call([command("prefect"), "--no-prompt", "deploy", "--all"], stdin=subprocess.DEVNULL)
+    """Exit status 0 once everything is registered, 2 where there is something to put right first; else that of
+    `prefect deploy`."""
+    try:
+        with connected() as client:
+            bury(client, [deployment.id for deployment in deployments(client)])
+            ensure_pool(client)
+            before = switched(client)
+            words = [command("prefect"), "--no-prompt", "deploy", "--all"]
+            status = subprocess.call(words, stdin=subprocess.DEVNULL)
+            switch(client, before)  # prefect.yaml says how a schedule starts out, not how the user has it
+    except BigrError as error:
+        _say(str(error))
+        return EXIT_USER_ERROR
+    return status
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigr.masking import masked
 from bigr.tracking.report import flatten
 from flows.execution import Outcome
 from flows.gate import Decision
@@ -82,10 +83,13 @@ class Page:
 
 
 def mlflow_url() -> str:
-    """Where MLflow's pages are: the tracking server, or the one that `make services` and `make ui` start."""
+    """Where MLflow's pages are: the tracking server, or the one that `make services` and `make ui` start.
+
+    Without user and password: Prefect keeps the page.
+    """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     local = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
-    return (tracking if tracking.startswith("http") else local).rstrip("/")
+    return (masked(tracking, "") if tracking.startswith("http") else local).rstrip("/")
 
 
 def record(project: Path, run_id: str) -> str:

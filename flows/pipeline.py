@@ -18,13 +18,14 @@ from prefect.tasks import Task
 from bigr import config
 from bigr.check import check_files
 from bigr.errors import BigrError
+from bigr.masking import masked
 from bigr.pipeline import StageSpec
 from bigr.pipeline import stages as described_stages
-from bigr.tracking.store import location
 from flows import gate, workspace
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from flows.freshness import unchanged
 from flows.page import Page, record
+from flows.whereabouts import say_where
 
 RETRIES, RETRY_DELAY_S = 2, 5
 
@@ -62,7 +63,7 @@ def run_gate(folder: str, environment: dict[str, str]) -> State[gate.Decision]:
     return Completed(name=decision.state, message=decision.summary, data=decision)
 
 
-@flow(name="bigr")
+@flow(name="bigr", on_running=[say_where])
 def pipeline(
     stages: list[str] | None = None,
     settings: dict[str, Any] | None = None,
@@ -92,7 +93,7 @@ def pipeline(
         return Failed(message=str(error))
     page = Page(name, folder, values, overrides)
     try:
-        environment = _environment(project, name, run_id)
+        environment = _environment(name, run_id)
         message = _run(graph, chosen, page, environment, force)
         if not message and promote and gate.applies(graph, chosen) and not _is_decided(page, project):
             message = _promote(page, environment)
@@ -121,12 +122,11 @@ def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
     return [stage for stage in graph if not stages or stage in stages]
 
 
-def _environment(project: Path, name: str, run_id: str) -> dict[str, str]:
-    """What ties the stages' MLflow runs together, and to the project's records even from a clone."""
+def _environment(name: str, run_id: str) -> dict[str, str]:
+    """What ties the stages' MLflow runs together. (A stage in a clone finds the project's records by itself.)"""
     return {
         "BIGR_EXECUTION": run_id,
         "BIGR_EXECUTION_NAME": name,
-        "MLFLOW_TRACKING_URI": location(project),
     }
 
 
@@ -160,7 +160,9 @@ def _is_decided(page: Page, project: Path) -> bool:
     try:
         return gate.has_judged(project, page.workspace)
     except Exception as error:  # a run with nothing to do does not need MLflow
-        get_run_logger().warning("MLflow does not answer; nothing ran, so the gate is not asked: %s", error)
+        get_run_logger().warning(
+            "MLflow does not answer; nothing ran, so the gate is not asked: %s", masked(str(error))
+        )
         return True
 
 
@@ -181,9 +183,14 @@ def _feeds(maker: StageSpec, reader: StageSpec) -> bool:
 
 
 def _publish(page: Page, project: Path, run_id: str) -> None:
-    """Show the page among the run's artifacts; a tracking server that is down does not fail the run."""
+    """Show the page among the run's artifacts. It tells how the run ended and never decides it: where MLflow or
+    Prefect fails here, a warning says so."""
     try:
         page.record = record(project, run_id)
     except Exception as error:
-        get_run_logger().warning("MLflow does not answer; the page has no link to this run: %s", error)
-    create_markdown_artifact(page.text(), key="pipeline", description="Stages, figures, samples, records, settings")
+        get_run_logger().warning("MLflow does not answer; the page has no link to this run: %s", masked(str(error)))
+    try:
+        about = "Stages, figures, samples, records, settings"
+        create_markdown_artifact(page.text(), key="pipeline", description=about)
+    except Exception as error:
+        get_run_logger().warning("the run's page could not be written: %s", masked(str(error)))

@@ -24,6 +24,7 @@ from typing import Any
 from bigr import config
 from bigr.ablations.study import MINIATURE, POINTS, Run, digest, runs, tables_of
 from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.masking import MaskingFormatter, masked
 from bigr.tracking.report import flatten
 from bigr.tracking.store import location
 from bigr.tracking.study import mark, prepare
@@ -179,7 +180,7 @@ class Study:
         try:
             yield
         except Exception as error:
-            log.warning("MLflow could %s: %s", what, str(error).splitlines()[:1])
+            log.warning("MLflow could %s: %s", what, masked(str(error)).splitlines()[:1])
 
     def _clone(self, job: Job) -> Path:
         first = self._digests[job.runs[0].name][:12]
@@ -204,7 +205,9 @@ class Study:
 
 def main() -> int:
     """Do what is left of the study in this folder, and write its page. Exit status 2: a mistake, or a failed run."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, level=logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
         study = Study(Path.cwd(), runs())
         jobs = study.open_jobs()

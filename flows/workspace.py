@@ -2,8 +2,9 @@
 
 The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares
 DVC's cache, and alone has the overridden params.yaml: the user's files are never touched, however the run ends. It
-goes when the run has succeeded or failed by itself; after a kill it stays, so that a retry finds its checkpoints. Its
-result is an experiment of the user's project (`dvc exp show`) under the flow run's name.
+goes when the run has succeeded or failed by itself; after a kill it stays, so that a retry finds its checkpoints, until
+that retry ends, or `make clean`. Only the user can read it: DVC's passwords are copied into it. Its result is an
+experiment of the user's project (`dvc exp show`) under the flow run's name.
 """
 
 import configparser
@@ -24,6 +25,11 @@ from flows.execution import command
 
 FOLDER = Path(".dvc/tmp/flows")
 """Where clones are, one a flow run: inside .dvc, so that DVC, git and the tracking see the project around them."""
+
+_LOCAL = ".dvc/config.local"
+"""DVC's settings of one machine, passwords of remotes among them."""
+_MADE = ".git/made"
+"""There once a clone is complete."""
 
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
 
     Raises `BigrError` where `project` is not a git repository of its own with a commit.
     """
-    made = folder / ".git/made"
+    made = folder / _MADE
     if made.exists():
         return
     if not (project / ".git").exists():
@@ -70,6 +76,7 @@ def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
     files = _files(project, values)
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)  # what it copies may hold passwords
     _git(project, "clone", "--quiet", "--local", ".", str(folder))
     for key, fallback in (("user.name", "Prefect"), ("user.email", "prefect@localhost")):
         _git(folder, "config", key, _git(project, "config", "--default", fallback, key).strip())
@@ -109,7 +116,9 @@ def experiments(project: Path) -> set[str]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a clone."""
+    """Remove a clone, the copies of passwords in it first: a kill meanwhile leaves none."""
+    for file in (_LOCAL, _MADE):
+        (folder / file).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
@@ -145,7 +154,7 @@ def _copy_changes(project: Path, folder: Path, linked: list[str]) -> None:
 def _share_cache(project: Path, folder: Path) -> None:
     """Let the clone use the project's cache, by links where the file system has them, and check out what it knows."""
     settings = configparser.ConfigParser(interpolation=None)
-    settings.read(project / ".dvc/config.local")
+    settings.read(project / _LOCAL)
     cache = project / _run(project, command("dvc"), "cache", "dir").strip()
     own = {"cache": {"dir": cache.resolve(), "type": "reflink,hardlink,copy"}}
     own["core"] = {"site_cache_dir": (folder / ".dvc/tmp/site").resolve()}
@@ -154,7 +163,8 @@ def _share_cache(project: Path, folder: Path) -> None:
             settings.add_section(section)
         for key, value in values.items():
             settings.set(section, key, str(value))
-    with (folder / ".dvc/config.local").open("w") as file:
+    (folder / _LOCAL).unlink(missing_ok=True)
+    with os.fdopen(os.open(folder / _LOCAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         settings.write(file)
     _run(folder, command("dvc"), "checkout", "--quiet", "--force", "--allow-missing")
 

@@ -82,7 +82,7 @@ def make(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "dvc.yaml").write_text(DVC)
     (folder / "step.py").write_text(STEP)
-    (folder / ".gitignore").write_text("/data/\n/outputs/\n/.prefect/\n__pycache__/\n")
+    (folder / ".gitignore").write_text("/data/\n/outputs/\n/.prefect/\n/.credentials/\n__pycache__/\n")
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)

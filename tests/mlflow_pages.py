@@ -27,7 +27,7 @@ STUDY = "tags.`bigr.study` = 'ablations'"
 
 @contextmanager
 def serve(project: Path) -> Iterator[str]:
-    """The address of an MLflow server over the project's store, started as `make ui` does."""
+    """The address of an MLflow server over the project's store: that of `make ui`, but it asks for no password."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

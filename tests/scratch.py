@@ -37,7 +37,7 @@ number = int(digest.hexdigest()[:6], 16)
 for out in map(Path, spec["outs"] + spec.get("metrics", [])):
     path = out if out.suffix else out / "content"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text({{".json": json.dumps({{"figure": number}}), ".csv": f"step,loss\\n1,{{number}}\\n"}}.get(
+    path.write_text({{".json": json.dumps({{"figure": number}}), ".csv": f"step,train_loss\\n1,{{number}}\\n"}}.get(
         path.suffix, str(number)))
 with open("{RAN}", "a") as file:
     file.write(stage + "\\n")

@@ -1,5 +1,6 @@
 """Prefect's server and a worker, started as `make services` starts them, for tests that drive a deployment."""
 
+import base64
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from flows import guard
+from flows import credentials, guard
 from tests import mini_project
 
 PATIENCE_S = 300
@@ -35,13 +37,11 @@ class Services:
         ports = [_free_port(), _free_port()]
         self.url = f"http://127.0.0.1:{ports[0]}/api"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "BIGR_", "DVC_"))}
+        self.terminal = kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
         self.environment = {
-            **kept,
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            **self.terminal,
             "DO_NOT_TRACK": "1",
             "OMP_NUM_THREADS": "1",
-            "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_API_URL": self.url,
             "PREFECT_PORT": str(ports[0]),
             "MLFLOW_PORT": str(ports[1]),
             "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # of a lock, where the machine has much else to do
@@ -56,18 +56,30 @@ class Services:
         """Start what `make services` starts, but for MLflow."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(  # guarded: a test run that is killed leaves no server behind
-                [sys.executable, guard.__file__, "honcho", "start", "prefect", "worker"],
+                [sys.executable, guard.__file__, sys.executable, "-m", "flows.services", "prefect", "worker"],
                 cwd=self.project,
                 env=self.environment,
                 start_new_session=True,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                umask=0o022,
             )
+
+    @property
+    def login(self) -> str:
+        """The user and password that the server asks for, as a user finds them."""
+        profiles = tomllib.loads((self.project / credentials.PROFILES).read_text())
+        return str(profiles["profiles"][profiles["active"]]["PREFECT_API_AUTH_STRING"])
+
+    def of(self, project: Path) -> dict[str, str]:
+        """The environment of a terminal in `project`: the services' own finds them, another is told where they are."""
+        told = {"PREFECT_API_URL": self.url, "PREFECT_API_AUTH_STRING": self.login}
+        return self.terminal | ({} if project == self.project else told)
 
     def wait_until_up(self) -> None:
         """Return once the worker waits for runs."""
-        self.wait_for(lambda: "Worker 'bigr' started!" in self.log.read_text())
+        self.wait_for(lambda: re.search(r"Worker 'bigr@\S+' started!", self.log.read_text()))
 
     def processes(self) -> list[psutil.Process]:
         """Honcho first, then all that it started."""
@@ -92,8 +104,13 @@ class Services:
     def api(self, path: str, body: Any = None, method: str = "") -> Any:
         """Ask the server, again while its database is busy (503), as Prefect's client does; `body` makes it a POST."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"})
+        headers = {"content-type": "application/json", **self.authorization}
+        request = urllib.request.Request(f"{self.url}{path}", data, headers)
         request.method = method or ("GET" if body is None else "POST")
+        if request.method != "GET":
+            token = self.api("/csrf-token?client=00000000-0000-0000-0000-000000000000")
+            request.add_header("Prefect-Csrf-Client", token["client"])
+            request.add_header("Prefect-Csrf-Token", token["token"])
         for patience in (1, 2, 4, 8, 16, 0):
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
@@ -103,15 +120,20 @@ class Services:
                     raise
                 time.sleep(patience)
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header of a request that has the password."""
+        return {"Authorization": f"Basic {base64.b64encode(self.login.encode()).decode()}"}
+
     def deploy(self, project: Path) -> None:
         """Make the deployment that of `project`."""
-        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.environment, check=True)
+        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.of(project), check=True)
 
     def start(self, *options: str, project: Path | None = None, **parameters: Any) -> tuple[str, str]:
         """The flow run's id, and all that `prefect deployment run bigr/full` says."""
         words = ["prefect", "deployment", "run", "bigr/full", *options, "--params", json.dumps(parameters)]
         folder = project or self.project
-        done = subprocess.run(words, cwd=folder, env=self.environment, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(words, cwd=folder, env=self.of(folder), capture_output=True, text=True, timeout=400)
         said = done.stdout + done.stderr
         found = re.search(r"UUID: (\S+)", said)
         assert found, said

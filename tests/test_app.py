@@ -145,6 +145,13 @@ def test_every_task_ends_with_pictures_and_the_time(tasks: Tasks) -> None:
         assert "s</b> seed 0, " in panels[-1], name
 
 
+def test_the_page_enriches_on_a_grid_without_whole_cells(tmp_path: Path) -> None:
+    worlds.write_models(tmp_path, grid=7)
+    odd = Tasks(bigr.load(tmp_path, device="cpu"), None)
+    last = list(odd.enrich(Image.new("RGB", (28, 20), "red"), 1, True, NO_CLASS, *HOW))[-1]
+    assert last.count("download=") == 2 and "given, 7×7" in last
+
+
 def test_variants_of_several_classes_stand_below_each_other(tasks: Tasks) -> None:
     last = list(tasks.generate([0, 2], *HOW))[-1]
     drawn = tasks.model.generate([0, 2], seed=0, variants=2, iterations=3, guidance_scale=1.0, diffusion_steps=2)

@@ -111,8 +111,8 @@ def test_the_penalties_of_lookup_free_codes_are_weighed(tmp_path: Path, weight: 
     for value in (0.0, 0.5):
         run(tmp_path, tokenizer, tokenizer__quantizer="lfq", tokenizer__steps=1, **{f"tokenizer__{weight}": value})
         losses.append(curve(tmp_path, "tokenizer")[0])
-    penalty = float(losses[1][weight.removeprefix("lfq_").removesuffix("_weight")])
-    assert float(losses[1]["loss"]) - float(losses[0]["loss"]) == pytest.approx(0.5 * penalty, abs=1e-4)
+    penalty = float(losses[1]["train_" + weight.removeprefix("lfq_").removesuffix("_weight")])
+    assert float(losses[1]["train_loss"]) - float(losses[0]["train_loss"]) == pytest.approx(0.5 * penalty, abs=1e-4)
 
 
 ADVERSARIAL: dict[str, Any] = {
@@ -150,10 +150,10 @@ def test_a_tokenizer_killed_on_either_side_of_its_critics_start_ends_with_the_sa
     assert ends[0] == ends[1]
     rows = curve(tmp_path / "killed", "tokenizer")
     assert rows == curve(tmp_path / "straight", "tokenizer")
-    assert all(float(row["lpips"]) > 0 for row in rows)
-    for name in ("gan", "discriminator_loss"):
+    assert all(float(row["train_lpips"]) > 0 for row in rows)
+    for name in ("train_gan", "train_discriminator_loss"):
         assert [bool(row[name]) for row in rows] == [False] * 3 + [True] * 3
-    assert all(0 <= float(row["gan_adaptive"]) <= 1 for row in rows[3:])
+    assert all(0 <= float(row["train_gan_adaptive"]) <= 1 for row in rows[3:])
 
 
 def test_up_to_its_start_the_critic_changes_nothing(tmp_path: Path) -> None:

@@ -194,6 +194,22 @@ def test_weights_that_a_setting_names_count_as_input_where_they_are_used(
 
 
 @pytest.mark.parametrize(
+    ("device", "here", "refused"), [("cuda:0", "2", True), ("cpu", "2", False), ("cuda:1", "1", False)]
+)
+def test_processes_that_torchrun_started_do_not_share_a_gpu(
+    project: Path, monkeypatch: pytest.MonkeyPatch, device: str, here: str, refused: bool
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": here}.items():
+        monkeypatch.setenv(name, value)
+    tiny.apply(project / "params.yaml", {"run.device": device})
+    with pytest.raises(
+        BigrError, match="run.device is cuda:0, which the 2 processes" if refused else "data/shards"
+    ) as caught:
+        runner.run_stage("tokenizer", project, project / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "line"),
     [
         ("tokenizer", "stage tokenizer reads data/shards, which does not exist; run `dvc repro tokenizer`"),

@@ -14,9 +14,18 @@ from torch import Tensor
 from bigr.config import Settings, load
 from bigr.context import Context, Report
 from bigr.data import codes as codes_module
-from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, write_index
+from bigr.data.codes import (
+    CodesDataset,
+    Encoding,
+    PlacedShard,
+    bit_usage,
+    codes_name,
+    encode_shard,
+    place_shards,
+    write_index,
+)
 from bigr.data.packing import pack
-from bigr.data.shards import Shard, ShardIndex, load_split
+from bigr.data.shards import ShardIndex, load_split
 from bigr.data.sources import discover
 from bigr.errors import BigrError
 from bigr.interop.folders import load_model, model_hash, save
@@ -33,9 +42,6 @@ class Stand:
     def encode(self, images: Tensor) -> Tensor:
         patches = images[:, 0].unfold(1, 4, 4).unfold(2, 4, 4).flatten(3).flatten(1, 2)
         return patches[..., [0, 3, 6, 9, 12]]
-
-    def codes(self, images: Tensor) -> Tensor:
-        return self.encode(images) > 0.5
 
 
 def images_of(root: Path, counts: dict[str, int]) -> Path:
@@ -54,18 +60,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     root = tmp_path_factory.mktemp("codes")
     source = images_of(root / "images", {"train/a": 15, "train/b": 10, "val/a": 3, "val/b": 2})
     found = discover(source, val_fraction=0.5, seed=0)
-    pack(found, root / "shards", image_size=SIZE, images_per_shard=9, max_bad_fraction=0, workers=1)
+    pack(found, root / "shards", image_size=SIZE, images_per_shard=9, max_bad_fraction=0, max_pixels=1000, workers=1)
     return ShardIndex.load(root / "shards")
 
 
 def encoded(images: ShardIndex, folder: Path, *, batch_size: int = 4, **changes: object) -> Path:
-    values = {"code_bits": BITS, "grid": GRID, "views": ["identity", "flip"], "tokenizer": "a" * 64, "drawn": False}
+    values = {"code_bits": BITS, "grid": GRID, "views": ["identity", "flip"], "tokenizer": "a" * 64, "draws": 0}
     encoding = Encoding(**{**values, "seed": 0, **changes})  # type: ignore[arg-type]
-    for split in images.splits:
-        for shard in images.shards(split):
-            path = folder / codes_name(shard)
-            options = {"batch_size": batch_size, "device": CPU, "workers": 1, "advance": lambda n: None}
-            encode_shard(Stand(), shard, path, encoding, **options)  # type: ignore[arg-type]
+    for placed in place_shards(images):
+        path = folder / codes_name(placed.shard)
+        options = {"batch_size": batch_size, "device": CPU, "workers": 1, "advance": lambda n: None}
+        encode_shard(Stand(), placed, path, encoding, **options)  # type: ignore[arg-type]
     write_index(folder, images, encoding)
     return folder
 
@@ -75,9 +80,9 @@ def codes(images: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoded(images, tmp_path_factory.mktemp("encoded"))
 
 
-def everything(folder: Path, split: str = "train", view: int = 0) -> Tensor:
+def everything(folder: Path, split: str = "train", view: int = 0, draw: int = 0) -> Tensor:
     dataset = CodesDataset.open(folder, split, None)
-    return dataset.batch(torch.arange(len(dataset)), view)[0]
+    return dataset.batch(torch.arange(len(dataset)), view, draw)[0]
 
 
 def test_packed_codes_are_the_tokenizers_codes(images: ShardIndex, codes: Path) -> None:
@@ -85,7 +90,7 @@ def test_packed_codes_are_the_tokenizers_codes(images: ShardIndex, codes: Path) 
     dataset = CodesDataset.open(codes, "train", "a" * 64)
     found, found_labels = dataset.batch(torch.arange(25))
     assert found.dtype == torch.bool and found.shape == (25, GRID**2, BITS)
-    assert torch.equal(found, Stand().codes(pixels.float() / 255))
+    assert torch.equal(found, Stand().encode(pixels.float() / 255) > 0.5)
     assert torch.equal(found_labels, labels) and found_labels.dtype == torch.int64
     assert (len(dataset), dataset.code_bits, dataset.grid, dataset.num_classes) == (25, BITS, GRID, 2)
     assert dataset.views == ["identity", "flip"] and dataset.class_counts == [15, 10]
@@ -94,7 +99,7 @@ def test_packed_codes_are_the_tokenizers_codes(images: ShardIndex, codes: Path) 
 
 def test_flip_is_the_code_of_the_mirrored_image(images: ShardIndex, codes: Path) -> None:
     pixels, _ = load_split(images.folder, "train")
-    assert torch.equal(everything(codes, view=1), Stand().codes(pixels.flip(-1).float() / 255))
+    assert torch.equal(everything(codes, view=1), Stand().encode(pixels.flip(-1).float() / 255) > 0.5)
 
 
 def test_a_batch_takes_any_images_in_any_order_and_a_view_of_each(codes: Path) -> None:
@@ -117,7 +122,7 @@ def test_files_hold_what_the_contract_says(codes: Path) -> None:
         assert file.get_tensor("labels").dtype == np.int64
     assert np.array_equal(np.unpackbits(packed, axis=-1, count=BITS)[:, 0].astype(bool), everything(codes)[18:].numpy())
     assert metadata["tokenizer"] == "a" * 64 and json.loads(metadata["views"]) == ["identity", "flip"]
-    assert (metadata["code_bits"], metadata["grid"]) == ("5", "2")
+    assert (metadata["code_bits"], metadata["grid"], metadata["draws"]) == ("5", "2", "0")
     index = json.loads((codes / "index.json").read_text())
     assert index["classes"] == ["a", "b"] and index["tokenizer"] == "a" * 64
     assert index["splits"]["train"]["shards"] == [
@@ -131,30 +136,94 @@ def test_same_input_gives_identical_files(images: ShardIndex, codes: Path, tmp_p
         assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_drawn_bits_follow_the_probabilities_and_the_seed_alone(images: ShardIndex, tmp_path: Path) -> None:
-    first = everything(encoded(images, tmp_path / "first", drawn=True))
-    assert torch.equal(everything(encoded(images, tmp_path / "again", drawn=True, batch_size=7)), first)
-    assert not torch.equal(everything(encoded(images, tmp_path / "other", drawn=True, seed=1)), first)
+def test_the_first_entries_are_the_thresholded_codes_whatever_is_drawn(
+    images: ShardIndex, codes: Path, tmp_path: Path
+) -> None:
+    """What evaluation, probe and reconstructions read does not change with the bits that training sees."""
+    drawn = encoded(images, tmp_path, draws=3)
+    assert all(torch.equal(everything(drawn, view=view), everything(codes, view=view)) for view in (0, 1))
+    of_drawn, of_thresholded = (CodesDataset.open(folder, "train", None) for folder in (drawn, codes))
+    assert bit_usage(of_drawn) == bit_usage(of_thresholded)
+    assert (of_drawn.draws, of_thresholded.draws) == (3, 0)
+    with safe_open(drawn / "train-000002.safetensors", framework="np") as file:
+        packed, metadata = file.get_tensor("codes"), file.metadata()
+    assert packed.shape == (7, 2 * (1 + 3), GRID**2, 1) and metadata["draws"] == "3"
+    entry = np.unpackbits(packed[:, 2 * 2 + 1], axis=-1, count=BITS).astype(bool)  # the second draw of the flip
+    assert np.array_equal(entry, everything(drawn, view=1, draw=2)[18:].numpy())
+
+
+def test_a_batch_takes_a_view_and_a_draw_of_each_image(images: ShardIndex, tmp_path: Path) -> None:
+    folder = encoded(images, tmp_path, draws=2)
+    dataset = CodesDataset.open(folder, "train", None)
+    indices, views, draws = torch.tensor([24, 0, 9, 8]), torch.tensor([0, 1, 1, 0]), torch.tensor([2, 1, 0, 1])
+    every = torch.stack([torch.stack([everything(folder, view=v, draw=d) for d in range(3)], 1) for v in (0, 1)], 1)
+    assert torch.equal(dataset.batch(indices, views, draws)[0], every[indices, views, draws])
+    for view, draw in ((2, 0), (0, 3), (-1, 0), (0, -1)):
+        with pytest.raises(IndexError):
+            dataset.batch(indices, view, draw)
+
+
+def test_drawn_bits_follow_the_probabilities(images: ShardIndex, tmp_path: Path) -> None:
+    folder = encoded(images, tmp_path, draws=64)
     pixels, _ = load_split(images.folder, "train")
-    probabilities = Stand().encode(pixels.float() / 255)
-    likely = probabilities > 0.5
-    assert not torch.equal(first, likely)
-    assert 0.6 < float((first == likely).float().mean()) < 0.9  # ¾ in expectation, for uniform probabilities
-    assert abs(float(first.float().mean() - probabilities.mean())) < 0.1
+    for view, seen in enumerate((pixels, pixels.flip(-1))):
+        probabilities = Stand().encode(seen.float() / 255)
+        drawn = torch.stack([everything(folder, view=view, draw=draw) for draw in range(1, 65)]).double()
+        deviation = (probabilities * (1 - probabilities) / 64).sqrt()
+        assert ((drawn.mean(0) - probabilities).abs() <= 5 * deviation + 1e-9).all()
+        # Between two draws nothing but the probabilities is shared.
+        centred = drawn - probabilities
+        assert abs(float((centred[1:] * centred[:-1]).mean())) < 0.01
 
 
-def test_views_are_drawn_apart(images: ShardIndex, tmp_path: Path) -> None:
+def test_every_view_and_draw_of_an_image_has_bits_of_its_own(images: ShardIndex, tmp_path: Path) -> None:
     class Coin(Stand):
         def encode(self, images: Tensor) -> Tensor:
             return torch.full((len(images), GRID**2, BITS), 0.5)
 
-    shard, path = images.shards("train")[0], tmp_path / "coin.safetensors"
-    encoding = Encoding(BITS, GRID, ["identity", "flip"], "a" * 64, drawn=True, seed=0)
-    encode_shard(Coin(), shard, path, encoding, batch_size=4, device=CPU, workers=1, advance=lambda n: None)
+    path = tmp_path / "coin.safetensors"
+    encoding = Encoding(BITS, GRID, ["identity", "flip"], "a" * 64, draws=2, seed=0)
+    placed = next(iter(place_shards(images)))
+    encode_shard(Coin(), placed, path, encoding, batch_size=4, device=CPU, workers=1, advance=lambda n: None)
     with safe_open(path, framework="np") as file:
         packed = file.get_tensor("codes")
-    flat = packed.reshape(9 * 2, -1)
-    assert len(np.unique(flat, axis=0)) == 18
+    assert not packed[:, :2].any()  # probability ½ is not above it
+    assert len(np.unique(packed[:, 2:].reshape(9 * 4, -1), axis=0)) == 36
+
+
+def test_draws_follow_from_the_seed_not_from_batches_or_shards(images: ShardIndex, tmp_path: Path) -> None:
+    first = encoded(images, tmp_path / "first", draws=2)
+    found = discover(images.folder.parent / "images", val_fraction=0.5, seed=0)
+    options = {"image_size": SIZE, "images_per_shard": 4, "max_bad_fraction": 0, "max_pixels": 1000, "workers": 1}
+    pack(found, tmp_path / "small", **options)  # type: ignore[arg-type]
+    resharded = encoded(ShardIndex.load(tmp_path / "small"), tmp_path / "resharded", draws=2)
+    again = encoded(images, tmp_path / "again", draws=2, batch_size=7)
+    more = encoded(images, tmp_path / "more", draws=3)
+    other = encoded(images, tmp_path / "other", draws=2, seed=1)
+    for split in images.splits:
+        for view, draw in ((0, 1), (0, 2), (1, 1), (1, 2)):
+            expected = everything(first, split, view, draw)
+            for folder in (resharded, again, more):
+                assert torch.equal(everything(folder, split, view, draw), expected), folder.name
+            assert not torch.equal(everything(other, split, view, draw), expected)
+    assert not torch.equal(everything(first, "train", 0, 1)[:5], everything(first, "val", 0, 1))
+
+
+def test_codes_of_an_earlier_format_are_read_or_refused_in_one_line(
+    images: ShardIndex, codes: Path, tmp_path: Path
+) -> None:
+    folder = encoded(images, tmp_path)
+    index = json.loads((folder / "index.json").read_text())
+    del index["draws"]
+    (folder / "index.json").write_text(json.dumps({**index, "drawn": False}))
+    assert torch.equal(everything(folder), everything(codes))
+    (folder / "index.json").write_text(json.dumps({**index, "drawn": True}))
+    with pytest.raises(BigrError, match=r"drawn.*run the stage codes again") as error:
+        CodesDataset.open(folder, "train", None)
+    assert "\n" not in str(error.value)
+    (folder / "index.json").write_text(json.dumps({**index, "draws": 1}))  # more than the files hold
+    with pytest.raises(BigrError, match=r"does not belong to its index.json; run the stage codes again"):
+        CodesDataset.open(folder, "train", None)
 
 
 def test_codes_of_another_tokenizer_are_refused(codes: Path) -> None:
@@ -270,7 +339,7 @@ def test_stage_encodes_both_splits_and_reports(images: ShardIndex, tmp_path: Pat
 def test_several_processes_write_what_one_writes(
     images: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = settings_with(views=["identity"])
+    settings = settings_with(views=["identity"], draws=2)
     alone, shared = project(tmp_path / "alone", images), project(tmp_path / "shared", images)
     stage.run(settings, Context(alone))
     report = Recorded()
@@ -278,9 +347,9 @@ def test_several_processes_write_what_one_writes(
     shares: list[list[str]] = []
     encode = stage.encode_shard
 
-    def watched(encoder: Tokenizer, shard: Shard, *args: object, **options: object) -> None:
-        shares[-1].append(shard.path.name)
-        encode(encoder, shard, *args, **options)  # type: ignore[arg-type]
+    def watched(encoder: Tokenizer, placed: PlacedShard, *args: object, **options: object) -> None:
+        shares[-1].append(placed.shard.path.name)
+        encode(encoder, placed, *args, **options)  # type: ignore[arg-type]
 
     # Process 1 works while process 0 waits at the barrier after its own share.
     met = 0

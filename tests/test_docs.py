@@ -30,7 +30,8 @@ def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of a mapping, in its order."""
     found = []
     for key, value in values.items():
-        found += keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+        named = isinstance(value, dict) and key != "targets"  # whose keys are metrics
+        found += keys(value, f"{prefix}{key}.") if named else [prefix + key]
     return found
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,9 @@ def test_experiments_leave_the_settings_committed_and_show_their_figures(project
     assert [e["name"] for e in experiments] == ["longer"]
     data = experiments[0]["revs"][0]["data"]
     assert data["params"]["params.yaml"]["data"]["generator"]["steps"] == 7
-    assert data["metrics"]["outputs/metrics.json"]["data"]["figure"] > 0
+    assert data["metrics"]["outputs/headline.json"]["data"]["figure"] > 0
+    assert list(data["metrics"]) == ["outputs/headline.json"], "all metrics would be a table that no terminal can show"
+    assert "outputs/metrics.json" in data["outs"]
 
 
 def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path) -> None:
@@ -189,8 +192,22 @@ def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path
     assert repro(project) == ["samples", "evaluation"]
     after = json.loads((project / "outputs/metrics.json").read_text())["figure"]
     diff = json.loads(scratch.run(project, "dvc", "metrics", "diff", "--json"))
-    figure = diff["outputs/metrics.json"]["figure"]
+    figure = diff["outputs/headline.json"]["figure"]
     assert (figure["old"], figure["new"]) == (before, after)
+    every = json.loads(scratch.run(project, "dvc", "metrics", "diff", "--json", "--targets", "outputs/metrics.json"))
+    figure = every["outputs/metrics.json"]["figure"]
+    assert (figure["old"], figure["new"]) == (before, after)
+
+
+def test_metrics_of_a_model_that_is_out_of_date_are_said_to_be_so(project: Path) -> None:
+    words = (sys.executable, "-m", "bigr", "metrics")
+    assert "out of date" not in scratch.run(project, *words).lower()
+    change(project, "generator.steps", 77)
+    said = scratch.run(project, *words).split("\n\n")[-1]
+    assert "Out of date: generator" in said and "dvc repro" in said
+    repro(project)
+    change(project, "targets.samples", {"recall": 0.7})
+    assert "out of date" not in scratch.run(project, *words).lower()
 
 
 def test_hashes_are_those_of_dvc_lock(reproduced: Path) -> None:

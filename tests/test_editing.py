@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from bigr.errors import BigrError
 from bigr.evaluation.zero_shot import other_classes, subject_boxes
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.sampling.editing import (
-    _groups,
     enrich_codes,
+    enrich_iterations,
+    enrichment_groups,
+    group_sizes,
     in_proportion,
     inpaint_codes,
     interpolate_codes,
@@ -84,12 +85,41 @@ def test_interpolation_mixes_the_condition_embeddings(model: BiGR, monkeypatch: 
     assert torch.equal(found[1], sample_codes(model, a[:1], SAMPLING, [7], condition=mixed)[0])
 
 
+def cells_of(order: torch.Tensor, cell: int) -> list[list[int]]:
+    """The groups within each cell of a [g, g] grid; cells at the right and lower border are smaller."""
+    bands = [band.split(cell, dim=1) for band in order.split(cell)]
+    return [one.flatten().tolist() for band in bands for one in band]
+
+
 def test_each_cell_deals_its_places_to_all_groups() -> None:
-    order = _groups(GRID, 2, seed=3, round_=0).view(GRID, GRID)
-    cells = order.unfold(0, 2, 2).unfold(1, 2, 2).reshape(4, 4)
-    assert (cells.sort(1).values == torch.arange(4)).all()
-    assert len({tuple(cell) for cell in cells.tolist()}) > 1
-    assert not torch.equal(order, _groups(GRID, 2, seed=3, round_=1).view(GRID, GRID))
+    order = enrichment_groups(GRID, 2, seed=3, round_=0).view(GRID, GRID)
+    cells = cells_of(order, 2)
+    assert all(sorted(cell) == [0, 1, 2, 3] for cell in cells)
+    assert len({tuple(cell) for cell in cells}) > 1
+    assert not torch.equal(order, enrichment_groups(GRID, 2, seed=3, round_=1).view(GRID, GRID))
+
+
+@pytest.mark.parametrize(
+    ("round_", "groups"),
+    [
+        (0, [1, 0, 1, 2, 2, 3, 3, 0, 1, 2, 2, 3, 0, 3, 0, 1]),
+        (1, [3, 2, 1, 3, 1, 0, 2, 0, 0, 3, 3, 2, 1, 2, 1, 0]),
+    ],
+)
+def test_the_groups_of_an_even_grid_are_those_recorded_for_the_seed(round_: int, groups: list[int]) -> None:
+    assert enrichment_groups(4, 2, seed=3, round_=round_).tolist() == groups
+
+
+@pytest.mark.parametrize(("grid", "cell"), [(1, 2), (2, 3), (3, 2), (5, 2), (7, 2), (7, 3), (8, 3)])
+def test_on_any_grid_a_cell_has_no_group_twice_and_groups_are_of_one_size_up_to_a_token(grid: int, cell: int) -> None:
+    drawn = [enrichment_groups(grid, cell, seed, 0) for seed in range(4)]
+    for order in drawn:
+        for places in cells_of(order.view(grid, grid), cell):
+            assert len(set(places)) == len(places)
+        sizes = torch.bincount(order, minlength=cell**2)
+        assert sizes.max() - sizes.min() <= 1
+        assert sizes.tolist() == group_sizes(grid, cell)  # the same for every seed: an onlooker counts on it
+    assert grid == 1 or len({tuple(order.tolist()) for order in drawn}) > 1
 
 
 def test_enrichment_samples_each_token_once_a_round_given_the_others(model: BiGR) -> None:
@@ -106,9 +136,25 @@ def test_enrichment_samples_each_token_once_a_round_given_the_others(model: BiGR
     assert not torch.equal(found, given)
 
 
-def test_a_grid_that_has_no_such_cells_is_named(model: BiGR) -> None:
-    with pytest.raises(BigrError, match="4×4 tokens has no cells of 3×3"):
-        enrich_codes(model, codes(), torch.tensor([0, 0]), SAMPLING, [0, 1], cell=3)
+@pytest.mark.parametrize("grid", [1, 3, 7])
+def test_enrichment_of_an_odd_grid_samples_each_token_once_a_round(grid: int) -> None:
+    model = BiGR(BiGRConfig(BITS, grid, CLASSES, 32, 1, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16)).eval()
+    given = torch.rand(2, grid**2, BITS, generator=torch.Generator().manual_seed(1)) > 0.5
+    fixed, seen = torch.zeros(2, grid**2, dtype=torch.long), []
+
+    def watch(done: Iteration) -> None:
+        seen.append(done)
+        fixed.add_((~done.entropy.isnan() & ~done.masked).long())
+
+    none = torch.tensor([CLASSES, CLASSES])
+    sampling = Sampling(iterations=grid, diffusion_steps=2)
+    found = enrich_codes(model, given, none, sampling, [0, 1], rounds=2, on_iteration=watch)
+    assert found.shape == given.shape
+    assert len(seen) == enrich_iterations(sampling, grid, rounds=2)
+    once = Sampling(iterations=1, diffusion_steps=2)
+    fixed.zero_()
+    enrich_codes(model, given, none, once, [0, 1], rounds=2, on_iteration=watch)
+    assert (fixed == 2).all()
 
 
 def test_the_subject_is_what_differs_from_the_border() -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 import tarfile
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -580,6 +581,33 @@ def test_what_cannot_be_measured_is_one_line(reference: str, reason: str, projec
     damage(project)
     line = refused(*SAMPLES, "--reference", reference, "--weights", "models/classifier")
     assert re.search(reason, line), line
+
+
+@pytest.mark.parametrize("size", [(), ("--size", "16")], ids=["as they are", "cropped"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "shards", "npz"])
+def test_an_image_beyond_the_limit_of_pixels_is_not_decoded(
+    kind: str, size: tuple[str, ...], project: Path, digits: np.ndarray
+) -> None:
+    place = {"folder": "huge", "tar": "huge.tar", "shards": "huge", "npz": "huge.npz"}[kind]
+    if kind == "npz":
+        with zipfile.ZipFile(place, "w") as archive, archive.open("arr_0.npy", "w") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (2, 20_000, 20_000, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+    else:
+        folder = write_folder(project / "huge", digits[:1]) / "class 0"
+        (folder / "1.png").write_bytes(worlds.bomb())
+    if kind in ("tar", "shards"):
+        tar = project / ("huge.tar" if kind == "tar" else "huge/train-000000.tar")
+        with tarfile.open(tar, "w") as stream:
+            for path in sorted(folder.iterdir()):
+                stream.add(path, path.name)
+        if kind == "shards":
+            split = {"images": 2, "class_counts": [2], "shards": [{"name": tar.name, "images": 2}]}
+            index = {"image_size": 16, "classes": ["a"], "splits": {"train": split}}
+            (tar.parent / "index.json").write_text(json.dumps(index))
+    with worlds.memory_grows_by_less_than(300e6):
+        line = refused(*SAMPLES, "--reference", place, *size, "--weights", "models/classifier")
+    assert place in line and "20000×20000 pixels; at most 100,000,000 are read (shards.max_pixels)" in line
 
 
 @pytest.mark.parametrize(

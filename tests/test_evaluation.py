@@ -26,6 +26,7 @@ from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
 from bigr.files import sha256_file
+from bigr.headline import HEADLINE
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.bigr import BiGR, BiGRConfig
@@ -211,6 +212,14 @@ def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated
     assert metrics["samples"]["over_floor"] == pytest.approx(ratio)
 
 
+def test_the_headline_holds_the_metrics_by_which_models_are_compared(evaluated) -> None:
+    root, _ = evaluated
+    metrics = json.loads((root / "outputs" / "metrics.json").read_text())
+    written = json.loads((root / "outputs" / "headline.json").read_text())
+    assert len(written) >= 6
+    assert written == {short: metrics[part][name] for short in written for part, name in [HEADLINE[short].split(".")]}
+
+
 def test_samples_that_are_training_images_lie_within_the_training_images(evaluated) -> None:
     root, _ = evaluated
     assert json.loads((root / "outputs" / "metrics.json").read_text())["samples"]["precision"] == 1
@@ -299,8 +308,63 @@ def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -
 def test_no_more_images_of_a_split_are_measured_than_asked(project: Path, copied: Path) -> None:
     write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
     told = Told()
-    evaluation.run(small_settings(evaluation__max_images=20), Context(copied, report=told))
+    evaluation.run(small_settings(evaluation__reference_images=20), Context(copied, report=told))
     assert told.final["reconstructions.images"] == 20
+    assert json.loads((copied / "outputs/instrument.json").read_text())["reference"]["images"] == 20
+
+
+def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_of_samples(evaluated, copied) -> None:
+    root, told = evaluated
+    with np.load(root / "outputs" / "samples.npz") as samples:
+        write_samples(copied, samples["arr_0"], samples["arr_1"])
+    few = Told()
+    evaluation.run(small_settings(evaluation__probe_images=10), Context(copied, report=few))
+    changed = {name.split(".")[0] for name, value in few.final.items() if value != told.final[name]}
+    assert changed == {"probe", "knn"}
+
+
+def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
+    evaluated, copied: Path, caplog, monkeypatch
+) -> None:
+    root, told = evaluated
+
+    def broken(*_: object) -> float:
+        raise RuntimeError("a defect of the code")
+
+    monkeypatch.setattr(evaluation, "psnr", broken)
+    with np.load(root / "outputs" / "samples.npz") as samples:
+        write_samples(copied, samples["arr_0"], samples["arr_1"])
+    (copied / "models" / "bigr").unlink()
+    model = load_model(root / "models" / "bigr", BiGR)
+    torch.nn.init.constant_(next(model.backbone.layers[-1].parameters()), float("nan"))  # it has diverged
+    save(copied / "models" / "bigr", model, tokenizer=model_hash(root / "models" / "tokenizer"))
+    caplog.set_level("ERROR")
+    rest = Told()
+    with pytest.raises(BigrError, match=r"failed in psnr .*representation .*layer 2 .*outputs/metrics.json") as error:
+        evaluation.run(small_settings(), Context(copied, report=rest))
+    assert "\n" not in str(error.value)
+    metrics = json.loads((copied / "outputs" / "metrics.json").read_text())
+    assert {"samples", "reconstructions", "val_against_train", "classifier", "codes"} <= metrics.keys()
+    assert not {"probe", "knn"} & metrics.keys()
+    untouched = {name: v for name, v in rest.final.items() if not name.startswith("zero_shot.")}
+    assert len(untouched) > 20 and "reconstructions.psnr" not in untouched
+    assert untouched == {name: v for name, v in told.final.items() if name in untouched}
+    parts = json.loads((copied / "outputs" / "evaluation-parts.json").read_text())
+    assert parts["failed"]["representation"]["traceback"] is None  # the user's to put right
+    assert set(parts["failed"]) >= {"representation", "psnr"}
+    assert "Traceback" in parts["failed"]["psnr"]["traceback"]  # for whoever mends the code
+    assert any("representation failed" in record.message for record in caplog.records)
+    assert {path.name for path in (copied / "outputs" / "plots").iterdir()} == {
+        "bits.png", "confusion.csv", "confusion.png",
+    }  # fmt: skip
+
+
+def test_what_was_measured_is_named_where_nothing_fails(evaluated) -> None:
+    root, _ = evaluated
+    parts = json.loads((root / "outputs" / "evaluation-parts.json").read_text())
+    applications = {f"zero_shot.{name}" for name in ("inpainting", "editing", "interpolation", "enrichment")}
+    assert set(parts["measured"]) >= {"classifier", "fidelity", "codes", "representation", *applications}
+    assert parts["left_out"] == parts["failed"] == {}
 
 
 def test_missing_samples_are_one_line_that_names_the_stage(copied: Path) -> None:

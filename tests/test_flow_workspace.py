@@ -2,7 +2,10 @@
 
 import csv
 import io
+import os
+import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from bigr import config
 from bigr.errors import BigrError
 from flows import workspace
-from flows.execution import execute
+from flows.execution import Outcome, StageFailed, execute
 from flows.page import Page
 from tests import mini_project
 from tests.mini_project import run
@@ -88,6 +91,45 @@ def test_a_clone_that_was_made_is_found_again_and_half_a_clone_is_made_anew(proj
     assert (clone / "checkpoint").exists()
 
 
+@pytest.fixture
+def password(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The project has a remote with a password, and whatever the user's programs make can be read by all."""
+    path = project / ".dvc/config.local"
+    before = path.read_text() if path.exists() else None
+    path.write_text((before or "") + "['remote \"store\"']\n    url = https://store\n    password = s3cr3t\n")
+    mask = os.umask(0o022)
+    yield "s3cr3t"
+    os.umask(mask)
+    path.unlink() if before is None else path.write_text(before)
+
+
+def test_what_a_clone_knows_of_the_users_passwords_only_the_user_can_read(project: Path, password: str) -> None:
+    clone = project / workspace.FOLDER / "2222bbbb-0"
+    workspace.clone(project, clone, {"seed": 1})
+    copied = clone / ".dvc/config.local"
+    assert password in copied.read_text()
+    assert stat.S_IMODE(copied.stat().st_mode) == 0o600
+    assert stat.S_IMODE(clone.stat().st_mode) == 0o700
+    assert execute("digits", clone, {}, False, lambda line: None).state == "cached"
+    workspace.remove(clone)
+    assert not clone.exists()
+
+
+def test_a_clone_that_was_killed_keeps_no_password_once_it_is_made_anew_or_removed(
+    project: Path, password: str
+) -> None:
+    clone = project / workspace.FOLDER / "3333cccc-0"
+    workspace.clone(project, clone, {"seed": 1})
+    (clone / ".git/made").unlink()  # as after a kill in the making, when others could read the folder
+    (clone / ".dvc/config.local").chmod(0o644)
+    clone.chmod(0o755)
+    workspace.clone(project, clone, {"seed": 1})
+    assert stat.S_IMODE((clone / ".dvc/config.local").stat().st_mode) == 0o600
+    assert stat.S_IMODE(clone.stat().st_mode) == 0o700
+    workspace.remove(clone)
+    assert list((project / ".dvc/tmp").rglob("config.local")) == []
+
+
 def test_a_clone_sees_images_that_git_does_not_have(project: Path, tmp_path: Path) -> None:
     workspace.clone(project, tmp_path / "clone", {"shards.source": "pictures"})
     assert (tmp_path / "clone/pictures/one.png").read_text() == "one"
@@ -143,6 +185,35 @@ def test_only_the_clone_of_a_killed_run_stays(
     state = pipeline.pipeline.fn(settings={"seed": 1})
     assert (state.name, state.message, published) == ("Failed", f"shards: {end}", [True])
     assert (project / workspace.FOLDER / f"run-{end}").exists() is stays
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_page_that_prefect_does_not_take_leaves_the_runs_own_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from flows import pipeline
+
+    def run_stage(stage: str, *_: Any, **__: Any) -> Any:
+        end = StageFailed(f"{stage}: no image can be decoded") if fails else Outcome("ran", 1.0)
+        return SimpleNamespace(result=lambda raise_on_failure: end)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("the page is too large")
+
+    monkeypatch.setattr(pipeline, "flow_run", SimpleNamespace(name="calm-heron", id="run-page"))
+    monkeypatch.setattr(pipeline, "run_stage", SimpleNamespace(with_options=lambda **names: run_stage))
+    monkeypatch.setattr(pipeline, "create_markdown_artifact", refuse)
+    said: list[str] = []
+    logger = SimpleNamespace(warning=lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(pipeline, "get_run_logger", lambda: logger)
+    monkeypatch.chdir(project)
+    state = pipeline.pipeline.fn(promote=False)
+    expected = ("Failed", "digits: no image can be decoded") if fails else ("Completed", "4 stages ran, 0 cached")
+    assert (state.name, state.message) == expected
+    assert ["page is too large" in line for line in said] == [True]
 
 
 def test_a_flow_run_looks_for_the_files_that_settings_name_before_it_makes_a_clone(

@@ -176,6 +176,14 @@ def test_an_image_that_cannot_be_read_is_named_or_left_out_by_the_settings(
     assert metrics(project / "outputs/probe")["images"]["train"] == 35
 
 
+def test_an_image_beyond_the_limit_of_pixels_is_not_decoded(project, undrawn, monkeypatch, capsys) -> None:
+    (project / "images" / "train" / "red" / "2.png").write_bytes(worlds.bomb())
+    with worlds.memory_grows_by_less_than(200e6):
+        assert probe(monkeypatch) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("images/train/red/2.png cannot be read (20000×20000 pixels; at most 100,000,000 are read")
+
+
 @pytest.mark.parametrize(
     ("words", "images", "reason"),
     [

@@ -70,7 +70,7 @@ def state_of(vectors: Vectors) -> Vectors:
 
 
 def tokenizer_outputs(header: Header, vectors: Vectors) -> Vectors:
-    model = Tokenizer(header.shape(TokenizerConfig)).eval()
+    model = Tokenizer(header.shape(TokenizerConfig)).eval().to(vectors["in.images"].device)
     model.load_state_dict(tokenizer_state(state_of(vectors), model.state_dict()))
     images, grid = vectors["in.images"], (model.grid, model.grid)
     return {
@@ -81,7 +81,7 @@ def tokenizer_outputs(header: Header, vectors: Vectors) -> Vectors:
 
 
 def generator_outputs(header: Header, vectors: Vectors) -> Vectors:
-    model = BiGR(header.shape(BiGRConfig)).eval()
+    model = BiGR(header.shape(BiGRConfig)).eval().to(next(iter(vectors.values())).device)
     model.load_state_dict(generator_state(state_of(vectors), model.state_dict()))
     diffusion = model.transcoder.diffusion
     found = {f"sched.{name}": getattr(diffusion, name) for name in ("k", "b", "beta")}
@@ -113,24 +113,30 @@ def transcoder_outputs(model: BiGR, header: Header, vectors: Vectors) -> Vectors
 
 
 @torch.no_grad()
-def errors_of(path: Path) -> dict[str, float]:
-    """The largest error of each output that a file holds; fails where it holds anything that is not compared."""
+def errors_of(path: Path, device: str = "cpu", unsure: float = TOLERANCE, relative: bool = False) -> dict[str, float]:
+    """The largest error of each output that a file holds; fails where it holds anything that is not compared.
+
+    unsure: a bit as close to ½ as that may fall to either side; relative: errors are shares of the output's largest
+    number, where that is above 1.
+    """
     header, vectors = read(path)
+    vectors = {name: t.to(device) for name, t in vectors.items()}
     outputs = (tokenizer_outputs if "in.images" in vectors else generator_outputs)(header, vectors)
     held = {name for name in vectors if not name.startswith("state.")} - INPUTS - DIFFUSION_INPUTS
     if unknown := sorted(held - outputs.keys()):
         pytest.fail(f"{path.name} holds what nothing here computes: {', '.join(unknown)}")
     if not held:
         pytest.fail(f"{path.name} holds no outputs; golden vectors are named out.*, diff.* and sched.*")
-    return {name: error_of(name, outputs[name], vectors) for name in sorted(held)}
+    scales = {name: max(1.0, vectors[name].abs().max().item()) if relative else 1.0 for name in held}
+    return {name: error_of(name, outputs[name], vectors, unsure) / scales[name] for name in sorted(held)}
 
 
-def error_of(name: str, value: Tensor, vectors: Vectors) -> float:
+def error_of(name: str, value: Tensor, vectors: Vectors, unsure: float) -> float:
     expected = vectors[name]
     assert value.shape == expected.shape, f"{name} has shape {tuple(value.shape)}; expected {tuple(expected.shape)}"
     error = (value - expected).abs()
-    if name == "out.bits" and "out.bit_probs" in vectors:  # a bit as close to ½ as that may fall to either side
-        error = error[(vectors["out.bit_probs"] - 0.5).abs() > TOLERANCE]
+    if name == "out.bits" and "out.bit_probs" in vectors:
+        error = error[(vectors["out.bit_probs"] - 0.5).abs() > unsure]
     return error.max().item() if error.numel() else 0.0
 
 

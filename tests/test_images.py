@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from bigr.data.images import ImageError, center_crop, decode, encode_png
+from tests.worlds import bomb, memory_grows_by_less_than
 
 GRADIENT = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 
@@ -203,6 +204,28 @@ def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
     array = np.array(image)
     top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
     return array[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("name", ["huge.png", "huge.webp", "text.png"])
+def test_a_small_file_that_unfolds_to_a_huge_one_is_an_error_in_bounded_memory(tmp_path: Path, name: str) -> None:
+    if name == "huge.png":
+        data = bomb()
+    elif name == "huge.webp":  # an animation whose canvas is larger than its frames
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+        data = saved(frames[0], tmp_path / name, save_all=True, append_images=frames[1:]).read_bytes()
+        assert data[12:16] == b"VP8X"
+        data = data[:24] + 2 * (16_000 - 1).to_bytes(3, "little") + data[30:]
+    else:  # 400 MB of text
+        data = saved(colour(6), tmp_path / name).read_bytes()
+        text = b"zTXtComment\0\0" + zlib.compress(bytes(400 << 20), 1)
+        chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+        data = data[:33] + chunk + data[33:]
+    (tmp_path / name).write_bytes(data)
+    assert len(data) < 3e6
+    with memory_grows_by_less_than(100e6), pytest.raises(ImageError) as error:
+        decode(tmp_path / name, max_pixels=100_000_000)
+    assert str(error.value) and "\n" not in str(error.value)
+    assert name == "text.png" or "shards.max_pixels" in str(error.value)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (300, 200), (131, 257), (33, 500), (9, 12), (16, 16), (31, 17)])

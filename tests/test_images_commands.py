@@ -257,3 +257,11 @@ def test_an_interruption_is_one_line_and_leaves_no_half_file(run, folder, monkey
     assert run("generate", "0") == 130
     assert capsys.readouterr().err == "interrupted; pictures that were finished are in outputs/generate\n"
     assert not (folder / "outputs").exists()
+
+
+def test_enrichment_is_there_for_a_grid_without_whole_cells(run, folder) -> None:
+    worlds.write_models(folder, grid=7)
+    assert run("enrich", "wide.jpg", "one.png", "--variants", 2, "--iterations", 2, "--trace") == 0
+    for path in ("outputs/enrich/wide-seed0-2.png", "outputs/enrich/one-seed0-1.png"):
+        assert Image.open(folder / path).size == (14, 14)
+    assert (folder / "outputs/enrich/one-seed0-1-trace.gif").is_file()

@@ -206,6 +206,19 @@ def test_enrichment_agrees_with_the_small_picture(model: ImageModel) -> None:
     assert model.enrich(small, rounds=2)[0].tobytes() != large.tobytes()
 
 
+@pytest.mark.parametrize(("grid", "multipliers"), [(7, (1, 1, 1)), (3, (1, 1)), (1, (1, 2)), (1, (1,)), (5, (1,))])
+def test_enrichment_works_on_any_grid_and_counts_its_iterations(tmp_path: Path, grid: int, multipliers) -> None:
+    write_models(tmp_path, grid=grid, multipliers=multipliers, channels=64 if grid == 1 else 32)
+    model = bigr.load(tmp_path)
+    for given in (picture(1, 1), picture(3 * model.size, 3 * model.size)):  # the second is first made half the size
+        frames: list[Frame] = []
+        options = {"variants": 3, "iterations": grid**2, "diffusion_steps": 2}
+        drawn = model.enrich(given, on_step=frames.append, **options)
+        assert [one.size for one in drawn] == [(model.size, model.size)] * 3
+        assert [frame.number for frame in frames] == list(range(1, frames[-1].of + 1))
+        assert all(len(frame.pictures) == 3 for frame in frames)  # none ahead of the others
+
+
 def test_what_is_consistent_already_stays() -> None:
     flat = Image.new("RGB", (8, 8), (10, 20, 30))
     assert np.array_equal(np.asarray(consistent_with(flat, flat.resize((16, 16)))), np.asarray(flat.resize((16, 16))))

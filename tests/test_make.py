@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 PYTHON = """#!/bin/sh
 # Stands in for Python and every program of the environment: notes how it was called, makes the environment.
-[ "$1" = -c ] && exit 0
+case "$1 $2" in
+-c*cuda*) exit ${NO_GPU:-0} ;;
+-c*) exit 0 ;;
+esac
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$*" in
 *"$FAIL_ON"*) [ -n "$FAIL_ON" ] && exit 1 ;;
@@ -62,12 +65,12 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_pipeline_installs_torch_first_and_runs_dvc(project: Project) -> None:
-    assert project.make("pipeline") == [VENV, *INSTALL, "bigr check", "dvc repro", "dvc metrics show"]
+    assert project.make("pipeline") == [VENV, *INSTALL, "bigr check", "dvc repro", "bigr metrics"]
 
 
 def test_nothing_is_installed_twice(project: Project) -> None:
     project.make("test")
-    assert project.make("pipeline") == ["bigr check", "dvc repro", "dvc metrics show"]
+    assert project.make("pipeline") == ["bigr check", "dvc repro", "bigr metrics"]
     assert project.make("test") == ["python -m pytest -n auto --maxprocesses 4 --dist loadfile"]
     assert project.make("lint") == ["ruff check .", "ruff format --check .", "mypy "]
 
@@ -105,11 +108,17 @@ def test_without_python_3_11_the_remedy_is_said(project: Project) -> None:
     assert done.returncode and "make install PYTHON=/path/to/python3.11" in done.stderr
 
 
-def test_services_leave_mlflow_out_where_a_server_has_it(project: Project) -> None:
-    project.make("install")
-    assert project.make("services") == ["honcho start prefect worker mlflow"]
-    assert project.make("services", MLFLOW_TRACKING_URI="http://localhost:1") == ["honcho start prefect worker"]
-    assert project.make("ui") == ["honcho start mlflow"]
+def test_clean_leaves_running_services_their_database(project: Project) -> None:
+    database, pid = project.folder / ".prefect/prefect.db", project.folder / ".prefect/services.pid"
+    database.parent.mkdir()
+    database.touch()
+    with subprocess.Popen(["honcho", "60"], executable="/bin/sleep") as process:
+        pid.write_text(f"{process.pid}\n")
+        project.make("clean", status=2)
+        process.kill()
+    assert database.exists()
+    project.make("clean")  # whatever has the number now
+    assert not database.parent.exists()
 
 
 def test_serve_serves_the_champion_on_loopback(project: Project) -> None:
@@ -122,13 +131,37 @@ def test_serve_serves_the_champion_on_loopback(project: Project) -> None:
 
 
 def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> None:
-    kept = {".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
-    for name in {*kept, "data/file", "models/file", "outputs/file", "checkpoints/file", ".prefect/file"}:
+    kept = {".credentials/file", ".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
+    clone = ".dvc/tmp/flows/1/.dvc/config.local"  # of a flow run that was killed; the user's passwords may be in it
+    for name in {*kept, clone, "data/file", "models/file", "outputs/file", "checkpoints/file", ".prefect/file"}:
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (project.folder / name).touch()
     project.make("clean")
     left = {str(path.relative_to(project.folder)) for path in project.folder.rglob("*") if path.is_file()}
     assert left == kept | {"Makefile", "requirements.lock", "pyproject.toml"}
+
+
+def test_without_a_gpu_its_tests_say_so(project: Project) -> None:
+    project.make("install")
+    assert project.make("test-gpu") == ["python -m pytest -m gpu -rs tests/test_gpu.py"]
+    path = os.pathsep.join([str(project.python.parent), "/usr/bin", "/bin"])
+    done = subprocess.run(
+        ["make", "test-gpu"],
+        cwd=project.folder,
+        env={"PATH": path, "CALLS": str(project.calls), "FAIL_ON": "", "NO_GPU": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and "There is no GPU" in done.stderr and "pytest" not in done.stdout
+
+
+def test_help_lists_every_target_that_is_meant_for_people(project: Project) -> None:
+    done = subprocess.run(["make"], cwd=project.folder, capture_output=True, text=True, check=True)
+    makefile = (project.folder / "Makefile").read_text()
+    described = [line.partition(":")[0] for line in makefile.splitlines() if ": " in line and " ## " in line]
+    listed = [line.split()[1] for line in done.stdout.splitlines()]
+    assert "test-gpu" in listed
+    assert listed == described
 
 
 def test_the_lock_names_versions_and_nothing_else() -> None:

@@ -1,14 +1,17 @@
 """The training objective: what is masked, which labels are dropped, and the loss of the masked tokens, bit by bit."""
 
+import itertools
 import math
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.training.masked import MaskedBatch, MaskedBatches
+from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
 from tests.worlds import write_codes
 
 GRID, BITS, CLASSES, STEPS = 4, 5, 3, 8
@@ -55,6 +58,35 @@ def test_masked_positions_are_drawn_for_each_image_alike_for_every_token(batches
 def test_the_share_of_labels_that_are_dropped_is_the_settings(batches: list[MaskedBatch]) -> None:
     labels = torch.cat([batch.labels for batch in batches])
     assert within(int((labels == CLASSES).sum()), 0.1, len(labels))
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 3])
+def test_each_pass_over_the_data_shows_the_next_draw_of_the_bits(tmp_path: Path, drawn: int) -> None:
+    """One after the other, of every image; the thresholded bits only where none are drawn; from any step on."""
+    images, passes = 10, 7  # no multiple of the batch: some batches span two passes
+    dataset = write_codes(tmp_path, grid=GRID, bits=BITS, classes=CLASSES, images=images, drawn=drawn)
+    every = torch.stack([dataset.batch(torch.arange(images), 0, draw)[0] for draw in range(1 + drawn)])
+    options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1, "unconditional": CLASSES}
+
+    def stream() -> MaskedBatches:
+        return MaskedBatches(dataset, 4, device=torch.device("cpu"), **options)
+
+    steps = list(itertools.islice(stream().from_step(0), 18))
+    shown = torch.cat([batch.codes for batch in steps]).bool()
+    order = torch.cat([stream().indices(step) for step in range(18)])
+    for place, image in enumerate(order[: passes * images].tolist()):
+        expected = 1 + place // images % drawn if drawn else 0
+        assert torch.equal(shown[place], every[expected, image]), place
+    later = next(stream().from_step(11))
+    assert torch.equal(later.codes, steps[11].codes)
+
+
+def test_a_validation_sees_bits_as_training_does_the_same_at_every_call(tmp_path: Path) -> None:
+    for drawn in (0, 2):
+        dataset = write_codes(tmp_path / str(drawn), grid=GRID, bits=BITS, classes=CLASSES, images=8, drawn=drawn)
+        fixed = FixedMasks(dataset, 8, 0, torch.device("cpu"), None)
+        seen = torch.cat([batch.codes for batch in fixed.batches]).bool()
+        assert torch.equal(seen, dataset.batch(torch.arange(8), 0, min(drawn, 1))[0])
 
 
 def wbce(logits: Tensor, target: Tensor) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bigr import config
+from bigr.headline import headline
 from bigr.tracking import find_writer
 from bigr.tracking.store import Store
 from tests import scratch, tiny
@@ -67,9 +68,10 @@ def test_the_stages_of_one_repro_are_under_one_parent_with_the_figures_and_the_s
 
 def test_metrics_and_plots_are_shown(project: Path) -> None:
     shown = json.loads(scratch.run(project, "dvc", "metrics", "show", "--json"))
-    assert shown[""]["data"]["outputs/metrics.json"]["data"] == json.loads(
-        (project / "outputs/metrics.json").read_text()
-    )
+    figures = json.loads((project / "outputs/metrics.json").read_text())
+    assert shown[""]["data"]["outputs/headline.json"]["data"] == headline(figures)
+    shown = json.loads(scratch.run(project, "dvc", "metrics", "show", "--json", "outputs/metrics.json"))
+    assert shown[""]["data"]["outputs/metrics.json"]["data"] == figures
     page = Path(scratch.run(project, "dvc", "plots", "show").strip().removeprefix("file://")).read_text()
     titles = [title for plot in config.read(project / "dvc.yaml")["plots"] for title in plot]
     assert titles and all(title in page for title in titles if " " in title)
@@ -116,7 +118,7 @@ def test_an_experiment_is_run_shown_and_tracked_under_its_name(project: Path) ->
     (experiment,) = [e for baseline in shown for e in baseline["experiments"] or []]
     data = experiment["revs"][0]["data"]
     assert data["params"]["params.yaml"]["data"]["generator"]["steps"] == 6
-    assert "label_agreement" in data["metrics"]["outputs/metrics.json"]["data"]["samples"]
+    assert "label_agreement" in data["metrics"]["outputs/headline.json"]["data"]
     (parent,) = [run for run in Store(project).runs(bigr__kind="pipeline") if run.info.run_name == "longer"]
     assert parent.data.params["generator.steps"] == "6"
     assert parent.info.status == "FINISHED"

@@ -13,14 +13,17 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from bigr import cli, config
+from bigr.context import Context
 from bigr.errors import BigrError
+from bigr.interop.folders import save
 from bigr.models.bigr import BiGR, masked_count
 from bigr.models.tokenizer import Tokenizer
 from bigr.planning import dataset, meter, networks, plan, sampling, training
 from bigr.planning.page import page
 from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.stages import codes as codes_stage
 from bigr.stages import tokenizer as tokenizer_stage
-from tests import tiny
+from tests import tiny, worlds
 
 ROOT = Path(__file__).parents[1]
 FLOAT32 = meter.Arithmetic(gpu=False, bfloat16=False)
@@ -341,18 +344,52 @@ def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
     assert dataset.count_images(others, tmp_path, None, None).total is None  # those shards hold other images
 
 
-def test_codes_take_768_bytes_a_view_at_k_24_and_256_tokens(tmp_path: Path) -> None:
-    recipe = config.load(ROOT / "recipes" / "imagenet256-XXL-d24.yaml")
-    assert dataset.disk(recipe, tmp_path).code == 2 * 768 + 8
+def test_codes_take_768_bytes_a_view_and_draw_at_k_24_and_256_tokens(tmp_path: Path) -> None:
+    path = ROOT / "recipes" / "imagenet256-XXL-d24.yaml"
+    recipe = config.load(path)
+    draws = recipe.codes.draws
+    assert dataset.disk(recipe, tmp_path).code == 2 * (1 + draws) * 768 + 8
+    alone = recipe.model_copy(update={"codes": recipe.codes.model_copy(update={"draws": 0})})
+    assert dataset.disk(alone, tmp_path).code == 2 * 768 + 8
+    made = plan.make_plan(path, tmp_path, tflops=400, images=1_331_167, classes=1000)
+    row = next(line for line in page(made) if line.strip().startswith("data/codes"))
+    assert f"{draws} draws" in row
+    assert f"{(2 * (1 + draws) * 768 + 8) * 1_331_167 / 2**30:.2f}" in row
+
+
+def test_codes_take_on_disk_what_is_planned(tmp_path: Path) -> None:
+    """To the byte, but for a header in each file."""
+    worlds.write_shards(tmp_path, size=16)
+    s = settings(shards__source="pictures", codes__views=["identity", "flip"], codes__draws=3, run__device="cpu")
+    save(tmp_path / "models" / "tokenizer", Tokenizer(tokenizer_stage.config_of(s.tokenizer, 16)))
+    codes_stage.run(s, Context(tmp_path))
+    files = list((tmp_path / "data" / "codes").glob("*.safetensors"))
+    size = sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little") for path in files)
+    assert size == dataset.disk(s, tmp_path).code * 16
 
 
 def test_features_take_two_bytes_a_number_of_every_layer_for_the_images_that_are_measured(tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / "imagenet256-L-d20-representation.yaml"
     disk = dataset.disk(config.load(recipe), tmp_path)
-    assert (disk.feature, disk.featured) == (2 * 24 * 1024, 1_281_167)
+    assert (disk.feature, disk.featured) == (2 * 24 * 1024, (1_281_167, 1_281_167))
     made = plan.make_plan(recipe, tmp_path, tflops=400, images=1_331_167, classes=1000)
     row = next(line for line in page(made) if line.strip().startswith("features"))
     assert f"{1_331_167 * 2 * 24 * 1024 / 2**30:.1f}" in row
+
+
+def test_the_reference_and_the_probes_images_cost_each_their_own(tmp_path: Path) -> None:
+    def cost(**limits: int) -> float:
+        s = settings(**{f"evaluation__{name}": number for name, number in limits.items()})
+        with meter.shapes_only() as mode:
+            built = networks.build(s, 10, mode)
+            return plan.evaluation_flops(s, built, dataset.Images(1000, 20, 10, "", ""))
+
+    few = cost(reference_images=100, probe_images=100)
+    more, longer = cost(reference_images=200, probe_images=100), cost(reference_images=100, probe_images=200)
+    assert few < more and few < longer
+    both = cost(reference_images=200, probe_images=200)
+    assert both - few == pytest.approx((more - few) + (longer - few))
+    assert cost(reference_images=5000, probe_images=5000) == cost(reference_images=1000, probe_images=1000)
 
 
 def bigr(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -17,17 +17,18 @@ from bigr.errors import BigrError
 from bigr.evaluation.fidelity import names
 from bigr.figures import FIGURES, LOWER_IS_BETTER
 from bigr.files import write_json
+from bigr.runner import run_stage
 from bigr.stages import codes, evaluation, samples, shards
 from bigr.tracking import promotion
 from bigr.tracking.gate import compare, decide
 from bigr.tracking.promotion import Decision, settle
-from bigr.tracking.registry import NAME, Candidate, Registry
+from bigr.tracking.registry import NAME, Candidate, Registry, Version
 from bigr.tracking.remeasure import Again
 from bigr.tracking.store import Store
 from flows.execution import Outcome
 from flows.gate import Decision as Told
 from flows.page import Page
-from tests import worlds
+from tests import scratch, worlds
 
 EXTRACTORS = get_args(config.Evaluation.model_fields["extractor"].annotation)
 LOWER, HIGHER = "samples.fd_classifier", "samples.label_agreement"
@@ -262,6 +263,10 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
     assert decision.measured_again
     assert decision.rows[0].champion == pytest.approx(expected[LOWER])
     assert decision.rows[0].challenger == pytest.approx(challenger.figures[LOWER])
+    (run,) = registry.store.search(
+        "dataset.name = 'data/shards' and dataset.digest = 's2' and tags.`bigr.version` = '1'"
+    )
+    assert run.info.run_name == "version 1 again"
     first = registry.find(champion)
     assert first is not None
     assert registry.figures(first, challenger.instrument) == pytest.approx(expected)
@@ -294,6 +299,48 @@ def test_measuring_again_with_another_extractor_is_refused(
     monkeypatch.setattr(Again, "measure", other_extractor)
     with pytest.raises(BigrError, match="measured with another extractor than the challenger"):
         offer("second", 8.0, 0.8, images="new")
+
+
+@pytest.mark.slow
+def test_the_stage_and_promote_name_the_same_evaluation_protocol_so_that_nothing_is_measured_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    project = scratch.make(tmp_path, real=True)
+    monkeypatch.chdir(project)
+    params = project / "params.yaml"
+    by = [{"name": LOWER, "tolerance": 1e9, "relative": False, "limit": None}]
+    own = settings(promotion__metrics=by)
+    write_json(params, own.model_dump())  # JSON is YAML
+    write_pictures(project, 12)
+    shards.run(own, Context(project))
+
+    def finish(number: int) -> None:
+        """A pipeline that has made another model."""
+        monkeypatch.setenv("BIGR_EXECUTION", f"execution {number}")
+        worlds.write_models(project, bits=5 + number)
+        codes.run(own, Context(project))
+        samples.run(own, Context(project))
+        run_stage("evaluation", project, params)
+        scratch.run(project, "dvc", "commit", "-q", "-f", "samples", "evaluation")
+
+    registry = Registry(Store(project))
+
+    def measured(version: Version) -> list[str]:
+        """The digests of the protocols under which a version's metric was recorded, one for each record."""
+        logged = registry.client.get_logged_model(version.model_id).metrics or []
+        return [str(metric.dataset_digest) for metric in logged if metric.key == LOWER]
+
+    finish(1)
+    first = registry.named("models:/bigr/1")
+    protocol = measured(first)
+    assert len(protocol) == 1
+    registry.promote(first)  # by hand, as on MLflow's page
+    finish(2)
+    decision = promotion.promote(project, params)
+    assert (decision.version, decision.champion, decision.measured_again) == (2, 1, False)
+    assert measured(first) == measured(registry.named("models:/bigr/2")) == protocol
 
 
 def test_there_is_nothing_to_promote_before_the_pipeline_has_finished(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bigr.bits import entropy
 from bigr.models.quantizers import BernoulliQuantizer, LookupFreeQuantizer, make_quantizer
 
 BOTH = pytest.mark.parametrize("name", ["bernoulli", "lfq"])
@@ -159,3 +160,13 @@ def test_lfq_penalties_have_finite_gradients_where_bits_are_certain() -> None:
 def test_logits_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert make_quantizer("bernoulli", 8, 5).logits(torch.randn(1, 8, 2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_entropy_of_a_certain_bit_is_zero_and_its_gradient_finite(dtype: torch.dtype) -> None:
+    p = torch.tensor([0.0, 0.5, 1.0], dtype=dtype, requires_grad=True)
+    found = entropy(p)
+    assert found.tolist() == [0.0, 1.0, 0.0]
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    found.sum().backward()
+    assert p.grad is not None and p.grad.isfinite().all()

@@ -13,6 +13,7 @@ import pytest
 from bigr import check, config
 from bigr.errors import BigrError
 from bigr.models.presets import PRESETS, TOKENIZERS
+from bigr.planning import dataset
 from bigr.stages import generator, tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,13 @@ SHAPES = {
 """Of each recipe: the tokenizer's and the generator's preset, and K."""
 IMAGENET = 1_281_167
 TABLE_7 = {"L": (20, 0.17), "XL": (25, 0.25), "XXL": (25, 0.30), "L-512": (20, 0.17)}
+PAPER = {
+    "imagenet256-L-d24.yaml": {"samples": {"fid": 2.71, "isc": 275.7}},
+    "imagenet256-XL-d24.yaml": {"samples": {"fid": 2.49, "isc": 278.8}},
+    "imagenet256-XXL-d24.yaml": {"samples": {"fid": 2.36, "isc": 277.2}},
+    "imagenet256-L-d20-representation.yaml": {"probe": {"best_top1": 0.675}},
+}
+"""Results of the paper, under their names in metrics.json."""
 
 every_recipe = pytest.mark.parametrize("name", SHAPES)
 
@@ -42,7 +50,8 @@ def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of a mapping, in its order."""
     found = []
     for key, value in values.items():
-        found += [prefix + key, *(keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
+        named = isinstance(value, dict) and key != "targets"  # whose keys are metrics
+        found += [prefix + key, *(keys(value, f"{prefix}{key}.") if named else [])]
     return found
 
 
@@ -92,7 +101,8 @@ def test_a_recipe_trains_for_as_long_and_as_fast_as_the_paper(name: str) -> None
     assert (section.betas, section.weight_decay, section.grad_clip) == ([0.9, 0.95], 0.02, 1.0)
     assert (section.ema_decay, section.dropout, section.label_dropout) == (0.9999, 0.1, 0.1)
     assert (section.use_labels, section.noise_draws, settings.run.precision) == (True, 1, "bfloat16")
-    assert (settings.codes.views, settings.codes.drawn) == (["identity", "flip"], False)
+    assert settings.codes.views == ["identity", "flip"]
+    assert settings.codes.draws > 1  # drawn bits, others in the next epoch
 
 
 @every_recipe
@@ -105,11 +115,24 @@ def test_a_recipe_trains_the_tokenizer_by_the_papers_loss(name: str) -> None:
 
 
 @every_recipe
+def test_what_a_recipe_says_of_the_disk_is_what_its_plan_says(name: str, tmp_path: Path) -> None:
+    text, disk = (FOLDER / name).read_text(encoding="utf-8"), dataset.disk(load(name), tmp_path)
+    shards, codes = (f"{round(size * (IMAGENET + 50_000) / 2**30)} GiB" for size in (disk.shard, disk.code))
+    assert f"# Disk: {shards} of shards and {codes} of codes" in text
+    assert re.search(rf"draws: .*{codes}", text)
+
+
+@every_recipe
 def test_a_recipe_samples_by_table_7(name: str) -> None:
     samples = load(name).samples
     assert (samples.iterations, samples.gumbel_temperature) == TABLE_7[SHAPES[name][1]]
     assert (samples.guidance_scale, samples.diffusion_steps, samples.count) == (2.5, 100, 50_000)
-    assert (samples.order, samples.deterministic_bits, samples.temperature) == ("entropy", False, 1.0)
+    assert (samples.order, samples.deterministic_bits, samples.temperature) == ("margin", False, 1.0)
+
+
+@every_recipe
+def test_a_recipes_targets_are_the_papers_results(name: str) -> None:
+    assert load(name).targets == PAPER.get(name, {})
 
 
 @every_recipe

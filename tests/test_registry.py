@@ -27,6 +27,7 @@ from bigr.errors import BigrError
 from bigr.files import write_json
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
 from bigr.stages import samples
+from bigr.tracking.package import served_config
 from bigr.tracking.registry import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
 from bigr.tracking.store import DEFAULTS, Store
 from tests import worlds
@@ -155,6 +156,39 @@ def test_the_same_model_is_registered_once_and_another_sampler_is_another_versio
     assert registry.client.get_model_version_by_alias(NAME, CHALLENGER).version == second.number
     other = replace(candidate, hashes=HASHES | {"models/bigr": "another.dir"})
     assert registry.register(other, run_id).number == version.number + 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"editing__guidance_scale": 7.0},
+        {"editing__feather": 2.0},
+        {"samples__temperature": 0.5},
+        {"samples__batch_size": 2},
+        {"seed": 1},
+        {"run__precision": "bfloat16"},
+        {"generator__use_labels": False, "samples__guidance_scale": 1.0},
+    ],
+    ids=str,
+)
+def test_whatever_the_package_serves_with_makes_another_version(candidate: Candidate, changes: dict[str, Any]) -> None:
+    served = [served_config(chosen, ["a", "b", "c"]) for chosen in (candidate.settings, settings(**changes))]
+    assert served[0] != served[1]
+    assert replace(candidate, settings=settings(**changes)).identity != candidate.identity
+
+
+def test_other_names_of_the_classes_are_another_version(candidate: Candidate, tmp_path: Path) -> None:
+    write_json(tmp_path / "data/shards/index.json", {"image_size": 8, "classes": ["a", "b", "x"], "splits": {}})
+    assert replace(candidate, root=tmp_path).identity != candidate.identity
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tokenizer__steps": 6}, {"run__workers": 1}, {"samples__count": COUNT + 1}, {"evaluation__reference": "val"}],
+    ids=str,
+)
+def test_what_is_not_served_with_makes_no_other_version(candidate: Candidate, changes: dict[str, Any]) -> None:
+    assert replace(candidate, settings=settings(**changes)).identity == candidate.identity
 
 
 def test_what_was_measured_of_a_models_features_makes_no_other_version(

@@ -1,13 +1,26 @@
 """The deployment `bigr/full` against a real Prefect server and worker, started as `make services` starts them."""
 
 import json
+import re
 import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from bigr.errors import EXIT_USER_ERROR
+from flows import credentials
+from flows.whereabouts import LABEL
 from tests import mini_project, tiny
 from tests.services import ENDED, Services, copy_of_this_project, rows, started
 
@@ -19,6 +32,58 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     folder = tmp_path_factory.mktemp("services")
     with started(folder, mini_project.make(folder / "project")) as services:
         yield services
+
+
+def answer(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str]]:
+    """The status and the headers of the answer to a request that has just these headers."""
+    request = urllib.request.Request(url, headers={key.replace("_", "-"): value for key, value in headers.items()})
+    request.method = method
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, {key.lower(): value for key, value in response.headers.items()}
+    except urllib.error.HTTPError as error:
+        return error.code, {key.lower(): value for key, value in error.headers.items()}
+
+
+def start(project: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What `python -m flows.…` says that ends by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=project, env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
+def test_without_the_password_the_server_tells_and_starts_nothing(services: Services) -> None:
+    deployment = services.api("/deployments/name/bigr/full")
+    wrong = {"Authorization": "Basic YmlncjpiaWdy"}  # bigr:bigr
+    for headers in ({}, wrong):
+        assert answer(f"{services.url}/deployments/name/bigr/full", **headers)[0] == 401
+        assert answer(f"{services.url}/csrf-token?client=00000000-0000-0000-0000-000000000000", **headers)[0] == 401
+        status, _ = answer(f"{services.url}/deployments/{deployment['id']}/create_flow_run", "POST", **headers)
+        assert status in (401, 403)
+    assert answer(f"{services.url}/deployments/name/bigr/full", **services.authorization)[0] == 200
+
+
+def test_a_page_of_another_site_may_not_use_the_server_even_with_the_password(services: Services) -> None:
+    foreign = {"Origin": "https://elsewhere.example"}
+    asks = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
+    for url in (f"{services.url}/flow_runs/filter", f"{services.url}/health"):
+        status, headers = answer(url, "OPTIONS", **foreign, **asks)
+        assert status == 400 and "access-control-allow-origin" not in headers
+    status, headers = answer(f"{services.url}/admin/version", **foreign, **services.authorization)
+    assert status == 200 and "access-control-allow-origin" not in headers
+    assert answer(f"{services.url}/flow_runs/filter", "POST", **foreign, **services.authorization)[0] == 403
+
+
+def test_only_the_user_can_read_the_passwords_whatever_the_umask(services: Services) -> None:
+    folder = services.project / credentials.FOLDER
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {"profiles.toml": 0o600}
+    password = services.login.partition(":")[2]
+    assert len(password) >= 32
+    assert not [process for process in services.processes() if password in " ".join(process.cmdline())]
+    assert password not in services.log.read_text()
+    assert ".credentials" not in mini_project.run(services.project, "git", "status", "--porcelain")
 
 
 def test_the_deployment_completes_and_its_page_tells_all(services: Services) -> None:
@@ -39,7 +104,7 @@ def test_the_deployment_completes_and_its_page_tells_all(services: Services) -> 
 def test_a_scheduled_run_fires_and_finds_nothing_to_do(services: Services) -> None:
     deployment = services.api("/deployments/name/bigr/full")
     (nightly,) = deployment["schedules"]
-    assert nightly["schedule"]["cron"] == "0 3 * * *" and nightly["schedule"]["timezone"] == "UTC" and nightly["active"]
+    assert nightly["schedule"]["cron"] == "0 3 * * *" and nightly["schedule"]["timezone"] == "UTC"
     assert deployment["global_concurrency_limit"]["limit"] == 1
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
 
@@ -128,6 +193,136 @@ def test_a_run_that_is_cancelled_ends_its_stage_and_a_later_one_continues(servic
 
     services.hold.unlink()
     assert services.watch(stages=["digits", "shards"], force=True)["state"]["message"] == "2 stages ran, 0 cached"
+
+
+def test_the_nightly_run_waits_to_be_switched_on_and_a_restart_leaves_it_as_it_is(services: Services) -> None:
+    def is_on() -> bool:
+        (nightly,) = services.api("/deployments/name/bigr/full")["schedules"]
+        assert nightly["slug"] == "nightly"
+        return bool(nightly["active"])
+
+    assert not is_on()
+    for word in ("on", "off"):
+        done = start(services.project, "flows.nightly", word, **services.terminal)
+        assert done.returncode == 0 and word in done.stdout, done.stderr
+        services.deploy(services.project)
+        assert is_on() == (word == "on")
+
+
+def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_crashed(services: Services) -> None:
+    full, ablations = (services.api(f"/deployments/name/bigr/{name}") for name in ("full", "ablations"))
+    other = services.api(
+        "/deployments/", {"name": "of someone else", "flow_id": full["flow_id"], "work_pool_name": "bigr"}
+    )
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = f"{socket.gethostname()}:{gone.pid}:1.00"
+
+    def run(deployment: dict[str, Any], state: str, process: str | None) -> str:
+        made = services.api(
+            "/flow_runs/",
+            {
+                "flow_id": full["flow_id"],
+                "deployment_id": deployment["id"],
+                "state": {"type": state},
+                "labels": {LABEL: process} if process else {},
+            },
+        )
+        services.api(f"/flow_runs/{made['id']}", {"infrastructure_pid": str(gone.pid)}, "PATCH")
+        return str(made["id"])
+
+    own = psutil.Process()
+    dead = [run(full, "RUNNING", here), run(full, "CANCELLING", here), run(ablations, "RUNNING", here)]
+    kept = [
+        run(full, "RUNNING", here.replace(socket.gethostname(), "another-machine")),
+        run(full, "RUNNING", f"{socket.gethostname()}:{own.pid}:{own.create_time():.2f}"),
+        run(full, "RUNNING", None),
+        run(full, "PENDING", None),
+        run(other, "RUNNING", here),
+    ]
+    before = [services.run(run_id)["state"] for run_id in kept]
+    services.deploy(services.project)
+    assert [services.run(run_id)["state_type"] for run_id in dead] == ["CRASHED"] * 3
+    assert [services.run(run_id)["state"] for run_id in kept] == before
+    for run_id in kept:
+        services.api(f"/flow_runs/{run_id}", method="DELETE")
+    services.api(f"/deployments/{other['id']}", method="DELETE")
+
+
+def test_a_work_pool_that_is_there_keeps_what_was_set_in_it(services: Services) -> None:
+    services.api("/work_pools/bigr", {"concurrency_limit": 7, "description": "set by hand"}, "PATCH")
+    services.deploy(services.project)
+    pool = services.api("/work_pools/bigr")
+    assert (pool["concurrency_limit"], pool["description"]) == (7, "set by hand")
+    services.api("/work_pools/bigr", {"concurrency_limit": None}, "PATCH")
+
+
+def test_a_server_elsewhere_gets_a_worker_and_none_is_started_beside_it(services: Services, tmp_path: Path) -> None:
+    project = mini_project.make(tmp_path / "project")
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.services", "prefect", "worker"],
+            cwd=project,
+            env=services.of(project),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        services.wait_for(lambda: re.search(r"Worker 'bigr@\S+' started!", log.read_text()))
+        tree = psutil.Process(process.pid).children(recursive=True)
+        lines = [" ".join(one.cmdline()) for one in tree]
+        assert any("prefect worker start" in line for line in lines)
+        assert not any("server" in line for line in lines)
+        assert str(project) in str(services.api("/deployments/name/bigr/full")["pull_steps"])
+        assert not (project / credentials.PROFILES).exists()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        services.deploy(services.project)
+    refused = start(project, "flows.deploy", **services.of(project) | {"PREFECT_API_AUTH_STRING": "bigr:wrong"})
+    assert refused.returncode == EXIT_USER_ERROR
+    assert "PREFECT_API_AUTH_STRING" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_password_of_the_server_here_is_not_told_to_one_elsewhere(services: Services) -> None:
+    heard: list[str | None] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["Authorization"])
+            self.send_response(403)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/api"
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.services", "worker"],
+        cwd=services.project,
+        env=services.terminal | {"PREFECT_API_URL": url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            services.wait_for(lambda: heard)
+        finally:
+            process.send_signal(signal.SIGINT)
+    server.shutdown()
+    assert set(heard) == {None}
+
+
+def test_a_port_that_is_taken_or_none_is_said_in_one_line(services: Services, tmp_path: Path) -> None:
+    taken = services.environment["PREFECT_PORT"]
+    for port, what in ((taken, f"{taken} is taken"), ("4200x", "PREFECT_PORT must be a port")):
+        done = start(services.project, "flows.services", "prefect", **services.terminal | {"PREFECT_PORT": port})
+        assert done.returncode == EXIT_USER_ERROR
+        assert what in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_real_pipeline_runs_through_the_deployment(services: Services, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ VALUES["generator"] |= {"dim": 128, "heads": 4, "diffusion_steps": 256, "target"
 VALUES["generator"] |= {"batch_size": 64, "steps": 2000, "warmup_steps": 50}
 VALUES["samples"] |= {"iterations": 8, "diffusion_steps": 20, "guidance_scale": 1.5}
 VALUES["transcoder"] |= {"start": "joint", "target": "flip", "batch_size": 64, "steps": 100, "warmup_steps": 10}
-VALUES["evaluation"] |= {"precision_recall_neighbours": 3, "max_images": 50000}
+VALUES["evaluation"] |= {"precision_recall_neighbours": 3, "reference_images": 50000}
 GONE = object()
 GATE = {"name": "samples.recall", "tolerance": 0.1, "relative": False, "limit": None}
 
@@ -36,13 +36,18 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"run.colour": "red"}, "run.colour is not a setting; known here: device, precision, workers, processes"),
     ({"generator.heads": GONE}, "generator.heads is missing; add it"),
     ({"codes": GONE}, "codes is missing; add it"),
-    ({"codes": 5}, "codes is 5; allowed: a section with views, drawn, batch_size"),
-    ({"codes": None}, "codes is null; allowed: a section with views, drawn, batch_size"),
+    ({"codes": 5}, "codes is 5; allowed: a section with views, draws, batch_size"),
+    ({"codes": None}, "codes is null; allowed: a section with views, draws, batch_size"),
     ({"generator.layers": "six"}, "generator.layers is 'six'; allowed: a valid integer"),
     ({"generator.layers": 6.5}, "generator.layers is 6.5; allowed: a valid integer"),
     ({"generator.layers": True}, "generator.layers is True; allowed: a valid integer"),
     ({"generator.learning_rate": "fast"}, "generator.learning_rate is 'fast'; allowed: a valid number"),
-    ({"codes.drawn": "yes"}, "codes.drawn is 'yes'; allowed: a valid boolean"),
+    ({"codes.draws": True}, "codes.draws is True; allowed: a valid integer"),
+    ({"codes.draws": -1}, "codes.draws is -1; allowed: greater than or equal to 0"),
+    ({"codes.drawn": False, "codes.draws": GONE}, "codes.drawn is not a setting; did you mean codes.draws?"),
+    ({"run.worker": 2, "run.workers": GONE}, "run.worker is not a setting; did you mean run.workers?"),
+    ({"code": {}, "codes": GONE}, "code is not a setting; did you mean codes?"),
+    ({"codes.draws": 2, "tokenizer.quantizer": "lfq"}, "codes.draws is 2; allowed: 0 where tokenizer.quantizer is lfq"),
     ({"shards.source": 3}, "shards.source is 3; allowed: a valid string"),
     ({"tokenizer.channel_multipliers": 2}, "tokenizer.channel_multipliers is 2; allowed: a valid list"),
     ({"tokenizer.channel_multipliers": [1, 0]}, "tokenizer.channel_multipliers[1] is 0; allowed: greater than 0"),
@@ -83,6 +88,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"tokenizer.warmup_steps": 501}, "tokenizer.warmup_steps is 501; allowed: at most 500, the number of steps"),
     ({"transcoder.warmup_steps": 101}, "transcoder.warmup_steps is 101; allowed: at most 100, the number of steps"),
+    ({"run.device": "cuda:0", "run.processes": 4}, "run.device is 'cuda:0'; allowed: cuda, auto or cpu where run.proc"),
     ({"run.processes": 5}, "tokenizer.batch_size is 48; allowed: a multiple of run.processes = 5"),
     ({"run.processes": 3}, "generator.batch_size is 64; allowed: a multiple of run.processes = 3"),
     ({"transcoder.batch_size": 9, "run.processes": 2}, "transcoder.batch_size is 9; allowed: a multiple of run.proc"),
@@ -104,14 +110,21 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"generator.from": "ready", "run.processes": 5}, "tokenizer.batch_size is 48; allowed: a multiple of run.proc"),
     ({"samples.count": 3}, "samples.count is 3; allowed: more than evaluation.precision_recall_neighbours = 3"),
     (
-        {"evaluation.max_images": 10, "evaluation.precision_recall_neighbours": 10},
-        "evaluation.max_images is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
+        {"evaluation.reference_images": 10, "evaluation.precision_recall_neighbours": 10},
+        "evaluation.reference_images is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
     ),
     (
         {"digits.val_count": 10, "evaluation.precision_recall_neighbours": 10},
         "digits.val_count is 10; allowed: more than evaluation.precision_recall_neighbours = 10",
     ),
     ({"evaluation.extractor": "inception-v3-compat"}, "evaluation.extractor_weights is null; allowed: a file with"),
+    ({"targets.samples": {"fd": 2.0}}, "targets.samples.fd is 2.0; allowed: a target of one of codes.bit_entropy, "),
+    ({"targets.sample": {"fid": 2.0}}, "targets.sample.fid is 2.0; allowed: a target of one of codes.bit_entropy, "),
+    ({"targets.samples": {"fid": "low"}}, "targets.samples.fid is 'low'; allowed: a valid number"),
+    ({"targets.samples": {"fid": float("nan")}}, "targets.samples.fid is nan; allowed: "),
+    ({"targets.samples": None}, "targets.samples is null; allowed: a valid dictionary"),
+    ({"targets": {"samples.fid": {"fid": 2.0}}}, "targets names 'samples.fid'; allowed: a name of letters, digits"),
+    ({"targets": {1: {"fid": 2.0}}}, "targets names 1; allowed: a name of letters, digits and _"),
     ({"promotion.metrics": []}, "promotion.metrics is []; allowed: "),
     ({"promotion.metrics": [GATE | {"name": "samples.fd"}]}, "promotion.metrics[0].name is 'samples.fd'; allowed: "),
     ({"promotion.metrics": [GATE, GATE]}, "promotion.metrics is [{'name': 'samples.recall', 'tolerance': 0.1"),
@@ -161,10 +174,14 @@ def test_the_embedded_digits_are_known_however_their_folder_is_written(source: s
         {"generator.label_dropout": 0.0, "generator.use_labels": False, "samples.guidance_scale": 1.0},
         {"samples.count": 4, "tokenizer.warmup_steps": 500},
         {"tokenizer.from": "ready", "tokenizer.batch_size": 7, "run.processes": 2},
+        {"run.device": "cuda", "run.processes": 4},
+        {"run.device": "cuda:3", "run.processes": 1},
         {"tokenizer.from": "ready", "tokenizer.perceptual_weight": 1.0, "tokenizer.gan_weight": 1.0},
         {"tokenizer.from": "ready", "tokenizer.horizontal_flip": True, "tokenizer.warmup_steps": 501},
         {"generator.from": "ready", "generator.batch_size": 7, "generator.warmup_steps": 2001, "run.processes": 2},
         {"generator.from": "ready", "generator.label_dropout": 0.0, "transcoder.steps": 0},
+        {"targets": {}},
+        {"targets": {"samples": {"fid": 2}, "probe": {"best_top1": 0.675}}},
     ],
     ids=str,
 )
@@ -188,9 +205,9 @@ def test_records_name_the_keys_as_the_file_does() -> None:
 
 def test_several_misfits_are_as_many_lines() -> None:
     with pytest.raises(BigrError) as caught:
-        config.validate(changed({"seed": "zero", "run.workers": 0, "codes.drawn": 1}))
+        config.validate(changed({"seed": "zero", "run.workers": 0, "codes.draws": -1}))
     lines = str(caught.value).splitlines()
-    assert [line.split()[1] for line in lines] == ["seed", "run.workers", "codes.drawn"]
+    assert [line.split()[1] for line in lines] == ["seed", "run.workers", "codes.draws"]
 
 
 def test_the_settings_of_the_project_fit() -> None:

@@ -1,5 +1,6 @@
 """From an image folder to shards, and from shards to batches."""
 
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from bigr.data.sources import discover
 from bigr.errors import BigrError
 from bigr.files import sha256_file
 from bigr.stages import shards as stage
+from tests.worlds import bomb, memory_grows_by_less_than
 
 SIZE = 8
 
@@ -51,7 +53,8 @@ def folder_of(root: Path, counts: dict[str, int]) -> Path:
 
 
 def packed(source: Path, folder: Path, **options: float) -> dict[str, int]:
-    values = {"image_size": SIZE, "images_per_shard": 7, "max_bad_fraction": 0.0, "workers": 1, **options}
+    values = {"image_size": SIZE, "images_per_shard": 7, "max_bad_fraction": 0.0, "max_pixels": 1000, "workers": 1}
+    values |= options
     return pack(discover(source, val_fraction=0.25, seed=3), folder, **values)  # type: ignore[arg-type]
 
 
@@ -294,6 +297,31 @@ def test_pixels_are_never_together_in_memory(tmp_path: Path, monkeypatch: pytest
     assert len(made) == 60 and most <= 2
 
 
+@pytest.mark.parametrize("allowed", [0.0, 0.5])
+def test_a_picture_of_400_megapixels_is_a_bad_file_in_bounded_memory(tmp_path: Path, allowed: float) -> None:
+    source = folder_of(tmp_path / "mine", {"train/a": 3, "val/a": 2})
+    (source / "train" / "a" / "huge.png").write_bytes(bomb())
+    settings, context = settings_with(source="mine", image_size=4, max_bad_fraction=allowed), Context(tmp_path)
+    reason = r"20000×20000 pixels; at most 100,000,000 are read \(shards.max_pixels\)"
+    with memory_grows_by_less_than(150e6):
+        if allowed:
+            stage.run(settings, context)
+        else:
+            with pytest.raises(BigrError, match=rf"train/a/huge.png \({reason}\)") as error:
+                stage.run(settings, context)
+            assert "\n" not in str(error.value)
+    name = "data/shards/report.json" if allowed else "data/shards-report.json"
+    (bad,) = json.loads((tmp_path / name).read_text())["bad"]
+    assert bad["file"] == "train/a/huge.png" and re.fullmatch(reason, bad["reason"])
+
+
+def test_the_limit_of_pixels_is_a_setting(tmp_path: Path) -> None:
+    folder_of(tmp_path / "mine", {"a": 4})
+    packed(tmp_path / "mine", tmp_path / "shards", max_pixels=SIZE**2)
+    with pytest.raises(BigrError, match=r"4 of 4 images .* at most 63 are read \(shards.max_pixels\)"):
+        packed(tmp_path / "mine", tmp_path / "shards", max_pixels=SIZE**2 - 1)
+
+
 class Recorded(Report):
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -363,6 +391,67 @@ def test_missing_and_damaged_shards_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "shards" / "index.json").write_text("{")
     with pytest.raises(BigrError, match="is not an index of shards"):
         ShardIndex.load(tmp_path / "shards")
+
+
+def shard_of(folder: Path, picture: bytes, label: bytes = b"0") -> Path:
+    """A folder of shards that somebody else made: one image, which its index says is SIZE pixels wide."""
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "train-000000.tar", "w") as tar:
+        for name, data in (("0.png", picture), ("0.cls", label)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    split = {"images": 1, "class_counts": [1], "shards": [{"name": "train-000000.tar", "images": 1}]}
+    index = {"image_size": SIZE, "classes": ["a"], "splits": {"train": split, "val": split}}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+def png(image: Image.Image) -> bytes:
+    with io.BytesIO() as stream:
+        image.save(stream, format="PNG")
+        return stream.getvalue()
+
+
+def test_an_image_of_a_shard_that_unfolds_to_a_huge_one_is_one_line_in_bounded_memory(tmp_path: Path, way: str) -> None:
+    folder = shard_of(tmp_path / "shards", bomb())
+    reads = (lambda: load_split(folder, "train"), lambda: take(stream(folder, batch_size=1), 0, 1))
+    for read in reads:
+        with memory_grows_by_less_than(150e6), pytest.raises(BigrError) as error:
+            read()
+        said = str(error.value)
+        assert "train-000000.tar" in said and "20000×20000" in said and f"{SIZE}×{SIZE}" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        png(Image.new("RGB", (SIZE, SIZE + 1))),
+        png(Image.new("L", (SIZE, SIZE))),
+        png(Image.new("RGBA", (SIZE, SIZE))),
+        png(Image.new("RGB", (SIZE, SIZE)))[:45],
+        b"no picture",
+        b"",
+    ],
+    ids=["other size", "grey", "transparent", "cut off", "no picture", "empty"],
+)
+def test_an_image_that_the_stage_would_not_have_written_is_one_line(tmp_path: Path, picture: bytes) -> None:
+    with pytest.raises(BigrError, match=r"train-000000.tar .*run the stage shards again") as error:
+        load_split(shard_of(tmp_path / "shards", picture), "train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [ValueError(), OSError(), KeyError(), tarfile.ReadError(), EOFError()])
+def test_an_error_that_says_nothing_is_named_by_its_kind(
+    cats: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(sources: object) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(shards, "tar_file_expander", fails)
+    with pytest.raises(BigrError, match=rf"train-000000.tar cannot be read .*{type(error).__name__}"):
+        load_split(cats, "train")
 
 
 # The training stream

@@ -1,5 +1,6 @@
 """What happened is in MLflow: a run per executed stage under one per execution; where MLflow is down, work goes on."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -72,7 +73,7 @@ def test_a_stage_is_a_run_with_settings_curves_figures_pictures_and_hashes(
     assert (run.info.run_name, run.info.status) == ("transcoder", "FINISHED")
     assert run.data.params["transcoder.steps"] == str(SETTINGS.transcoder.steps)
     assert run.data.params["seed"] == "0"
-    assert run.data.params["run.precision"] == "auto"
+    assert run.data.params["run.precision"] == "float32"
     assert not [key for key in run.data.params if key.startswith("generator.")]
     curve = Store(project).client.get_metric_history(run.info.run_id, "loss")
     points = [(point.step, point.value) for point in sorted(curve, key=lambda point: point.timestamp)]
@@ -112,6 +113,49 @@ def test_inputs_of_any_name_are_recorded(project: Path, request: pytest.FixtureR
         "dvc.dep.../weights/vgg_16.safetensors": "b",
         "dvc.dep./mnt/ü.pth": "c",
     }
+
+
+def found(project: Path, condition: str) -> list[str]:
+    """The names of the runs that MLflow's filter finds."""
+    return sorted(str(run.info.run_name) for run in Store(project).search(condition))
+
+
+def test_runs_are_found_by_the_data_and_models_that_they_read(project: Path, request: pytest.FixtureRequest) -> None:
+    shards, weights = "5" * 32 + ".dir", "7" * 32 + ".dir"
+    parent_name = f"test {request.node.name}"
+    inputs = {"data/shards": shards, "bigr/stages/tokenizer.py": "c" * 32}
+    tracking.Tracker(project, "tokenizer", SETTINGS, inputs).finish("FINISHED")
+    inputs = {"data/shards": shards, "models/tokenizer": weights, "outputs/samples.npz": "9" * 32}
+    tracking.Tracker(project, "evaluation", SETTINGS, inputs).finish("FINISHED")
+
+    assert found(project, f"dataset.digest = '{shards}'") == ["evaluation", parent_name, "tokenizer"]
+    assert found(project, f"datasets.name = 'models/tokenizer' and dataset.digest = '{weights}'") == ["evaluation"]
+    assert found(project, f"dataset.digest = '{'c' * 32}'") == []  # code is not data
+    by_context = f"dataset.digest = '{shards}' and dataset.context = "
+    assert "tokenizer" in found(project, f"{by_context}'training'")
+    assert found(project, f"{by_context}'evaluation'") == ["evaluation"]
+
+    parent, (evaluation, tokenizer) = runs(project, request.node.name)
+    read = {i.dataset.name: i.dataset.digest for i in evaluation.inputs.dataset_inputs}
+    assert read == {"data/shards": shards, "models/tokenizer": weights, "outputs/samples.npz": "9" * 32}
+    assert [i.dataset.name for i in tokenizer.inputs.dataset_inputs] == ["data/shards"]
+    (above,) = parent.inputs.dataset_inputs  # what the pipeline read, not what it made on the way
+    assert (above.dataset.name, above.dataset.digest) == ("data/shards", shards)
+    assert json.loads(above.dataset.source)["uri"] == "data/shards"
+
+
+def test_a_raw_folder_of_any_name_is_found_by_its_hash_also_from_the_execution(
+    project: Path, request: pytest.FixtureRequest
+) -> None:
+    raw, long = "3" * 32 + ".dir", "x" * 600
+    tracking.Tracker(project, "shards", SETTINGS, {"my images (2)/": raw, f"/{long}/vgg.pth": "4" * 32}).finish(
+        "FINISHED"
+    )
+    names = ["shards", f"test {request.node.name}"]
+    assert found(project, f"dataset.name = 'my images (2)' and dataset.digest = '{raw}'") == names
+    assert found(project, f"dataset.digest = '{'4' * 32}'") == names
+    _, (run,) = runs(project, request.node.name)
+    assert run.info.status == "FINISHED"
 
 
 def test_the_commit_is_recorded(tmp_path: Path) -> None:

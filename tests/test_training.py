@@ -12,11 +12,12 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
-from bigr.context import Context
+from bigr.context import Context, Report
 from bigr.errors import BigrError
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
@@ -120,8 +121,8 @@ def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weigh
         assert steps_of(monkeypatch, run) == (5 - 2 if name == "killed" else 5)
         ends.append(weights(context.root / "models" / "tokenizer"))
         rows = list(csv.DictReader((context.root / "outputs" / "curves" / "tokenizer.csv").open()))
-        assert math.isfinite(float(rows[-1]["discriminator_loss"]))
-        assert 0 <= float(rows[-1]["gan_adaptive"]) <= 1
+        assert math.isfinite(float(rows[-1]["train_discriminator_loss"]))
+        assert 0 <= float(rows[-1]["train_gan_adaptive"]) <= 1
     assert ends[0] == ends[1]
 
 
@@ -244,14 +245,14 @@ def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(tmp_path):
     assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, chosen.grid**2, chosen.tokenizer.code_bits)
     assert (tmp_path / "outputs" / "reconstructions.png").stat().st_size > 0
     row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
-    assert {"loss", "l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
+    assert {"train_loss", "train_l1", "val_psnr", "val_dead_bits", "val_bit_entropy"} <= row.keys()
 
 
 def test_the_lookup_free_quantizer_trains_with_its_penalties(tmp_path):
     write_shards(tmp_path, size=16)
     tokenizer.run(settings(tokenizer__batch_size=4, tokenizer__quantizer="lfq"), Context(tmp_path))
     row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
-    assert {"entropy", "commitment"} <= row.keys()
+    assert {"train_entropy", "train_commitment"} <= row.keys()
 
 
 def test_the_cosine_schedule_warms_up_and_ends_near_zero():
@@ -290,22 +291,78 @@ def test_the_average_follows_its_decay():
     assert average.module.weight.item() == pytest.approx(1 - 0.9**3)
 
 
+class Recorder(Report):
+    """Keeps the points of curves, by name and step, and what is told without a step."""
+
+    def __init__(self):
+        self.points, self.results = [], {}
+
+    def metrics(self, values, step=None):
+        if step is None:
+            self.results |= values
+        self.points += [(name, step, value) for name, value in values.items() if step is not None]
+
+
+@pytest.mark.parametrize("stage", [generator, transcoder])
+def test_a_name_stands_for_one_thing_in_the_records_of_whole_and_resumed_runs(tmp_path, monkeypatch, stage):
+    """`loss` is that of one step, `train_loss` the mean since the last validation; no step has two values of either."""
+    name = stage.__name__.rpartition(".")[2]
+    changes = {f"{name}__steps": 45, f"{name}__validate_every": 20, "run__checkpoint_every": 30}
+    write_codes(tmp_path / "whole")
+    generator.run(settings(), Context(tmp_path / "whole", "f"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    losses, add = {}, loop.Losses.add
+    monkeypatch.setattr(
+        loop.Losses, "add", lambda self, found: losses.setdefault(len(losses) + 1, found) and add(self, found)
+    )
+    whole, resumed = (Context(tmp_path / place, "f", Recorder()) for place in ("whole", "resumed"))
+    stage.run(settings(**changes), whole)
+    run_killed_after(monkeypatch, 33, lambda: stage.run(settings(**changes), Context(tmp_path / "resumed", "f")))
+    assert steps_of(monkeypatch, lambda: stage.run(settings(**changes), resumed)) == 15
+
+    for context in (whole, resumed):
+        points = {(name, step): value for name, step, value in context.report.points}
+        assert len(points) == len(context.report.points), "a point of a curve was told twice"
+        assert not {"loss", "train_loss", "val_loss"} & context.report.results.keys()
+        rows = list(csv.DictReader((context.root / "outputs" / "curves" / f"{name}.csv").open()))
+        curve = {(key, int(row["step"])): float(value) for row in rows for key, value in row.items() if value}
+        windows = {key: value for key, value in points.items() if key[0].startswith(("train_", "val_"))}
+        assert windows == pytest.approx({key: value for key, value in curve.items() if key[0] != "step"}, rel=1e-5)
+        for step in (20, 40):
+            if ("loss", step) in points:
+                assert points["loss", step] == losses[step]["loss"].item()
+        assert points["train_loss", 20] == pytest.approx(sum(losses[step]["loss"].item() for step in range(1, 21)) / 20)
+    assert {step for name, step, _ in whole.report.points if name == "loss"} == {20, 40}
+
+
 def test_losses_are_averaged_over_their_window():
     losses = loop.Losses([], 0, lambda step: "")
     for value in (1.0, 2.0, 6.0):
         losses.add({"loss": torch.tensor(value)})
     assert losses.read() == {"loss": 6.0}
-    assert losses.mean() == {"loss": 3.0}
+    assert losses.mean() == {"train_loss": 3.0}
+
+
+def run_two_processes(text, folder):
+    """Run a program, which gets the folder, in two processes that torchrun starts, and end those that hang."""
+    program = folder / "program.py"
+    program.write_text(text)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment)
+    try:
+        assert process.wait(timeout=240) == 0
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.kill()
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
     dataset = write_codes(tmp_path)
-    program = tmp_path / "program.py"
-    program.write_text(_DISTRIBUTED)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
+    run_two_processes(_DISTRIBUTED, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
     batch_size, device = settings().generator.batch_size, torch.device("cpu")
@@ -343,9 +400,9 @@ from tests.worlds import settings
 root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": []}, [], []
 codes_of, batch_of, loss_of, clip = CodesDataset.batch, MaskedBatches.batch, BiGR.loss, nn.utils.clip_grad_norm_
 
-def remember_images(self, indices, views=0):
+def remember_images(self, indices, *rest):
     read.append(indices.tolist())
-    return codes_of(self, indices, views)
+    return codes_of(self, indices, *rest)
 
 def remember_batch(self, step):
     read.clear()
@@ -380,4 +437,103 @@ with distributed.process_group(torch.device("cpu")):
     generator.run(settings(run__device="cpu", run__precision="float32"), Context(root, "f"))
     saw["weights"] = [p.double().sum().item() for p in call[0].parameters()]
     (root / f"rank{distributed.rank()}.json").write_text(json.dumps(saw))
+"""
+
+
+@pytest.mark.slow
+def test_processes_without_a_shared_folder_resume_as_the_first_one_says(tmp_path):
+    """Each of two processes has a folder of its own; only the first one's has the checkpoint. The ends are those of
+    two processes that were not interrupted: weights and average of both, to the byte."""
+    for place in ("whole", "absent", "broken"):
+        for rank in ("0", "1"):
+            write_codes(tmp_path / place / rank)
+            write_shards(tmp_path / place / rank)
+    run_two_processes(_RESUMED_APART, tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    for stage, steps, done in (("generator", 7, 3), ("tokenizer", 4, 2)):
+        whole = weights(tmp_path / "whole" / "0" / "models" / stage)
+        for place in ("absent", "broken"):
+            assert weights(tmp_path / place / "0" / "models" / stage) == whole
+            for rank in ranks:
+                assert rank[f"{place} {stage}"]["steps"] == steps - done
+                assert rank[f"{place} {stage}"]["average"] == ranks[0][f"whole {stage}"]["average"]
+
+
+def test_processes_of_other_inputs_do_not_train_together(tmp_path):
+    write_codes(tmp_path)
+    run_two_processes(_OTHER_INPUTS, tmp_path)
+    for rank in (0, 1):
+        assert re.match(r"process 1 .* code, settings or inputs", (tmp_path / f"rank{rank}.txt").read_text())
+
+
+_RESUMED_APART = """
+# One of two processes: trains once without and twice with an interruption, in folders of its own.
+import hashlib, json, pathlib, sys
+import torch
+from bigr.context import Context
+from bigr.stages import generator, tokenizer
+from bigr.training import distributed
+from bigr.training.optimiser import Average
+from tests.worlds import settings
+
+class Killed(Exception):
+    pass
+
+update, seen = Average.update, {}
+
+def watched(self, source):
+    update(self, source)
+    seen["steps"] += 1
+    digest = hashlib.sha256()
+    for tensor in self.module.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    seen["average"] = digest.hexdigest()
+    if seen["steps"] == seen["last"]:
+        raise Killed
+
+Average.update = watched
+own = {"run__device": "cpu", "run__precision": "float32", "run__checkpoint_every": 1, "run__workers": 1}
+adversarial = {
+    "tokenizer__steps": 4, "tokenizer__batch_size": 4, "tokenizer__channel_multipliers": [1, 1],
+    "tokenizer__gan_weight": 1.0, "tokenizer__gan_start": 1, "tokenizer__gan_base_channels": 4,
+    "tokenizer__attention_resolutions": [16], "shards__image_size": 32,
+}
+stages = [(generator, 3, settings(**own, generator__steps=7)), (tokenizer, 2, settings(**own, **adversarial))]
+with distributed.process_group(torch.device("cpu")):
+    root, rank, found = pathlib.Path(sys.argv[1]), distributed.rank(), {}
+    for place in ("whole", "absent", "broken"):
+        for stage, last, chosen in stages:
+            name = stage.__name__.rpartition(".")[2]
+            context = Context(root / place / str(rank), "f")
+            if place != "whole":
+                seen.update(steps=0, last=last + 1)  # killed after the step that follows the checkpoint's
+                try:
+                    stage.run(chosen, context)
+                except Killed:
+                    pass
+            if place == "broken" and rank == 1:
+                file = context.root / "checkpoints" / name / "checkpoint.safetensors"
+                file.parent.mkdir(parents=True)
+                file.write_bytes(b"no checkpoint")
+            seen.update(steps=0, last=None)
+            stage.run(chosen, context)
+            found[f"{place} {name}"] = {"steps": seen["steps"], "average": seen["average"]}
+    (root / f"rank{rank}.json").write_text(json.dumps(found))
+"""
+
+_OTHER_INPUTS = """
+import pathlib, sys
+import torch
+from bigr.context import Context
+from bigr.errors import BigrError
+from bigr.stages import generator
+from bigr.training import distributed
+from tests.worlds import settings
+
+with distributed.process_group(torch.device("cpu")):
+    root, rank = pathlib.Path(sys.argv[1]), distributed.rank()
+    try:
+        generator.run(settings(run__device="cpu"), Context(root, f"inputs of process {rank}"))
+    except BigrError as error:
+        (root / f"rank{rank}.txt").write_text(str(error))
 """

@@ -1,10 +1,16 @@
 """Small real inputs for tests of the stages: a project folder with shards, codes or models, and settings that fit."""
 
 import json
+import struct
 import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -47,17 +53,17 @@ def write_shards(root: Path, *, size=32, classes=2, images=12, prefix="") -> Non
     )
 
 
-def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer"):
-    """Random codes with a pattern per class under root/data/codes, in the project's format."""
+def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer", drawn=0):
+    """Random codes with a pattern per class under root/data/codes, in the project's format, and `drawn` others."""
     draws = torch.Generator().manual_seed(0)
     pattern = torch.where(torch.rand(classes, grid**2, bits, generator=draws) < 0.5, 0.05, 0.95)
     folder = root / "data" / "codes"
-    header = {"code_bits": bits, "grid": grid, "views": ["identity"], "tokenizer": tokenizer, "drawn": False}
+    header = {"code_bits": bits, "grid": grid, "views": ["identity"], "tokenizer": tokenizer, "draws": drawn}
     splits = {}
     for split, count in (("train", images), ("val", images // 2)):
         labels = torch.arange(count) % classes
-        codes = torch.rand(count, grid**2, bits, generator=draws) < pattern[labels]
-        packed = torch.from_numpy(np.packbits(codes.numpy(), axis=-1)).unsqueeze(1)
+        codes = torch.rand(1 + drawn, count, grid**2, bits, generator=draws) < pattern[labels]
+        packed = torch.from_numpy(np.packbits(codes.numpy(), axis=-1)).transpose(0, 1)
         name = f"{split}-000000.safetensors"
         text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in header.items()}
         write_tensors(folder / name, {"codes": packed, "labels": labels}, text)
@@ -68,14 +74,26 @@ def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer=
 
 
 def write_models(
-    root: Path, *, classes=3, bits=6, model_bits=None, quantizer="bernoulli", target="flip", tokenizer=None
+    root: Path,
+    *,
+    classes=3,
+    bits=6,
+    grid=4,
+    model_bits=None,
+    quantizer="bernoulli",
+    target="flip",
+    tokenizer=None,
+    multipliers=(1, 1),
+    channels=32,
 ):
     """Untrained models under root/models that answer to all they are given: codes of 4×4 tokens, images of 8×8 pixels.
 
-    model_bits: those of models/bigr, where it is not to fit; tokenizer: the hash that it names, if not the true one.
+    grid, multipliers, channels: others, for images of grid · 2^(levels - 1) pixels; model_bits: those of models/bigr,
+    where it is not to fit; tokenizer: the hash that it names, if not the true one.
     """
     torch.manual_seed(0)
-    shape = TokenizerConfig(8, bits, 32, 32, (1, 1), 1, (), norm_first=False, quantizer=quantizer)
+    size = grid * 2 ** (len(multipliers) - 1)
+    shape = TokenizerConfig(size, bits, 32, channels, multipliers, 1, (), norm_first=False, quantizer=quantizer)
     autoencoder = Tokenizer(shape)
     last = autoencoder.decoder.blocks[-1]
     nn.init.normal_(last.weight, std=0.03)
@@ -83,7 +101,7 @@ def write_models(
     save(root / "models" / "tokenizer", autoencoder)
     model = BiGR(
         BiGRConfig(
-            model_bits or bits, 4, classes, 32, 2, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16, target=target
+            model_bits or bits, grid, classes, 32, 2, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16, target=target
         )
     )
     for parameter in model.parameters():  # the zeros of the initialisation would hide what depends on what
@@ -109,3 +127,35 @@ def lpips_weights() -> dict[str, Tensor]:
             width = out
         tensors[f"lin{stage}.model.1.weight"] = torch.rand(1, out, 1, 1, generator=draws)
     return tensors
+
+
+def bomb(side: int = 20_000) -> bytes:
+    """A PNG of side×side black pixels: a few kilobytes that unfold to 4·side² bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel, grey
+    pixels = zlib.compress(bytes(side * (1 + -(-side // 8))))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@contextmanager
+def memory_grows_by_less_than(size: float) -> Iterator[None]:
+    """Fails where this process's resident memory grows by `size` bytes or more meanwhile, looked at every 2 ms."""
+    process, ended = psutil.Process(), threading.Event()
+    before = most = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.002):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert most - before < size, f"{(most - before) / 1e6:.0f} MB"

@@ -60,7 +60,7 @@ def evaluate(
 
     The reference's statistics are remembered in .cache/bigr, by its content: the next time it is not extracted again.
     """
-    from functools import cache
+    from functools import cache, partial
 
     from bigr import config
     from bigr.evaluation import comparing, kept
@@ -82,8 +82,9 @@ def evaluate(
     made = cache(lambda: _extractor(settings, extractor, weights, download))
     if extractor or weights or download:
         made()  # what is wrong with it comes before anything takes time
-    known = open_set(reference, split=split or section.reference, size=size, workers=workers)
-    judged = None if samples is None else open_set(samples, split=samples_split or "val", size=size, workers=workers)
+    opened = partial(open_set, size=size, workers=workers, max_pixels=settings.shards.max_pixels)
+    known = opened(reference, split=split or section.reference)
+    judged = None if samples is None else opened(samples, split=samples_split or "val")
     sets = [known] if judged is None else [known, judged]
     if any(one.images for one in sets):
         for one in sets:

@@ -26,7 +26,7 @@ def probe(
         Path | None, typer.Option(metavar="FOLDER", help="Keep the features there, by content, for another time.")
     ] = None,
     max_images: Annotated[
-        int | None, typer.Option(min=10, metavar="N", help="Of a split, in place of evaluation.max_images.")
+        int | None, typer.Option(min=10, metavar="N", help="Of a split, in place of the settings' numbers of images.")
     ] = None,
 ) -> None:
     """Measure every layer on any labelled images: linear probe, nearest neighbours, t-SNE.

@@ -1,10 +1,12 @@
 """Codes on disk: every image of the shards as packed bits, read through memory maps.
 
-One safetensors file per image shard: `codes` uint8 [n, views, N, ⌈K/8⌉], bits packed along K in `numpy.packbits` order,
-and `labels` int64 [n]; its metadata and `index.json` name K, the grid, the views and the tokenizer's hash. Knows no
+One safetensors file per image shard: `codes` uint8 [n, V·(1 + draws), N, ⌈K/8⌉], bits packed along K in
+`numpy.packbits` order, and `labels` int64 [n]; its metadata and `index.json` name K, the grid, the views, the number of
+draws and the tokenizer's hash. Entry d·V + v of an image is draw d of view v. Draw 0 is the deterministic code, bits
+thresholded at ½, which evaluation reads; the others are independent draws of the bits, for training. Knows no
 tokenizer: what encodes is handed in.
 
-Shapes: B images, N = g² tokens in row-major order, K bits.
+Shapes: B images, V views, N = g² tokens in row-major order, K bits.
 """
 
 import json
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,19 +35,16 @@ class Encoder(Protocol):
     def encode(self, images: Tensor) -> Tensor:
         """[B,3,H,W] in [0, 1] → bit probabilities [B,N,K]."""
 
-    def codes(self, images: Tensor) -> Tensor:
-        """[B,3,H,W] in [0, 1] → the most likely bits, bool [B,N,K]."""
-
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images become codes, and what the files name. drawn: bits drawn from their probabilities, not thresholded."""
+    """How images become codes, and what the files name. draws: of each view's bits, beside the thresholded ones."""
 
     code_bits: int
     grid: int
     views: list[str]
     tokenizer: str
-    drawn: bool
+    draws: int
     seed: int
 
     def metadata(self) -> dict[str, Any]:
@@ -55,14 +54,31 @@ class Encoding:
             "grid": self.grid,
             "views": self.views,
             "tokenizer": self.tokenizer,
-            "drawn": self.drawn,
+            "draws": self.draws,
         }
+
+
+class PlacedShard(NamedTuple):
+    """An image shard, its split, and the number of its first image there."""
+
+    shard: Shard
+    split: str
+    first: int
+
+
+def place_shards(images: ShardIndex) -> Iterator[PlacedShard]:
+    """Every shard of every split, in order."""
+    for split in images.splits:
+        first = 0
+        for shard in images.shards(split):
+            yield PlacedShard(shard, split, first)
+            first += shard.images
 
 
 @torch.no_grad()
 def encode_shard(
     encoder: Encoder,
-    shard: Shard,
+    placed: PlacedShard,
     path: Path,
     encoding: Encoding,
     *,
@@ -73,22 +89,21 @@ def encode_shard(
 ) -> None:
     """Encode the images of one shard into the file `path`; `workers` threads decode, `advance` counts images done.
 
-    A drawn bit depends on the seed, the shard and the image's place in it, not on the batch that it stood in.
+    A drawn bit depends on the seed, the image's place in its split, the view and the number of the draw: not on the
+    batch or the shard that the image stood in, nor on how many draws there are.
     """
     packed: list[np.ndarray] = []
     labels: list[int] = []
-    stream = read_shard(shard, workers)
+    stream, views = read_shard(placed.shard, workers), len(encoding.views)
     while batch := list(islice(stream, batch_size)):
         images = torch.stack([image for image, _ in batch]).to(device).float() / 255
-        views = []
-        for view in encoding.views:
-            seen = images.flip(-1) if view == "flip" else images
-            if encoding.drawn:
-                bits = _draw(encoder.encode(seen).cpu(), encoding.seed, shard.path.stem, len(labels), view)
-            else:
-                bits = encoder.codes(seen).cpu()
-            views.append(np.packbits(bits.numpy(), axis=-1))
-        packed.append(np.stack(views, axis=1))
+        entries: list[np.ndarray] = [np.empty(0)] * (views * (1 + encoding.draws))
+        for number, view in enumerate(encoding.views):
+            probabilities = encoder.encode(images.flip(-1) if view == "flip" else images)
+            entries[number] = np.packbits((probabilities > 0.5).cpu().numpy(), axis=-1)
+            for draw, drawn in enumerate(_draws(probabilities, encoding, placed, len(labels), view), start=1):
+                entries[draw * views + number] = np.packbits(drawn.numpy(), axis=-1)
+        packed.append(np.stack(entries, axis=1))
         labels += [label for _, label in batch]
         advance(len(batch))
     tensors = {"codes": torch.from_numpy(np.concatenate(packed)), "labels": torch.tensor(labels, dtype=torch.int64)}
@@ -96,13 +111,15 @@ def encode_shard(
     write_tensors(path, tensors, metadata)
 
 
-def _draw(probabilities: Tensor, seed: int, shard: str, first: int, view: str) -> Tensor:
-    """Bernoulli draws for images that start at place `first` of a shard, each from a generator of its own."""
-    uniform = [
-        torch.rand(p.shape, generator=seeds.generator(seed, "codes", shard, place, view))
-        for place, p in enumerate(probabilities, start=first)
-    ]
-    return torch.stack(uniform) < probabilities
+def _draws(probabilities: Tensor, encoding: Encoding, placed: PlacedShard, first: int, view: str) -> Iterator[Tensor]:
+    """Bernoulli draws, bool [B,N,K] each, for images from place `first` of a shard on, each by its own generator."""
+    if not encoding.draws:
+        return
+    probabilities, numbers = probabilities.cpu(), range(placed.first + first, placed.first + first + len(probabilities))
+    generators = [seeds.generator(encoding.seed, "codes", placed.split, number, view) for number in numbers]
+    for _ in range(encoding.draws):
+        uniform = [torch.rand(probabilities.shape[1:], generator=own) for own in generators]
+        yield torch.stack(uniform) < probabilities
 
 
 def codes_name(shard: Shard) -> str:
@@ -126,14 +143,15 @@ def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
 class CodesDataset:
     """The codes of one split, memory-mapped: what is not asked for is not read. Use `open`.
 
-    code_bits: K; grid: g; views: their names; tokenizer: the hash of the tokenizer that made them; num_classes: C;
-    class_counts: images of each class.
+    code_bits: K; grid: g; views: their names; draws: of each view's bits, beside the thresholded ones; tokenizer: the
+    hash of the tokenizer that made them; num_classes: C; class_counts: images of each class.
     """
 
     def __init__(self, index: dict[str, Any], split: str, codes: list[np.ndarray], labels: list[np.ndarray]) -> None:
         self.code_bits: int = index["code_bits"]
         self.grid: int = index["grid"]
         self.views: list[str] = index["views"]
+        self.draws: int = index["draws"]
         self.tokenizer: str = index["tokenizer"]
         self.classes: list[str] = index["classes"]
         self.class_counts: list[int] = index["splits"][split]["class_counts"]
@@ -153,34 +171,43 @@ class CodesDataset:
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             found, shards = index["tokenizer"], index["splits"][split]["shards"]
+            entries = len(index["views"]) * (1 + index.setdefault("draws", 0))  # codes of an earlier format have none
         except FileNotFoundError:
             raise BigrError(f"{path} is missing; run the stage codes first") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BigrError(f"{path} is not an index of codes ({error!r}); run the stage codes again") from None
+        if index.get("drawn"):
+            raise BigrError(f"{folder} holds drawn bits alone, in an earlier format; run the stage codes again")
         if tokenizer_hash is not None and found != tokenizer_hash:
             raise BigrError(
                 f"{folder} holds codes of another tokenizer ({found[:12]}…) than the present one "
                 f"({tokenizer_hash[:12]}…); run the stage codes again"
             )
-        mapped = [_map(folder / shard["name"], found, shard["images"]) for shard in shards]
+        mapped = [_map(folder / shard["name"], found, shard["images"], entries) for shard in shards]
         return cls(index, split, [codes for codes, _ in mapped], [labels for _, labels in mapped])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def batch(self, indices: Tensor, views: Tensor | int = 0) -> tuple[Tensor, Tensor]:
-        """Codes bool [B,N,K] and labels int64 [B] of images (int64 [B], any order), in one view or one of each."""
+    def batch(self, indices: Tensor, views: Tensor | int = 0, draws: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+        """Codes bool [B,N,K] and labels int64 [B] of images (int64 [B], any order), in one view or one of each.
+
+        draws: 0 for the thresholded bits, or 1 to `draws`, of all images or of each.
+        """
         wanted = indices.cpu().numpy()
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"image {int(wanted.max())} of {len(self)}")
-        view = np.broadcast_to(np.asarray(views), wanted.shape)
+        for name, numbers, count in (("view", views, len(self.views)), ("draw", draws, 1 + self.draws)):
+            if not np.all((np.asarray(numbers) >= 0) & (np.asarray(numbers) < count)):
+                raise IndexError(f"{name} beyond the {count} that there are")
+        entry = np.broadcast_to(np.asarray(draws) * len(self.views) + np.asarray(views), wanted.shape)
         packed = np.empty((len(wanted), *self._codes[0].shape[2:]), dtype=np.uint8)
         labels = np.empty(len(wanted), dtype=np.int64)
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             rows = wanted[here] - self._starts[shard]
-            packed[here] = self._codes[shard][rows, view[here]]
+            packed[here] = self._codes[shard][rows, entry[here]]
             labels[here] = self._labels[shard][rows]
         bits = np.unpackbits(packed, axis=-1, count=self.code_bits).view(np.bool_)
         return torch.from_numpy(bits), torch.from_numpy(labels)
@@ -191,7 +218,7 @@ class CodesDataset:
             yield self.batch(indices, view)
 
 
-def _map(path: Path, tokenizer: str, images: int) -> tuple[np.ndarray, np.ndarray]:
+def _map(path: Path, tokenizer: str, images: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
     """Maps of a file's codes and labels. The header is read here since safetensors gives no maps to index into."""
     try:
         with path.open("rb") as file:
@@ -207,7 +234,7 @@ def _map(path: Path, tokenizer: str, images: int) -> tuple[np.ndarray, np.ndarra
         raise BigrError(f"{path} is missing; run the stage codes again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BigrError(f"{path} is not a file of codes ({error!r}); run the stage codes again") from None
-    if found != tokenizer or len(maps[0]) != images:
+    if found != tokenizer or maps[0].shape[:2] != (images, entries):
         raise BigrError(f"{path} does not belong to its index.json; run the stage codes again")
     return maps[0], maps[1]
 

@@ -17,7 +17,8 @@ from bigr.errors import BigrError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 500_000_000
-"""A larger picture is refused from its header (1.5 GB as RGB)."""
+"""A larger picture is refused from its header, where no setting says how large it may be. Decoding takes 8 to 24
+bytes a pixel, the most with transparency."""
 
 # Pillow's own limit warns at 89 megapixels and raises at 179; MAX_PIXELS takes its place in `decode`.
 Image.MAX_IMAGE_PIXELS = None
@@ -39,10 +40,12 @@ class ImageError(BigrError):
     """A picture that cannot be read; `str()` is the reason, in one line, without the file's name."""
 
 
-def decode(source: Path | BinaryIO) -> Image.Image:
+def decode(source: Path | BinaryIO, max_pixels: int | None = None) -> Image.Image:
     """Read a picture as an upright 8-bit RGB image. Transparent pixels are composited on white.
 
-    16-bit grey is scaled (65535 → 255), not clipped. Raises `ImageError` with the reason, whatever is wrong with it.
+    max_pixels: the setting shards.max_pixels, where the settings are at hand; a larger picture is refused before
+    anything is decoded. 16-bit grey is scaled (65535 → 255), not clipped. Raises `ImageError` with the reason, whatever
+    is wrong with it.
     """
     try:
         if isinstance(source, Path) and not source.is_file():
@@ -50,8 +53,7 @@ def decode(source: Path | BinaryIO) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow comments on odd files that it reads well
             with Image.open(source, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"{image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
+                check_pixels(image.width, image.height, max_pixels)
                 return upright_rgb(image)
     except ImageError:
         raise
@@ -59,6 +61,13 @@ def decode(source: Path | BinaryIO) -> Image.Image:
         raise ImageError("not a JPEG, PNG or WebP image") from None
     except Exception as error:  # decoders raise many kinds over a broken file, and all of them are the file's fault
         raise ImageError(_reason(error)) from None
+
+
+def check_pixels(width: int, height: int, max_pixels: int | None = None) -> None:
+    """Raise `ImageError` for a picture that is too large to be decoded; max_pixels: as in `decode`."""
+    most, setting = (MAX_PIXELS, "") if max_pixels is None else (max_pixels, " (shards.max_pixels)")
+    if width * height > most:
+        raise ImageError(f"{width}×{height} pixels; at most {most:,} are read{setting}")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -49,6 +49,7 @@ class Job:
     first: int
     items: list[Item]
     image_size: int
+    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,18 @@ class Packed:
 
 
 def pack(
-    source: Source, folder: Path, *, image_size: int, images_per_shard: int, max_bad_fraction: float, workers: int
+    source: Source,
+    folder: Path,
+    *,
+    image_size: int,
+    images_per_shard: int,
+    max_bad_fraction: float,
+    max_pixels: int,
+    workers: int,
 ) -> dict[str, int]:
     """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, whole or not at all.
 
+    max_pixels: a picture of more cannot be read: it is refused before it is decoded, which bounds memory.
     Returns counts: images of each split, classes, shards, bad and ignored files. Raises `BigrError` when more than
     `max_bad_fraction` of the pictures cannot be read, or a class or split has no readable picture left; the report is
     then `<folder>-report.json`.
@@ -76,7 +85,7 @@ def pack(
     failed = folder.with_name(f"{folder.name}-report.json")
     failed.unlink(missing_ok=True)
     with atomic_folder(folder) as temporary:
-        jobs = list(_jobs(source, temporary, image_size, images_per_shard))
+        jobs = list(_jobs(source, temporary, image_size, images_per_shard, max_pixels))
         with Progress("shards", total, unit="image") as progress:
             processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
             packed = _in_processes(jobs, processes, progress) if processes > 1 else _here(jobs, progress)
@@ -107,11 +116,12 @@ def pack(
     }
 
 
-def _jobs(source: Source, folder: Path, image_size: int, images_per_shard: int) -> Iterator[Job]:
+def _jobs(source: Source, folder: Path, image_size: int, images_per_shard: int, max_pixels: int) -> Iterator[Job]:
     for split, items in source.items.items():
         for number, first in enumerate(range(0, len(items), images_per_shard)):
             tar = folder / f"{split}-{number:06d}.tar"
-            yield Job(source.root, tar, split, first, items[first : first + images_per_shard], image_size)
+            mine = items[first : first + images_per_shard]
+            yield Job(source.root, tar, split, first, mine, image_size, max_pixels)
 
 
 def _check(source: Source, bad: list[tuple[str, str]], total: int, max_bad_fraction: float) -> None:
@@ -158,7 +168,7 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
         with TarWriter(file, user="bigr", group="bigr", mtime=0, encoder=False) as tar:
             for place, (path, label) in enumerate(job.items, start=job.first):
                 try:
-                    image = center_crop(decode(job.root / path), job.image_size)
+                    image = center_crop(decode(job.root / path, job.max_pixels), job.image_size)
                 except ImageError as error:
                     bad.append((path, str(error)))
                 else:

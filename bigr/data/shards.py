@@ -36,10 +36,11 @@ _AHEAD = 256
 
 
 class Shard(NamedTuple):
-    """One tar, and the number of images in it."""
+    """One tar, the number of images in it, and the side of each in pixels."""
 
     path: Path
     images: int
+    image_size: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class ShardIndex:
 
     def shards(self, split: str) -> list[Shard]:
         """The shards of a split, in order."""
-        return [Shard(self.folder / entry["name"], int(entry["images"])) for entry in self.splits[split]["shards"]]
+        entries, size = self.splits[split]["shards"], self.image_size
+        return [Shard(self.folder / entry["name"], int(entry["images"]), size) for entry in entries]
 
     def tars(self, split: str) -> list[Path]:
         """The files of a split, in order."""
@@ -89,7 +91,7 @@ def read_shard(shard: Shard, workers: int = 1) -> Iterator[tuple[Tensor, int]]:
     ahead: deque[tuple[Future[Tensor], int]] = deque()
     try:
         for png, label in _encoded(shard):
-            ahead.append((pool.submit(_decoded, png, shard.path), label))
+            ahead.append((pool.submit(_decoded, png, shard), label))
             if len(ahead) > _AHEAD:
                 image, label = ahead.popleft()
                 yield image.result(), label
@@ -125,19 +127,33 @@ def _encoded(shard: Shard) -> Iterator[tuple[bytes, int]]:
             for sample in group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}])):
                 yield sample["png"], int(sample["cls"])
                 count += 1
-    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else repr(error.args[0])
-        raise BigrError(f"{shard.path} cannot be read ({reason}); run the stage shards again") from None
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as error:
+        raise BigrError(f"{shard.path} cannot be read ({_reason(error)}); run the stage shards again") from None
     if count != shard.images:
         raise BigrError(f"{shard.path} holds {count} images, its index says {shard.images}; run the stage shards again")
 
 
-def _decoded(png: bytes, tar: Path) -> Tensor:
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = error.args[0] if error.args else None
+    return repr(first) if isinstance(first, str) and first else type(error).__name__  # webdataset adds its stream
+
+
+def _decoded(png: bytes, shard: Shard) -> Tensor:
+    """Pixels as uint8 [3,H,W]. What the index does not announce is refused from its header: it may unfold to gigabytes
+    that were never looked at."""
+    size = shard.image_size
     try:
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BigrError(f"{tar} holds an image that cannot be read ({error}); run the stage shards again") from None
+            if (image.width, image.height, image.mode) == (size, size, "RGB"):
+                return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            found = f"of {image.width}×{image.height} pixels ({image.mode})"
+    except Exception as error:  # decoders raise many kinds over a broken file
+        found = f"that cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
+    raise BigrError(
+        f"{shard.path} holds an image {found}, its index says {size}×{size} pixels (RGB); run the stage shards again"
+    )
 
 
 class ImageBatches:
@@ -241,8 +257,8 @@ class ImageBatches:
             start += len(members)
             encoded = _read(block, set(wanted)) if wanted else {}
             for image in wanted:
-                png, label, tar = encoded.pop(image)
-                batch.append((_decoded(png, tar), label, bool(flips[image])))
+                png, label, shard = encoded.pop(image)
+                batch.append((_decoded(png, shard), label, bool(flips[image])))
                 if len(batch) == self.batch_size:
                     pixels, labels, flip = zip(*batch, strict=True)
                     yield _mirrored(torch.stack(pixels), torch.tensor(flip)), torch.tensor(labels)
@@ -265,13 +281,13 @@ class _Stream(IterableDataset):
             step += len(places) * stride
 
 
-def _read(block: list[tuple[Shard, int]], wanted: set[int]) -> dict[int, tuple[bytes, int, Path]]:
+def _read(block: list[tuple[Shard, int]], wanted: set[int]) -> dict[int, tuple[bytes, int, Shard]]:
     """Image number → its PNG file, label and shard, for the wanted images of a block."""
-    found: dict[int, tuple[bytes, int, Path]] = {}
+    found: dict[int, tuple[bytes, int, Shard]] = {}
     for shard, first in block:
         for number, (png, label) in enumerate(_encoded(shard), start=first):
             if number in wanted:
-                found[number] = png, label, shard.path
+                found[number] = png, label, shard
     return found
 
 

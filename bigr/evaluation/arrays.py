@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from bigr.data.images import ImageError, check_pixels
 from bigr.errors import BigrError
 
 IMAGES, MEAN, COVARIANCE = "arr_0", "mu", "sigma"
@@ -32,10 +33,18 @@ def has(path: Path, *names: str) -> bool:
         return {f"{name}.npy" for name in names} <= set(archive.namelist())
 
 
-def shape(path: Path) -> tuple[int, int, int]:
-    """Number, height and width of the images. Raises `BigrError` where `arr_0` does not hold images."""
+def shape(path: Path, max_pixels: int | None = None) -> tuple[int, int, int]:
+    """Number, height and width of the images, none of which is read.
+
+    Raises `BigrError` where `arr_0` does not hold images, or images of more than `max_pixels` (as in `decode`).
+    """
     with _reading(path), zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
-        return _header(path, file)
+        count, height, width = _header(path, file)
+    try:
+        check_pixels(width, height, max_pixels)
+    except ImageError as error:
+        raise BigrError(f"{path}: images of {error}") from None
+    return count, height, width
 
 
 def images(path: Path) -> Iterator[np.ndarray]:

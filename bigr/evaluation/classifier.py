@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from bigr.progress import Progress
 from bigr.seeds import derive_seed, generator
+from bigr.transfer import to_device
 
 INSTRUMENT_SEED = 20240914
 """Seeds everything random in the evaluation: the same for every run, so that figures of different runs compare."""
@@ -97,8 +98,8 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=_WARMUP)
     with _one_thread(), Progress("classifier", steps) as progress:
         for step, (images, labels) in zip(range(steps), batches, strict=False):
-            shifted = _shift(images.to(device), generator(INSTRUMENT_SEED, "classifier", "shift", step))
-            loss = F.cross_entropy(model(shifted), labels.to(device))
+            shifted = _shift(to_device(images, device), generator(INSTRUMENT_SEED, "classifier", "shift", step))
+            loss = F.cross_entropy(model(shifted), to_device(labels, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -128,8 +129,8 @@ def _shift(images: Tensor, draws: torch.Generator) -> Tensor:
     batch, _, height, width = images.shape
     reach = max(1, height // 8)
     offset = torch.randint(-reach, reach + 1, (2, batch, 1), generator=draws)
-    rows = (torch.arange(height) + offset[0]).clamp(0, height - 1).to(images.device)
-    columns = (torch.arange(width) + offset[1]).clamp(0, width - 1).to(images.device)
+    rows = to_device((torch.arange(height) + offset[0]).clamp(0, height - 1), images.device)
+    columns = to_device((torch.arange(width) + offset[1]).clamp(0, width - 1), images.device)
     index = torch.arange(batch, device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return images[index, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -123,6 +123,8 @@ def compare(fidelity: Fidelity, samples: Measured, reference: Measured) -> Compa
         if pair.statistics.features is None:
             reason = f"{pair.set.path} holds no features, mean and covariance alone"
             missing |= dict.fromkeys((called.kernel, "precision", "recall"), reason)
+    if "precision" not in figures and "precision" not in missing:
+        missing |= dict.fromkeys(("precision", "recall"), fidelity.too_few)
     if called.score not in figures:
         bare = samples.statistics.logits is None
         missing[called.score] = "there are no class logits of the samples" if bare else "it takes 10 samples at least"

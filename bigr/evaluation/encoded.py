@@ -76,8 +76,8 @@ class Look:
     size: tuple[int, int]
 
 
-def look(pictures: Iterable[Encoded], size: int | None) -> Look:
-    """Read every file, decode none. size: of the crop that will be made.
+def look(pictures: Iterable[Encoded], size: int | None, max_pixels: int | None = None) -> Look:
+    """Read every file, decode none. size: of the crop that will be made; max_pixels: of a picture, as in `decode`.
 
     Raises `BigrError` for a file that is no picture, and, without `size`, for pictures of several sizes.
     """
@@ -86,15 +86,15 @@ def look(pictures: Iterable[Encoded], size: int | None) -> Look:
     for name, data in pictures:
         hashes.append(hashlib.sha256(data).hexdigest())
         formats[_format(name, data)] += 1
-        first = first or _decoded(name, data).size
+        first = first or _decoded(name, data, max_pixels).size
         if size is None:
-            _check_size(name, _header_size(name, data, first), first)
+            _check_size(name, _header_size(name, data, first, max_pixels), first)
     return Look(hashes, dict(sorted(formats.items())), first or (0, 0))
 
 
-def pixels(picture: Encoded, crop: int | None, size: tuple[int, int]) -> Tensor:
+def pixels(picture: Encoded, crop: int | None, size: tuple[int, int], max_pixels: int | None = None) -> Tensor:
     """A picture as uint8 [3, H, W], `size` being its width and height after ADM's centre crop to crop×crop, if any."""
-    image = _decoded(*picture)
+    image = _decoded(*picture, max_pixels)
     if crop is not None:
         image = center_crop(image, crop)
     _check_size(picture[0], image.size, size)
@@ -143,7 +143,7 @@ def _webp_chunk(data: bytes) -> bytes:
     return b""
 
 
-def _header_size(name: str, data: bytes, expected: tuple[int, int]) -> tuple[int, int]:
+def _header_size(name: str, data: bytes, expected: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
     """Width and height without decoding, unless they are not as expected: the picture may be turned then."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -151,7 +151,7 @@ def _header_size(name: str, data: bytes, expected: tuple[int, int]) -> tuple[int
                 return image.size
     except Exception:  # decoding tells what is wrong with it
         pass
-    return _decoded(name, data).size
+    return _decoded(name, data, max_pixels).size
 
 
 def _check_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -162,8 +162,8 @@ def _check_size(name: str, size: tuple[int, int], expected: tuple[int, int]) -> 
         )
 
 
-def _decoded(name: str, data: bytes) -> Image.Image:
+def _decoded(name: str, data: bytes, max_pixels: int | None) -> Image.Image:
     try:
-        return decode(io.BytesIO(data))
+        return decode(io.BytesIO(data), max_pixels)
     except ImageError as error:
         raise BigrError(f"{name}: {error}; remove it from the set") from None

@@ -66,7 +66,8 @@ class Fidelity:
 
         Precision: share of `images` inside the reference's manifold; recall: the other way round. The kernel
         distance draws subsets of `kid_subset_size`, or of the smaller set's size where that is less.
-        Raises `BigrError` where the two are of different extractors, or a set has too few images.
+        Precision and recall are left out where a set has no more images than the neighbours looked for. Raises
+        `BigrError` where the two are of different extractors.
         """
         ours, theirs = ((s.extractor, s.extractor_hash) for s in (images, reference))
         if not alike(ours, theirs) or images.mu.shape != reference.mu.shape:
@@ -79,30 +80,31 @@ class Fidelity:
         if images.features is not None and reference.features is not None:
             a, b = images.features.double(), reference.features.double()
             smaller = min(len(a), len(b))
-            if smaller <= self.neighbours:
-                raise BigrError(
-                    f"a set of {smaller} images is too small for evaluation.precision_recall_neighbours = "
-                    f"{self.neighbours}; make more images (samples.count, the val split) or lower the setting"
-                )
             size = min(self.kid_subset_size, smaller)
             drawn = kid_features_to_metric(
                 a, b, kid_subsets=self.kid_subsets, kid_subset_size=size, rng_seed=self._seed, verbose=False
             )
-            inside = prc_features_to_metric(
-                a.to(self._device),
-                b.to(self._device),
-                prc_neighborhood=self.neighbours,
-                prc_batch_size=_PRECISION_RECALL_ROWS,
-                save_cpu_ram=True,
-                verbose=False,
-            )
             figures[called.kernel] = drawn[torch_fidelity.KEY_METRIC_KID_MEAN]
-            figures["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
-            figures["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
+            if smaller > self.neighbours:
+                inside = prc_features_to_metric(
+                    a.to(self._device),
+                    b.to(self._device),
+                    prc_neighborhood=self.neighbours,
+                    prc_batch_size=_PRECISION_RECALL_ROWS,
+                    save_cpu_ram=True,
+                    verbose=False,
+                )
+                figures["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
+                figures["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
         if images.logits is not None and len(images.logits) >= _SCORE_SPLITS:
             score = isc_features_to_metric(images.logits, _SCORE_SPLITS, shuffle=True, rng_seed=self._seed)
             figures[called.score] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
         return figures
+
+    @property
+    def too_few(self) -> str:
+        """Why precision and recall are missing where they are."""
+        return f"a set has no more than evaluation.precision_recall_neighbours = {self.neighbours} images"
 
 
 def alike(first: tuple[str, str], second: tuple[str, str]) -> bool:

@@ -59,9 +59,10 @@ def probe_folder(
 ) -> Probed:
     """Write metrics.json, probe.csv, probe.png and tsne.png to `out`, which appears whole or not at all.
 
-    kept: the folder of kept features; max_images: of a split, in place of `evaluation.max_images`. Raises `BigrError`
-    where the folders do not fit each other, where `out` holds anything that no probe wrote, is where this process
-    stands, or cannot be written, and where another probe is at work on it.
+    kept: the folder of kept features; max_images: of a split, in place of `evaluation.probe_images` and, held out,
+    `evaluation.reference_images`. Raises `BigrError` where the folders do not fit each other, where `out` holds
+    anything that no probe wrote, is where this process stands, or cannot be written, and where another probe is at work
+    on it.
     """
     check_out(out)
     section, device = settings.evaluation, resolve_device(settings.run.device)
@@ -70,7 +71,8 @@ def probe_folder(
     check_pair(tokenizer, model, hashes["tokenizer"], tokenizer_of(model_folder))
     source = labelled(images, settings)
     there = {split: len(source.items[split]) for split in SPLITS}
-    counts = {split: min(max_images or section.max_images, there[split]) for split in SPLITS}
+    limits = {"train": section.probe_images, "val": section.reference_images}
+    counts = {split: min(max_images or limits[split], there[split]) for split in SPLITS}
     tokenizer.to(device)
     model.to(device)
 
@@ -83,6 +85,7 @@ def probe_folder(
             batch_size=section.batch_size,
             workers=settings.run.workers,
             bad_fraction=settings.shards.max_bad_fraction,
+            max_pixels=settings.shards.max_pixels,
         )
         return write_features(path, token_averages(model, codes), counts[split])
 

@@ -45,6 +45,10 @@ class InOrder(Dataset[Tensor]):
         while batch := list(islice(stream, size)):
             yield torch.stack(batch)
 
+    def first(self, count: int, size: int) -> Tensor:
+        """The first `count` images in memory, uint8 [count, 3, H, W]; at least one, read `size` at a time."""
+        return torch.cat(list(InOrder(count, self._start).batches(size)))
+
 
 def split_images(shards: Path, split: str, count: int, workers: int) -> InOrder:
     """The first `count` images of a split of the shards."""

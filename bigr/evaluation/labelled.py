@@ -32,19 +32,29 @@ _AHEAD = 256
 
 @torch.no_grad()
 def folder_codes(
-    source: Source, split: str, count: int, tokenizer: Tokenizer, *, batch_size: int, workers: int, bad_fraction: float
+    source: Source,
+    split: str,
+    count: int,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    workers: int,
+    bad_fraction: float,
+    max_pixels: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `count` pictures of a split as batches of codes bool [B, N, K] and labels int64 [B].
 
     Pictures are cropped to the tokenizer's size; `workers` threads decode. Raises `BigrError` naming the file where
-    more than `bad_fraction` of them cannot be read; others are left out, with a warning.
+    more than `bad_fraction` of them cannot be read, or have more than `max_pixels`; others are left out, with a
+    warning.
     """
     device = next(tokenizer.parameters()).device
     size = tokenizer.config.image_size
 
     def read(item: Item) -> Tensor | str:
         try:
-            return torch.from_numpy(np.array(center_crop(decode(source.root / item[0]), size))).permute(2, 0, 1)
+            picture = center_crop(decode(source.root / item[0], max_pixels), size)
+            return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         except ImageError as error:
             return str(error)
 

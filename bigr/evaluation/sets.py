@@ -57,24 +57,42 @@ class ImageSet:
         return sum(self.formats.values()) - self.lossy
 
 
-def open_set(path: Path, *, split: str = "train", size: int | None = None, workers: int = 1) -> ImageSet:
+@dataclass(frozen=True)
+class _Reading:
+    """How the images of a set are read; see `open_set`."""
+
+    size: int | None
+    workers: int
+    max_pixels: int | None
+
+
+def open_set(
+    path: Path,
+    *,
+    split: str = "train",
+    size: int | None = None,
+    workers: int = 1,
+    max_pixels: int | None = None,
+) -> ImageSet:
     """Open what `path` names, told by what it is. Raises `BigrError` for whatever cannot be measured.
 
     split: of shards with this project's index. size: ADM's centre crop to size×size of every image; without it all
-    images must be of one size. workers: threads that decode.
+    images must be of one size. workers: threads that decode. max_pixels: a larger image is refused before it is decoded
+    (None: `bigr.data.images.MAX_PIXELS`).
     """
+    how = _Reading(size, workers, max_pixels)
     if not path.exists():
         raise BigrError(f"{path}: there is no such folder or file")
     if path.is_dir():
         if has_splits(path):
-            return _shards(path, split, size, workers)
+            return _shards(path, split, how)
         if tars := sorted(path.glob("*.tar")):
-            return _tars(path, tars, None, size, workers)
-        return _folder(path, size, workers)
+            return _tars(path, tars, None, how)
+        return _folder(path, how)
     if path.suffix == ".tar":
-        return _tars(path, [path], None, size, workers)
+        return _tars(path, [path], None, how)
     if path.suffix == ".npz":
-        return _npz(path, size, workers)
+        return _npz(path, how)
     if path.suffix == ".safetensors":
         return _statistics(path, size)
     raise BigrError(
@@ -88,34 +106,34 @@ def has_splits(path: Path) -> bool:
     return (path / "index.json").is_file()
 
 
-def _folder(path: Path, size: int | None, workers: int) -> ImageSet:
+def _folder(path: Path, how: _Reading) -> ImageSet:
     def read() -> Iterator[encoded.Encoded]:
         return encoded.folder_pictures(path)
 
-    seen = _look(path, read, size)
-    return _pictures(path, "folder", files_hash(seen.hashes), seen, read, size, workers)
+    seen = _look(path, read, how)
+    return _pictures(path, "folder", files_hash(seen.hashes), seen, read, how)
 
 
-def _shards(path: Path, split: str, size: int | None, workers: int) -> ImageSet:
+def _shards(path: Path, split: str, how: _Reading) -> ImageSet:
     index = ShardIndex.load(path)
     if split not in index.splits:
         raise BigrError(f"{path} has no split {split!r}; it has {', '.join(index.splits)}")
-    found = _tars(path, index.tars(split), split, size, workers)
+    found = _tars(path, index.tars(split), split, how)
     if found.count != (said := index.images(split)):
         raise BigrError(f"{path}: the shards of {split} hold {found.count} images, index.json says {said}")
     return found
 
 
-def _tars(path: Path, tars: list[Path], split: str | None, size: int | None, workers: int) -> ImageSet:
+def _tars(path: Path, tars: list[Path], split: str | None, how: _Reading) -> ImageSet:
     def read() -> Iterator[encoded.Encoded]:
         return encoded.tar_pictures(tars)
 
-    seen = _look(path, read, size)
-    return _pictures(path, "shards", files_hash(map(sha256_file, tars)), seen, read, size, workers, split)
+    seen = _look(path, read, how)
+    return _pictures(path, "shards", files_hash(map(sha256_file, tars)), seen, read, how, split)
 
 
-def _look(path: Path, read: Callable[[], Iterator[encoded.Encoded]], size: int | None) -> encoded.Look:
-    seen = encoded.look(read(), size)
+def _look(path: Path, read: Callable[[], Iterator[encoded.Encoded]], how: _Reading) -> encoded.Look:
+    seen = encoded.look(read(), how.size, how.max_pixels)
     if not seen.hashes:
         raise BigrError(f"{path}: there is no image in it ({', '.join(SUFFIXES)})")
     return seen
@@ -127,28 +145,31 @@ def _pictures(
     content: str,
     seen: encoded.Look,
     read: Callable[[], Iterator[encoded.Encoded]],
-    size: int | None,
-    workers: int,
+    how: _Reading,
     split: str | None = None,
 ) -> ImageSet:
     """A set of picture files that were looked at."""
 
+    def pixels(picture: encoded.Encoded) -> Tensor:
+        return encoded.pixels(picture, how.size, seen.size, how.max_pixels)
+
     def stream() -> Iterator[Tensor]:
-        return encoded.ahead(lambda picture: encoded.pixels(picture, size, seen.size), read(), workers)
+        return encoded.ahead(pixels, read(), how.workers)
 
     count = len(seen.hashes)
     images = InOrder(count, stream)
-    return ImageSet(path, kind, _prepared(content, size), count, seen.formats, seen.size, images, split=split)
+    return ImageSet(path, kind, _prepared(content, how.size), count, seen.formats, seen.size, images, split=split)
 
 
-def _npz(path: Path, size: int | None, workers: int) -> ImageSet:
+def _npz(path: Path, how: _Reading) -> ImageSet:
     statistics = None
     if arrays.has(path, arrays.MEAN, arrays.COVARIANCE):
         # ADM's references do not name their extractor: there is one, Inception.
         statistics = Statistics(INCEPTION, "", None, *arrays.moments(path))
         if not arrays.has(path, arrays.IMAGES):
             return ImageSet(path, "statistics", sha256_file(path), None, statistics=statistics)
-    count, height, width = arrays.shape(path)
+    count, height, width = arrays.shape(path, how.max_pixels)
+    size = how.size
 
     def stream() -> Iterator[Tensor]:
         if size is None:
@@ -157,7 +178,7 @@ def _npz(path: Path, size: int | None, workers: int) -> ImageSet:
         def cropped(image: np.ndarray) -> Tensor:
             return encoded.to_tensor(center_crop(Image.fromarray(image), size))
 
-        return encoded.ahead(cropped, arrays.images(path), workers)
+        return encoded.ahead(cropped, arrays.images(path), how.workers)
 
     content, shown = _prepared(arrays.content(path), size), (size, size) if size else (width, height)
     return ImageSet(path, "npz", content, count, {ARRAY: count}, shown, InOrder(count, stream), statistics)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier
+from bigr.evaluation.parts import NotApplicable
 from bigr.imaging.resolution import consistent_with
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
@@ -57,17 +58,17 @@ class ZeroShot:
         self._settings, self._batch_size, self._knows_labels = settings, batch_size, knows_labels
         self._classes = network.config.num_classes
 
-    def measure(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, float]:
-        """All figures, as `zero_shot` in metrics.json, of images uint8 [n, 3, H, W] and their labels int64 [n].
+    def applications(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, Callable[[], dict[str, float]]]:
+        """By name what measures each application, of images uint8 [n, 3, H, W] and their labels int64 [n].
 
-        mean: the mean training picture, float [3, H, W] in [0, 1], which inpainting is compared with.
+        mean: the mean training picture, float [3, H, W] in [0, 1], which inpainting is compared with. What they return
+        is part of `zero_shot` in metrics.json; they raise `NotApplicable` where they would measure nothing.
         """
         return {
-            "images": float(len(images)),
-            **self.inpainting(images, labels, mean),
-            **self.editing(images, labels),
-            **self.interpolation(len(images)),
-            **self.enrichment(images, labels),
+            "inpainting": lambda: self.inpainting(images, labels, mean),
+            "editing": lambda: self.editing(images, labels),
+            "interpolation": lambda: self.interpolation(len(images)),
+            "enrichment": lambda: self.enrichment(images, labels),
         }
 
     def inpainting(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, float]:
@@ -85,16 +86,14 @@ class ZeroShot:
 
     def editing(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """The box around the subject painted as another class, each in turn: how often that class is then seen."""
-        if not self._knows_labels or self._classes < 2:
-            return {}
+        self._check_classes()
         targets = other_classes(labels, self._classes)
         edited = self._painted(images, subject_boxes(images), targets, self._settings.editing)
         return {"edit_label_agreement": self._agreement(edited, targets)}
 
     def interpolation(self, count: int) -> dict[str, float]:
         """Pictures half-way between two classes: how often one of the two is seen."""
-        if not self._knows_labels or self._classes < 2:
-            return {}
+        self._check_classes()
         first = torch.arange(count) % self._classes
         second = other_classes(first, self._classes)
 
@@ -111,7 +110,8 @@ class ZeroShot:
         of what the model draws (`drawn_…`), and of that made consistent with the small image, the result
         (`enrich_…`); `consistent_…`: the same correction without the model, of the bicubic image."""
         size = images.shape[-1]
-        small = [_picture(image).resize((size // 2, size // 2), Image.Resampling.BICUBIC) for image in images]
+        half = max(1, size // 2)
+        small = [_picture(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
         large = torch.stack([_tensor(one.resize((size, size), Image.Resampling.BICUBIC)) for one in small])
         none = torch.full_like(labels, self._classes)
 
@@ -132,6 +132,12 @@ class ZeroShot:
             "drawn_label_agreement": self._agreement(drawn, labels),
             "consistent_label_agreement": self._agreement(consistent(large), labels),
         }
+
+    def _check_classes(self) -> None:
+        if not self._knows_labels:
+            raise NotApplicable("the model was trained without labels")
+        if self._classes < 2:
+            raise NotApplicable("there is one class, and no other")
 
     def _painted(self, images: Tensor, mask: Tensor, labels: Tensor, sampling: Sampling) -> Tensor:
         """Images uint8 [n, 3, H, W] whose pixels in mask bool [n, H, W] are the model's."""

@@ -28,6 +28,7 @@ from bigr.interop.standardisation import FeatureStatistics
 from bigr.sampling.decode import batched
 from bigr.sampling.editing import (
     enrich_codes,
+    enrich_iterations,
     in_proportion,
     inpaint_codes,
     interpolate_codes,
@@ -35,9 +36,6 @@ from bigr.sampling.editing import (
     unknown_tokens,
 )
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
-
-CELL = 2
-"""d: enrichment deals the tokens of a cell of d×d to d² groups (METHOD section 5)."""
 
 INTERPOLATION_STEPS = 9
 """Pictures on the way from one class to another, both ends included, where a call names no number."""
@@ -239,7 +237,7 @@ class ImageModel:
         if not (isinstance(rounds, int) and 1 <= rounds <= 4):
             raise BigrError(f"rounds: {rounds} cannot be; allowed: 1 to 4")
         short = min(picture.size)
-        side = short if short < self.size else self.size // 2
+        side = short if short < self.size else max(1, self.size // 2)
         small = center_crop(picture, side)
         large = small.resize((self.size, self.size), Image.Resampling.BICUBIC)
         own = replace(self.sampling, guidance_scale=self.editing.enrich_guidance_scale, guidance_schedule="constant")
@@ -257,16 +255,11 @@ class ImageModel:
                 sampling,
                 seeds[some],
                 rounds=rounds,
-                cell=CELL,
                 on_iteration=on_iteration,
             )
 
-        groups = rounds * CELL**2
-        unknown = self._tokens // CELL**2
-        each = working_iterations(in_proportion(sampling, unknown, self._tokens), unknown)
-        drawn = self._easel.draw(
-            how.variants, draw, Watch(how.on_step, groups * each * self._easel.batches(how.variants))
-        )
+        steps = enrich_iterations(sampling, self._easel.network.config.grid, rounds=rounds)
+        drawn = self._easel.draw(how.variants, draw, Watch(how.on_step, steps * self._easel.batches(how.variants)))
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
 
     def reconstruct(self, image: Picture) -> Image.Image:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bigr.data.images import MAX_PIXELS, ImageError, decode, upright_rgb
+from bigr.data.images import ImageError, check_pixels, decode, upright_rgb
 from bigr.errors import BigrError
 
 Picture: TypeAlias = Image.Image | Path | str | Tensor | NDArray[np.uint8]
@@ -36,8 +36,10 @@ def read_picture(source: Picture, what: str = "image") -> Image.Image:
     image = _as_image(source, what)
     if not image.width * image.height:
         raise BigrError(f"{what}: has no pixels")
-    if image.width * image.height > MAX_PIXELS:
-        raise BigrError(f"{what}: {image.width}×{image.height} pixels; at most {MAX_PIXELS:,} are read")
+    try:
+        check_pixels(image.width, image.height)
+    except ImageError as error:
+        raise BigrError(f"{what}: {error}") from None
     try:
         return upright_rgb(image)
     except Exception as error:  # a lazily read file is decoded here, and decoders raise many kinds

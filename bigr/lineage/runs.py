@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bigr.tracking.store import Store, location
+from bigr.masking import masked
+from bigr.tracking.store import Store, location, shown
 
 _OUT, _DEP = "dvc.out.", "dvc.dep."
 
@@ -99,7 +100,7 @@ class Runs:
     def _store(self) -> Store | None:
         uri = location(self.root)
         if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-            self.trouble = f"MLflow has no records here ({uri} does not exist); what follows is from DVC alone"
+            self.trouble = f"MLflow has no records here ({masked(uri)} does not exist); what follows is from DVC alone"
             return None
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         try:
@@ -119,8 +120,8 @@ def _all(store: Store, experiments: list[str], condition: str) -> list[Any]:
 
 
 def _out_of_reach(root: Path, error: Exception) -> str:
-    words = " ".join(str(error).split())[:160] or type(error).__name__
-    return f"MLflow ({location(root)}) does not answer; what follows is from DVC alone: {words}"
+    words = masked(" ".join(str(error).split()))[:160] or type(error).__name__
+    return f"{shown(root)} does not answer; what follows is from DVC alone: {words}"
 
 
 def _run(entity: Any) -> Run:

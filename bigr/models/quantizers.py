@@ -7,9 +7,13 @@ probability, a drawn bit that gradients pass through, the penalties that its tra
 Shapes: B images, E `embed_dim`, K `code_bits`, h×w tokens. Bits are 0 or 1.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bigr.bits import entropy as binary_entropy
 
 
 class Quantizer(nn.Module):
@@ -102,9 +106,9 @@ class LookupFreeQuantizer(Quantizer):
         enumerated: exact for the first term, an upper bound for the second. `commitment`: the mean of (v − sign v)².
         """
         p = self.probabilities(logits)
-        entropy = _binary_entropy(p).mean() - _binary_entropy(p.mean(dim=(0, 2, 3))).mean()
+        entropy = binary_entropy(p).mean() - binary_entropy(p.mean(dim=(0, 2, 3))).mean()
         signs = 2 * (p.detach() > 0.5).to(logits.dtype) - 1
-        return {"entropy": entropy, "commitment": F.mse_loss(logits, signs)}
+        return {"entropy": entropy * math.log(2), "commitment": F.mse_loss(logits, signs)}
 
 
 def make_quantizer(name: str, embed_dim: int, code_bits: int) -> Quantizer:
@@ -116,9 +120,3 @@ def make_quantizer(name: str, embed_dim: int, code_bits: int) -> Quantizer:
 def _straight_through(bits: Tensor, surrogate: Tensor) -> Tensor:
     """The value of `bits` and the gradient of `surrogate`. In this order of operations the value is exact."""
     return bits.to(surrogate.dtype) + (surrogate - surrogate.detach())
-
-
-def _binary_entropy(p: Tensor) -> Tensor:
-    """H(p) in nats. Its gradient is kept finite at p = 0 and 1."""
-    p = p.clamp(1e-6, 1 - 1e-6)
-    return -(p * p.log() + (1 - p) * torch.log1p(-p))

@@ -37,13 +37,13 @@ class Images:
 class Disk:
     """Bytes of one image in the shards, in the codes, and while `evaluation` runs in its features; how they were found.
 
-    featured: images of a split whose features are taken, at most.
+    featured: images of the training and of the validation split whose features are taken, at most.
     """
 
     shard: float
     code: int
     feature: int
-    featured: int
+    featured: tuple[int, int]
     shard_basis: str
     code_basis: str
     feature_basis: str
@@ -90,15 +90,16 @@ def disk(settings: Settings, root: Path) -> Disk:
         shard = float(records * _RECORD)
         basis = f"estimated: {_PNG_SHARE} of 3 bytes a pixel (photographs as PNG), tar's records"
     views, tokens, packed = len(settings.codes.views), settings.grid**2, math.ceil(settings.tokenizer.code_bits / 8)
-    plural = "s" if views > 1 else ""
+    draws, plural = settings.codes.draws, "s" if views > 1 else ""
+    stored = f" × (1 + {draws} draw{'s' if draws > 1 else ''})" if draws else ""
     layers, width = settings.generator.layers, settings.generator.dim
     return Disk(
         shard=shard,
-        code=views * tokens * packed + _LABEL,
+        code=views * (1 + draws) * tokens * packed + _LABEL,
         feature=_HALF * layers * width,
-        featured=settings.evaluation.max_images,
+        featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
         shard_basis=basis,
-        code_basis=f"{views} view{plural} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
+        code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
         feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
     )
 

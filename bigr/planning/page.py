@@ -85,8 +85,11 @@ def _memory(plan: Plan) -> list[str]:
 def _disk(plan: Plan) -> list[str]:
     disk, splits = plan.disk, (plan.images.train, plan.images.val)
 
-    def row(name: str, size: float, basis: str, most: float = math.inf) -> tuple[str, str, str, str]:
-        total = None if None in splits else sum(min(images or 0, most) for images in splits)
+    def row(
+        name: str, size: float, basis: str, limits: tuple[float, float] = (math.inf, math.inf)
+    ) -> tuple[str, str, str, str]:
+        counted = [min(images or 0, limit) for images, limit in zip(splits, limits, strict=True)]
+        total = None if None in splits else sum(counted)
         return name, f"{size:,.0f}", "—" if total is None else _gibi(size * total), basis
 
     rows = [

@@ -147,10 +147,12 @@ def make_plan(
 def evaluation_flops(settings: Settings, built: Networks, images: Images) -> float:
     """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe, k-NN.
 
-    Where the number of images is not known, evaluation.max_images of each split.
+    Where the number of images is not known, as many as the settings allow.
     """
     section, size, count = settings.evaluation, settings.shards.image_size, settings.samples.count
-    train, val = (min(section.max_images, n or section.max_images) for n in (images.train, images.val))
+    limit = section.reference_images
+    train, val = (min(limit, n or limit) for n in (images.train, images.val))
+    probed = min(section.probe_images, images.train or section.probe_images)
     shape = ClassifierConfig(size, images.classes, section.classifier_channels, section.classifier_features)
     classifier = Classifier(shape).train()
     batch, labels = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.long)
@@ -158,14 +160,14 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
     seen = flops(lambda: classifier(batch)) / 2
     extractor = seen if section.extractor == "classifier" else _INCEPTION
     decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
-    probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * train
-    neighbours = 2 * settings.generator.layers * settings.generator.dim * train * val
+    probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * probed
+    neighbours = 2 * settings.generator.layers * settings.generator.dim * probed * val
     return (
         section.classifier_steps * section.classifier_batch_size * step
         + (count + 2 * val) * seen
         + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
         + _RESTORED * val * decoder
-        + (train + val) * backbone_flops(built.bigr)
+        + (probed + val) * backbone_flops(built.bigr)
         + probe
         + neighbours
     )

@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigr.errors import BigrError
 from bigr.models.bigr import BiGR
-from bigr.sampling.unmask import Iteration, Sampling, sample_codes
+from bigr.sampling.unmask import Iteration, Sampling, sample_codes, working_iterations
 from bigr.seeds import derive_seed, generator
 
 OnIteration = Callable[[Iteration], None]
+
+CELL = 2
+"""d: enrichment deals the tokens of a cell of d×d to d² groups (METHOD section 5)."""
 
 
 def unknown_tokens(mask: Tensor, grid: int) -> Tensor:
@@ -106,28 +108,50 @@ def enrich_codes(
     seeds: Sequence[int],
     *,
     rounds: int = 1,
-    cell: int = 2,
+    cell: int = CELL,
     on_iteration: OnIteration | None = None,
 ) -> Tensor:
     """Sample each token anew, given the others; codes bool [B, N, K].
 
     codes: [B, N, K] of an image that was enlarged; labels: int64 [B], num_classes for none. The grid is split into
-    cells of `cell`×`cell` tokens, whose places are dealt to cell² groups at random; a group is sampled at a time, and
-    all of them in each of the rounds. Raises `BigrError` where the grid is no multiple of `cell`.
+    cells of `cell`×`cell` tokens, smaller at the right and lower border of a grid that is no multiple of `cell`; the
+    places of a cell are dealt to cell² groups at random. A group is sampled at a time, all of them in each round.
     """
     grid = model.config.grid
     for round_ in range(rounds):
-        order = torch.stack([_groups(grid, cell, seed, round_) for seed in seeds]).to(codes.device)
-        for group in range(cell * cell):
+        order = torch.stack([enrichment_groups(grid, cell, seed, round_) for seed in seeds]).to(codes.device)
+        for group, size in enumerate(group_sizes(grid, cell)):
+            if size == 0:  # of a grid with fewer tokens than a cell
+                continue
             own = [derive_seed(seed, "enrich", round_, group) for seed in seeds]
             codes = inpaint_codes(model, codes, order == group, labels, sampling, own, on_iteration=on_iteration)
     return codes
 
 
-def _groups(grid: int, cell: int, seed: int, round_: int) -> Tensor:
-    """The group of each token, int64 [N]: in every cell each of the cell² groups once, in an order of its own."""
-    if grid % cell:
-        raise BigrError(f"enrichment: a grid of {grid}×{grid} tokens has no cells of {cell}×{cell}")
-    cells = (grid // cell) ** 2
-    shuffled = torch.rand(cells, cell * cell, generator=generator(seed, "enrich groups", round_)).argsort(1)
-    return F.pixel_shuffle(shuffled.T.reshape(cell * cell, grid // cell, grid // cell).float(), cell).flatten().long()
+def enrich_iterations(sampling: Sampling, grid: int, *, rounds: int = 1, cell: int = CELL) -> int:
+    """How often `enrich_codes` calls `on_iteration`, whatever the seeds are."""
+    sizes = group_sizes(grid, cell)
+    return rounds * sum(working_iterations(in_proportion(sampling, size, grid**2), size) for size in sizes)
+
+
+def group_sizes(grid: int, cell: int) -> list[int]:
+    """How many tokens are in each of the cell² groups: the same number, but for one more in the first few."""
+    return [len(range(group, grid**2, cell**2)) for group in range(cell**2)]
+
+
+def enrichment_groups(grid: int, cell: int, seed: int, round_: int) -> Tensor:
+    """The group of each token, int64 [N]: in a cell no group twice, in an order of the cell's own.
+
+    A smaller cell at the border goes on in the circle of groups where the cell before it stopped, so that the sizes of
+    groups, and with them the iterations, do not depend on the seed.
+    """
+    side = math.ceil(grid / cell)
+    shuffled = torch.rand(side**2, cell**2, generator=generator(seed, "enrich groups", round_)).argsort(1)
+    rows = torch.arange(side * cell).view(side, 1, cell, 1) < grid
+    columns = torch.arange(side * cell).view(1, side, 1, cell) < grid
+    inside = (rows & columns).reshape(side**2, cell**2)
+    places = inside.sum(1)
+    ranks = shuffled.masked_fill(~inside, cell**2).argsort(1).argsort(1)
+    groups = (ranks + (places.cumsum(0) - places).unsqueeze(1)) % cell**2
+    whole = F.pixel_shuffle(groups.T.reshape(cell**2, side, side).float(), cell)[0]
+    return whole[:grid, :grid].flatten().long()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigr.models.transcoder import Transcoder
+from bigr.transfer import to_device
 
 
 def guided_logits(
@@ -56,7 +57,7 @@ def bit_probabilities(
         return x0_probability(guided_logits(*split(transcoder.direct_logits(both)), guidance_scale, temperature))
 
     steps = transcoder.diffusion.reverse_steps(len(noise))
-    t_all = torch.tensor(steps, device=hidden.device)
+    t_all = to_device(torch.tensor(steps), hidden.device)
     step_embeddings = transcoder.t_embedder(t_all - 1)
     condition = transcoder.c_embedder(both)
     xt = (noise[0] < 0.5).float()

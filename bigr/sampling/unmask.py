@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bigr.bits import entropy as binary_entropy
 from bigr.models.bigr import BiGR, gather_tokens
 from bigr.sampling.reverse import bit_probabilities
+from bigr.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,21 @@ def sample_codes(
     codes = torch.where(unknown.unsqueeze(-1), 0.0, codes)
     generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
     counts = unknown.sum(1).tolist()  # the one look at the device; from here on the schedule is arithmetic
+    ratios = [(i + 1) / sampling.iterations for i in range(sampling.iterations)]
+    left = [counts, *([still_masked(count, ratio) for count in counts] for ratio in ratios)]
+    quotas = -to_device(torch.tensor(left), device).diff(dim=0)  # [iterations, B], how many tokens each fixes
     masked = unknown.clone()
     embed = model.backbone.condition
     condition = embed(labels) if condition is None else condition.to(device)
     unconditional = embed(torch.full_like(labels, config.num_classes))
 
-    left = counts
-    for i in range(sampling.iterations):
-        ratio = (i + 1) / sampling.iterations
-        stay = [still_masked(count, ratio) for count in counts]
+    for i, ratio in enumerate(ratios):
         noise, gumbel, final = _draws(generators, sampling, tokens, config.code_bits, device)
-        if stay == left:  # nothing would be fixed: the draws are made, the networks need not run
+        if left[i + 1] == left[i]:  # nothing would be fixed: the draws are made, the networks need not run
             continue
         scale = guidance(sampling, ratio)
         guided = scale != 1.0 and sampling.guidance_scale != 1.0
-        widest = max(left)
+        widest = max(left[i])
         positions = masked.float().argsort(dim=1, descending=True, stable=True)[:, :widest]  # [B, m], masked first
 
         both_codes, both_conditions, both_masked = codes, condition, masked
@@ -110,8 +111,7 @@ def sample_codes(
         certain = certainty(probability, positions, sampling.order, torch.gather(gumbel, 1, positions), ratio, sampling)
         certain = certain.masked_fill(~torch.gather(masked, 1, positions), -math.inf)
         ranks = certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
-        quota = torch.tensor([a - b for a, b in zip(left, stay, strict=True)], device=device)
-        fixed = ranks < quota.unsqueeze(1)  # [B, m]
+        fixed = ranks < quotas[i].unsqueeze(1)  # [B, m]
 
         thresholds = 0.5 if sampling.deterministic_bits else torch.take_along_dim(final, positions.unsqueeze(-1), 1)
         bits = (probability > thresholds).float()
@@ -122,7 +122,6 @@ def sample_codes(
             entropy = torch.full(masked.shape, math.nan, device=device).scatter(1, positions, bit_entropy(probability))
             entropy = entropy.masked_fill(~masked, math.nan)
         masked = masked.scatter(1, positions, torch.gather(masked, 1, positions) & ~fixed)
-        left = stay
         if on_iteration is not None:
             on_iteration(Iteration(i, codes.bool(), masked, entropy))
     return codes.bool()
@@ -168,7 +167,7 @@ def certainty(
 
 def bit_entropy(probability: Tensor) -> Tensor:
     """Bit probabilities [B, m, K] → each token's mean binary entropy in bits, [B, m]."""
-    return F.binary_cross_entropy(probability, probability, reduction="none").mean(-1) / math.log(2)  # from nats
+    return binary_entropy(probability).mean(-1)
 
 
 def _draws(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bigr.context import Context
-from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, write_index
+from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, place_shards, write_index
 from bigr.data.shards import ShardIndex
 from bigr.errors import BigrError
 from bigr.interop.folders import load_model, model_hash
@@ -40,7 +40,7 @@ def run(settings: "Settings", context: Context) -> None:
         grid=config.grid,
         views=list(settings.codes.views),
         tokenizer=model_hash(model_folder),
-        drawn=settings.codes.drawn,
+        draws=settings.codes.draws,
         seed=settings.seed,
     )
     folder = context.root / "data" / "codes"
@@ -49,17 +49,17 @@ def run(settings: "Settings", context: Context) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     barrier()
-    shards = [shard for split in images.splits for shard in images.shards(split)][rank() :: world()]
-    total = sum(shard.images for shard in shards)
+    shards = list(place_shards(images))[rank() :: world()]
+    total = sum(placed.shard.images for placed in shards)
     with (
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         Progress("codes", total, unit="image", enabled=is_main()) as progress,
     ):
-        for shard in shards:
+        for placed in shards:
             encode_shard(
                 tokenizer,
-                shard,
-                partial / codes_name(shard),
+                placed,
+                partial / codes_name(placed.shard),
                 encoding,
                 batch_size=settings.codes.batch_size,
                 device=device,

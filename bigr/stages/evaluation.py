@@ -1,13 +1,15 @@
 """Stage `evaluation`: fidelity, reconstruction, representation, code usage, and what needs no further training.
 
-Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json,
-outputs/plots, models/classifier, models/features (how features are made comparable, and the layer that tells most), and
-outputs/instrument.json: what the distances were measured with and against, since
-those of other extractors or references do not compare. The instruments (classifier, probe, draws of subsets) have a
-seed of their own, so that the figures of runs with different `seed` compare. All in float32, whatever `run.precision`
-is.
+Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json, the
+few of it that DVC compares as outputs/headline.json, outputs/plots, models/classifier, models/features (how features
+are made comparable, and the layer that tells most), and outputs/instrument.json: what the distances were measured with
+and against, since those of other extractors or references do not compare; and outputs/evaluation-parts.json: which
+parts were measured, left out, or failed. A part that fails leaves the others theirs: they are written before the stage
+fails. The instruments (classifier, probe, draws of subsets) have a seed of their own, so that the figures of runs with
+different `seed` compare. All in float32, whatever `run.precision` is.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,16 +24,24 @@ from bigr.data.shards import ImageBatches, ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
 from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier, ClassifierConfig, train_classifier
-from bigr.evaluation.extractors import CLASSIFIER, classifier_extractor, inception_extractor, read_inception_weights
+from bigr.evaluation.extractors import (
+    CLASSIFIER,
+    Extractor,
+    classifier_extractor,
+    inception_extractor,
+    read_inception_weights,
+)
 from bigr.evaluation.features import Features, layer_features, scratch_folder
 from bigr.evaluation.fidelity import Fidelity, names
 from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
+from bigr.evaluation.parts import NotApplicable, Parts
 from bigr.evaluation.representation import COLUMNS, Representation, represent
-from bigr.evaluation.statistics import measure
-from bigr.evaluation.usage import CodeUsage, code_usage
+from bigr.evaluation.statistics import KEPT, measure
+from bigr.evaluation.usage import code_usage
 from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
 from bigr.evaluation.zero_shot import ZeroShot
 from bigr.files import atomic_folder, write_json
+from bigr.headline import headline
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
 from bigr.interop.standardisation import save_statistics
 from bigr.models.bigr import BiGR
@@ -62,71 +72,134 @@ def run(settings: "Settings", context: Context) -> None:
     codes = open_codes(root, shards)
     check_model(model, root, codes["train"])
     samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
-    counts = {split: min(section.max_images, shards.images(split)) for split in SPLITS}
+    counts = {split: min(section.reference_images, shards.images(split)) for split in SPLITS}
     originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
     restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
     val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
+    drawn = InOrder(len(samples), lambda: iter(samples))
 
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        classifier = train_offline(section, folder, shards, settings.run.workers, device)
-        if inception is None:
-            extractor = classifier_extractor(classifier, device)
-        else:
-            extractor = inception_extractor(inception, device)
-        drawn = InOrder(len(samples), lambda: iter(samples))
-        sets = {"samples": drawn, "reconstructions": restored, **originals}
-        looks = {name: measure(extractor, images, section.batch_size, name=name) for name, images in sets.items()}
-        fidelity = instrument(section, device)
-        seen = predictions(classifier, drawn, section.batch_size)
-        metrics: dict[str, dict[str, float]] = {
-            "samples": fidelity.compare(looks["samples"], looks[section.reference]),
-            "reconstructions": fidelity.compare(looks["reconstructions"], looks["val"]),
-            "val_against_train": fidelity.compare(looks["val"], looks["train"]),
-            "classifier": {"val_accuracy": agreement(classifier, originals["val"], val_labels, section.batch_size)},
-        }
-        usage = code_usage(codes["train"], counts["train"])
-        with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
-            train, val = extract(section, model.to(device), codes, counts, scratch)
-            representation = represent(section, train, val, len(classes), device)
-        zero_shot = {}
-        if count := min(section.zero_shot_images, counts["val"]):
-            measured = ZeroShot(
-                tokenizer,
-                model,
-                classifier,
-                zero_shot_settings(settings),
-                section.batch_size,
-                knows_labels=settings.generator.use_labels,
-            )
-            first = split_images(folder, "val", count, settings.run.workers)
-            images = torch.cat(list(first.batches(section.batch_size)))
-            zero_shot = {"zero_shot": measured.measure(images, val_labels[:count], mean_picture(originals["train"]))}
-        distance = names(section.extractor).distance
-        floor = max(metrics["val_against_train"][distance], _SMALLEST_FLOOR)
-        metrics["samples"] |= {
-            "over_floor": metrics["samples"][distance] / floor,
-            "label_agreement": float((seen == asked).double().mean()),
-            "images": len(drawn),
-        }
-        metrics["val_against_train"]["images"] = len(originals["val"])
-        metrics["reconstructions"] |= {
-            "psnr": psnr(restored, originals["val"], section.batch_size),
-            "label_agreement": agreement(classifier, restored, val_labels, section.batch_size),
-            "images": len(restored),
-        }
-    metrics["codes"] = {
-        "bit_entropy": float(usage.entropy.mean()),
-        "dead_bits": usage.dead,
-        "unique_share": usage.unique_share,
-    }
-    metrics |= representation.figures() | zero_shot
+    parts, metrics = Parts(), defaultdict[str, dict[str, float]](dict)
+    classifier: Classifier | None = None
+    representation: Representation | None = None
+    with (
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        atomic_folder(root / "outputs" / "plots") as pictures,
+    ):
+        with parts("classifier"):
+            classifier = train_offline(section, folder, shards, settings.run.workers, device)
+            accuracy = agreement(classifier, originals["val"], val_labels, section.batch_size)
+            metrics["classifier"] = {"val_accuracy": accuracy}
+            save(root / "models" / "classifier", classifier)
+        with parts("label_agreement"):
+            seen = predictions(needed(classifier), drawn, section.batch_size)
+            metrics["samples"]["label_agreement"] = float((seen == asked).double().mean())
+            kept = agreement(needed(classifier), restored, val_labels, section.batch_size)
+            metrics["reconstructions"]["label_agreement"] = kept
+            draw_confusion(pictures, asked, seen, classes)
+        with parts("fidelity"):
+            if inception is None:
+                extractor = classifier_extractor(needed(classifier), device)
+            else:
+                extractor = inception_extractor(inception, device)
+            about_it = about(section, extractor.hash, shards, counts)
+            write_json(root / "outputs" / "instrument.json", about_it)
+            sets = {"samples": drawn, "reconstructions": restored, **originals}
+            for name, figures in distances(section, extractor, sets, device, parts).items():
+                metrics[name] |= figures
+        with parts("psnr"):
+            metrics["reconstructions"]["psnr"] = psnr(restored, originals["val"], section.batch_size)
+        with parts("codes"):
+            usage = code_usage(codes["train"], min(counts["train"], KEPT))
+            metrics["codes"] = {
+                "bit_entropy": float(usage.entropy.mean()),
+                "dead_bits": usage.dead,
+                "unique_share": usage.unique_share,
+            }
+            plots.bits_plot(pictures / "bits.png", usage)
+        with parts("representation"):
+            if len(classes) < 2:
+                raise NotApplicable("there is one class: nothing to tell it from")
+            probed = counts | {"train": min(section.probe_images, shards.images("train"))}
+            with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
+                train, val = extract(section, model.to(device), codes, probed, scratch)
+                representation = represent(section, train, val, len(classes), device)
+            metrics |= representation.figures()
+            representation.draw(pictures, classes)
+            save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
+        measure_zero_shot(settings, metrics, parts, tokenizer, model.to(device), classifier, originals, val_labels)
+    for name, images in (("samples", drawn), ("reconstructions", restored), ("val_against_train", originals["val"])):
+        if name in metrics:
+            metrics[name]["images"] = len(images)
 
-    save(root / "models" / "classifier", classifier)
-    save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
-    write_json(root / "outputs" / "instrument.json", about(section, extractor.hash, shards, counts))
+    if representation is None:  # DVC expects the folder
+        with atomic_folder(root / "models" / "features"):
+            pass
     write_json(root / "outputs" / "metrics.json", metrics)
-    draw(root / "outputs" / "plots", representation, usage, asked, seen, classes)
+    write_json(root / "outputs" / "headline.json", headline(metrics))
+    write_json(root / "outputs" / "evaluation-parts.json", parts.as_json())
     report(context, metrics, representation)
+    parts.check("outputs/metrics.json", "outputs/evaluation-parts.json")
+
+
+def needed(classifier: Classifier | None) -> Classifier:
+    """The classifier, for a part that looks through it. Raises `NotApplicable` where its training failed."""
+    if classifier is None:
+        raise NotApplicable("it needs the classifier, which failed")
+    return classifier
+
+
+def distances(
+    section: "Section", extractor: Extractor, sets: Mapping[str, InOrder], device: torch.device, parts: Parts
+) -> dict[str, dict[str, float]]:
+    """The distances of samples, reconstructions and the validation split, each under its name in metrics.json."""
+    looks = {name: measure(extractor, images, section.batch_size, name=name) for name, images in sets.items()}
+    fidelity = instrument(section, device)
+    pairs = {
+        "samples": ("samples", section.reference),
+        "reconstructions": ("reconstructions", "val"),
+        "val_against_train": ("val", "train"),
+    }
+    found = {name: fidelity.compare(looks[ours], looks[theirs]) for name, (ours, theirs) in pairs.items()}
+    for name, figures in found.items():
+        if "precision" not in figures:
+            parts.leave_out(f"precision and recall of {name}", fidelity.too_few)
+    distance = names(section.extractor).distance
+    floor = max(found["val_against_train"][distance], _SMALLEST_FLOOR)
+    found["samples"]["over_floor"] = found["samples"][distance] / floor
+    return found
+
+
+def measure_zero_shot(
+    settings: "Settings",
+    metrics: dict[str, dict[str, float]],
+    parts: Parts,
+    tokenizer: Tokenizer,
+    model: BiGR,
+    classifier: Classifier | None,
+    originals: Mapping[str, InOrder],
+    labels: Tensor,
+) -> None:
+    """Add what needs no further training to `metrics`, each application a part of its own."""
+    section = settings.evaluation
+    count = min(section.zero_shot_images, len(originals["val"]))
+    if count == 0:
+        parts.leave_out("zero_shot", "evaluation.zero_shot_images is 0")
+        return
+    with parts("zero_shot"):
+        measured = ZeroShot(
+            tokenizer,
+            model,
+            needed(classifier),
+            zero_shot_settings(settings),
+            section.batch_size,
+            knows_labels=settings.generator.use_labels,
+        )
+        images = originals["val"].first(count, section.batch_size)
+        metrics["zero_shot"]["images"] = float(count)
+        every = measured.applications(images, labels[:count], mean_picture(originals["train"]))
+        for name, application in every.items():
+            with parts(f"zero_shot.{name}"):
+                metrics["zero_shot"] |= application()
 
 
 def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
@@ -236,23 +309,21 @@ def extract(
     ]
 
 
-def draw(
-    folder: Path, representation: Representation, usage: CodeUsage, asked: Tensor, seen: Tensor, classes: list[str]
-) -> None:
-    """Write the pictures and the tables behind them."""
-    with atomic_folder(folder) as new:
-        representation.draw(new, classes)
-        plots.bits_plot(new / "bits.png", usage)
-        plots.confusion_plot(new / "confusion.png", asked.numpy(), seen.numpy(), classes)
-        pairs = zip(asked.tolist(), seen.tolist(), strict=True)
-        plots.write_table(new / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
+def draw_confusion(folder: Path, asked: Tensor, seen: Tensor, classes: list[str]) -> None:
+    """Write which class the classifier sees in samples of each class, and the table behind it."""
+    plots.confusion_plot(folder / "confusion.png", asked.numpy(), seen.numpy(), classes)
+    pairs = zip(asked.tolist(), seen.tolist(), strict=True)
+    plots.write_table(folder / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
 
 
-def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation) -> None:
+def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation | None) -> None:
     """Tell the figures under their names in metrics.json, the layers' also as curves over layers, and the pictures."""
-    for layer, *accuracies in representation.table():
-        names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
-        context.report.metrics(dict(zip(names, accuracies, strict=True)), step=layer)
+    if representation is not None:
+        for layer, *accuracies in representation.table():
+            names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
+            context.report.metrics(dict(zip(names, accuracies, strict=True)), step=int(layer))
     context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
     for name in ("probe", "tsne", "bits", "confusion"):
-        context.report.picture(name, context.root / "outputs" / "plots" / f"{name}.png")
+        picture = context.root / "outputs" / "plots" / f"{name}.png"
+        if picture.exists():
+            context.report.picture(name, picture)

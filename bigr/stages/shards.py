@@ -27,6 +27,7 @@ def run(settings: "Settings", context: Context) -> None:
         image_size=shards.image_size,
         images_per_shard=shards.images_per_shard,
         max_bad_fraction=shards.max_bad_fraction,
+        max_pixels=shards.max_pixels,
         workers=settings.run.workers,
     )
     context.report.metrics(counts)

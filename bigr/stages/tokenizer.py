@@ -37,6 +37,7 @@ from bigr.training.loop import (
     write_untrained,
 )
 from bigr.training.optimiser import adamw
+from bigr.transfer import to_device
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -114,7 +115,7 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
 
     def batches(step: int) -> Iterator[Batch]:
         for images, labels in stream.from_step(step):
-            yield images.to(device, non_blocking=True), labels
+            yield to_device(images, device), labels
 
     plan = Plan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
     average = train(plan, players, batches, validate, context, lambda step: f"(batch {step} of the training shards)")

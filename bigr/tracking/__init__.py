@@ -2,8 +2,9 @@
 
 Each executed stage is a run named after it, nested under one parent run per pipeline execution (`executions`). A
 stage run holds the stage's settings, its curves by step, final figures, pictures, the model files that it wrote, the
-git commit, and as tags `dvc.dep.<path>` and `dvc.out.<path>` the DVC hash of everything that it read and wrote. Data
-(shards, codes, samples) is recorded by hash alone: DVC keeps it. The parent holds all settings, the figures
+git commit, and as tags `dvc.dep.<path>` and `dvc.out.<path>` the DVC hash of everything that it read and wrote. What it
+read is also its datasets, so that runs are found by their data. Data (shards, codes, samples) is recorded by hash
+alone: DVC keeps it. The parent holds all settings, the figures
 of evaluation, and the pictures of samples and evaluation, so that two executions compare there.
 
 The store is `mlflow.db` in the project folder with files in `mlartifacts/` beside it; MLFLOW_TRACKING_URI redirects

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from bigr.masking import masked
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -31,7 +33,7 @@ def current() -> Execution:
     return Execution(
         id=os.environ.get("BIGR_EXECUTION") or _identity(process),
         name=name or f"pipeline {started:%Y-%m-%d %H:%M:%S}",
-        command=" ".join(Path(arg).name if i < 2 else arg for i, arg in enumerate(process.cmdline())),
+        command=masked(" ".join(Path(arg).name if i < 2 else arg for i, arg in enumerate(process.cmdline()))),
     )
 
 

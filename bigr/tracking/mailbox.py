@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from bigr.masking import masked
+
 log = logging.getLogger(__name__)
 
 _LIMIT = 20_000
@@ -115,5 +117,5 @@ class Mailbox:
 
 
 def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = masked(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"

@@ -1,7 +1,7 @@
 """What `bigr promote` does: register the finished pipeline's model, compare it with the champion, move the alias.
 
-Both are measured with the same instrument, or not compared: where the champion's figures are those of another reference
-or extractor, it is measured again on the present ones, once, and the figures are kept with its version.
+Both are measured under the same evaluation protocol, or not compared: where the champion's metrics are those of another
+reference or extractor, it is measured again on the present ones, once, and the metrics are kept with its version.
 """
 
 import logging
@@ -14,11 +14,12 @@ from bigr import config, pipeline
 from bigr.errors import BigrError
 from bigr.tracking.gate import Row, compare, decide
 from bigr.tracking.registry import METRICS, Candidate, Registry, Version
-from bigr.tracking.store import Store, location
+from bigr.tracking.store import Store, asking
 
 log = logging.getLogger(__name__)
 
-MEASURED = ("samples", "evaluation")
+EVALUATION = "evaluation"
+MEASURED = ("samples", EVALUATION)
 """Stages that must be up to date, or the figures are not those of the models at hand."""
 
 
@@ -58,9 +59,10 @@ def candidate(root: Path, params: Path) -> Candidate:
     values = config.read(params)
     settings = config.validate(values, params.name)
     described = pipeline.stages(root, values)
-    specs = [described[name] for name in MEASURED if name in described]
-    paths = dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs))
-    for path in paths:
+    if absent := [name for name in MEASURED if name not in described]:
+        raise BigrError(f"dvc.yaml: has no stage {absent[0]}, so there is nothing to promote")
+    specs = [described[name] for name in MEASURED]
+    for path in dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs)):
         if not (root / path).exists():
             raise BigrError(f"{path} does not exist, so there is nothing to promote; run `dvc repro` first")
     if stale := pipeline.outdated(root, [spec.name for spec in specs]):
@@ -68,7 +70,8 @@ def candidate(root: Path, params: Path) -> Candidate:
             f"stage {stale[0]} is out of date: the figures are not those of the models and settings at hand; run "
             "`dvc repro` first"
         )
-    return Candidate(root, settings, pipeline.content_hashes(root, paths))
+    evaluation = described[EVALUATION]
+    return Candidate(root, settings, pipeline.content_hashes(root, (*evaluation.deps, *evaluation.outs)))
 
 
 def promote(root: Path, params: Path) -> Decision:
@@ -76,16 +79,10 @@ def promote(root: Path, params: Path) -> Decision:
 
     Raises `BigrError` where there is nothing finished, MLflow is out of reach, or figures cannot be compared.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     root = root.absolute()
     offered = candidate(root, params)
-    try:
+    with asking(root):
         return settle(offered, Registry(Store(root)))
-    except (MlflowException, SQLAlchemyError) as error:  # the latter: a database that is damaged, or is none
-        said = " ".join(str(error).split())[:300]
-        raise BigrError(f"MLflow ({location(root)}) could not be asked: {said}; is it running?") from error
 
 
 def settle(offered: Candidate, registry: Registry) -> Decision:
@@ -117,7 +114,7 @@ def _run_of(offered: Candidate, store: Store) -> str:
     found = store.runs(**tag, bigr__kind="stage")
     if found:
         return str(found[0].data.tags.get("mlflow.parentRunId", found[0].info.run_id))
-    return _run(store, "registration", {f"dvc.dep.{path}": md5 for path, md5 in offered.hashes.items()})
+    return _run(store, "registration", offered, {f"dvc.dep.{path}": md5 for path, md5 in offered.hashes.items()})
 
 
 def _measure_again(champion: Version, offered: Candidate, registry: Registry) -> dict[str, float]:
@@ -141,13 +138,15 @@ def _measure_again(champion: Version, offered: Candidate, registry: Registry) ->
                 "same: the classifier's training did not repeat; run `dvc repro -f -s evaluation` on this machine first"
             )
         figures = measured.figures
-    run = _run(registry.store, f"version {champion.number} again", {"bigr.version": str(champion.number)})
+    run = _run(registry.store, f"version {champion.number} again", offered, {"bigr.version": str(champion.number)})
     registry.record(champion, offered.instrument, figures, run, offered.settings)
     return registry.figures(champion, offered.instrument) or {}
 
 
-def _run(store: Store, name: str, tags: dict[str, str]) -> str:
+def _run(store: Store, name: str, offered: Candidate, tags: dict[str, str]) -> str:
     about = {"bigr.kind": "promotion", "mlflow.source.name": "bigr promote", **tags}
     run = store.client.create_run(store.experiment, run_name=name, tags=about)
+    data = {path: md5 for path, md5 in offered.hashes.items() if path.startswith("data/")}
+    store.inputs(run.info.run_id, data, "evaluation")
     store.client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)

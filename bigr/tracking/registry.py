@@ -1,10 +1,10 @@
 """The registry: versions of the model `bigr`, what they were measured at, and the aliases that point to two of them.
 
-A version is tokenizer + model + the settings of the sampler; the same three are never registered twice. Its tags
-`dvc.<path>` hold the DVC hashes of the models, of what made and measured them, and `git.commit` the commit. Its figures
-belong to a measurement: an instrument (reference, extractor, number of samples, code) that is named by hash; figures of
-different instruments do not compare. `champion` is the version that serves, `challenger` that of the last finished
-pipeline.
+A version is tokenizer + model + all that its package serves them with (`package.served_config`: sampler, editing,
+classes, seed, …); the same is never registered twice. Its tags `dvc.<path>` hold the DVC hashes of the models, of what
+made and measured them, and `git.commit` the commit. Its metrics belong to an evaluation protocol (reference, extractor,
+number of samples, code) that is named by hash; metrics of different protocols do not compare. `champion` is the version
+that serves, `challenger` that of the last finished pipeline.
 """
 
 import hashlib
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.errors import BigrError
+from bigr.masking import masked
 from bigr.tracking import executions
-from bigr.tracking.package import MODELS, sampling_settings, write
+from bigr.tracking.package import MODELS, served_config, write
 from bigr.tracking.report import flatten
 from bigr.tracking.store import Store
 
@@ -35,6 +36,8 @@ METRICS = "outputs/metrics.json"
 INSTRUMENT = "outputs/instrument.json"
 RECORDED = ("models/tokenizer", "models/bigr", "data/shards", "outputs/samples.npz", METRICS)
 """What a version's tags name by DVC hash."""
+MEASURING = ("data/shards", "bigr/stages/evaluation.py", "bigr/evaluation/")
+"""Of what the stage `evaluation` reads, the part of the evaluation protocol: the images, and the code that measures."""
 
 _ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeline, one version for each finished model.
 
@@ -45,29 +48,38 @@ _ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeli
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a finished pipeline has made. hashes: path → DVC hash of all that the stage `evaluation` read and wrote."""
+    """What a finished pipeline has made.
+
+    hashes: path → DVC hash of what the stage `evaluation` read and wrote, and of nothing else: code that other stages
+    alone use is no part of the evaluation protocol.
+    """
 
     root: Path
     settings: "Settings"
     hashes: Mapping[str, str]
 
     @cached_property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels. Raises `BigrError` where there are no shards."""
+        from bigr.data.shards import ShardIndex
+
+        return ShardIndex.load(self.root / "data" / "shards").classes
+
+    @cached_property
     def identity(self) -> str:
-        """The same for the same model: tokenizer, generator, settings of the sampler."""
-        use_labels = self.settings.generator.use_labels
+        """The same for what behaves the same when it is served: both networks, and all that is served with them."""
         models = {name: self.hashes[f"models/{name}"] for name in MODELS}
-        return _digest({**models, "samples": sampling_settings(self.settings), "use_labels": use_labels})
+        return _digest({**models, "served with": served_config(self.settings, self.classes)})
 
     @cached_property
     def instrument(self) -> str:
-        """What the figures were measured with and against; the same for measurements that compare."""
-        measuring = ("data/shards", "bigr/evaluation/", "bigr/stages/evaluation.py")
+        """The evaluation protocol, by hash: the same for metrics that compare."""
         file = self.root / INSTRUMENT
         return _digest(
             {
                 "evaluation": self.settings.evaluation.model_dump(),
                 "samples": self.settings.samples.count,
-                "hashes": {path: md5 for path, md5 in self.hashes.items() if path.startswith(measuring)},
+                "hashes": {path: md5 for path, md5 in self.hashes.items() if path.startswith(MEASURING)},
                 "extractor and reference": json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None,
             }
         )
@@ -149,7 +161,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            where = f"MLflow's registry ({self.store.uri}) has no such version"
+            where = f"MLflow's registry ({masked(self.store.uri)}) has no such version"
             raise BigrError(f"{uri}: {where}; {known}; `bigr promote` makes a champion") from None
         raise BigrError(f"{uri}: not a version of the model {NAME}; {known}")
 
@@ -194,9 +206,6 @@ class Registry:
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
-        from bigr.data.shards import ShardIndex
-
-        classes = ShardIndex.load(candidate.root / "data" / "shards").classes
         git = executions.git_tags(candidate.root)
         tags = {f"dvc.{path}": candidate.hashes[path] for path in RECORDED if path in candidate.hashes}
         tags |= {"bigr.identity": candidate.identity}
@@ -210,7 +219,7 @@ class Registry:
             with tempfile.TemporaryDirectory() as folder:
                 place, package = logged.artifact_location, Path(folder) / "model"
                 about = Model(artifact_path=place, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
-                write(package, candidate.root, candidate.settings, classes, about)
+                write(package, candidate.root, candidate.settings, candidate.classes, about)
                 self.client.log_model_artifacts(logged.model_id, str(package))
         except BaseException:
             self.client.finalize_logged_model(logged.model_id, "FAILED")

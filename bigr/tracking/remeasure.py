@@ -57,12 +57,15 @@ class Again:
         place.symlink_to(target.absolute(), target_is_directory=True)
 
     def _settings(self, package: Path, settings: "Settings") -> "Settings":
-        """The present settings, but for what belongs to the version: its sampler, and whether it knows labels."""
+        """The present settings, but for what belongs to the version: sampler, editing, whether it knows labels."""
         own = served_with(package)
+        editing = own.get("editing", {})  # versions of earlier days have none
         sampling = {name: value for name, value in own["samples"].items() if hasattr(settings.samples, name)}
         weights = settings.evaluation.extractor_weights
         changed = {
+            "codes": settings.codes.model_copy(update={"draws": 0}),  # they are for training alone
             "samples": settings.samples.model_copy(update=sampling),
+            "editing": settings.editing.model_copy(update=editing),
             "generator": settings.generator.model_copy(update={"use_labels": own["use_labels"]}),
             "evaluation": settings.evaluation.model_copy(
                 update={"extractor_weights": weights and str(self._project / weights)}

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigr.context import Report
+from bigr.masking import masked
 from bigr.tracking import executions
 from bigr.tracking.mailbox import Mailbox
-from bigr.tracking.store import Store, location, permanent
+from bigr.tracking.store import Store, permanent, shown
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 _PICTURES_ON_PARENT = ("samples", "evaluation")
 _FIGURES_ON_PARENT = ("evaluation",)
+_CONTEXTS = dict.fromkeys(("tokenizer", "generator", "transcoder"), "training")
+"""What the stage reads its inputs for, in MLflow's words; that of another stage has its name."""
+_MADE_ON_THE_WAY = (("models",), ("outputs",))
+"""Folders of what stages hand to each other: no input of the whole execution."""
 
 
 class _Point(NamedTuple):
@@ -45,8 +50,9 @@ class Tracker(Report):
         self._last_step = self._last_time = 0
         self._store: Store
         self._run = self._parent = ""
-        self._mail = Mailbox(f"MLflow ({location(root)})", self._log_points, permanent)
+        self._mail = Mailbox(shown(root), self._log_points, permanent)
         self._mail.call(self._open)
+        self._mail.call(self._log_inputs)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         # MLflow shows the point of the highest step, then the latest, then the largest: final figures go to the last
@@ -98,6 +104,12 @@ class Tracker(Report):
         }
         self._run = store.child(self._parent, self.stage, own, tags)
 
+    def _log_inputs(self) -> None:
+        context = _CONTEXTS.get(self.stage, self.stage)
+        self._store.inputs(self._run, self._inputs, context)
+        data = {path: md5 for path, md5 in self._inputs.items() if Path(path).parts[:1] not in _MADE_ON_THE_WAY}
+        self._store.inputs(self._parent, data, context)
+
     def _log_points(self, points: list[_Point]) -> None:
         from mlflow.entities import Metric
 
@@ -133,7 +145,9 @@ class Tracker(Report):
         try:
             Registry(self._store).register(candidate, self._parent)
         except Exception as error:
-            log.warning("the model could not be registered, which `bigr promote` will try again: %s", error)
+            log.warning(
+                "the model could not be registered, which `bigr promote` will try again: %s", masked(str(error))
+            )
 
     def _close(self, status: str, written: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -1,11 +1,16 @@
 """The store: where it is, the experiment, and the runs in it. Nothing here is imported before a stage runs."""
 
+import contextlib
+import json
 import logging
 import os
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bigr.errors import BigrError
+from bigr.masking import masked
 from bigr.tracking import executions
 
 if TYPE_CHECKING:
@@ -23,6 +28,10 @@ DEFAULTS = {
 }
 """MLflow's environment, where the user has not set it: no telemetry, no noise, and no long waits for a dead server."""
 
+_LONGEST_NAME = (
+    500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
+)
+_LONGEST_REASON = 300
 _SQLITE = "sqlite:///"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 
@@ -36,6 +45,26 @@ def location(root: Path) -> str:
     """The tracking URI in force; a database named relatively is one of the project's, wherever the stage runs."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     return f"{_SQLITE}{home(root) / uri.removeprefix(_SQLITE)}" if uri.startswith(_SQLITE) else uri
+
+
+def shown(root: Path) -> str:
+    """The store, for messages: its URI without user and password."""
+    return f"MLflow ({masked(location(root))})"
+
+
+@contextlib.contextmanager
+def asking(root: Path) -> Iterator[None]:
+    """Ask MLflow inside; where it is out of reach, or its database is none, raise one `BigrError` that says so."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, ModuleNotFoundError) as error:  # no driver: the last
+        said = masked(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__
+        # No cause: its own words may have the store's password.
+        raise BigrError(f"{shown(root)} could not be asked: {said}; is it running?") from None
 
 
 def permanent(error: Exception) -> bool:
@@ -102,6 +131,21 @@ class Store:
         params = [Param(key, str(value)) for key, value in values.items()]
         for start in range(0, len(params), 100):
             self.client.log_batch(run, params=params[start : start + 100])
+
+    def inputs(self, run: str, hashes: Mapping[str, str], context: str) -> None:
+        """Record what a run read, path → DVC hash, as MLflow's datasets: its page shows them, and runs are filtered by
+        `dataset.name`, `dataset.digest` and `dataset.context`. Code is left out. What was recorded before stays.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = [InputTag("mlflow.data.context", context)]
+        read = [
+            Dataset(path[-_LONGEST_NAME:], md5, source_type="local", source=json.dumps({"uri": path}))
+            for path, md5 in ((os.path.normpath(path), md5) for path, md5 in hashes.items())
+            if not path.endswith(".py")
+        ]
+        if read:
+            self.client.log_inputs(run, datasets=[DatasetInput(dataset, tags) for dataset in read])
 
     def bury(self, stage: str, parent: str) -> None:
         """Mark as killed the runs of `stage` whose process died without a word, and their executions but `parent`."""

@@ -1,7 +1,8 @@
 """What a killed training needs to continue with the same weights, bit for bit: one safetensors file a stage.
 
 The file is replaced atomically, so that a kill at any moment leaves a whole one. It is taken up again only under the
-fingerprint (code, settings, inputs) that it was written under.
+fingerprint (code, settings, inputs) that it was written under. Of several processes the first one alone writes, reads
+and decides; the others get everything from it, so that they need neither the file nor a folder that all share.
 """
 
 import json
@@ -14,9 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bigr.errors import BigrError
 from bigr.files import write_tensors
+from bigr.training.distributed import copy_from_first, from_first, is_main, of_each
 
 log = logging.getLogger(__name__)
+
+States = dict[int, dict[str, Tensor]]
+"""An optimiser's: by the number of the parameter, and by name."""
 
 
 class Checkpoint:
@@ -37,7 +43,7 @@ class Checkpoint:
         for name, module in modules.items():
             tensors |= {f"module/{name}/{key}": t for key, t in module.state_dict().items()}
         for name, optimiser in optimisers.items():
-            for index, state in optimiser.state_dict()["state"].items():
+            for index, state in _states(optimiser).items():
                 tensors |= {f"optimiser/{name}/{index}/{key}": t for key, t in state.items()}
         # safetensors refuses tensors that share memory; clones are cheap beside the write.
         tensors = {key: t.detach().cpu().clone() for key, t in tensors.items()}
@@ -46,7 +52,33 @@ class Checkpoint:
     def resume(
         self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
     ) -> dict[str, Any] | None:
-        """Load what was saved into modules and optimisers, return `progress`; None where there is nothing to resume."""
+        """Load what was saved into modules and optimisers, return `progress`; None where there is nothing to resume.
+
+        To be called by all processes together, whose modules and optimisers are then those of the first. Raises
+        `BigrError` in all of them where they were started on different code, settings or inputs.
+        """
+        self._check_alike()
+        progress = self._load(modules, optimisers) if is_main() else None
+        progress, shapes = from_first((progress, {name: _shapes(o) for name, o in optimisers.items()}))
+        if progress is not None and not is_main():
+            for name, optimiser in optimisers.items():
+                _fill(optimiser, {i: {f: torch.empty(s) for f, s in of.items()} for i, of in shapes[name].items()})
+        copy_from_first(t for module in modules.values() for t in module.state_dict().values())
+        copy_from_first(t for optimiser in optimisers.values() for s in _states(optimiser).values() for t in s.values())
+        return progress
+
+    def _check_alike(self) -> None:
+        fingerprints = of_each(self.fingerprint)
+        for number, fingerprint in enumerate(fingerprints):
+            if fingerprint != fingerprints[0]:
+                raise BigrError(
+                    f"process {number} was started on other code, settings or inputs than process 0; bring the "
+                    "project's folder on its machine to the same state"
+                )
+
+    def _load(
+        self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
+    ) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
         try:
@@ -56,23 +88,36 @@ class Checkpoint:
                     log.info("the checkpoint in %s is of other code, settings or inputs: starting afresh", self.path)
                     return None
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            progress: dict[str, Any] = json.loads(header["progress"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             log.warning("the checkpoint %s cannot be read (%s): starting afresh", self.path, error)
             return None
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{name}/"))
         for name, optimiser in optimisers.items():
-            state: dict[int, dict[str, Tensor]] = {}
+            state: States = {}
             for key, tensor in _below(tensors, f"optimiser/{name}/").items():
                 index, field = key.split("/", 1)
                 state.setdefault(int(index), {})[field] = tensor
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-        progress: dict[str, Any] = json.loads(header["progress"])
+            _fill(optimiser, state)
         return progress
 
     def remove(self) -> None:
         """Forget the checkpoint: the stage is done."""
         self.path.unlink(missing_ok=True)
+
+
+def _states(optimiser: torch.optim.Optimizer) -> States:
+    found: States = optimiser.state_dict()["state"]
+    return found
+
+
+def _shapes(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Size]]:
+    return {index: {name: t.shape for name, t in state.items()} for index, state in _states(optimiser).items()}
+
+
+def _fill(optimiser: torch.optim.Optimizer, states: States) -> None:
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,14 +4,16 @@ Parallelism is put round the models from outside (`parallel`), so that they carr
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -38,6 +40,32 @@ def barrier() -> None:
 def local_rank() -> int:
     """This process's number on its machine: which of the machine's GPUs is its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def from_first(value: T) -> T:
+    """The first process's `value`, in every process; any that can be pickled."""
+    if world() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    found: T = box[0]
+    return found
+
+
+def of_each(value: T) -> list[T]:
+    """Every process's `value`, by their numbers, in every process."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Fill these tensors, of the same shapes and in the same order in every process, with the first process's."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ def train(
     batches: the stream from a given step on; validate: the average and the steps done → named figures, called every
     `validate_every` steps and at the end, on the first process only; describe: names the batch of a step, for errors;
     first_row: figures from before the training, the curves' row of step 0.
-    Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/.
+    Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reported are the curves' rows as they
+    are in that file (means since the row before as `train_<name>`, the validation's figures), and now and then one
+    step's losses, by their own names.
     Raises `BigrError` with the step and the batch where a loss is not finite.
     """
     settings = plan.settings
@@ -96,8 +98,8 @@ def train(
     losses = Losses(progress["losses"], start, describe)
     if start:
         log.info("%s: continuing from step %d of %d", plan.stage, start, settings.steps)
-        for row in rows if is_main() else []:  # this execution's record shows the whole curve
-            context.report.metrics({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+    for row in rows if is_main() else []:  # this execution's record shows the whole curve
+        _report(row, context)
     read_back = 1 if plan.device.type == "cpu" else READ_BACK_EVERY
     stream = batches(start)
     with Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar:
@@ -123,7 +125,7 @@ def train(
                 if is_main():
                     rows.append({"step": done, **losses.mean(), **validate(average.module, done)})
                     _check_finite(rows[-1], done, describe)
-                    context.report.metrics({k: v for k, v in rows[-1].items() if k.startswith("val_")}, step=done)
+                    _report(rows[-1], context)
                 losses.clear()
                 barrier()
             if done % plan.run.checkpoint_every == 0 and done < settings.steps:
@@ -134,8 +136,12 @@ def train(
             bar.advance(note=note)
     if is_main():
         write_curves(context.root / "outputs" / "curves" / f"{plan.stage}.csv", rows)
-        context.report.metrics({k: v for k, v in rows[-1].items() if k != "step"})
     return average.module
+
+
+def _report(row: Mapping[str, Any], context: Context) -> None:
+    """Report a row of the curves at its step."""
+    context.report.metrics({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
 def forget_checkpoint(plan: Plan, context: Context) -> None:
@@ -193,9 +199,9 @@ class Losses:
         return self.window[-1] if self.window else {"loss": float("nan")}
 
     def mean(self) -> dict[str, float]:
-        """The mean of each loss over the window."""
+        """The mean of each loss over the window, as `train_<name>`: the names alone are those of one step's losses."""
         names = dict.fromkeys(name for row in self.window for name in row)
-        return {n: sum(v) / len(v) for n in names if (v := [row[n] for row in self.window if n in row])}
+        return {f"train_{n}": sum(v) / len(v) for n in names if (v := [row[n] for row in self.window if n in row])}
 
     def clear(self) -> None:
         """Begin a new window."""
@@ -220,9 +226,9 @@ def write_untrained(stage: str, figures: Mapping[str, float], context: Context) 
 def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write rows (with a column "step") as CSV, atomically; a figure that a row lacks is left empty.
 
-    There is a column "loss" even where nothing was trained: the plots of dvc.yaml ask for it.
+    There is a column "train_loss" even where nothing was trained: the plots of dvc.yaml ask for it.
     """
-    names = list(dict.fromkeys(["step", "loss", *(name for row in rows for name in row)]))
+    names = list(dict.fromkeys(["step", "train_loss", *(name for row in rows for name in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

@@ -1,7 +1,8 @@
 """What the generator is trained on: codes with masked tokens (METHOD section 2, "Masking in training").
 
 A stream of batches from the codes on disk, in an order that seed and epoch fix, and the draws of a step: labels that
-become unconditional, one count of masked tokens per batch, positions per image.
+become unconditional, one count of masked tokens per batch, positions per image. Where bits were drawn from their
+probabilities, each epoch shows the next of an image's draws; the thresholded bits are then never trained on.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from bigr.data.codes import CodesDataset
 from bigr.models.bigr import masked_count
 from bigr.seeds import derive_seed, generator
 from bigr.training.distributed import rank, share
+from bigr.transfer import to_device
 
 
 class MaskedBatch(NamedTuple):
@@ -57,6 +59,11 @@ class MaskedBatches:
             parts.append(self._order[offset : offset + missing])
         return torch.cat(parts)
 
+    def drawn(self, step: int) -> Tensor:
+        """Which draw of its bits each image of a step's global batch shows, int64 [B]: the next in each epoch."""
+        places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return _next_draw(self.dataset, places // len(self.dataset))
+
     def describe(self, step: int) -> str:
         """Names the batch of a step, for an error."""
         shown = ", ".join(map(str, self.indices(step)[:4].tolist()))
@@ -73,7 +80,7 @@ class MaskedBatches:
         mine = self.indices(step)[share(self.batch_size)]
         draws = generator(self.seed, self.stage, "batch", step, rank())
         views = torch.randint(len(self.dataset.views), (len(mine),), generator=draws)
-        codes, labels = self.dataset.batch(mine, views)
+        codes, labels = self.dataset.batch(mine, views, self.drawn(step)[share(self.batch_size)])
         dropped = torch.rand(len(mine), generator=draws) < self.label_dropout
         labels = torch.where(dropped, self.unconditional, labels)
         tokens = codes.shape[1]
@@ -81,12 +88,17 @@ class MaskedBatches:
             derive_seed(self.seed, self.stage, "count", step) % tokens, tokens
         )  # one for all processes
         masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
-        codes, labels, masked = (t.to(self.device, non_blocking=True) for t in (codes, labels, masked))
+        codes, labels, masked = (to_device(t, self.device) for t in (codes, labels, masked))
         return MaskedBatch(codes.float(), labels, masked)
 
 
+def _next_draw(dataset: CodesDataset, epochs: Tensor) -> Tensor:
+    """Draws of the bits for epochs; 0, the thresholded bits, where there are no draws."""
+    return 1 + epochs % dataset.draws if dataset.draws else torch.zeros_like(epochs)
+
+
 class FixedMasks:
-    """A validation that is the same at every call: fixed images, masks and noise.
+    """A validation that is the same at every call: fixed images, bits, masks and noise.
 
     images: at most this many of the split; each is masked once, by counts spread evenly over the schedule.
     """
@@ -94,7 +106,7 @@ class FixedMasks:
     def __init__(self, dataset: CodesDataset, images: int, seed: int, device: torch.device, unconditional: int | None):
         self.seed, self.device = seed, device
         count = min(images, len(dataset))
-        codes, labels = dataset.batch(torch.arange(count))
+        codes, labels = dataset.batch(torch.arange(count), 0, _next_draw(dataset, torch.zeros(count, dtype=torch.long)))
         if unconditional is not None:
             labels = torch.full_like(labels, unconditional)
         tokens = codes.shape[1]

@@ -1,0 +1,33 @@
+"""Keeps passwords out of whatever is shown or kept: messages, logs, pages, records.
+
+A tracking URI may have them (`http://user:password@host`), and libraries repeat the URI in their errors.
+"""
+
+import logging
+import os
+import re
+
+MASK = "***"
+_WORDS = r"[^\s'\"<>]*"
+_NOT_WEB = r"(?<![a-z0-9+.\-])(?!https?:)[a-z][a-z0-9+.\-]*://"
+_BEFORE_HOST = re.compile(rf"([a-z][a-z0-9+.\-]*://)[^\s'\"<>/]*@|({_NOT_WEB})[^\s'\"<>/:@]*:{_WORDS}@", re.IGNORECASE)
+"""User and password; in the URI of a database the password may have a slash."""
+_PARAMETER = re.compile(r"([?&](?:password|passwd|pwd|token)=)[^\s'\"<>&]*", re.IGNORECASE)
+
+
+def masked(text: str, mask: str = f"{MASK}@") -> str:
+    """`text` with user and password of every URI in it replaced by `mask`, which "" leaves out for a link."""
+    scheme, found, rest = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
+    known, at, _ = rest.rpartition("@")
+    if found and at and not scheme.startswith("sqlite"):  # whatever characters it has
+        text = text.replace(f"{scheme}://{known}@", f"{scheme}://{mask}")
+    text = _BEFORE_HOST.sub(lambda match: f"{match[1] or match[2]}{mask}", text)
+    return _PARAMETER.sub(rf"\1{MASK}", text)
+
+
+class MaskingFormatter(logging.Formatter):
+    """Masks the whole line, with what other libraries log and with tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        return masked(super().format(record))

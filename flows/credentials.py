@@ -1,0 +1,121 @@
+"""The passwords of Prefect's API and of MLflow's pages: made when first needed, in files that only the user can read.
+
+`.credentials/profiles.toml` has Prefect's own form, and pyproject.toml names it: `prefect …` finds it in the project's
+folder. `.credentials/mlflow.ini` has MLflow's. No password is ever on a command line, which every user of a machine can
+read. To have new ones, stop the services, remove the folder, and start them again.
+"""
+
+import configparser
+import io
+import json
+import os
+import secrets
+import tomllib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from bigr.errors import BigrError
+from bigr.locks import only_one
+
+FOLDER = Path(".credentials")
+PROFILES, PROFILE = FOLDER / "profiles.toml", "bigr"
+MLFLOW, MLFLOW_USERS = FOLDER / "mlflow.ini", FOLDER / "mlflow-users.db"
+USER = "bigr"
+
+
+def profile(project: Path) -> dict[str, str]:
+    """Prefect's settings for this project's own server, as they are kept; empty before its first start.
+
+    Raises `BigrError` where the file is not a file of profiles.
+    """
+    own = _profiles(project)["profiles"].get(PROFILE, {})
+    return {key: str(value) for key, value in own.items()}
+
+
+def prefect(project: Path, url: str) -> dict[str, str]:
+    """The same, once they are kept: the API is on `url`; its password is made at the first call, and then stays.
+
+    Other profiles in the file stay as they are. Raises `BigrError` like `profile`.
+    """
+    with _alone(project):
+        return _keep_profile(project, url)
+
+
+def mlflow(project: Path) -> dict[str, str]:
+    """The environment that MLflow's server needs to ask for a password, which is made at the first call."""
+    with _alone(project):
+        _keep_mlflow(project)
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str((project / MLFLOW).absolute()),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+    }
+
+
+def _alone(project: Path) -> AbstractContextManager[None]:
+    """Make the folder, and hold it: `make ui` and `make services` may be started beside each other."""
+    (project / FOLDER).mkdir(mode=0o700, exist_ok=True)
+    (project / FOLDER).chmod(0o700)
+    return only_one(project / FOLDER, waiting=lambda: None)
+
+
+def _keep_profile(project: Path, url: str) -> dict[str, str]:
+    content = _profiles(project)
+    own = content["profiles"].get(PROFILE, {})
+    login = own.get("PREFECT_API_AUTH_STRING") or f"{USER}:{secrets.token_urlsafe(32)}"
+    own |= {"PREFECT_API_URL": url, "PREFECT_API_AUTH_STRING": login, "PREFECT_SERVER_API_AUTH_STRING": login}
+    content["profiles"][PROFILE] = own
+    if content.get("active") not in content["profiles"]:
+        content["active"] = PROFILE
+    lines = [f"active = {_toml(content['active'])}"]
+    for name, values in content["profiles"].items():
+        lines += ["", f"[profiles.{_toml(name)}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in values.items())]
+    _write(project / PROFILES, "\n".join(lines) + "\n")
+    return profile(project)
+
+
+def _keep_mlflow(project: Path) -> None:
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.read(project / MLFLOW)
+    password = ini.get("mlflow", "admin_password", fallback="")
+    if not password:
+        (project / MLFLOW_USERS).unlink(missing_ok=True)  # MLflow reads the password only where it knows no user
+        password = secrets.token_urlsafe(32)
+    users = str((project / MLFLOW_USERS).absolute())
+    ini["mlflow"] = {
+        "default_permission": "NO_PERMISSIONS",
+        "database_uri": f"sqlite:///{users}".replace("%", "%%"),  # MLflow interpolates what it reads
+        "admin_username": USER,
+        "admin_password": password,
+    }
+    text = io.StringIO()
+    ini.write(text)
+    _write(project / MLFLOW, text.getvalue())
+    if not (project / MLFLOW_USERS).exists():
+        _write(project / MLFLOW_USERS, "")
+
+
+def _profiles(project: Path) -> dict[str, Any]:
+    """The file of profiles, with a table `profiles` even where it has none."""
+    try:
+        content = tomllib.loads((project / PROFILES).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        content = {}
+    except tomllib.TOMLDecodeError as error:
+        raise BigrError(f"{PROFILES}: not TOML ({error}); correct or remove it") from None
+    content.setdefault("profiles", {})
+    return content
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write(path: Path, text: str) -> None:
+    """Put `text` in the file, all at once, its mode 0600 from the beginning."""
+    beside = path.with_name(f".{path.name}")
+    beside.unlink(missing_ok=True)  # of a process that was killed
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    beside.replace(path)

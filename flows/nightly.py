@@ -1,0 +1,38 @@
+"""Switch the nightly retraining of prefect.yaml on or off: `python -m flows.nightly [on|off]`, which is `make nightly`.
+
+The server keeps it, so one must be running; it stays so over every restart of the services.
+"""
+
+import sys
+
+from bigr.errors import EXIT_USER_ERROR, BigrError
+from flows.deploy import connected, switch, switched
+
+SLUG = "nightly"
+
+
+def nightly(active: bool) -> None:
+    """Raises `BigrError` where no server answers, or where it does not know the schedule."""
+    with connected(patience_s=0) as client:
+        known = {key: active for key in switched(client) if key[1] == SLUG}
+        if not known:
+            raise BigrError(f"The server has no schedule {SLUG}: start `make services`, which registers it")
+        switch(client, known)
+
+
+def main() -> int:
+    """Exit status 2 where there is something to put right first."""
+    word = sys.argv[1] if len(sys.argv) > 1 else "on"
+    try:
+        if word not in ("on", "off"):
+            raise BigrError(f"SWITCH must be on or off, got {word}")
+        nightly(word == "on")
+    except BigrError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_USER_ERROR
+    sys.stdout.write(f"Nightly retraining is {word}: prefect.yaml says when\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Start Prefect's server, a worker and MLflow together: `python -m flows.services [prefect] [worker] [mlflow]`.
+
+The lines of `Procfile`, started by honcho, which this process becomes; Ctrl-C stops them all. Both servers listen on
+loopback and ask for a password (`flows/credentials.py`). Where the user's environment names a server elsewhere, that is
+used and none is started here: PREFECT_API_URL (or a profile of Prefect) for one, MLFLOW_TRACKING_URI for the other.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bigr.errors import EXIT_USER_ERROR, BigrError
+from flows import credentials
+from flows.execution import command
+from flows.page import mlflow_url
+
+SERVICES = ("prefect", "worker", "mlflow")
+PID = Path(".prefect/services.pid")
+"""Tells `make clean` whose database it would remove."""
+
+
+def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Which of the services `names` are to be started here, and what to add to their environment.
+
+    Passwords that are missing are made. Raises `BigrError` where a port is not a number or is taken.
+    """
+    chosen, added = list(names), {"PREFECT_HOME": environment.get("PREFECT_HOME") or str(project / ".prefect")}
+    added["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    if environment.get("MLFLOW_TRACKING_URI", "").startswith("http") and "mlflow" in chosen:
+        chosen.remove("mlflow")
+    if {"prefect", "worker"} & set(chosen):
+        if url := _prefect_elsewhere(project, environment):
+            chosen = [name for name in chosen if name != "prefect"]
+            if not environment.get("PREFECT_API_AUTH_STRING") and _auth_string_is_own(project):
+                added["PREFECT_API_AUTH_STRING"] = ""  # the password of the server here is none of its business
+            _say(f"Prefect  {_without_login(url)}, named by your settings; its runs are executed here")
+        else:
+            added |= _own_prefect(project, chosen, environment)
+    if "mlflow" in chosen:
+        added["MLFLOW_PORT"] = str(_port("MLFLOW_PORT", 5000, environment))
+        if not environment.get("MLFLOW_AUTH_CONFIG_PATH"):
+            added |= credentials.mlflow(project)
+    return chosen, added
+
+
+def _own_prefect(project: Path, chosen: list[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this project's own server, and of the worker beside it."""
+    port = _port("PREFECT_PORT", 4200, environment, free="prefect" in chosen)
+    kept = credentials.prefect(project, f"http://127.0.0.1:{port}/api")
+    if login := environment.get("PREFECT_SERVER_API_AUTH_STRING"):
+        kept |= {"PREFECT_API_AUTH_STRING": login, "PREFECT_SERVER_API_AUTH_STRING": login}
+    _say(f"Prefect  http://127.0.0.1:{port}  asks for PREFECT_API_AUTH_STRING of {credentials.PROFILES}")
+    return {**kept, "PREFECT_PORT": str(port)}
+
+
+def _prefect_elsewhere(project: Path, environment: Mapping[str, str]) -> str | None:
+    """The API that the user's own settings name: the environment, `.env`, `prefect.toml` or another profile."""
+    if url := environment.get("PREFECT_API_URL"):
+        return url
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    return url if url and url != credentials.profile(project).get("PREFECT_API_URL") else None
+
+
+def _auth_string_is_own(project: Path) -> bool:
+    from prefect.settings import get_current_settings
+
+    known = get_current_settings().api.auth_string
+    own = credentials.profile(project).get("PREFECT_API_AUTH_STRING")
+    return known is not None and known.get_secret_value() == own
+
+
+def _port(name: str, default: int, environment: Mapping[str, str], free: bool = True) -> int:
+    """The port that the variable `name` tells; `free`: it must be one that nothing listens on."""
+    text = environment.get(name) or str(default)
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise BigrError(f"{name} must be a port, 1 to 65535, got {text}")
+    if free:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", int(text))) == 0:
+                raise BigrError(
+                    f"Port {text} is taken: the services run already, or name others: "
+                    "make services PREFECT_PORT=… MLFLOW_PORT=…"
+                )
+    return int(text)
+
+
+def _without_login(url: str) -> str:
+    return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """Become honcho. Exit status 2 where there is something to put right first."""
+    project, names = Path.cwd(), sys.argv[1:] or SERVICES
+    try:
+        if unknown := sorted(set(names) - set(SERVICES)):
+            raise BigrError(f"{', '.join(unknown)}: no such service; there are {', '.join(SERVICES)}")
+        chosen, added = prepare(project, names, os.environ)
+    except BigrError as error:
+        _say(str(error))
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    if "mlflow" in names:
+        asks = f"  asks for admin_username and admin_password of {credentials.MLFLOW}" if "mlflow" in chosen else ""
+        os.environ.update(added)
+        _say(f"MLflow   {mlflow_url()}/#/experiments/1/runs?workflowType=machine_learning{asks}")
+    if not chosen:
+        return 0
+    if "prefect" in chosen:
+        (project / PID).parent.mkdir(mode=0o700, exist_ok=True)
+        (project / PID).write_text(f"{os.getpid()}\n")
+    os.execve(command("honcho"), ["honcho", "start", *chosen], {**os.environ, **added})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""What runs on a GPU is not refused by CUDA's autocast, keeps to one device, and does not wait: shown without a GPU.
+
+tests/fake_cuda.py says what this can show. Whole stages run at the default precision (bfloat16), then the calls of the
+library and the served model.
+"""
+
+import base64
+import importlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import bigr
+from bigr.context import Context
+from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.features import token_averages, write_features
+from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
+from bigr.evaluation.zero_shot import ZeroShot
+from bigr.interop.folders import load_model
+from bigr.models.bigr import BiGR
+from bigr.models.tokenizer import Tokenizer
+from bigr.sampling import unmask
+from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.stages import codes, generator, samples, tokenizer, transcoder
+from bigr.training.device import autocast
+from tests.fake_cuda import CUDA, READS, Waits, fake_cuda
+from tests.worlds import lpips_weights, settings, write_codes, write_models, write_shards
+
+TOKENS = 16
+UNKNOWN = {"sampling/unmask.py sample_codes": TOKENS, "sampling/editing.py inpaint_codes": TOKENS}
+"""What the sampler reads: how many tokens are unknown."""
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about what a FakeTensor has not
+
+ADVERSARIAL: dict[str, Any] = {
+    "shards__image_size": 32,
+    "tokenizer__channel_multipliers": [1, 1],
+    "tokenizer__attention_resolutions": [16],
+    "tokenizer__batch_size": 4,
+    "tokenizer__steps": 3,
+    "tokenizer__perceptual_weight": 1.0,
+    "tokenizer__perceptual_weights": "lpips.safetensors",
+    "tokenizer__gan_weight": 1.0,
+    "tokenizer__gan_start": 2,
+    "tokenizer__gan_base_channels": 4,
+    "run__workers": 1,
+}
+
+
+def on_gpu(**changes: Any) -> Any:
+    return settings(run__device="cuda", **changes)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with untrained models for images of 8×8 pixels and 4×4 tokens."""
+    root = tmp_path_factory.mktemp("models")
+    write_models(root)
+    return root
+
+
+def networks(root: Path) -> tuple[Tokenizer, BiGR]:
+    """Both models on the GPU."""
+    models = load_model(root / "models" / "tokenizer", Tokenizer), load_model(root / "models" / "bigr", BiGR)
+    return models[0].to(CUDA), models[1].to(CUDA)
+
+
+@pytest.mark.parametrize("quantizer", ["bernoulli", "lfq"])
+def test_the_tokenizer_trains(tmp_path: Path, quantizer: str) -> None:
+    write_shards(tmp_path)
+    save_file(lpips_weights(), tmp_path / "lpips.safetensors")
+    with fake_cuda() as gpu:
+        tokenizer.run(on_gpu(**ADVERSARIAL, tokenizer__quantizer=quantizer), Context(tmp_path))
+    assert (tmp_path / "models" / "tokenizer" / "model.safetensors").is_file()
+    assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_images_are_encoded(tmp_path: Path, drawn: bool) -> None:
+    write_shards(tmp_path, size=8)
+    write_models(tmp_path)
+    chosen = on_gpu(codes__drawn=drawn, shards__image_size=8, tokenizer__attention_resolutions=[])
+    with fake_cuda():
+        codes.run(chosen, Context(tmp_path))
+    assert (tmp_path / "data" / "codes" / "index.json").is_file()
+
+
+@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
+    write_codes(tmp_path, images=4)
+    start = "joint" if target == "flip" else "scratch"
+    changes = {"generator__target": target, "transcoder__target": target, "transcoder__start": start}
+    chosen = on_gpu(**changes, generator__dropout=0.1, generator__steps=3, transcoder__steps=2)
+    with fake_cuda() as gpu:
+        generator.run(chosen, Context(tmp_path))
+        assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end
+        transcoder.run(chosen, Context(tmp_path))
+    assert (tmp_path / "models" / "bigr" / "model.safetensors").is_file()
+
+
+def test_a_killed_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_codes(tmp_path, images=4)
+    chosen, context = on_gpu(generator__steps=3), Context(tmp_path, "f")
+    with fake_cuda({"training/checkpoints.py Checkpoint.save": 0}) as gpu:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(generator, "save", interrupted)
+            generator.run(chosen, context)
+        assert not gpu.reads["training/checkpoints.py Checkpoint.resume"]
+        generator.run(chosen, context)
+        assert gpu.reads["training/checkpoints.py Checkpoint.resume"]
+    assert (tmp_path / "models" / "generator" / "model.safetensors").is_file()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_stage_samples_draws(project: Path) -> None:
+    with fake_cuda(UNKNOWN):
+        samples.run(on_gpu(samples__count=6, samples__batch_size=4), Context(project))
+    assert np.load(project / "outputs" / "samples.npz")["arr_0"].shape == (6, 8, 8, 3)
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "entropy": {},
+    "entropy, guided": {"guidance_scale": 2.0},
+    "entropy, guidance and noise that rise": {
+        "guidance_scale": 2.0,
+        "guidance_schedule": "linear",
+        "gumbel_temperature": 0.5,
+        "gumbel_schedule": "up",
+    },
+    "margin, noise that falls": {"order": "margin", "gumbel_temperature": 0.5, "gumbel_schedule": "down"},
+    "margin, guided": {"order": "margin", "guidance_scale": 2.0},
+    "random, deterministic bits": {"order": "random", "deterministic_bits": True},
+    "raster, tempered": {"order": "raster", "temperature": 2.0},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_order_and_schedule_samples_and_waits_once(project: Path, way: str) -> None:
+    sampling = Sampling(**{"iterations": 3, "diffusion_steps": 3, **WAYS[way]})
+    with fake_cuda(UNKNOWN) as gpu:
+        _, model = networks(project)
+        labels = torch.zeros(2, dtype=torch.long, device=CUDA)
+        with autocast(CUDA, "auto", model.config.dim):
+            found = sample_codes(model, labels, sampling, [1, 2])
+        assert (found.shape, found.dtype, found.device) == ((2, TOKENS, 6), torch.bool, CUDA)
+        assert gpu.reads == {"sampling/unmask.py sample_codes": 1}
+
+
+@pytest.mark.parametrize("target", ["x0", "direct"])
+def test_every_target_samples(tmp_path: Path, target: str) -> None:
+    write_models(tmp_path, target=target)
+    with fake_cuda(UNKNOWN):
+        _, model = networks(tmp_path)
+        labels = torch.zeros(2, dtype=torch.long, device=CUDA)
+        with autocast(CUDA, "auto", model.config.dim):
+            sample_codes(model, labels, Sampling(2, 3, guidance_scale=2.0), [1, 2])
+
+
+def picture(size: int = 12) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def mask(size: int = 12) -> np.ndarray:
+    found = np.zeros((size, size), dtype=bool)
+    found[size // 2 :] = True
+    return found
+
+
+CALLS: dict[str, Callable[[bigr.ImageModel, dict[str, Any]], Any]] = {
+    "generate": lambda model, how: model.generate([0, 1], **how),
+    "inpaint": lambda model, how: model.inpaint(picture(), mask(), **how),
+    "outpaint": lambda model, how: model.outpaint(picture(), margins=2, **how),
+    "edit": lambda model, how: model.edit(picture(), mask(), 1, **how),
+    "interpolate": lambda model, how: model.interpolate(0, 1, steps=2, **how),
+    "enrich": lambda model, how: model.enrich(picture(4), label=1, **how),
+    "reconstruct": lambda model, how: model.reconstruct(picture()),
+    "features": lambda model, how: model.features([picture()]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_application_runs(project: Path, call: str) -> None:
+    seen: list[object] = []
+    how = {"iterations": 2, "diffusion_steps": 2, "guidance_scale": 2.0, "on_step": seen.append}
+    known = {**UNKNOWN, "sampling/editing.py inpaint_codes": 8, "imaging/model.py ImageModel._paint": 8}
+    with fake_cuda(known):
+        CALLS[call](bigr.load(project, device="cuda"), how)
+    assert bool(seen) == (call not in ("reconstruct", "features"))
+
+
+def test_the_served_model_answers(project: Path) -> None:
+    from bigr.tracking.served import Served
+
+    plain = {"iterations": 2, "diffusion_steps": 2, "guidance_scale": 2.0, "gumbel_temperature": 0.1}
+    config = {"samples": plain, "seed": 0, "precision": "auto", "batch_size": 2, "use_labels": True}
+    paths = {name: str(project / "models" / name) for name in ("tokenizer", "bigr")}
+    with fake_cuda(UNKNOWN):
+        served = Served()
+        served.load_context(SimpleNamespace(artifacts=paths, model_config=config))  # type: ignore[arg-type]
+        answers = served.predict(None, np.array([0, 1, 2]))  # type: ignore[arg-type]
+    assert [Image.open(io.BytesIO(base64.b64decode(answer))).size for answer in answers] == [(8, 8)] * 3
+
+
+def batches(count: int) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])) for _ in range(count)]
+
+
+def test_the_classifier_trains_without_waiting_and_measures(project: Path) -> None:
+    with fake_cuda() as gpu:
+        found = train_classifier(
+            iter(batches(3)), ClassifierConfig(8, 3, 4, 8), steps=3, learning_rate=0.01, device=CUDA
+        )
+        assert not gpu.reads
+        assert found.predict(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).device.type == "cpu"
+
+
+def test_features_are_taken_and_stored(tmp_path: Path, project: Path) -> None:
+    with fake_cuda():
+        _, model = networks(project)
+        chosen = [(torch.zeros(4, TOKENS, 6, dtype=torch.bool), torch.zeros(4, dtype=torch.long))]
+        features = write_features(tmp_path / "features.npy", token_averages(model, chosen), 4)
+    assert (len(features), features.layers, features.width) == (4, 2, 32)
+
+
+def test_zero_shot_metrics_are_measured(project: Path) -> None:
+    sampling = Sampling(2, 2, gumbel_temperature=0.2)
+    guided = Sampling(2, 2, guidance_scale=2.0)
+    with fake_cuda(UNKNOWN):
+        classifier = Classifier(ClassifierConfig(8, 3, 4, 8)).eval().to(CUDA)
+        measured = ZeroShot(*networks(project), classifier, ZeroShotSettings(sampling, guided, 1), batch_size=4)
+        metrics = measured.measure(
+            torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 3, torch.zeros(3, 8, 8)
+        )
+    assert metrics["images"] == 4
+
+
+# That this would notice a mistake is shown by mistakes: each is noticed.
+
+
+def test_the_precision_is_that_of_a_gpu() -> None:
+    with fake_cuda(), autocast(CUDA, "auto", 1):
+        weight = torch.zeros(4, 4, device=CUDA)
+        assert F.linear(weight, weight).dtype == torch.bfloat16
+        assert weight.softmax(0).dtype == torch.float32
+
+
+def test_an_operation_that_autocast_refuses_is_noticed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmask, "bit_entropy", lambda p: F.binary_cross_entropy(p, p, reduction="none").mean(-1))
+    with pytest.raises(RuntimeError, match="unsafe to autocast"):
+        test_every_order_and_schedule_samples_and_waits_once(project, "entropy")
+
+
+WAITING: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda loss: loss.item(),
+    "float": lambda loss: float(loss),
+    "bool": lambda loss: bool(loss > 0),
+    "cpu": lambda loss: loss.cpu(),
+    "numpy": lambda loss: loss.to("cpu").numpy(),
+    "tolist": lambda loss: loss[None].tolist(),
+    "nonzero": lambda loss: loss[None].nonzero(),
+    "a mask": lambda loss: loss[None][loss[None] > 0],
+    "a list as an index": lambda loss: loss[None][[0]],
+    "a new tensor": lambda loss: torch.tensor([1.0], device=loss.device),
+    "a copy from the CPU": lambda loss: torch.zeros(1).to(loss.device, non_blocking=True),
+    "a copy into the CPU": lambda loss: torch.zeros(1).copy_(loss[None]),
+}
+
+
+@pytest.mark.parametrize("wait", WAITING)
+def test_a_wait_in_a_step_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: str) -> None:
+    original = BiGR.loss
+
+    def waiting(self: BiGR, *batch: Any) -> Tensor:
+        loss = original(self, *batch)
+        WAITING[wait](loss)
+        return loss
+
+    monkeypatch.setattr(BiGR, "loss", waiting)
+    write_codes(tmp_path, images=4)
+    with fake_cuda(), pytest.raises(Waits, match="learn"):
+        generator.run(on_gpu(), Context(tmp_path))
+
+
+def test_a_tensor_of_the_wrong_device_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = BiGR.loss
+    monkeypatch.setattr(BiGR, "loss", lambda self, *batch: original(self, *batch) * torch.ones(2).mean()[None])
+    write_codes(tmp_path, images=4)
+    with fake_cuda(), pytest.raises(RuntimeError, match="same device"):
+        generator.run(on_gpu(), Context(tmp_path))
+
+
+def test_a_generator_of_the_wrong_device_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = generator.generator
+    monkeypatch.setattr(generator, "generator", lambda *place, device: original(*place))
+    write_codes(tmp_path, images=4)
+    with fake_cuda(), pytest.raises(RuntimeError, match="a generator on cpu for draws on cuda"):
+        generator.run(on_gpu(), Context(tmp_path))
+
+
+def test_every_place_that_may_wait_is_there() -> None:
+    for place in READS:
+        path, name = place.split(" ")
+        module = importlib.import_module("bigr." + path.removesuffix(".py").replace("/", "."))
+        found: Any = module
+        for part in name.partition(".<locals>")[0].split("."):
+            found = getattr(found, part)
+        assert callable(found), place
+
+
+def test_torch_is_left_as_it_was() -> None:
+    generator_class, to = torch.Generator, nn.Module.to
+    with fake_cuda():
+        assert torch.cuda.is_available() and torch.Generator is not generator_class
+    assert (torch.Generator, nn.Module.to) == (generator_class, to)
+    assert not torch.are_deterministic_algorithms_enabled()

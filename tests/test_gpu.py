@@ -1,0 +1,357 @@
+"""What only a GPU can show: its arithmetic, that training and sampling do there what they do here, and how fast.
+
+`make test-gpu` runs this and prints what it measured. Without a GPU all of it is skipped; `BIGR_TEST_DEVICE=cpu` runs
+the same code on the CPU, with a small model in place of the published one, so that it can be changed without a GPU.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bigr.context import Context
+from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.presets import PRESETS
+from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.stages import codes, generator, samples, tokenizer, transcoder
+from bigr.training.device import autocast, resolve_device
+from tests.fake_cuda import READS, places
+from tests.test_golden import FILES, errors_of
+from tests.test_training import run_killed_after, run_two_processes, steps_of, weights
+from tests.worlds import lpips_weights, settings, write_codes, write_models, write_shards
+
+NAME = os.environ.get("BIGR_TEST_DEVICE", "cuda")
+HERE = NAME != "cuda" or torch.cuda.is_available()
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not HERE, reason="torch sees no CUDA device here"),
+]
+
+Measured = Callable[[str], None]
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    """Takes a line for the end of the run."""
+    return partial(record_property, "measured")
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """The stages ask for deterministic kernels, which cuBLAS must be told before its first call; other tests do not."""
+    resolve_device(NAME)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+
+
+def on_device(**changes: Any) -> Any:
+    return settings(run__device=NAME, run__workers=1, **changes)
+
+
+def peak() -> str:
+    """The most memory that was in use since the last call."""
+    if not torch.cuda.is_available():
+        return "peak memory not measured"
+    most = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return f"peak memory {most / 2**30:.2f} GiB"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long a call takes, all that it has asked of the GPU included."""
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    finish()
+    start = time.perf_counter()
+    run()
+    finish()
+    return time.perf_counter() - start
+
+
+# Arithmetic. The vectors are float32 of a CPU; TF32 rounds the factors of products to 10 bits, bfloat16 all to 7.
+
+PRECISIONS = {"float32": 1e-4, "TF32": 1e-2, "bfloat16": 5e-2}
+"""The largest error of any output, as a share of its largest number."""
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
+    narrow: AbstractContextManager[object] = nullcontext()
+    if precision == "bfloat16":
+        narrow = torch.autocast(NAME, dtype=torch.bfloat16)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=precision == "TF32"), narrow:
+        yield
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_models_compute_what_the_published_ones_compute(path: Path, precision: str, measured: Measured) -> None:
+    with arithmetic(precision):
+        errors = errors_of(path, NAME, unsure=PRECISIONS[precision], relative=True)
+    worst = max(errors, key=errors.__getitem__)
+    measured(f"largest error {errors[worst]:.1e} ({worst}), allowed {PRECISIONS[precision]:.0e}")
+    assert all(error <= PRECISIONS[precision] for error in errors.values()), errors
+
+
+# Training.
+
+ADVERSARIAL: dict[str, Any] = {
+    "shards__image_size": 32,
+    "tokenizer__channel_multipliers": [1, 1],
+    "tokenizer__attention_resolutions": [16],
+    "tokenizer__batch_size": 4,
+    "tokenizer__perceptual_weight": 1.0,
+    "tokenizer__perceptual_weights": "lpips.safetensors",
+    "tokenizer__gan_weight": 1.0,
+    "tokenizer__gan_base_channels": 4,
+}
+RATES = {
+    "tokenizer__learning_rate": 1e-3,
+    "generator__learning_rate": 1e-2,
+    "generator__ema_decay": 0.5,
+    "transcoder__learning_rate": 1e-2,
+    "transcoder__ema_decay": 0.5,
+}
+STAGES = {
+    "tokenizer": (tokenizer, {"tokenizer__schedule": "constant"}),
+    "tokenizer, adversarial": (tokenizer, {**ADVERSARIAL, "tokenizer__gan_start": 11}),
+    "tokenizer, lookup-free": (tokenizer, {"tokenizer__quantizer": "lfq"}),
+    "generator": (generator, {"generator__schedule": "constant"}),
+    "transcoder": (transcoder, {"transcoder__start": "scratch", "transcoder__schedule": "constant"}),
+}
+
+
+def prepared(root: Path, stage: Any, changes: dict[str, Any]) -> Context:
+    """A project with what the stage reads."""
+    if stage is tokenizer:
+        write_shards(root, size=changes.get("shards__image_size", 16))
+        save_file(lpips_weights(), root / "lpips.safetensors")
+    else:
+        write_codes(root)
+    if stage is transcoder:
+        generator.run(on_device(**RATES, generator__steps=40), Context(root, "f"))
+    return Context(root, "f")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_twenty_steps_lower_the_loss(tmp_path: Path, name: str, measured: Measured) -> None:
+    stage, own = STAGES[name]
+    section = name.split(",")[0]
+    changes = {**RATES, **own, f"{section}__steps": 20, f"{section}__validate_every": 5, "run__checkpoint_every": 50}
+    context = prepared(tmp_path, stage, own)
+    peak()
+    taken = seconds(lambda: stage.run(on_device(**changes), context))
+    rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / f"{section}.csv").open()))
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
+    term = "train_l1" if section == "tokenizer" else "val_loss"  # with fixed draws, whose noise would hide the fall
+    losses = [float(row[term]) for row in rows if row[term]]
+    measured(
+        f"{term} {losses[0]:.4f} to {losses[-1]:.4f}; {20 / taken:.1f} steps/s with all four validations; {peak()}"
+    )
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ["generator", "tokenizer, adversarial"])
+def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stage, own = STAGES[name]
+    section = name.split(",")[0]
+    changes = {**own, f"{section}__steps": 7, "run__checkpoint_every": 3}
+    if stage is tokenizer:
+        changes["tokenizer__gan_start"] = 2
+    else:
+        changes["generator__dropout"] = 0.2
+    whole = prepared(tmp_path / "whole", stage, own)
+    shutil.copytree(whole.root, tmp_path / "killed")
+    killed = Context(tmp_path / "killed", "f")
+    stage.run(on_device(**changes), whole)
+    run_killed_after(monkeypatch, 5, lambda: stage.run(on_device(**changes), killed))
+    assert steps_of(monkeypatch, lambda: stage.run(on_device(**changes), killed)) == 7 - 3
+    assert weights(whole.root / "models" / section) == weights(killed.root / "models" / section)
+
+
+# Waiting.
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Collects the places in which the code waits for the GPU, and is not among those that may."""
+    found: list[str] = []
+
+    def noticed(message: Any, *_: Any, **__: Any) -> None:
+        if "synchronizing" in str(message):
+            around = [place for place, _ in places()]
+            if not READS.keys() & set(around):
+                found.append(f"{around[0] if around else 'outside'}: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = noticed
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("default")
+
+
+MOVES = (
+    "stages/tokenizer.py learn",
+    "stages/generator.py learn",
+    "stages/transcoder.py run",
+    "stages/transcoder.py with_new_transcoder",
+)
+"""Where models are put on the GPU."""
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_training_waits_nowhere_but_where_it_says(tmp_path: Path, name: str) -> None:
+    stage, own = STAGES[name]
+    section = name.split(",")[0]
+    context = prepared(tmp_path, stage, own)
+    with waits() as found:
+        stage.run(on_device(**own, **{f"{section}__steps": 12}), context)
+    assert not [place for place in found if place.partition(":")[0] not in MOVES]
+
+
+# Sampling.
+
+
+def test_images_are_encoded_and_drawn(tmp_path: Path, measured: Measured) -> None:
+    write_shards(tmp_path, size=8)
+    write_models(tmp_path)
+    small = {"shards__image_size": 8, "tokenizer__attention_resolutions": []}
+    codes.run(on_device(**small), Context(tmp_path))
+    chosen = on_device(samples__count=40, samples__batch_size=20, samples__iterations=8, samples__diffusion_steps=8)
+    peak()
+    with waits() as found:
+        taken = seconds(lambda: samples.run(chosen, Context(tmp_path)))
+    drawn = np.load(tmp_path / "outputs" / "samples.npz")["arr_0"]
+    measured(f"{len(drawn) / taken:.0f} images/s of a tiny model; {peak()}")
+    assert (drawn.shape, drawn.dtype) == ((40, 8, 8, 3), np.uint8)
+    assert drawn.std() > 1  # of 255: not one colour
+    assert not [place for place in found if place.startswith("sampling")]
+
+
+# How fast: the published model L at 256², its twenty-four layers.
+
+
+def published() -> tuple[BiGRConfig, int, Sampling]:
+    """The shape that is timed, images of a batch, and the sampler; a small one where there is no GPU."""
+    if NAME != "cuda":
+        return BiGRConfig(8, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32), 2, Sampling(2, 2, guidance_scale=2.5)
+    return PRESETS["L"], 32, Sampling(20, 100, guidance_scale=2.5, gumbel_temperature=0.17)
+
+
+def test_the_published_size_trains_and_samples(measured: Measured) -> None:
+    shape, batch, sampling = published()
+    device = resolve_device(NAME)
+    torch.manual_seed(0)
+    model = BiGR(shape).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    bits = (torch.rand(batch, shape.grid**2, shape.code_bits, device=device) < 0.5).float()
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    masked = torch.arange(shape.grid**2 // 2, device=device).expand(batch, -1)
+    noise = torch.Generator(device=device).manual_seed(0)
+
+    def step() -> None:
+        with autocast(device, "auto", shape.dim):
+            loss = model.loss(bits, labels, masked, noise)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    step()
+    peak()
+    taken = seconds(lambda: [step() for _ in range(10)])
+    measured(f"{10 / taken:.2f} steps/s of {batch} images; {peak()}")
+
+    model.eval()
+
+    def draw() -> None:
+        with autocast(device, "auto", shape.dim):
+            assert sample_codes(model, labels, sampling, list(range(batch))).any()
+
+    draw()
+    peak()
+    measured(f"{batch / seconds(draw):.2f} images/s sampled, codes alone; {peak()}")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# Many GPUs.
+
+
+@pytest.mark.skipif(
+    NAME == "cuda" and torch.cuda.device_count() < 2, reason=f"two GPUs are needed, {torch.cuda.device_count()} here"
+)
+def test_two_processes_train_resume_and_sample_together(tmp_path: Path, measured: Measured) -> None:
+    for place in ("whole", "killed"):
+        write_codes(tmp_path / place)
+    write_models(tmp_path / "drawn")
+    started = time.perf_counter()
+    run_two_processes(_TOGETHER, tmp_path)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    measured(f"two processes over {ranks[0]['backend']}: {time.perf_counter() - started:.0f} s")
+    assert ranks[0]["weights"] == ranks[1]["weights"]
+    assert all(map(math.isfinite, ranks[0]["weights"]))
+    ends = [weights(tmp_path / place / "models" / "generator") for place in ("whole", "killed")]
+    assert ends[0] == ends[1]
+    assert len(np.load(tmp_path / "drawn" / "outputs" / "samples.npz")["arr_0"]) == 5
+
+
+_TOGETHER = f"""
+# One of two processes: trains, is interrupted and resumes, samples.
+import json, pathlib, sys
+import torch.distributed as dist
+from bigr.context import Context
+from bigr.stages import generator, samples
+from bigr.training import distributed
+from bigr.training.device import resolve_device
+from bigr.training.optimiser import Average
+from tests.worlds import settings
+
+class Killed(Exception):
+    pass
+
+root, update, seen = pathlib.Path(sys.argv[1]), Average.update, dict(steps=0)
+
+def watched(self, source):
+    update(self, source)
+    seen.update(steps=seen["steps"] + 1, weights=[p.double().sum().item() for p in source.parameters()])
+    if seen["steps"] == seen.get("last"):
+        raise Killed
+
+Average.update = watched
+chosen = settings(run__device="{NAME}", run__checkpoint_every=3, generator__steps=7, samples__count=5)
+with distributed.process_group(resolve_device("{NAME}")):
+    generator.run(chosen, Context(root / "whole", "f"))
+    seen.update(steps=0, last=5)
+    try:
+        generator.run(chosen, Context(root / "killed", "f"))
+    except Killed:
+        pass
+    seen.update(steps=0, last=None)
+    generator.run(chosen, Context(root / "killed", "f"))
+    assert seen["steps"] == 7 - 3
+    samples.run(chosen, Context(root / "drawn"))
+    found = dict(weights=seen["weights"], backend=dist.get_backend())
+    (root / f"rank{{distributed.rank()}}.json").write_text(json.dumps(found))
+"""
