@@ -39,12 +39,12 @@ class Representation:
         layer's figures."""
         return {name: _figures(part) for name, part in (("probe", self.probe), ("knn", self.knn))}
 
-    def table(self) -> list[tuple[float, ...]]:
+    def table(self) -> list[tuple[int, *tuple[float, ...]]]:
         """Rows of `COLUMNS`."""
         probe, knn = self.probe, self.knn
         layers = range(1, len(probe.top1) + 1)
         columns = (probe.top1, probe.top5, knn.top1, knn.top5, probe.selection, knn.selection)
-        return list(zip(layers, *columns, strict=True))
+        return [(layer, *values) for layer, values in zip(layers, zip(*columns, strict=True), strict=True)]
 
     def draw(self, folder: Path, classes: Sequence[str]) -> None:
         """Write probe.png, probe.csv and tsne.png."""
