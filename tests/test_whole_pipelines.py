@@ -130,6 +130,11 @@ def test_the_fewest_images_go_through_with_settings_made_for_many(tmp_path: Path
         tmp_path, shards__image_size=8, samples__iterations=2, samples__count=50, evaluation__zero_shot_images=100
     )
     sets = ("samples", "reconstructions", "val_against_train")
-    assert {f"precision and recall of {name}" for name in sets} == set(parts["left_out"])
+    assert {"representation", *(f"precision and recall of {name}" for name in sets)} == set(parts["left_out"])
     assert metrics["zero_shot"]["images"] == 2
+
+
+def test_three_training_images_are_enough_for_a_probe(tmp_path: Path) -> None:
+    write_images(tmp_path, size=8, classes=3, train=1, val=1)
+    metrics, _ = run_pipeline(tmp_path, shards__image_size=8, samples__iterations=2, evaluation__zero_shot_images=0)
     assert {"best_top1", "best_layer"} <= metrics["probe"].keys() & metrics["knn"].keys()
