@@ -134,6 +134,19 @@ def test_the_fewest_images_go_through_with_settings_made_for_many(tmp_path: Path
     assert metrics["zero_shot"]["images"] == 2
 
 
+def test_images_that_are_all_the_same_go_through(tmp_path: Path) -> None:
+    """As the codes of a tokenizer that has collapsed are: nothing varies, and nothing may be divided by that."""
+    for split, count in (("train", 8), ("val", 5)):
+        for label in ("a", "b"):
+            for number in range(count):
+                path = tmp_path / "pictures" / split / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(path)
+    metrics, parts = run_pipeline(tmp_path, shards__image_size=8, samples__iterations=2)
+    assert parts["left_out"] == {}
+    assert metrics["codes"]["dead_bits"] > 0
+
+
 def test_three_training_images_are_enough_for_a_probe(tmp_path: Path) -> None:
     write_images(tmp_path, size=8, classes=3, train=1, val=1)
     metrics, _ = run_pipeline(tmp_path, shards__image_size=8, samples__iterations=2, evaluation__zero_shot_images=0)
