@@ -1,18 +1,24 @@
-"""What is wrong with params.yaml, dvc.yaml, or the files that settings name, or else what they amount to.
+"""What is wrong with params.yaml, dvc.yaml, the files that settings name, or the images, or else what they amount to.
 
-`bigr check` says it without running anything; a stage and the flow look for the files before they begin.
+`bigr check` says it without running anything; a stage and the flow look before they begin, for all stages to come.
 """
 
+import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bigr import closure, config, pipeline
 from bigr.errors import BigrError
 
 MADE = ("models/tokenizer", "models/generator", "models/bigr")
 """Models that the stages write: DVC removes them before it runs the stage, so that none can be taken over."""
+LEAST_IMAGES = 2
+"""Of each split: fewer have no covariance, and the evaluation's distances need one."""
+_DIGITS = 1797
+_FEATURE_BYTES = 2  # of a float16
 
 
 def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
@@ -102,6 +108,125 @@ def _generator_problems(
     return problems + ready.differences(found, expected, {"code_bits": "tokenizer.code_bits"})
 
 
+def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
+    """Raise `BigrError` where a file of others' weights that the settings name for `stages` does not hold them."""
+    if "tokenizer" in stages and settings.tokenizer.perceptual_file is not None:
+        from bigr.interop.lpips import load_lpips  # imports torch, which is slow
+
+        load_lpips(root / settings.tokenizer.perceptual_file)
+    if "evaluation" in stages and settings.evaluation.extractor != "classifier":
+        from bigr.evaluation.extractors import read_inception_weights
+
+        read_inception_weights(root / str(settings.evaluation.extractor_weights))
+
+
+class Images(NamedTuple):
+    """The images that stages work on: of each split and of how many classes, and where they are."""
+
+    where: str
+    train: int
+    val: int
+    classes: int
+
+
+def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> Images | None:
+    """What `stages` will work on: counted in data/shards, or listed in `shards.source` where they are still to be made.
+
+    None where they are not there. Opens no image. Raises `BigrError` for a folder that the stage shards would refuse.
+    """
+    if "shards" not in stages or _up_to_date(root, settings):
+        return _in_shards(root)
+    source = root / settings.shards.source
+    if settings.shards.embedded:  # a stage writes them first
+        held_out = settings.digits.val_count
+        return Images("the embedded digits", _DIGITS - held_out, held_out, 10)
+    if not source.is_dir():
+        return None
+    from bigr.data.sources import discover
+
+    found = discover(source, val_fraction=settings.shards.val_fraction, seed=settings.seed, warn=False)
+    train, val = (len(found.items[split]) for split in ("train", "val"))
+    return Images(f"shards.source: {settings.shards.source}", train, val, len(found.classes))
+
+
+def _in_shards(root: Path) -> Images | None:
+    try:
+        index = json.loads((root / "data" / "shards" / "index.json").read_text(encoding="utf-8"))
+        train, val = (int(index["splits"][split]["images"]) for split in ("train", "val"))
+        return Images("data/shards", train, val, len(index["classes"]))
+    except (OSError, ValueError, KeyError, TypeError):  # the stage that reads it says what is wrong
+        return None
+
+
+def _up_to_date(root: Path, settings: config.Settings) -> bool:
+    """Whether the shards that are there were made under these settings."""
+    lock = root / "dvc.lock"
+    if not lock.is_file():
+        return False
+    made = config.read(lock).get("stages", {}).get("shards", {}).get("params", {}).get("params.yaml", {})
+    return bool(made.get("shards") == settings.shards.model_dump())
+
+
+def check_images(
+    root: Path, settings: config.Settings, images: Images | None, stages: Iterable[str] = config.STAGES
+) -> None:
+    """Raise `BigrError`, a line for each reason for which one of `stages` could do nothing with these images."""
+    if images is None or "evaluation" not in stages:
+        return
+    problems = [
+        f"{images.where} has {count} {name} image{'' if count == 1 else 's'}; the evaluation needs {LEAST_IMAGES} or "
+        f"more to measure distances; add some{remedy}"
+        for name, count, remedy in (
+            ("training", images.train, ""),
+            ("validation", images.val, ", or raise shards.val_fraction where there is no val/ folder"),
+        )
+        if count < LEAST_IMAGES
+    ]
+    section, generator = settings.evaluation, settings.generator
+    measured = min(section.probe_images, images.train) + min(section.reference_images, images.val)
+    needed, free = measured * generator.layers * generator.dim * _FEATURE_BYTES, shutil.disk_usage(root).free
+    if needed > free:
+        problems.append(
+            f"evaluation.probe_images is {section.probe_images}: every layer's features of {measured:,} images need "
+            f"{needed / 1e9:.1f} GB in checkpoints/evaluation, the disk has {free / 1e9:.1f} GB; free some, or lower it"
+        )
+    if problems:
+        raise BigrError("\n".join(problems))
+
+
+def check_promotion(settings: config.Settings, images: Images | None) -> None:
+    """Raise `BigrError`, a line for each metric of `promotion.metrics` that the evaluation will not measure."""
+    problems = [
+        f"promotion.metrics names {name}, which is not measured where {reason}; name another metric"
+        for name in (comparison.name for comparison in settings.promotion.metrics)
+        if (reason := _not_measured(name, settings, images))
+    ]
+    if problems:
+        raise BigrError("\n".join(problems))
+
+
+def _not_measured(name: str, settings: config.Settings, images: Images | None) -> str:
+    """Under which setting, or for which images, a metric is not measured; nothing where it is."""
+    part, metric = name.split(".")
+    evaluation, one_class = settings.evaluation, images is not None and images.classes == 1
+    of_classifier = metric in ("fd_classifier", "kd_classifier", "is_classifier")
+    if of_classifier and evaluation.extractor != "classifier":
+        return f"evaluation.extractor is {evaluation.extractor}"
+    if metric in ("fid", "kid", "isc") and evaluation.extractor == "classifier":
+        return "evaluation.extractor is classifier"
+    if part in ("probe", "knn") and one_class:
+        return "there is one class"
+    if part == "zero_shot":
+        if evaluation.zero_shot_images == 0:
+            return "evaluation.zero_shot_images is 0"
+        to_a_class = metric in ("edit_label_agreement", "interpolation_agreement")
+        if not settings.generator.use_labels and (to_a_class or metric == "inpaint_label_agreement"):
+            return "generator.use_labels is false"
+        if to_a_class and one_class:
+            return "there is one class"
+    return ""
+
+
 def summary(root: Path, params: Path) -> list[str]:
     """Lines that describe the pipeline at `root` under these settings. Raises `BigrError`, a line per misfit."""
     values = config.read(params)
@@ -117,13 +242,17 @@ def summary(root: Path, params: Path) -> list[str]:
     if problems:
         raise BigrError("\n".join(problems))
     check_files(root, settings)
-    check_models(root, settings, classes=_classes(root, values) if settings.generator.from_ else None)
+    images = images_of(root, settings)
+    check_images(root, settings, images)
+    check_models(root, settings, classes=images.classes if images else None)
+    check_weights(root, settings)
+    check_promotion(settings, images)
     size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
     generator, samples = settings.generator, settings.samples
     learned = settings.tokenizer, generator, settings.transcoder
     return [
         f"{params.name} and dvc.yaml fit.",
-        f"images      {size}×{size} from {settings.shards.source}",
+        f"images      {size}×{size} from {settings.shards.source}" + _counted(images),
         f"tokens      {grid}×{grid} = {grid**2} an image, {bits} bits each: {grid**2 * bits / 8:g} bytes",
         f"generator   {generator.layers} layers of width {generator.dim}, {generator.heads} heads",
         f"samples     {samples.count} in {samples.iterations} iterations of {samples.diffusion_steps} diffusion steps",
@@ -133,14 +262,7 @@ def summary(root: Path, params: Path) -> list[str]:
     ]
 
 
-def _classes(root: Path, values: dict[str, Any]) -> int | None:
-    """How many classes the shards have, where they are there and made under these settings."""
-    from bigr.data.shards import ShardIndex
-
-    index, lock = root / "data" / "shards" / "index.json", root / "dvc.lock"
-    if not (index.is_file() and lock.is_file()):
-        return None
-    made = config.read(lock).get("stages", {}).get("shards", {}).get("params", {}).get("params.yaml", {})
-    if made.get("shards") != values["shards"]:
-        return None
-    return len(ShardIndex.load(index.parent).classes)
+def _counted(images: Images | None) -> str:
+    if images is None:
+        return ""
+    return f": {images.train:,} to train on, {images.val:,} held out, {images.classes:,} classes"

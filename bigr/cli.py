@@ -112,7 +112,10 @@ def run(
 
 @app.command()
 def check(params: Params = Path("params.yaml")) -> None:
-    """Validate the settings and dvc.yaml without running anything, and say what they amount to."""
+    """Find what would stop a stage, without running any; say what the settings amount to.
+
+    Looks at the settings, dvc.yaml, the files that the settings name, and how many images there are; opens no image.
+    """
     from bigr.check import summary
 
     for line in summary(Path.cwd(), params):

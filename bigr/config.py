@@ -379,6 +379,8 @@ class Settings(_Section):
                 "shards.image_size",
                 f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
             )
+        if self.tokenizer.trains and self.grid == 1:
+            self._has_two_numbers_a_group()
         for term, least in (("perceptual_weight", 16), ("gan_weight", 24)):  # VGG-16's poolings; the patches
             if self.tokenizer.trains and getattr(self.tokenizer, term) > 0 and size < least:
                 raise Misfit("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
@@ -431,6 +433,20 @@ class Settings(_Section):
             if name not in FIGURES:
                 raise Misfit(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
         return self
+
+    def _has_two_numbers_a_group(self) -> None:
+        """Of a single token GroupNorm sees a number a channel: with a channel a group it makes zeros of all images."""
+        section, groups = self.tokenizer, 32
+        before = [1, *section.channel_multipliers][-2]  # of the level before, where its last block begins
+        widths = {"base_channels": section.base_channels * min(before, section.channel_multipliers[-1])}
+        if section.norm_first:
+            widths["embed_dim"] = section.embed_dim
+        for name, width in widths.items():
+            if width <= groups:
+                raise Misfit(
+                    f"tokenizer.{name}",
+                    f"more, for {2 * groups} channels where an image is a single token (GroupNorm has {groups} groups)",
+                )
 
 
 def load(path: Path) -> Settings:

@@ -5,8 +5,10 @@ does not depend on which other samples stood in its batch.
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *place: str | int) -> int:
@@ -15,6 +17,8 @@ def derive_seed(seed: int, *place: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(seed: int, *place: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(seed: int, *place: str | int, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """A `torch.Generator` on `device`, seeded for this place."""
+    import torch  # here, so that what lists images (`bigr check`, the flow) starts without it
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *place))

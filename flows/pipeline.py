@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 
 from bigr import config
-from bigr.check import check_files
+from bigr.check import check_files, check_images, check_promotion, images_of
 from bigr.errors import BigrError
 from bigr.masking import masked
 from bigr.pipeline import StageSpec
@@ -85,7 +85,12 @@ def pipeline(
         values = workspace.merge(config.read(project / "params.yaml"), overrides)
         graph = described_stages(project, values)
         chosen = choose(graph, stages)
-        check_files(project, config.validate(values), chosen)
+        valid = config.validate(values)
+        check_files(project, valid, chosen)
+        images = images_of(project, valid, chosen)
+        check_images(project, valid, images, chosen)
+        if promote and gate.applies(graph, chosen):
+            check_promotion(valid, images)
         folder = project / workspace.FOLDER / run_id if overrides else project
         if overrides:
             workspace.clone(project, folder, overrides)

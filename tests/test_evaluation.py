@@ -20,7 +20,7 @@ from bigr.context import Context, Report
 from bigr.data.shards import ShardIndex
 from bigr.errors import BigrError
 from bigr.evaluation import plots
-from bigr.evaluation.classifier import Classifier
+from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.extractors import weights_hash
 from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.probe import LayerAccuracies
@@ -65,6 +65,14 @@ def test_code_usage_counts_what_the_codes_hold(tmp_path: Path) -> None:
     usage = code_usage(dataset, 20)
     torch.testing.assert_close(usage.frequency, bits.double().mean(dim=(0, 1)))
     assert usage.unique_share == len(torch.unique(bits.flatten(0, 1), dim=0)) / (20 * 16)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_the_classifier_trains_for_any_number_of_steps(steps: int) -> None:
+    batches = [(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))] * steps
+    config = ClassifierConfig(8, 2, channels=4, features=4)
+    made = train_classifier(batches, config, steps=steps, learning_rate=0.01, device=torch.device("cpu"))
+    assert all(weights.isfinite().all() for weights in made.state_dict().values())
 
 
 def test_a_bit_that_hardly_changes_is_dead() -> None:

@@ -470,15 +470,17 @@ def test_check_finds_what_does_not_fit_without_running_anything(project: Path) -
     ready_tokenizer(project / TOKENIZER, res_blocks=2)
     ready_generator(project / GENERATOR, num_classes=1000)
     unequal = f"tokenizer.res_blocks is 1, but {TOKENIZER} has 2; set it to 2"
-    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [unequal]
-
-    made = {"seed": 0, "shards": config.read(project / "params.yaml")["shards"]}
-    write_json(project / "dvc.lock", {"stages": {"shards": {"params": {"params.yaml": made}}}})
     first, second = complaints(lambda: check.summary(project, project / "params.yaml"))
     assert first == unequal
     assert second.startswith(f"generator.from is {GENERATOR}, which knows 1000 classes; the images have 3; ")
-    tiny.apply(project / "params.yaml", {"shards.val_fraction": 0.2})  # the shards there may be of other images
-    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [unequal]
+
+    made = {"seed": 0, "shards": config.read(project / "params.yaml")["shards"]}
+    write_json(project / "dvc.lock", {"stages": {"shards": {"params": {"params.yaml": made}}}})
+    shutil.rmtree(project / "pictures" / "train" / "1")  # not looked at where shards were made under these settings
+    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [first, second]
+    tiny.apply(project / "params.yaml", {"shards.images_per_shard": 20})  # the shards there may be of other images
+    (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
+    assert "class '1' is not in train/" in line
 
 
 @pytest.mark.slow

@@ -73,6 +73,15 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"generator.dim": 130}, "generator.dim is 130; allowed: a multiple of 16, 4 for each of generator.heads = 4"),
     ({"shards.image_size": 18}, "shards.image_size is 18; allowed: a multiple of 4, the factor of"),
     ({"tokenizer.attention_resolutions": [5]}, "tokenizer.attention_resolutions is [5]; allowed: resolutions that"),
+    (
+        {"shards.image_size": 4, "samples.iterations": 1, "tokenizer.channel_multipliers": [1, 1, 1]},
+        "tokenizer.base_channels is 32; allowed: more, for 64 channels where an image is a single token (GroupNorm has",
+    ),
+    (
+        {"shards.image_size": 4, "samples.iterations": 1, "tokenizer.channel_multipliers": [1, 2, 2]}
+        | {"tokenizer.embed_dim": 32},
+        "tokenizer.embed_dim is 32; allowed: more, for 64 channels where an image is a single token (GroupNorm has",
+    ),
     ({"tokenizer.base_channels": 40}, "tokenizer.base_channels is 40; allowed: a multiple of 32"),
     ({"tokenizer.embed_dim": 40}, "tokenizer.embed_dim is 40; allowed: a multiple of 32 where tokenizer.norm_first"),
     ({"tokenizer.perceptual_weight": 1.0}, "tokenizer.perceptual_weights is null; allowed: a file with LPIPS'"),

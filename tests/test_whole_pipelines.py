@@ -93,6 +93,7 @@ def test_images_of_any_grid_go_through_the_whole_pipeline(tmp_path: Path, size, 
         tokenizer__channel_multipliers=multipliers,
         samples__iterations=iterations,
         samples__count=30,  # more than there are images
+        tokenizer__embed_dim=64,  # of a single token GroupNorm needs more than a channel a group
     )
     assert set(parts["measured"]) >= {"fidelity", "representation", *APPLICATIONS}
     assert metrics["zero_shot"]["images"] == 4
@@ -130,6 +131,24 @@ def test_the_fewest_images_go_through_with_settings_made_for_many(tmp_path: Path
         tmp_path, shards__image_size=8, samples__iterations=2, samples__count=50, evaluation__zero_shot_images=100
     )
     sets = ("samples", "reconstructions", "val_against_train")
-    assert {f"precision and recall of {name}" for name in sets} == set(parts["left_out"])
+    assert {"representation", *(f"precision and recall of {name}" for name in sets)} == set(parts["left_out"])
     assert metrics["zero_shot"]["images"] == 2
+
+
+def test_images_that_are_all_the_same_go_through(tmp_path: Path) -> None:
+    """As the codes of a tokenizer that has collapsed are: nothing varies, and nothing may be divided by that."""
+    for split, count in (("train", 8), ("val", 5)):
+        for label in ("a", "b"):
+            for number in range(count):
+                path = tmp_path / "pictures" / split / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(path)
+    metrics, parts = run_pipeline(tmp_path, shards__image_size=8, samples__iterations=2)
+    assert parts["left_out"] == {}
+    assert metrics["codes"]["dead_bits"] > 0
+
+
+def test_three_training_images_are_enough_for_a_probe(tmp_path: Path) -> None:
+    write_images(tmp_path, size=8, classes=3, train=1, val=1)
+    metrics, _ = run_pipeline(tmp_path, shards__image_size=8, samples__iterations=2, evaluation__zero_shot_images=0)
     assert {"best_top1", "best_layer"} <= metrics["probe"].keys() & metrics["knn"].keys()

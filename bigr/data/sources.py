@@ -36,12 +36,12 @@ class Source:
     ignored: int
 
 
-def discover(root: Path, *, val_fraction: float, seed: int) -> Source:
+def discover(root: Path, *, val_fraction: float, seed: int, warn: bool = True) -> Source:
     """List the folder. `val_fraction` and `seed` choose the pictures held out where there is no `val/`.
 
     Each class with two or more pictures then gives at least one to val and keeps at least one. A class may be missing
     from `val/`; one that only `val/` has is an error. Raises `BigrError` for a missing or empty folder, an empty class,
-    and layouts that could be meant in two ways.
+    and layouts that could be meant in two ways. warn: whether folders that are passed over are logged.
     """
     if not root.exists():
         raise BigrError(f"shards.source: {root} does not exist; name a folder with one subfolder of images per class")
@@ -55,7 +55,7 @@ def discover(root: Path, *, val_fraction: float, seed: int) -> Source:
             raise BigrError(
                 f"{root / 'val'}: class {printable(unknown[0])!r} is not in train/; add it there, or remove it"
             )
-        if absent := sorted(set(train) - set(val), key=natural_key):
+        if warn and (absent := sorted(set(train) - set(val), key=natural_key)):
             log.warning("%s: no class %s, nor %d more", root / "val", printable(absent[0]), len(absent) - 1)
         ignored, others = train_ignored + val_ignored, [name for name in top if name not in SPLITS]
     elif "val" in top:
@@ -73,7 +73,7 @@ def discover(root: Path, *, val_fraction: float, seed: int) -> Source:
             train[name] = [path for path in paths if path not in held_out]
         if not any(val.values()):
             raise BigrError(f"shards.source: {root} has one image per class, which leaves none for val; add images")
-    if others:
+    if warn and others:
         log.warning("%s: beside train/, these folders are not read: %s", root, ", ".join(map(printable, others)))
     classes = sorted(train, key=natural_key)
     label = {name: index for index, name in enumerate(classes)}

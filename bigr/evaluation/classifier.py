@@ -95,7 +95,8 @@ def train_classifier(
         model = Classifier(config)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=_WARMUP)
+    warmup = 2 * _WARMUP if _WARMUP * steps == 1 else _WARMUP  # torch divides by one step less than the warm-up has
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup)
     with _one_thread(), Progress("classifier", steps) as progress:
         for step, (images, labels) in zip(range(steps), batches, strict=False):
             shifted = _shift(to_device(images, device), generator(INSTRUMENT_SEED, "classifier", "shift", step))

@@ -24,7 +24,7 @@ def tsne(features: Features, layer: int, *, images: int, perplexity: float) -> n
     """
     x = features.layer(layer, slice(0, images), torch.device("cpu")).double()
     x = (x - x.mean(0)) / (x.var(0, correction=0) + _EPS).sqrt()
-    if len(x) < 4:  # nothing to arrange
+    if len(x) < 4 or float(x.abs().max()) < _EPS:  # nothing to arrange: scikit-learn crashes on points that are all one
         return np.zeros((len(x), 2), dtype=np.float32)
     seed = derive_seed(INSTRUMENT_SEED, "tsne") % 2**_RNG_BITS
     method = TSNE(perplexity=min(perplexity, (len(x) - 1) / 3), init="pca", random_state=seed)

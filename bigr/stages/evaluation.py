@@ -35,6 +35,7 @@ from bigr.evaluation.features import Features, layer_features, scratch_folder
 from bigr.evaluation.fidelity import Fidelity, names
 from bigr.evaluation.images import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
 from bigr.evaluation.parts import NotApplicable, Parts
+from bigr.evaluation.probe import selection
 from bigr.evaluation.representation import COLUMNS, Representation, represent
 from bigr.evaluation.statistics import KEPT, measure
 from bigr.evaluation.usage import code_usage
@@ -117,9 +118,8 @@ def run(settings: "Settings", context: Context) -> None:
             }
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
-            if len(classes) < 2:
-                raise NotApplicable("there is one class: nothing to tell it from")
             probed = counts | {"train": min(section.probe_images, shards.images("train"))}
+            check_probe(section, len(classes), probed["train"])
             with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
                 train, val = extract(section, model.to(device), codes, probed, scratch)
                 representation = represent(section, train, val, len(classes), device)
@@ -146,6 +146,16 @@ def needed(classifier: Classifier | None) -> Classifier:
     if classifier is None:
         raise NotApplicable("it needs the classifier, which failed")
     return classifier
+
+
+def check_probe(section: "Section", classes: int, images: int) -> None:
+    """Raise `NotApplicable` where so many classes and training images leave nothing to tell apart, or to learn from."""
+    if classes < 2:
+        raise NotApplicable("there is one class: nothing to tell it from")
+    try:
+        selection(images, section.selection_fraction)
+    except BigrError as error:
+        raise NotApplicable(str(error)) from None
 
 
 def distances(
