@@ -54,6 +54,7 @@ READS = {
     "stages/transcoder.py run.<locals>.validate": "a point of the curves",
     # what is unknown, once before the iterations, whose shapes hang on it
     "sampling/unmask.py sample_codes": "the number of unknown tokens, once in a call",
+    "sampling/unmask.py check_finite": "whether the weights are finite, once before sampling",
     "sampling/editing.py inpaint_codes": "the number of unknown tokens, and the images that take as many iterations",
     "sampling/editing.py enrich_codes": "the groups of tokens of a round",
     "imaging/model.py ImageModel._paint": "the number of unknown tokens of each window",

@@ -1,5 +1,6 @@
 """Entropy-ordered sampling: the schedule, what stays, and what a sample depends on."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bigr.errors import BigrError
 from bigr.models.backbone import Backbone
 from bigr.models.bigr import BiGR, BiGRConfig
 from bigr.models.diffusion import BernoulliDiffusion
 from bigr.models.transcoder import Transcoder, TranscoderConfig
 from bigr.sampling.reverse import bit_probabilities
-from bigr.sampling.unmask import Sampling, certainty, guidance, sample_codes, still_masked
+from bigr.sampling.unmask import Sampling, certainty, check_finite, guidance, sample_codes, still_masked
 
 TOKENS, BITS, CLASSES = 16, 6, 3
 
@@ -37,6 +39,15 @@ def test_each_iteration_leaves_the_schedules_number_of_tokens_masked(model):
     expected = [math.floor(TOKENS * math.cos(math.pi / 2 * (i + 1) / 4)) for i in range(4)]
     assert left == [[count] * 5 for count in expected]
     assert left[-1] == [0] * 5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_has_diverged_is_one_clear_error_before_anything_is_drawn(model, value):
+    check_finite(model)
+    diverged = copy.deepcopy(model)
+    next(diverged.transcoder.parameters()).data.view(-1)[3] = value
+    with pytest.raises(BigrError, match="not finite"):
+        check_finite(diverged)
 
 
 def test_known_tokens_keep_their_bits_and_the_schedule_counts_the_unknown(model):

@@ -22,7 +22,7 @@ from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, unknown_tokens
-from bigr.sampling.unmask import Sampling
+from bigr.sampling.unmask import Sampling, check_finite
 from bigr.seeds import derive_seed
 
 SUBJECT_CONTRAST = 0.2
@@ -153,6 +153,7 @@ class ZeroShot:
 
     def _drawn(self, count: int, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
         """What `draw` makes of slices of the images and their seeds, decoded: uint8 [count, 3, H, W] on the CPU."""
+        check_finite(self._network)
         parts = []
         for places in batched(count, self._batch_size):
             seeds = [derive_seed(INSTRUMENT_SEED, "zero-shot", place, index) for index in places]

@@ -21,7 +21,7 @@ from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.editing import OnIteration
-from bigr.sampling.unmask import Iteration, Sampling
+from bigr.sampling.unmask import Iteration, Sampling, check_finite
 from bigr.seeds import derive_seed
 
 GREY = 160
@@ -134,6 +134,7 @@ class Easel:
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
+        check_finite(network)
         self.tokenizer, self.network, self.batch_size, self._autocast = tokenizer, network, batch_size, autocast
 
     @property

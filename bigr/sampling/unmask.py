@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bigr.bits import entropy as binary_entropy
+from bigr.errors import BigrError
 from bigr.models.bigr import BiGR, gather_tokens
 from bigr.sampling.reverse import bit_probabilities
 from bigr.transfer import to_device
@@ -125,6 +126,18 @@ def sample_codes(
         if on_iteration is not None:
             on_iteration(Iteration(i, codes.bool(), masked, entropy))
     return codes.bool()
+
+
+def check_finite(model: BiGR) -> None:
+    """Raise `BigrError` where a weight of `model` is not finite; to be asked once, before anything is sampled.
+
+    Sampling itself never looks: a NaN is above no threshold, and would be drawn as zeros.
+    """
+    if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all().item():
+        raise BigrError(
+            "the model has weights that are not finite: it has diverged in training, or its file is damaged; train it "
+            "again, or take another"
+        )
 
 
 def still_masked(unknown: int, ratio: float) -> int:

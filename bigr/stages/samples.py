@@ -21,7 +21,7 @@ from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.progress import Progress
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.sampling.unmask import Sampling, check_finite, sample_codes
 from bigr.seeds import derive_seed
 from bigr.training.device import autocast, resolve_device
 from bigr.training.distributed import is_main, rank, world
@@ -39,6 +39,7 @@ def run(settings: "Settings", context: Context) -> None:
     tokenizer = load_model(context.root / "models" / "tokenizer", Tokenizer).to(device)
     model = load_model(context.root / "models" / "bigr", BiGR).to(device)
     check_fit(context.root / "models", tokenizer, model)
+    check_finite(model)
     labels = balanced_labels(section.count, model.config.num_classes)
     # A model trained without labels knows the unconditional row alone.
     conditions = labels if settings.generator.use_labels else torch.full_like(labels, model.config.num_classes)

@@ -27,7 +27,7 @@ from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.sampling.unmask import Sampling, check_finite, sample_codes
 from bigr.seeds import derive_seed
 from bigr.training.device import autocast, resolve_device
 
@@ -59,6 +59,7 @@ class Served(PythonModel):
         self.device = resolve_device("auto")
         self.tokenizer = load_model(Path(context.artifacts["tokenizer"]), Tokenizer).to(self.device)
         self.model = load_model(Path(context.artifacts["bigr"]), BiGR).to(self.device)
+        check_finite(self.model)
 
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
