@@ -85,11 +85,11 @@ def test_the_tokenizer_trains(tmp_path: Path, quantizer: str) -> None:
     assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end
 
 
-@pytest.mark.parametrize("drawn", [False, True])
-def test_images_are_encoded(tmp_path: Path, drawn: bool) -> None:
+@pytest.mark.parametrize("draws", [0, 2])
+def test_images_are_encoded(tmp_path: Path, draws: int) -> None:
     write_shards(tmp_path, size=8)
     write_models(tmp_path)
-    chosen = on_gpu(codes__drawn=drawn, shards__image_size=8, tokenizer__attention_resolutions=[])
+    chosen = on_gpu(codes__draws=draws, shards__image_size=8, tokenizer__attention_resolutions=[])
     with fake_cuda():
         codes.run(chosen, Context(tmp_path))
     assert (tmp_path / "data" / "codes" / "index.json").is_file()
@@ -205,12 +205,12 @@ def test_the_served_model_answers(project: Path) -> None:
     from bigr.tracking.served import Served
 
     plain = {"iterations": 2, "diffusion_steps": 2, "guidance_scale": 2.0, "gumbel_temperature": 0.1}
-    config = {"samples": plain, "seed": 0, "precision": "auto", "batch_size": 2, "use_labels": True}
+    config = {"samples": plain, "seed": 0, "precision": "auto", "batch_size": 2, "use_labels": True, "max_images": 8}
     paths = {name: str(project / "models" / name) for name in ("tokenizer", "bigr")}
     with fake_cuda(UNKNOWN):
         served = Served()
         served.load_context(SimpleNamespace(artifacts=paths, model_config=config))  # type: ignore[arg-type]
-        answers = served.predict(None, np.array([0, 1, 2]))  # type: ignore[arg-type]
+        answers = served.predict(None, {"labels": np.array([0, 1, 2])})  # type: ignore[arg-type]
     assert [Image.open(io.BytesIO(base64.b64decode(answer))).size for answer in answers] == [(8, 8)] * 3
 
 
@@ -241,10 +241,11 @@ def test_zero_shot_metrics_are_measured(project: Path) -> None:
     with fake_cuda(UNKNOWN):
         classifier = Classifier(ClassifierConfig(8, 3, 4, 8)).eval().to(CUDA)
         measured = ZeroShot(*networks(project), classifier, ZeroShotSettings(sampling, guided, 1), batch_size=4)
-        metrics = measured.measure(
+        every = measured.applications(
             torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 3, torch.zeros(3, 8, 8)
         )
-    assert metrics["images"] == 4
+        metrics = {name: value for application in every.values() for name, value in application().items()}
+    assert len(every) == 4 and {"inpaint_psnr", "edit_label_agreement"} <= metrics.keys()
 
 
 # That this would notice a mistake is shown by mistakes: each is noticed.
