@@ -11,9 +11,9 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.masking import masked
 from flows import credentials
 from flows.execution import command
 from flows.page import mlflow_url
@@ -37,7 +37,7 @@ def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str])
             chosen = [name for name in chosen if name != "prefect"]
             if not environment.get("PREFECT_API_AUTH_STRING") and _auth_string_is_own(project):
                 added["PREFECT_API_AUTH_STRING"] = ""  # the password of the server here is none of its business
-            _say(f"Prefect  {_without_login(url)}, named by your settings; its runs are executed here")
+            _tell(f"Prefect  {masked(url, '')}, named by your settings; its runs are executed here")
         else:
             added |= _own_prefect(project, chosen, environment)
     if "mlflow" in chosen:
@@ -53,7 +53,7 @@ def _own_prefect(project: Path, chosen: list[str], environment: Mapping[str, str
     kept = credentials.prefect(project, f"http://127.0.0.1:{port}/api")
     if login := environment.get("PREFECT_SERVER_API_AUTH_STRING"):
         kept |= {"PREFECT_API_AUTH_STRING": login, "PREFECT_SERVER_API_AUTH_STRING": login}
-    _say(f"Prefect  http://127.0.0.1:{port}  asks for PREFECT_API_AUTH_STRING of {credentials.PROFILES}")
+    _tell(f"Prefect  http://127.0.0.1:{port}  asks for PREFECT_API_AUTH_STRING of {credentials.PROFILES}")
     return {**kept, "PREFECT_PORT": str(port)}
 
 
@@ -90,13 +90,10 @@ def _port(name: str, default: int, environment: Mapping[str, str], free: bool = 
     return int(text)
 
 
-def _without_login(url: str) -> str:
-    return urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+def _tell(line: str) -> None:
+    """An address: what was asked for. Out before honcho takes this process's place."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main() -> int:
@@ -107,14 +104,14 @@ def main() -> int:
             raise BigrError(f"{', '.join(unknown)}: no such service; there are {', '.join(SERVICES)}")
         chosen, added = prepare(project, names, os.environ)
     except BigrError as error:
-        _say(str(error))
+        sys.stderr.write(f"{error}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     if "mlflow" in names:
         asks = f"  asks for admin_username and admin_password of {credentials.MLFLOW}" if "mlflow" in chosen else ""
         os.environ.update(added)
-        _say(f"MLflow   {mlflow_url()}/#/experiments/1/runs?workflowType=machine_learning{asks}")
+        _tell(f"MLflow   {mlflow_url()}/#/experiments/1/runs?workflowType=machine_learning{asks}")
     if not chosen:
         return 0
     if "prefect" in chosen:

@@ -156,7 +156,9 @@ def test_without_a_gpu_its_tests_say_so(project: Project) -> None:
 
 
 def test_help_lists_every_target_that_is_meant_for_people(project: Project) -> None:
-    done = subprocess.run(["make"], cwd=project.folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory"], cwd=project.folder, capture_output=True, text=True, check=True
+    )
     makefile = (project.folder / "Makefile").read_text()
     described = [line.partition(":")[0] for line in makefile.splitlines() if ": " in line and " ## " in line]
     listed = [line.split()[1] for line in done.stdout.splitlines()]
