@@ -100,11 +100,14 @@ def test_flops_of_the_generators_training_equal_a_count_by_hand() -> None:
     assert parts["backbone"].forward == forward
     assert parts["backbone"].backward == 2 * forward - embedding  # the codes need no gradient
 
-    per_token = denoiser_by_hand(c)
-    tokens = 2 * sum(masked_count(u, 16) for u in range(16)) / 16  # two noise draws
-    assert parts["transcoder"].forward == pytest.approx(tokens * sum(per_token.values()))
-    backward = 2 * sum(per_token.values()) - per_token["bits"] - per_token["sinusoids"]
-    assert parts["transcoder"].backward == pytest.approx(tokens * backward)
+    cost = denoiser_by_hand(c)
+    tokens = sum(masked_count(u, 16) for u in range(16)) / 16
+    steps = c.diffusion_steps / s.generator.batch_size  # each step's embedding, once for the batch
+    forward = tokens * cost["condition"] + 2 * tokens * (cost["bits"] + cost["denoiser"])  # two noise draws
+    forward += steps * (cost["sinusoids"] + cost["step"])
+    assert parts["transcoder"].forward == pytest.approx(forward)
+    backward = 2 * forward - 2 * tokens * cost["bits"] - steps * cost["sinusoids"]
+    assert parts["transcoder"].backward == pytest.approx(backward)
 
 
 def test_flops_of_a_stage_are_those_of_all_its_images() -> None:
@@ -216,7 +219,9 @@ def test_processes_share_the_batch_and_add_the_buckets_of_their_gradients() -> N
     assert (one.images, two.images) == (16, 8)
     assert two.memory.activations < one.memory.activations
     assert (one.memory.buckets, two.memory.buckets) == (0, one.memory.gradients)
-    assert two.flops == one.flops
+    cost, config = denoiser_by_hand(real_model(s).config), real_model(s).config
+    again = config.diffusion_steps * (2 * cost["sinusoids"] + 3 * cost["step"])  # each embeds the diffusion steps
+    assert two.flops == pytest.approx(one.flops + s.generator.steps * again)
 
 
 def test_bfloat16_keeps_less_and_norms_on_gpus_keep_float32() -> None:

@@ -85,7 +85,7 @@ class BiGR(nn.Module):
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)
         h = gather_tokens(self.hidden(codes, labels, mask), masked)
         x0 = gather_tokens(codes, masked)
-        return self.transcoder.loss(x0.repeat(noise_draws, 1), h.repeat(noise_draws, 1), generator).mean()
+        return self.transcoder.loss(x0, h, generator, noise_draws).mean()
 
     forward = loss
 

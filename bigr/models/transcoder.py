@@ -73,19 +73,24 @@ class Transcoder(nn.Module):
         """The network's logits, read as logits of x₀: a flip is turned round where xₜ = 1. All [M, K]."""
         return logits * (1 - 2 * xt) if self.config.target == "flip" else logits
 
-    def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator) -> Tensor:
-        """The wBCE of each token, [M]: a step and a corruption are drawn for each of x0 [M, K] (0/1 floats).
+    def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator, noise_draws: int = 1) -> Tensor:
+        """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
 
-        Drawn from `generator`, which must be on x0's device. Source: METHOD section 3, "Loss".
+        noise_draws: how many each token gets; they share what depends on h alone, and every draw of a step shares its
+        embedding. Drawn from `generator`, which must be on x0's device. Source: METHOD section 3, "Loss".
         """
         x0 = x0.float()
-        if self.config.target == "direct":
+        if self.config.target == "direct":  # nothing is drawn: one is as good as many
             return weighted_bce(self.direct_logits(condition), x0).mean(-1)
-        t = torch.randint(1, self.config.diffusion_steps + 1, (len(x0),), generator=generator, device=x0.device)
+        steps = self.config.diffusion_steps
+        embedded = self.c_embedder(condition).repeat(noise_draws, 1)
+        step_embeddings = self.t_embedder(torch.arange(steps, device=x0.device))
+        x0 = x0.repeat(noise_draws, 1)
+        t = torch.randint(1, steps + 1, (len(x0),), generator=generator, device=x0.device)
         noise = torch.rand(x0.shape, generator=generator, device=x0.device)
         xt = (noise < self.diffusion.noisy_probability(x0, t)).float()
         target = (x0 - xt).abs() if self.config.target == "flip" else x0
-        return weighted_bce(self(xt, t, condition), target).mean(-1)
+        return weighted_bce(self.denoise(xt, embedded + F.embedding(t - 1, step_embeddings)), target).mean(-1)
 
     def direct_logits(self, condition: Tensor) -> Tensor:
         """Logits of x₀ [M, K] in one pass, from h [M, D] alone (target "direct"): the input bits are all ones."""

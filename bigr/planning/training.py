@@ -102,9 +102,9 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     images, tokens = section.batch_size // processes, settings.grid**2
     batch = _masked_batch(settings, images)
     cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
-    inner = _transcoder_cost(model, images * tokens * section.noise_draws, arithmetic, joint=True)
+    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
     backbone = Part("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
-    parts = [backbone, _transcoder_part(inner, images, tokens)]
+    parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
     memory = _memory([model], model, [model], cost.saved, cost.peak, processes)
     return Training("generator", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
 
@@ -115,8 +115,11 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     images, tokens = section.batch_size // processes, settings.grid**2
     batch = _masked_batch(settings, images)
     forward = measure(lambda: hidden_of(model, batch), arithmetic)
-    inner = _transcoder_cost(model, images * tokens * section.noise_draws, arithmetic, joint=False)
-    parts = [Part("backbone, frozen", forward.forward / images, 0.0), _transcoder_part(inner, images, tokens)]
+    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
+    parts = [
+        Part("backbone, frozen", forward.forward / images, 0.0),
+        _transcoder_part(model, inner, images, tokens, arithmetic),
+    ]
     peak = max(forward.peak, inner.peak)
     memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, peak, processes)
     return Training("transcoder", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
@@ -135,16 +138,30 @@ def _masked_batch(settings: Settings, images: int) -> MaskedBatch:
     return MaskedBatch(codes, labels, masked)
 
 
-def _transcoder_cost(model: BiGR, rows: int, arithmetic: Arithmetic, *, joint: bool) -> Cost:
+def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arithmetic, *, joint: bool) -> Cost:
     transcoder: Transcoder = model.transcoder
     bits, hidden = torch.zeros(rows, model.config.code_bits), torch.zeros(rows, model.config.dim, requires_grad=joint)
     _forget_gradients([transcoder])
-    return measure(lambda: transcoder.loss(bits, hidden, torch.Generator()).mean(), arithmetic, [transcoder])
+    return measure(
+        lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder]
+    )
 
 
-def _transcoder_part(cost: Cost, images: int, tokens: int) -> Part:
-    share = mean_masked_share(tokens)
-    return Part("transcoder", cost.forward / images * share, cost.backward / images * share)
+def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> Part:
+    """The transcoder's part of a step: what it does with tokens counts for the masked ones, and the embeddings of the
+    diffusion steps, computed once for all, count whole."""
+    transcoder, share = model.transcoder, mean_masked_share(tokens)
+    if transcoder.config.target == "direct":
+        once = Cost(0, 0, 0, 0)
+    else:
+        _forget_gradients([transcoder])
+        steps = torch.arange(transcoder.config.diffusion_steps)
+        once = measure(lambda: transcoder.t_embedder(steps).sum(), arithmetic, [transcoder])
+    forward, backward = (
+        (whole - alone) / images * share + alone / images
+        for whole, alone in ((cost.forward, once.forward), (cost.backward, once.backward))
+    )
+    return Part("transcoder", forward, backward)
 
 
 def _part(name: str, costs: list[Cost], images: int) -> Part:

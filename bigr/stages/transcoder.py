@@ -73,10 +73,9 @@ def run(settings: "Settings", context: Context) -> None:
     loss_of = parallel(transcoder, "loss")
 
     def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
-        h = hidden_of(model, batch).repeat(section.noise_draws, 1)
-        x0 = gather_tokens(batch.codes, batch.masked).repeat(section.noise_draws, 1)
+        h, x0 = hidden_of(model, batch), gather_tokens(batch.codes, batch.masked)
         noise = generator(settings.seed, "transcoder", "noise", step, rank(), device=device)
-        return {"loss": loss_of(x0, h, noise).mean()}
+        return {"loss": loss_of(x0, h, noise, section.noise_draws).mean()}
 
     stream = MaskedBatches(
         dataset,
