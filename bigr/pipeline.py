@@ -107,11 +107,15 @@ def cache_folder(root: Path) -> Path:
 def _repo(root: Path) -> "Repo":
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
     try:
         return Repo(str(root))
     except NotDvcRepoError:
         raise BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there") from None
+    except SCMError:  # DVC's settings say that git holds the project: a copy without its history, say
+        remedy = "run `git init` there, or `dvc config core.no_scm true`"
+        raise BigrError(f"{root}: not a git repository, as DVC expects; {remedy}") from None
 
 
 def outdated(root: Path, names: Iterable[str]) -> list[str]:

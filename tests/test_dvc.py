@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bigr import closure, config, pipeline
+from bigr.errors import BigrError
 from tests import scratch, tiny
 
 ROOT = scratch.ROOT
@@ -208,6 +209,12 @@ def test_metrics_of_a_model_that_is_out_of_date_are_said_to_be_so(project: Path)
     repro(project)
     change(project, "targets.samples", {"recall": 0.7})
     assert "out of date" not in scratch.run(project, *words).lower()
+
+
+def test_a_copy_without_git_is_told_what_to_do(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
+    with pytest.raises(BigrError, match=r"not a git repository.*git init"):
+        pipeline.cache_folder(tmp_path)
 
 
 def test_hashes_are_those_of_dvc_lock(reproduced: Path) -> None:
