@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import bigr
 from bigr.context import Context
+from bigr.errors import BigrError
 from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.features import token_averages, write_features
 from bigr.evaluation.folder_probe import probe_folder
@@ -303,6 +304,17 @@ def test_a_gpu_that_would_emulate_bfloat16_computes_in_float32(monkeypatch: pyte
         weight = torch.zeros(4, 4, device=CUDA)
         with autocast(CUDA, "auto", 1):
             assert F.linear(weight, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "remedy"), [("cuda", "1", "run.processes to 1 at most"), ("cuda:3", "0", "set it to cuda or cpu")]
+)
+def test_a_gpu_that_is_not_there_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, rank: str, remedy: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with fake_cuda(), pytest.raises(BigrError, match=f"run.device is {name}, .*{remedy}"):
+        resolve_device(name)
 
 
 def test_float32_is_not_tf32() -> None:

@@ -22,9 +22,11 @@ def resolve_device(name: str) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False  # as for matrix products: float32 is float32, and codes are compared
         if not torch.cuda.is_available():
             raise BigrError(f"run.device is {name}, but torch sees no CUDA device here; set run.device to auto or cpu")
+        count = torch.cuda.device_count()
         device = torch.device("cuda", local_rank() if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise BigrError(f"run.device is {device}, but there are {torch.cuda.device_count()} CUDA devices here")
+        if device.index >= count:
+            remedy = "set it to cuda or cpu" if ":" in name else f"set run.processes to {count} at most"
+            raise BigrError(f"run.device is {name}, but there is no cuda:{device.index} here, of {count}; {remedy}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BigrError("run.device is mps, but torch sees no Metal device here; set run.device to auto or cpu")
     return device
