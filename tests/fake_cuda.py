@@ -17,7 +17,7 @@ What this shows, in seconds and on any machine:
 
 What it cannot show: any value, so nothing of precision, NaN or determinism; whether a kernel exists, or fits into
 memory; speed; streams, NCCL and several GPUs. In a backward pass devices are not told apart in C++ (a CPU-only torch
-has no queue for CUDA there), so that what autocast casts inside `torch.autograd.grad` is not shown either.
+has no queue for CUDA there).
 tests/test_gpu.py shows the rest, on a GPU.
 """
 
