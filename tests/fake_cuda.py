@@ -10,13 +10,14 @@ What this shows, in seconds and on any machine:
 
 - an operation that CUDA's autocast refuses, as `F.binary_cross_entropy`;
 - tensors of two devices in one operation, and a generator of another device than its draws;
+- an operation that CUDA has no deterministic kernel for, where deterministic ones are asked for;
 - a wait for the GPU (`Waits`): `.item()`, `float()`, `.tolist()`, `.cpu()`, `nonzero`, a boolean mask as an index, and
   every copy to the GPU that is not asynchronous from pinned memory, such as `torch.tensor(list, device="cuda")`. Waits
   are allowed in `READS` alone, the documented places.
 
 What it cannot show: any value, so nothing of precision, NaN or determinism; whether a kernel exists, or fits into
 memory; speed; streams, NCCL and several GPUs. In a backward pass devices are not told apart in C++ (a CPU-only torch
-has no queue for CUDA there), so that what autocast casts inside `torch.autograd.grad` is not shown either.
+has no queue for CUDA there).
 tests/test_gpu.py shows the rest, on a GPU.
 """
 
@@ -72,6 +73,14 @@ READS = {
     "evaluation/classifier.py Classifier.predict": "images in, classes out",
     "evaluation/features.py token_averages": "the codes of a batch",
     "evaluation/features.py write_features": "features out",
+    "evaluation/features.py Features.statistics": "statistics out, once",
+    "evaluation/images.py reconstructions.<locals>.stream": "codes in, images out",
+    "evaluation/extractors.py weights_hash": "the extractor's weights, once",
+    "evaluation/statistics.py measure": "images in, features out",
+    "evaluation/fidelity.py Fidelity.compare": "features in, metrics out",
+    "evaluation/probe.py _accuracies": "the accuracies of a split",
+    "evaluation/neighbours.py nearest_neighbours": "a block of features",
+    "evaluation/labelled.py folder_codes": "images of a batch",
 }
 """Where the code may wait for the GPU, and for what: functions of the package, and all that they call."""
 
@@ -88,6 +97,18 @@ _SYNCHRONISE = {
     "equal",
     "bincount",
 }
+
+
+_NO_DETERMINISTIC_KERNEL = (
+    *("avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward"),
+    *("adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward"),
+    *("max_unpool2d", "max_unpool3d", "reflection_pad1d_backward", "reflection_pad2d_backward"),
+    *("reflection_pad3d_backward", "upsample_linear1d_backward", "upsample_bilinear2d_backward"),
+    *("upsample_bicubic2d_backward", "upsample_trilinear3d_backward", "nll_loss_forward", "nll_loss2d_forward"),
+    *("nll_loss_backward", "nll_loss2d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward"),
+    *("put_", "histc", "median", "kthvalue", "cumsum", "cumsum_", "cumprod", "scatter_reduce", "scatter_reduce_"),
+)
+"""What `torch.use_deterministic_algorithms` lists as raising an error on CUDA."""
 
 
 class Waits(AssertionError):
@@ -121,6 +142,11 @@ class FakeCuda(FakeTensorMode):
         if not here and not to_gpu:
             return func(*args, **kwargs)
 
+        strict = torch.are_deterministic_algorithms_enabled() and not (
+            torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        if strict and name in _NO_DETERMINISTIC_KERNEL and any(leaf.is_floating_point() for leaf in here):
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
         if name in ("_local_scalar_dense", "is_nonzero"):
             return torch.full((), self._answer(name), dtype=here[0].dtype).item()
         if name in _SYNCHRONISE or (name == "repeat_interleave" and "output_size" not in kwargs):

@@ -1,12 +1,13 @@
 """What runs on a GPU is not refused by CUDA's autocast, keeps to one device, and does not wait: shown without a GPU.
 
-tests/fake_cuda.py says what this can show. Whole stages run at the default precision (bfloat16), then the calls of the
+tests/fake_cuda.py says what this can show. Whole stages run under bfloat16, as the recipes do, then the calls of the
 library and the served model.
 """
 
 import base64
 import importlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,11 @@ from torch import Tensor, nn
 
 import bigr
 from bigr.context import Context
+from bigr.errors import BigrError
 from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.features import token_averages, write_features
+from bigr.evaluation.folder_probe import probe_folder
+from bigr.evaluation.probe import linear_probe
 from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
 from bigr.evaluation.zero_shot import ZeroShot
 from bigr.interop.folders import load_model
@@ -31,10 +35,10 @@ from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling import unmask
 from bigr.sampling.unmask import Sampling, sample_codes
-from bigr.stages import codes, generator, samples, tokenizer, transcoder
-from bigr.training.device import autocast
+from bigr.stages import codes, evaluation, generator, samples, tokenizer, transcoder
+from bigr.training.device import autocast, resolve_device
 from tests.fake_cuda import CUDA, READS, Waits, fake_cuda
-from tests.worlds import lpips_weights, settings, write_codes, write_models, write_shards
+from tests.worlds import features_of, lpips_weights, settings, write_codes, write_models, write_shards
 
 TOKENS = 16
 UNKNOWN = {"sampling/unmask.py sample_codes": TOKENS, "sampling/editing.py inpaint_codes": TOKENS}
@@ -58,7 +62,7 @@ ADVERSARIAL: dict[str, Any] = {
 
 
 def on_gpu(**changes: Any) -> Any:
-    return settings(run__device="cuda", **changes)
+    return settings(**{"run__device": "cuda", "run__precision": "bfloat16"} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,7 @@ def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
 
 def test_a_killed_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_codes(tmp_path, images=4)
-    chosen, context = on_gpu(generator__steps=3), Context(tmp_path, "f")
+    chosen, context = on_gpu(generator__steps=3, run__precision="float32"), Context(tmp_path, "f")
     with fake_cuda({"training/checkpoints.py Checkpoint.save": 0}) as gpu:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(generator, "save", interrupted)
@@ -131,32 +135,29 @@ def test_the_stage_samples_draws(project: Path) -> None:
     assert np.load(project / "outputs" / "samples.npz")["arr_0"].shape == (6, 8, 8, 3)
 
 
-WAYS: dict[str, dict[str, Any]] = {
-    "entropy": {},
-    "entropy, guided": {"guidance_scale": 2.0},
-    "entropy, guidance and noise that rise": {
-        "guidance_scale": 2.0,
-        "guidance_schedule": "linear",
-        "gumbel_temperature": 0.5,
-        "gumbel_schedule": "up",
-    },
-    "margin, noise that falls": {"order": "margin", "gumbel_temperature": 0.5, "gumbel_schedule": "down"},
-    "margin, guided": {"order": "margin", "guidance_scale": 2.0},
-    "random, deterministic bits": {"order": "random", "deterministic_bits": True},
-    "raster, tempered": {"order": "raster", "temperature": 2.0},
-}
+GUIDANCE: list[dict[str, Any]] = [
+    {},
+    {"guidance_scale": 2.0},
+    {"guidance_scale": 2.0, "guidance_schedule": "linear", "temperature": 2.0},
+]
+NOISE: list[dict[str, Any]] = [
+    {"deterministic_bits": True},
+    *({"gumbel_temperature": 0.5, "gumbel_schedule": schedule} for schedule in ("constant", "up", "down")),
+]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_order_and_schedule_samples_and_waits_once(project: Path, way: str) -> None:
-    sampling = Sampling(**{"iterations": 3, "diffusion_steps": 3, **WAYS[way]})
+@pytest.mark.parametrize("order", ["entropy", "margin", "random", "raster"])
+def test_every_order_and_schedule_samples_and_waits_once(project: Path, order: str) -> None:
     with fake_cuda(UNKNOWN) as gpu:
         _, model = networks(project)
         labels = torch.zeros(2, dtype=torch.long, device=CUDA)
-        with autocast(CUDA, "auto", model.config.dim):
-            found = sample_codes(model, labels, sampling, [1, 2])
-        assert (found.shape, found.dtype, found.device) == ((2, TOKENS, 6), torch.bool, CUDA)
-        assert gpu.reads == {"sampling/unmask.py sample_codes": 1}
+        noises = NOISE if order in ("entropy", "margin") else NOISE[:1]  # the others heed no temperature
+        for way in ({**guided, **noisy} for guided in GUIDANCE for noisy in noises):
+            gpu.reads.clear()
+            with autocast(CUDA, "auto", model.config.dim):
+                found = sample_codes(model, labels, Sampling(2, 2, order=order, **way), [1, 2])
+            assert (found.shape, found.dtype, found.device) == ((2, TOKENS, 6), torch.bool, CUDA), way
+            assert gpu.reads == {"sampling/unmask.py sample_codes": 1}, way
 
 
 @pytest.mark.parametrize("target", ["x0", "direct"])
@@ -166,7 +167,8 @@ def test_every_target_samples(tmp_path: Path, target: str) -> None:
         _, model = networks(tmp_path)
         labels = torch.zeros(2, dtype=torch.long, device=CUDA)
         with autocast(CUDA, "auto", model.config.dim):
-            sample_codes(model, labels, Sampling(2, 3, guidance_scale=2.0), [1, 2])
+            for scale in (1.0, 2.0):
+                sample_codes(model, labels, Sampling(2, 3, guidance_scale=scale), [1, 2])
 
 
 def picture(size: int = 12) -> Image.Image:
@@ -248,6 +250,38 @@ def test_zero_shot_metrics_are_measured(project: Path) -> None:
     assert len(every) == 4 and {"inpaint_psnr", "edit_label_agreement"} <= metrics.keys()
 
 
+def test_the_stage_evaluation_measures_every_part(tmp_path: Path) -> None:
+    write_shards(tmp_path, size=8, classes=3)
+    write_models(tmp_path)
+    chosen = {"shards__image_size": 8, "tokenizer__attention_resolutions": [], "evaluation__zero_shot_images": 2}
+    for stage in (codes, samples):
+        stage.run(settings(**chosen, samples__count=12), Context(tmp_path))
+    with fake_cuda(UNKNOWN):
+        evaluation.run(on_gpu(**chosen), Context(tmp_path))
+    parts = json.loads((tmp_path / "outputs" / "evaluation-parts.json").read_text())
+    assert (parts["failed"], parts["left_out"]) == ({}, {})
+    assert {"classifier", "fidelity", "psnr", "representation", "zero_shot.enrichment"} <= set(parts["measured"])
+
+
+def test_the_linear_probe_trains_without_waiting() -> None:
+    draws = torch.Generator().manual_seed(0)
+    split = features_of(torch.rand(8, 2, 4, generator=draws), torch.arange(8) % 2)
+    with fake_cuda() as gpu:
+        held_out = torch.tensor([0, 1])
+        rates = {"epochs": 2, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0}
+        linear_probe(split, split, held_out=held_out, classes=2, device=CUDA, **rates)  # type: ignore[arg-type]
+        assert set(gpu.reads) == {"evaluation/probe.py _accuracies"}
+
+
+def test_a_labelled_folder_is_probed(tmp_path: Path) -> None:
+    write_shards(tmp_path, size=8)
+    write_models(tmp_path)
+    models = tmp_path / "models"
+    with fake_cuda():
+        probe_folder(tmp_path / "pictures", models / "tokenizer", models / "bigr", tmp_path / "out", on_gpu())
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
 # That this would notice a mistake is shown by mistakes: each is noticed.
 
 
@@ -262,6 +296,49 @@ def test_an_operation_that_autocast_refuses_is_noticed(project: Path, monkeypatc
     monkeypatch.setattr(unmask, "bit_entropy", lambda p: F.binary_cross_entropy(p, p, reduction="none").mean(-1))
     with pytest.raises(RuntimeError, match="unsafe to autocast"):
         test_every_order_and_schedule_samples_and_waits_once(project, "entropy")
+
+
+def test_a_gpu_that_would_emulate_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda():
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+        weight = torch.zeros(4, 4, device=CUDA)
+        with autocast(CUDA, "auto", 1):
+            assert F.linear(weight, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "remedy"), [("cuda", "1", "run.processes to 1 at most"), ("cuda:3", "0", "set it to cuda or cpu")]
+)
+def test_a_gpu_that_is_not_there_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, rank: str, remedy: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with fake_cuda(), pytest.raises(BigrError, match=f"run.device is {name}, .*{remedy}"):
+        resolve_device(name)
+
+
+def test_float32_is_not_tf32() -> None:
+    with fake_cuda(), torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        resolve_device("cuda")
+        assert not torch.backends.cudnn.allow_tf32
+
+
+REFUSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "unsafe to autocast": lambda loss: F.binary_cross_entropy(loss.sigmoid(), loss.detach().sigmoid()),
+    "deterministic": lambda loss: loss[None].cumsum(0).sum(),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_an_operation_that_is_refused_in_a_step_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    original = BiGR.loss
+    monkeypatch.setattr(BiGR, "loss", lambda self, *batch: REFUSED[reason](original(self, *batch)))
+    write_codes(tmp_path, images=4)
+    chosen = on_gpu(generator__validate_every=100)
+    with fake_cuda(), pytest.raises(RuntimeError, match=reason):
+        generator.run(chosen, Context(tmp_path))
 
 
 WAITING: dict[str, Callable[[Tensor], object]] = {

@@ -137,23 +137,25 @@ STAGES = {
 }
 
 
-def prepared(root: Path, stage: Any, changes: dict[str, Any]) -> Context:
-    """A project with what the stage reads."""
+def prepared(root: Path, stage: Any, changes: dict[str, Any], grid: int = 4) -> Context:
+    """A project with what the stage reads; grid: of the codes."""
     if stage is tokenizer:
         write_shards(root, size=changes.get("shards__image_size", 16))
         save_file(lpips_weights(), root / "lpips.safetensors")
     else:
-        write_codes(root)
+        write_codes(root, grid=grid)
     if stage is transcoder:
         generator.run(on_device(**RATES, generator__steps=40), Context(root, "f"))
     return Context(root, "f")
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", STAGES)
-def test_twenty_steps_lower_the_loss(tmp_path: Path, name: str, measured: Measured) -> None:
+def test_twenty_steps_lower_the_loss(tmp_path: Path, name: str, precision: str, measured: Measured) -> None:
     stage, own = STAGES[name]
     section = name.split(",")[0]
     changes = {**RATES, **own, f"{section}__steps": 20, f"{section}__validate_every": 5, "run__checkpoint_every": 50}
+    changes["run__precision"] = precision
     context = prepared(tmp_path, stage, own)
     peak()
     taken = seconds(lambda: stage.run(on_device(**changes), context))
@@ -167,18 +169,20 @@ def test_twenty_steps_lower_the_loss(tmp_path: Path, name: str, measured: Measur
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["generator", "tokenizer, adversarial"])
+# 16×16 tokens: with fewer, attention has one block, and nothing to add in another order.
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "grid"), [("generator", 4), ("generator", 16), ("tokenizer, adversarial", 4)])
 def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, grid: int, precision: str
 ) -> None:
     stage, own = STAGES[name]
     section = name.split(",")[0]
-    changes = {**own, f"{section}__steps": 7, "run__checkpoint_every": 3}
+    changes = {**own, f"{section}__steps": 7, "run__checkpoint_every": 3, "run__precision": precision}
     if stage is tokenizer:
         changes["tokenizer__gan_start"] = 2
     else:
         changes["generator__dropout"] = 0.2
-    whole = prepared(tmp_path / "whole", stage, own)
+    whole = prepared(tmp_path / "whole", stage, own, grid)
     shutil.copytree(whole.root, tmp_path / "killed")
     killed = Context(tmp_path / "killed", "f")
     stage.run(on_device(**changes), whole)
@@ -228,7 +232,7 @@ def test_training_waits_nowhere_but_where_it_says(tmp_path: Path, name: str) -> 
     section = name.split(",")[0]
     context = prepared(tmp_path, stage, own)
     with waits() as found:
-        stage.run(on_device(**own, **{f"{section}__steps": 12}), context)
+        stage.run(on_device(**own, **{f"{section}__steps": 12, "run__precision": "bfloat16"}), context)
     assert not [place for place in found if place.partition(":")[0] not in MOVES]
 
 
@@ -282,7 +286,8 @@ def test_the_published_size_trains_and_samples(measured: Measured) -> None:
     step()
     peak()
     taken = seconds(lambda: [step() for _ in range(10)])
-    measured(f"{10 / taken:.2f} steps/s of {batch} images; {peak()}")
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, with a small model"
+    measured(f"{10 / taken:.2f} steps/s of {batch} images on {card}; {peak()}")
 
     model.eval()
 

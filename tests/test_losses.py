@@ -218,6 +218,16 @@ def test_adaptive_weight_stays_between_0_and_1(nll_slope: float, gan_slope: floa
     assert adaptive_weight((nll_slope * weight).sum(), (gan_slope * weight).sum(), weight).item() == expected
 
 
+def test_adaptive_weight_takes_its_gradients_outside_autocast() -> None:
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.rand(4, 4, generator=draws).requires_grad_()
+    left, right = torch.rand(4, 4, generator=draws), torch.rand(4, 4, generator=draws)
+    nll, gan = (left @ weight).square().sum(), (9 * weight @ right).square().sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = adaptive_weight(nll, gan, weight)
+    assert under.equal(adaptive_weight(nll, gan, weight))
+
+
 def test_adaptive_weight_leaves_both_losses_to_be_trained() -> None:
     weight = torch.ones(3, requires_grad=True)
     nll, gan = weight.pow(2).sum(), weight.pow(3).sum()

@@ -1,5 +1,7 @@
 """The stage `samples`: what it writes, and what a sample depends on."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,11 @@ from bigr.errors import BigrError
 from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
+from bigr.sampling.decode import decoded
 from bigr.sampling.unmask import sample_codes
 from bigr.seeds import derive_seed
 from bigr.stages import samples
+from tests.test_training import run_two_processes
 from tests.worlds import settings, write_models
 
 COUNT, CLASSES, SIDE = 20, 3, 8
@@ -64,6 +68,38 @@ def test_samples_are_the_same_in_batches_of_any_size(project):
     first, *others = (sampled(project, samples__batch_size=size)[0] for size in (1, 7, 100))
     for other in others:
         assert first.tobytes() == other.tobytes()
+
+
+def test_images_are_decoded_in_float32_also_under_autocast(project):
+    tokenizer = load_model(project / "models" / "tokenizer", Tokenizer)
+    codes = torch.rand(4, 16, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = decoded(tokenizer, codes)
+    assert under.equal(decoded(tokenizer, codes))
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_samples_of_one_and_hand_over_a_few_at_a_time(project, tmp_path):
+    shutil.copytree(project / "models", tmp_path / "models")
+    images, labels = sampled(project, run__device="cpu", samples__count=11)
+    run_two_processes(_TOGETHER, tmp_path)
+    with np.load(tmp_path / "outputs" / "samples.npz") as file:
+        assert np.array_equal(file["arr_1"], labels)
+        assert np.array_equal(file["arr_0"], images)
+
+
+_TOGETHER = """
+import pathlib, sys
+import torch
+from bigr.context import Context
+from bigr.stages import samples
+from bigr.training.distributed import process_group
+from tests.test_samples import chosen
+
+samples.GATHERED_TOGETHER = 2
+with process_group(torch.device("cpu")):
+    samples.run(chosen(run__device="cpu", samples__count=11), Context(pathlib.Path(sys.argv[1])))
+"""
 
 
 def test_another_seed_gives_other_samples_of_the_same_classes(project):

@@ -26,6 +26,7 @@ from bigr.files import write_tensors
 from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.bigr import BiGR
 from bigr.progress import Progress
+from bigr.transfer import to_device
 
 _LARGEST = 256.0
 """What the first batch's farthest number of a layer is stored as: float16 keeps all its bits from a four-millionth of
@@ -97,8 +98,9 @@ class Features:
 
     def _restored(self, stored: np.ndarray, layers: slice | int, device: torch.device) -> Tensor:
         # A choice of rows is a copy already; a range is still the map, which torch would take for writable.
-        half = torch.from_numpy(stored if stored.flags.writeable else stored.copy()).to(device)
-        return torch.addcmul(self._offset[layers].to(device), half.float(), self._scale[layers].to(device))
+        half = torch.from_numpy(stored if stored.flags.writeable else stored.copy())
+        offset, half, scale = (to_device(t, device) for t in (self._offset[layers], half, self._scale[layers]))
+        return torch.addcmul(offset, half.float(), scale)
 
 
 @contextmanager

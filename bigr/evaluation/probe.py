@@ -19,6 +19,7 @@ from bigr.evaluation.classifier import INSTRUMENT_SEED
 from bigr.evaluation.features import Features
 from bigr.progress import Progress
 from bigr.seeds import generator
+from bigr.transfer import to_device
 
 TOP = 5
 """The k of top-k accuracy beside top-1; all classes where there are fewer."""
@@ -114,7 +115,7 @@ def _orders(images: Tensor, batch_size: int, epochs: int) -> Iterator[Tensor]:
 def _batches(features: Features, chosen: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Features [B, L, D] and labels [B] of each batch of images."""
     for images in chosen:
-        yield features.rows(images, device), features.labels[images].to(device)
+        yield features.rows(images, device), to_device(features.labels[images], device)
 
 
 class _Probes(nn.Module):

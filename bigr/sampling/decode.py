@@ -24,7 +24,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
-    """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in float32.
+    """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in float32 also under autocast.
 
     Always so many at a time, the last ones filled up: convolutions round by the size of their batch, and a sample must
     not depend on which others stand in its batch.
@@ -33,5 +33,7 @@ def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     for part in codes.split(DECODED_TOGETHER):
         filled = torch.zeros(DECODED_TOGETHER, *codes.shape[1:], dtype=codes.dtype, device=codes.device)
         filled[: len(part)] = part
-        parts.append(to_uint8(tokenizer.decode(filled))[: len(part)].permute(0, 2, 3, 1).cpu())
+        with torch.autocast(codes.device.type, enabled=False):
+            images = to_uint8(tokenizer.decode(filled))
+        parts.append(images[: len(part)].permute(0, 2, 3, 1).cpu())
     return torch.cat(parts)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from bigr.config import Settings
 
 PICTURED_CLASSES = 16
+GATHERED_TOGETHER = 256
+"""Images that each process hands to the first at a time: no GPU has room for all of them."""
 
 
 def run(settings: "Settings", context: Context) -> None:
@@ -91,12 +93,17 @@ def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:
     """All processes' images, uint8 [count, H, W, 3] in the order of their indices, on the first process."""
     if world() == 1:
         return images
-    most = math.ceil(count / world())
-    padded = torch.zeros(most, *images.shape[1:], dtype=torch.uint8, device=device)
-    padded[: len(images)] = images.to(device)
-    parts = [torch.empty_like(padded) for _ in range(world())] if is_main() else None
-    dist.gather(padded, parts)
-    return images if parts is None else torch.stack(parts, dim=1).flatten(0, 1)[:count].cpu()
+    whole = torch.empty(count if is_main() else 0, *images.shape[1:], dtype=torch.uint8)
+    for places in batched(math.ceil(count / world()), GATHERED_TOGETHER):
+        mine = images[places.start : places.stop].to(device)
+        padded = torch.zeros(len(places), *images.shape[1:], dtype=torch.uint8, device=device)
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(world())] if is_main() else None
+        dist.gather(padded, parts)
+        if parts is not None:
+            here = whole[places.start * world() : places.stop * world()]
+            here.copy_(torch.stack(parts, dim=1).flatten(0, 1)[: len(here)])
+    return whole
 
 
 def save_class_columns(path: Path, images: Tensor, labels: Tensor, rows: int) -> None:

@@ -25,9 +25,10 @@ def adaptive_weight(nll: Tensor, gan: Tensor, last_weight: Tensor) -> Tensor:
     """λ = ‖∇nll‖/(‖∇gan‖ + 1e-4) at the decoder's last convolution, clamped to [0, 1]; a scalar without gradient.
 
     It keeps the adversarial gradient no larger than the reconstruction's. `nll` and `gan` are scalars whose graphs
-    reach `last_weight`; both graphs are kept.
+    reach `last_weight`; both graphs are kept. Backward passes belong outside autocast, this one too.
     """
-    nll_gradient, gan_gradient = (torch.autograd.grad(loss, last_weight, retain_graph=True)[0] for loss in (nll, gan))
+    with torch.autocast(last_weight.device.type, enabled=False):
+        nll_gradient, gan_gradient = (torch.autograd.grad(l, last_weight, retain_graph=True)[0] for l in (nll, gan))
     return (nll_gradient.norm() / (gan_gradient.norm() + 1e-4)).clamp(0, 1)
 
 

@@ -19,11 +19,14 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to repeat itself to the bit
+        torch.backends.cudnn.allow_tf32 = False  # as for matrix products: float32 is float32, and codes are compared
         if not torch.cuda.is_available():
             raise BigrError(f"run.device is {name}, but torch sees no CUDA device here; set run.device to auto or cpu")
+        count = torch.cuda.device_count()
         device = torch.device("cuda", local_rank() if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise BigrError(f"run.device is {device}, but there are {torch.cuda.device_count()} CUDA devices here")
+        if device.index >= count:
+            remedy = "set it to cuda or cpu" if ":" in name else f"set run.processes to {count} at most"
+            raise BigrError(f"run.device is {name}, but there is no cuda:{device.index} here, of {count}; {remedy}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise BigrError("run.device is mps, but torch sees no Metal device here; set run.device to auto or cpu")
     return device
@@ -44,7 +47,7 @@ def autocast(device: torch.device, precision: str, width: int) -> AbstractContex
 
 def _bfloat16_pays(device: torch.device, width: int) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slow, and convolutions fail
     if device.type == "cpu":
         capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return capable and width >= CPU_BFLOAT16_WIDTH

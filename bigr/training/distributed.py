@@ -76,7 +76,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=device)  # else a barrier guesses the GPU
+    else:
+        dist.init_process_group("gloo")
     try:
         yield
     finally:

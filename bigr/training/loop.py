@@ -84,7 +84,8 @@ def train(
     """
     settings = plan.settings
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Not `warn_only`: attention would then take its kernels that add in any order.
+        torch.use_deterministic_algorithms(True)
     average = Average(players[0].module, settings.ema_decay)
     modules = {player.name: player.module for player in players} | {"average": average.module}
     optimisers = {player.name: player.optimiser for player in players}
