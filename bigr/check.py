@@ -260,12 +260,8 @@ def _needs(settings: config.Settings, images: Images, stages: set[str]) -> list[
     codes, samples = settings.codes, settings.samples
     measured = min(evaluation.probe_images, images.train) + min(evaluation.reference_images, images.val)
     features = measured * generator.layers * generator.dim * _FEATURE_BYTES
-    found = [
-        _Need(
-            *("evaluation.probe_images", evaluation.probe_images),
-            *(f"every layer's features of {measured:,} images", features, "checkpoints/evaluation"),
-        )
-    ]
+    what = f"every layer's features of {measured:,} images"
+    found = [_Need("evaluation.probe_images", evaluation.probe_images, what, features, "checkpoints/evaluation")]
     if "codes" in stages:
         count = images.train + images.val
         entry = settings.grid**2 * -(-settings.tokenizer.code_bits // 8)
