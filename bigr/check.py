@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,18 +16,25 @@ from bigr.errors import BigrError
 
 MADE = ("models/tokenizer", "models/generator", "models/bigr")
 """Models that the stages write: DVC removes them before it runs the stage, so that none can be taken over."""
+WRITTEN = ("data", "models", "outputs", "checkpoints")
+"""Folders that the stages write, below the project's."""
 LEAST_IMAGES = 2
 """Of each split: fewer have no covariance, and the evaluation's distances need one."""
 _DIGITS = 1797
+_OF_DIGITS = (".", "train", "val")  # folders that hold a subfolder a class
 _FEATURE_BYTES = 2  # of a float16
+_SCORE_IMAGES = 10  # that the Inception score is split into, one at least each
 
 
 def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
-    """Raise `BigrError`, a line for each file or folder that the settings name for `stages` and that is not there.
+    """Raise `BigrError`, a line for each file or folder that the settings name for `stages` and that is not there, and
+    for each that nothing can be written to.
 
     Paths are below the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes them.
     """
-    problems = []
+    problems = [line for name in WRITTEN if (line := _not_writable(root, name))]
+    if "shards" in stages:
+        problems += _source_problems(root, settings.shards.source)
     for key, path in settings.files.items():
         stage, name = key.split(".")
         if stage not in stages:
@@ -45,6 +53,43 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = c
             problems.append(f"{key} is {path}, which is not a {kind}; name another")
     if problems:
         raise BigrError("\n".join(problems))
+
+
+def _not_writable(root: Path, name: str) -> str:
+    """Why stages could write nothing to the folder `name`; nothing where they can, or can create it."""
+    place = root / name
+    if os.path.lexists(place) and not place.is_dir():
+        return f"{name} is not a folder, and the stages write there; move it away"
+    there = place if place.is_dir() else root
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there}: no right to write there, as the stages must; change its owner or its mode"
+    return ""
+
+
+def _source_problems(root: Path, source: str) -> list[str]:
+    named = Path(os.path.normpath(source))
+    if named.is_relative_to(config.EMBEDDED) and named.relative_to(config.EMBEDDED) not in map(Path, _OF_DIGITS):
+        return [f"shards.source is {source}, which the stage digits does not write; name {config.EMBEDDED}"]
+    if (root / source).resolve().is_relative_to((root / "data" / "shards").resolve()):
+        return [f"shards.source is {source}, where the stage shards writes; name the folder with the images"]
+    return []
+
+
+def check_device(settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
+    """Raise `BigrError` where this machine has not the device of `run.device`, or not one for each process."""
+    run = settings.run
+    if run.device == "cpu" or (run.device == "auto" and run.processes == 1) or not set(stages) - {"digits", "shards"}:
+        return
+    import torch  # which is slow
+
+    from bigr.training.device import resolve_device
+
+    device = resolve_device(run.device)
+    if device.type == "cuda" and "LOCAL_RANK" not in os.environ and run.processes > torch.cuda.device_count():
+        raise BigrError(
+            f"run.processes is {run.processes}, but there are {torch.cuda.device_count()} CUDA devices here, one for "
+            "each process; lower it"
+        )
 
 
 def check_models(
@@ -70,7 +115,7 @@ def _tokenizer_problems(root: Path, settings: config.Settings, named: str) -> li
     from bigr.stages.tokenizer import OF_SHARDS, config_of, ready_at  # imports torch, which is slow
 
     ready, expected = ready_at(root, named), config_of(settings.tokenizer, settings.shards.image_size)
-    return ready.differences(ready.find(expected), expected, OF_SHARDS)
+    return ready.problems(ready.find(expected), expected, OF_SHARDS)
 
 
 class _Codes(NamedTuple):
@@ -105,7 +150,7 @@ def _generator_problems(
     ):
         problems.append(stage.other_tokenizer(named, found.tokenizer, ours))
     expected = replace(expected, grid=theirs.grid, num_classes=theirs.num_classes)
-    return problems + ready.differences(found, expected, {"code_bits": "tokenizer.code_bits"})
+    return problems + ready.problems(found, expected, {"code_bits": "tokenizer.code_bits"})
 
 
 def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> None:
@@ -130,11 +175,11 @@ class Images(NamedTuple):
 
 
 def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = config.STAGES) -> Images | None:
-    """What `stages` will work on: counted in data/shards, or listed in `shards.source` where they are still to be made.
+    """What `stages` will work on: counted in data/shards, or listed in `shards.source` where that is not in them yet.
 
     None where they are not there. Opens no image. Raises `BigrError` for a folder that the stage shards would refuse.
     """
-    if "shards" not in stages or _up_to_date(root, settings):
+    if "shards" not in stages:
         return _in_shards(root)
     source = root / settings.shards.source
     if settings.shards.embedded:  # a stage writes them first
@@ -146,6 +191,8 @@ def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = con
 
     found = discover(source, val_fraction=settings.shards.val_fraction, seed=settings.seed, warn=False)
     train, val = (len(found.items[split]) for split in ("train", "val"))
+    if _packed(root, settings, train + val) and (those := _in_shards(root)):  # without what could not be read
+        return those
     return Images(f"shards.source: {settings.shards.source}", train, val, len(found.classes))
 
 
@@ -158,13 +205,14 @@ def _in_shards(root: Path) -> Images | None:
         return None
 
 
-def _up_to_date(root: Path, settings: config.Settings) -> bool:
-    """Whether the shards that are there were made under these settings."""
-    lock = root / "dvc.lock"
-    if not lock.is_file():
+def _packed(root: Path, settings: config.Settings, images: int) -> bool:
+    """Whether the shards that are there were made under these settings, of so many images."""
+    try:
+        report = json.loads((root / "data" / "shards" / "report.json").read_text(encoding="utf-8"))
+        made = config.read(root / "dvc.lock")["stages"]["shards"]["params"]["params.yaml"]["shards"]
+        return bool(made == settings.shards.model_dump() and report["files"] == images)
+    except (OSError, ValueError, KeyError, TypeError, BigrError):  # not made, or by something else
         return False
-    made = config.read(lock).get("stages", {}).get("shards", {}).get("params", {}).get("params.yaml", {})
-    return bool(made.get("shards") == settings.shards.model_dump())
 
 
 def check_images(
@@ -182,16 +230,47 @@ def check_images(
         )
         if count < LEAST_IMAGES
     ]
-    section, generator = settings.evaluation, settings.generator
-    measured = min(section.probe_images, images.train) + min(section.reference_images, images.val)
-    needed, free = measured * generator.layers * generator.dim * _FEATURE_BYTES, shutil.disk_usage(root).free
-    if needed > free:
-        problems.append(
-            f"evaluation.probe_images is {section.probe_images}: every layer's features of {measured:,} images need "
-            f"{needed / 1e9:.1f} GB in checkpoints/evaluation, the disk has {free / 1e9:.1f} GB; free some, or lower it"
-        )
+    problems += [line for need in _needs(settings, images, set(stages)) if (line := need.problem(root))]
     if problems:
         raise BigrError("\n".join(problems))
+
+
+class _Need(NamedTuple):
+    """What a stage will write: the setting that decides how much, its value, what it is, in bytes, and where."""
+
+    key: str
+    value: int
+    what: str
+    size: int
+    where: str
+
+    def problem(self, root: Path) -> str:
+        """A line where the disk has not so much; nothing where it has."""
+        place = root / self.where
+        while not place.exists():
+            place = place.parent
+        if self.size <= (free := shutil.disk_usage(place).free):
+            return ""
+        needed = f"{self.what} need {self.size / 1e9:.1f} GB in {self.where}"
+        return f"{self.key} is {self.value}: {needed}, the disk has {free / 1e9:.1f} GB; free some, or lower it"
+
+
+def _needs(settings: config.Settings, images: Images, stages: set[str]) -> list[_Need]:
+    evaluation, generator = settings.evaluation, settings.generator
+    codes, samples = settings.codes, settings.samples
+    measured = min(evaluation.probe_images, images.train) + min(evaluation.reference_images, images.val)
+    features = measured * generator.layers * generator.dim * _FEATURE_BYTES
+    what = f"every layer's features of {measured:,} images"
+    found = [_Need("evaluation.probe_images", evaluation.probe_images, what, features, "checkpoints/evaluation")]
+    if "codes" in stages:
+        count = images.train + images.val
+        entry = settings.grid**2 * -(-settings.tokenizer.code_bits // 8)
+        size = count * len(codes.views) * (1 + codes.draws) * entry
+        found.append(_Need("codes.draws", codes.draws, f"the codes of {count:,} images", size, "data/codes"))
+    if "samples" in stages:
+        size = samples.count * settings.shards.image_size**2 * 3
+        found.append(_Need("samples.count", samples.count, "so many images", size, "outputs/samples.npz"))
+    return found
 
 
 def check_promotion(settings: config.Settings, images: Images | None) -> None:
@@ -209,6 +288,8 @@ def _not_measured(name: str, settings: config.Settings, images: Images | None) -
     """Under which setting, or for which images, a metric is not measured; nothing where it is."""
     part, metric = name.split(".")
     evaluation, one_class = settings.evaluation, images is not None and images.classes == 1
+    if images is not None and (reason := _too_few(part, metric, settings, images)):
+        return reason
     of_classifier = metric in ("fd_classifier", "kd_classifier", "is_classifier")
     if of_classifier and evaluation.extractor != "classifier":
         return f"evaluation.extractor is {evaluation.extractor}"
@@ -227,6 +308,22 @@ def _not_measured(name: str, settings: config.Settings, images: Images | None) -
     return ""
 
 
+def _too_few(part: str, metric: str, settings: config.Settings, images: Images) -> str:
+    """Why a metric is not measured of so few images; nothing where there are enough."""
+    section = settings.evaluation
+    splits = {name: min(section.reference_images, getattr(images, name)) for name in ("train", "val")}
+    own = settings.samples.count if part == "samples" else splits["val"]
+    other = splits[section.reference] if part == "samples" else splits["val"]
+    if metric in ("precision", "recall") and min(own, other) <= section.precision_recall_neighbours:
+        return f"a set has no more than evaluation.precision_recall_neighbours = {section.precision_recall_neighbours}"
+    if metric in ("is_classifier", "isc") and own < _SCORE_IMAGES:
+        return f"a set has {own} images, fewer than {_SCORE_IMAGES}"
+    learnt = min(section.probe_images, images.train)
+    if part in ("probe", "knn") and learnt - max(1, round(learnt * section.selection_fraction)) < LEAST_IMAGES:
+        return f"there are {learnt} training images, too few to learn from and choose a layer by"
+    return ""
+
+
 def summary(root: Path, params: Path) -> list[str]:
     """Lines that describe the pipeline at `root` under these settings. Raises `BigrError`, a line per misfit."""
     values = config.read(params)
@@ -242,6 +339,7 @@ def summary(root: Path, params: Path) -> list[str]:
     if problems:
         raise BigrError("\n".join(problems))
     check_files(root, settings)
+    check_device(settings)
     images = images_of(root, settings)
     check_images(root, settings, images)
     check_models(root, settings, classes=images.classes if images else None)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigr import config, pipeline
-from bigr.check import check_files, check_images, check_models, check_weights, images_of
+from bigr.check import check_device, check_files, check_images, check_models, check_weights, images_of
 from bigr.context import Context
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.tracking import Tracker
@@ -55,6 +55,7 @@ def run_stage(name: str, root: Path, params: Path) -> None:
         _check_joined(settings)
     onwards = config.STAGES[config.STAGES.index(name) :]  # not hours later, for a stage after it
     check_files(root, settings, onwards)
+    check_device(settings, onwards)
     images = images_of(root, settings, onwards)
     check_images(root, settings, images, onwards)
     check_models(root, settings, onwards, images.classes if images else None)

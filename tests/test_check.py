@@ -1,5 +1,6 @@
 """`bigr check`, and every stage before it begins: what will stop a later one is found in settings, files and images."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from bigr import check, config, runner
+from bigr.context import Context
 from bigr.errors import BigrError
-from bigr.stages import tokenizer
+from bigr.stages import shards, tokenizer
 from tests import scratch, tiny, worlds
 
 
@@ -104,6 +106,91 @@ def test_weights_that_the_tokenizer_cannot_use_are_named_before_the_first_stage(
     assert line.startswith("tokenizer.perceptual_weights: ")
 
 
+def test_weights_of_a_ready_model_that_are_cut_off_are_named_before_the_first_stage(project: Path) -> None:
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    ready = tokenizer.Tokenizer(tokenizer.config_of(config.load(project / "params.yaml").tokenizer, 16))
+    tokenizer.save(project / "ready", ready)
+    weights = project / "ready/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    tiny.apply(project / "params.yaml", {"tokenizer.from": "ready"})
+    (line,) = checked(project)
+    assert line.startswith("tokenizer.from: ") and "ready/model.safetensors: cannot be read" in line
+
+
+@pytest.mark.parametrize("changes", [{"run.device": "cuda"}, {"run.device": "cuda:7"}, {"run.device": "mps"}])
+def test_a_device_that_is_not_there_is_named_before_the_first_stage(project: Path, changes, monkeypatch) -> None:
+    for backend in ("cuda", "backends.mps"):
+        monkeypatch.setattr(f"torch.{backend}.is_available", lambda: False)
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    tiny.apply(project / "params.yaml", changes)
+    (line,) = checked(project)
+    assert line.startswith(f"run.device is {changes['run.device']}, ")
+
+
+def test_more_processes_than_gpus_are_named_before_the_first_stage(project: Path, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    tiny.apply(project / "params.yaml", {"run.processes": 4})
+    (line,) = checked(project)
+    assert line.startswith("run.processes is 4, but there are 2 CUDA devices here")
+    tiny.apply(project / "params.yaml", {"run.processes": 2})
+    assert check.summary(project, project / "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["models", "outputs", "checkpoints"])
+def test_a_file_where_stages_write_a_folder_is_named_before_the_first_stage(project: Path, name: str) -> None:
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    (project / name).write_text("")
+    (line,) = checked(project)
+    assert line.startswith(f"{name} is not a folder")
+
+
+def test_a_folder_that_stages_may_not_write_to_is_named_before_the_first_stage(project: Path, monkeypatch) -> None:
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    (project / "models").mkdir()
+    allowed = os.access  # root may write anywhere
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "models" and allowed(path, mode))
+    (line,) = checked(project)
+    assert line.startswith(f"{project / 'models'}: no right to write there")
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [("data/digits/train/3", "which the stage digits does not write"), ("data/shards/x", "where the stage shards")],
+)
+def test_a_source_that_holds_no_images_is_named_before_the_first_stage(project: Path, source, complaint) -> None:
+    tiny.apply(project / "params.yaml", {"shards.source": source})
+    assert any(complaint in line for line in checked(project))
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"), [("codes.draws", "data/codes"), ("samples.count", "outputs/samples.npz")]
+)
+def test_what_will_not_fit_on_the_disk_is_named_before_the_first_stage(project: Path, setting, place) -> None:
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    tiny.apply(project / "params.yaml", {setting: 10**14})
+    (line,) = checked(project)
+    assert line.startswith(f"{setting} is {10**14}: ") and f" GB in {place}, the disk has " in line
+
+
+def test_images_added_to_the_source_count_though_shards_were_made_before(project: Path) -> None:
+    """Of the first ones so many could not be read that the check refuses what is in the shards."""
+    add_images(project, train_cat=3, train_dog=3, val_cat=2)
+    (project / "pictures/val/cat/0.png").write_bytes(b"no image")
+    tiny.apply(project / "params.yaml", {"shards.max_bad_fraction": 0.5})
+    settings = config.load(project / "params.yaml")
+    shards.run(settings, Context(project))
+    made = {"stages": {"shards": {"params": {"params.yaml": {"shards": settings.shards.model_dump()}}}}}
+    YAML().dump(made, project / "dvc.lock")
+    (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
+    assert line.startswith("data/shards has 1 validation image; ")
+    Image.new("RGB", (9, 9)).save(project / "pictures/val/cat/another.png")
+    assert "images      16×16 from pictures: 6 to train on, 3 held out, 2 classes" in check.summary(
+        project, project / "params.yaml"
+    )
+
+
 GATE = {"tolerance": 0.1, "relative": False, "limit": None}
 FREE = {"generator.use_labels": False, "samples.guidance_scale": 1.0}
 
@@ -118,6 +205,10 @@ FREE = {"generator.use_labels": False, "samples.guidance_scale": 1.0}
         ("zero_shot.interpolation_agreement", {}, 1, "there is one class"),
         ("probe.best_top1", {}, 1, "there is one class"),
         ("probe.best_top1", {}, 2, None),
+        ("samples.is_classifier", {"samples.count": 9}, 2, "a set has 9 images, fewer than 10"),
+        ("reconstructions.is_classifier", {}, 2, "a set has 6 images, fewer than 10"),
+        ("samples.precision", {"evaluation.precision_recall_neighbours": 6}, 2, "a set has no more than evaluation."),
+        ("samples.precision", {"evaluation.precision_recall_neighbours": 5}, 2, None),
         ("zero_shot.inpaint_psnr", FREE, 1, None),
         ("samples.fd_classifier", {}, 1, None),
     ],
@@ -134,10 +225,16 @@ def test_a_metric_of_the_gate_that_will_not_be_measured_is_named_by_the_check(
     if reason is None:
         assert check.summary(project, project / "params.yaml")
         return
-    line = f"promotion.metrics names {metric}, which is not measured where {reason}; name another metric"
-    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [line]
+    (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
+    assert line.startswith(f"promotion.metrics names {metric}, which is not measured where {reason}")
     settings = config.load(project / "params.yaml")
     check.check_images(project, settings, check.images_of(project, settings))  # the stages can do without
+
+
+def test_too_few_training_images_for_a_probe_of_the_gate_are_named_by_the_check(project: Path) -> None:
+    add_images(project, train_a=1, train_b=1, val_a=2)
+    (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
+    assert line.startswith("promotion.metrics names probe.best_top1, which is not measured where there are 2 training")
 
 
 def test_the_flow_refuses_before_it_starts_a_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

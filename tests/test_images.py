@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from bigr.data.images import ImageError, center_crop, decode, encode_png
+from bigr.errors import BigrError
+from bigr.imaging.pictures import read_mask, read_picture
 from tests.worlds import bomb, memory_grows_by_less_than
 
 GRADIENT = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
@@ -186,7 +188,7 @@ def test_pillows_limit_of_pixels_does_not_apply(tmp_path: Path) -> None:
     header = file[12:16] + struct.pack(">II", 20_000, 20_000) + file[24:29]
     (tmp_path / "a.png").write_bytes(file[:12] + header + struct.pack(">I", zlib.crc32(header)) + file[33:])
     with pytest.raises(ImageError, match="truncated"):  # not "could be decompression bomb DOS attack"
-        decode(tmp_path / "a.png")
+        decode(tmp_path / "a.png", max_pixels=500_000_000)
 
 
 def test_a_picture_beyond_the_limit_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,3 +259,13 @@ def test_a_strip_is_enlarged_in_bounded_memory(size: tuple[int, int], monkeypatc
 def test_png_is_lossless() -> None:
     image = colour(5)
     assert np.array_equal(np.asarray(decode(io.BytesIO(encode_png(image)))), np.asarray(image))
+
+
+@pytest.mark.parametrize("read", [decode, read_picture, lambda path: read_mask(path, (8, 8))])
+def test_a_huge_picture_is_an_error_in_bounded_memory_where_no_setting_is_at_hand(tmp_path: Path, read) -> None:
+    (tmp_path / "huge.png").write_bytes(bomb())
+    with (
+        memory_grows_by_less_than(100e6),
+        pytest.raises(BigrError, match="20000×20000 pixels; at most 100,000,000"),
+    ):
+        read(tmp_path / "huge.png")

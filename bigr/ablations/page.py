@@ -44,7 +44,8 @@ make ui                                   # every run in MLflow
 ```
 
 A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`);
-[comparing.md](comparing.md) tells how to set runs beside each other. All runs differ from `params.yaml` in:
+[comparing.md](comparing.md) tells how to set runs beside each other. All runs differ from the `params.yaml` of the
+commit `{commit}`, whose defaults may be older than today's, in:
 
 {settings}
 

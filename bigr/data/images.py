@@ -16,9 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from bigr.errors import BigrError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 500_000_000
+MAX_PIXELS = 100_000_000
 """A larger picture is refused from its header, where no setting says how large it may be. Decoding takes 8 to 24
-bytes a pixel, the most with transparency."""
+bytes a pixel, the most with transparency: 2.4 GB at most."""
 
 # Pillow's own limit warns at 89 megapixels and raises at 179; MAX_PIXELS takes its place in `decode`.
 Image.MAX_IMAGE_PIXELS = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Unpack
 
-from bigr.data.images import MAX_PIXELS, center_crop
+from bigr.data.images import center_crop
 from bigr.errors import BigrError
 from bigr.imaging import drawing
 from bigr.imaging.blend import Blend, blended, check
@@ -42,6 +42,9 @@ INTERPOLATION_STEPS = 9
 
 MAX_SIDE = 30_000
 """Pixels along one side of a picture with margins; longer ones are refused."""
+
+_MAX_MADE = 500_000_000
+"""Pixels of a picture with margins; larger ones are refused."""
 
 _SEEN_TOGETHER = 16
 """Pictures whose features are taken in one batch; a large picture's activations fill much memory."""
@@ -431,10 +434,10 @@ def _with_margins(picture: Image.Image, margins: Sequence[int]) -> tuple[Image.I
         raise BigrError(f"margins: {margins} cannot be; four numbers of pixels, 0 or more: left, top, right, bottom")
     left, top, right, bottom = margins
     width, height = picture.width + left + right, picture.height + top + bottom
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    if max(width, height) > MAX_SIDE or width * height > _MAX_MADE:
         raise BigrError(
             f"margins: a picture of {width}×{height} pixels; at most {MAX_SIDE:,} along a side "
-            f"and {MAX_PIXELS:,} in all can be made"
+            f"and {_MAX_MADE:,} in all can be made"
         )
     grown = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
     return Image.fromarray(grown), (left, top, left + picture.width, top + picture.height)

@@ -57,6 +57,17 @@ class Ready(Generic[M]):
                 lines.append(f"{key} is {ours}, but {self.named} has {theirs}; set it to {theirs}")
         return lines
 
+    def problems(self, found: Found, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
+        """The `differences`; where there are none, a line if the weights of a model folder are damaged or of another
+        shape. None is computed with: they are mapped from the file."""
+        lines = self.differences(found, expected, keys)
+        if not lines and found.path.is_dir():
+            try:
+                self.load(found, expected, keys)
+            except BigrError as error:
+                lines = [str(error)]
+        return lines
+
     def load(self, found: Found, expected: Any, keys: Mapping[str, str] | None = None) -> M:
         """The model, in eval mode, on the CPU, with `expected` for its shape.
 
