@@ -135,6 +135,7 @@ app_command.register(app)
 
 def main() -> NoReturn:
     """The entry point. Exit status 2: a mistake that the user can put right, said in one line on stderr."""
+    _let_threads_wait()
     _use_code_at_hand()
     _set_up_logging()
     try:
@@ -146,6 +147,15 @@ def main() -> NoReturn:
             typer.echo(masked(str(error)), err=True)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
+
+
+def _let_threads_wait() -> None:
+    """Before torch is loaded: OpenMP's threads sleep while they wait for each other, unless the user says otherwise.
+
+    By default they spin, and one other busy process on the machine, which takes the core of one of them away, makes
+    every operation wait for it (benchmarks/busy.py).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _use_code_at_hand() -> None:

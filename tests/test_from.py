@@ -17,7 +17,6 @@ from torch import nn
 from bigr import check, config, runner
 from bigr.context import Context
 from bigr.errors import BigrError
-from bigr.files import write_json
 from bigr.interop import exchange
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
 from bigr.interop.generators import PUBLISHED_WIDTHS, generator_config
@@ -474,11 +473,7 @@ def test_check_finds_what_does_not_fit_without_running_anything(project: Path) -
     assert first == unequal
     assert second.startswith(f"generator.from is {GENERATOR}, which knows 1000 classes; the images have 3; ")
 
-    made = {"seed": 0, "shards": config.read(project / "params.yaml")["shards"]}
-    write_json(project / "dvc.lock", {"stages": {"shards": {"params": {"params.yaml": made}}}})
-    shutil.rmtree(project / "pictures" / "train" / "1")  # not looked at where shards were made under these settings
-    assert complaints(lambda: check.summary(project, project / "params.yaml")) == [first, second]
-    tiny.apply(project / "params.yaml", {"shards.images_per_shard": 20})  # the shards there may be of other images
+    shutil.rmtree(project / "pictures" / "train" / "1")  # so that the shards would be made anew
     (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
     assert "class '1' is not in train/" in line
 
