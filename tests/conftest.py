@@ -1,6 +1,13 @@
-"""At the end of a run: what the tests measured (`record_property("measured", text)`), a line each."""
+"""The threads that tests compute with, and at the end what they measured (`record_property("measured", text)`)."""
 
+import os
 from typing import Any
+
+# Before torch is loaded, here and in the processes that tests start: threads sleep while they wait, as in all commands,
+# and tests that run side by side share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

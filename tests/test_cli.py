@@ -96,6 +96,24 @@ def test_help_explains_every_stage_in_order(monkeypatch: pytest.MonkeyPatch, cap
     assert tuple(cli.STAGE_HELP) == config.STAGES
 
 
+@pytest.mark.parametrize(("users", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(users: dict[str, str], expected: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | users
+    code = """
+import os, sys
+from bigr.cli import main
+assert "torch" not in sys.modules, "torch reads the policy when it is loaded"
+try:
+    main()
+finally:
+    print("policy", os.environ["OMP_WAIT_POLICY"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], env=environment, cwd=scratch.ROOT, capture_output=True, text=True
+    )
+    assert f"policy {expected}" in done.stdout, done.stdout + done.stderr
+
+
 def test_check_says_what_the_settings_amount_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(scratch.ROOT)
     assert bigr(monkeypatch, "check") == 0
