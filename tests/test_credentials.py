@@ -107,7 +107,8 @@ def test_mlflows_pages_ask_for_the_password_and_ctrl_c_ends_them(tmp_path: Path)
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.services", "mlflow"],
             cwd=project,
-            env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"MLFLOW_PORT": str(port)},
+            env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+            | {"MLFLOW_PORT": str(port), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db?name=known-to-the-user"},
             stdout=log,
             stderr=subprocess.STDOUT,
             umask=0o022,
@@ -124,11 +125,17 @@ def test_mlflows_pages_ask_for_the_password_and_ctrl_c_ends_them(tmp_path: Path)
         login = f"{ini['mlflow']['admin_username']}:{ini['mlflow']['admin_password']}"
         assert [status(url), status(runs), status(runs, "bigr:wrong")] == [401] * 3
         assert [status(url, login), status(runs, login)] == [200] * 2
-        assert status(f"{url}/api/2.0/mlflow/experiments/create", login, Origin="https://elsewhere.example") == 403
+        search = f"{url}/api/2.0/mlflow/experiments/search"
+        sent = {"Content-Type": "application/json"}
+        for site in ("https://elsewhere.example", "http://127.0.0.1:1", f"http://localhost:{port}", "null"):
+            assert status(search, login, Origin=site, **sent) == 403, site
+            assert status(f"{url}/v1/traces", login, Origin=site, **sent) == 403, site
+        assert status(search, login, Origin=url, **sent) == 400  # how many it is to find is not said
         assert status(url, login, Host="elsewhere.example") == 403
         assert modes(project) == {0o600}
         tree = psutil.Process(process.pid).children(recursive=True)
-        assert tree and not [one for one in tree if ini["mlflow"]["admin_password"] in " ".join(one.cmdline())]
+        for secret in (ini["mlflow"]["admin_password"], "known-to-the-user"):
+            assert tree and not [one for one in tree if secret in " ".join(one.cmdline())]
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
