@@ -81,6 +81,23 @@ def test_a_tracking_server_elsewhere_leaves_mlflow_out_and_needs_no_password(tmp
     assert services.prepare(tmp_path, ["mlflow"], {"MLFLOW_PORT": str(free_port())})[0] == ["mlflow"]
 
 
+def test_a_start_that_is_refused_leaves_the_address_of_the_running_server(tmp_path: Path) -> None:
+    credentials.prefect(tmp_path, URL)
+    kept = (tmp_path / credentials.PROFILES).read_bytes()
+    ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+    with socket.create_server(("127.0.0.1", int(ports["MLFLOW_PORT"]))), pytest.raises(BigrError, match="is taken"):
+        services.prepare(tmp_path, services.SERVICES, ports)
+    (tmp_path / services.PID).parent.mkdir()
+    with subprocess.Popen(["honcho", "60"], executable="/bin/sleep") as process:
+        (tmp_path / services.PID).write_text(f"{process.pid}\n")
+        with pytest.raises(BigrError, match="run already"):
+            services.prepare(tmp_path, services.SERVICES, ports)
+        process.kill()
+    assert (tmp_path / credentials.PROFILES).read_bytes() == kept
+    services.prepare(tmp_path, services.SERVICES, ports)  # whatever has the number now
+    assert ports["PREFECT_PORT"] in (tmp_path / credentials.PROFILES).read_text()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
