@@ -87,6 +87,7 @@ def _keep_mlflow(project: Path) -> None:
         "database_uri": f"sqlite:///{users}".replace("%", "%%"),  # MLflow interpolates what it reads
         "admin_username": USER,
         "admin_password": password,
+        "authorization_function": "bigr.tracking.origin:authenticate",
     }
     text = io.StringIO()
     ini.write(text)

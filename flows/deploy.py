@@ -6,6 +6,7 @@ ever. What belongs to others on the same server stays as it is, and a schedule s
 repeated.
 """
 
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -31,53 +33,67 @@ from prefect.states import Crashed
 
 from bigr import config
 from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.masking import masked
 from bigr.tracking.executions import is_dead
 from flows.execution import command
 from flows.whereabouts import LABEL
 
 POOL, FLOW = "bigr", "bigr"
 PATIENCE_S = 600
+BUSY = (408, 429, 502, 503, 504)
+"""What a server, or a proxy before it, answers while it is starting or has too much to do."""
 
 
 @contextmanager
 def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
     """A client of the server that Prefect's settings name, once that answers.
 
-    Raises `BigrError` where they name none, where it does not answer in time, and where it refuses the password.
+    Waits for a server that is silent, and says why; not for one that refuses. Raises `BigrError` where the settings
+    name none, where it does not answer in time, where it refuses the password, and where it is not Prefect's.
     """
     if not get_current_settings().api.url:
         raise BigrError("There is no Prefect server: start one with `make services`, or set PREFECT_API_URL")
-    _wait(patience_s)
+    end, told = time.monotonic() + patience_s, ""
+    while silence := _silence():
+        if time.monotonic() > end:
+            raise BigrError(f"{silence}; start it with `make services`, or set PREFECT_API_URL")
+        if silence != told:
+            _say(f"{silence}; waiting")
+            told = silence
+        time.sleep(0.5)
     with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pools(limit=1)
-        except (PrefectHTTPStatusError, ValueError) as error:
-            status = error.response.status_code if isinstance(error, PrefectHTTPStatusError) else None
-            remedy = "PREFECT_API_URL must be the address of an API, as http://127.0.0.1:4200/api"
-            if status in (401, 403):
-                remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
-            answer = f"answers with status {status}" if status else "is not Prefect's"
-            raise BigrError(f"The server on {_address(client)} {answer}; {remedy}") from None
         yield client
 
 
-def _wait(patience_s: float) -> None:
-    """Return once the server answers, be it with a refusal."""
-    end, told = time.monotonic() + patience_s, False
-    brief: dict[str, Any] = {"timeout": 5}  # a server that is starting may keep a request waiting for ever
+def _silence() -> str:
+    """What keeps the server from answering, which may pass; empty where it answers as Prefect's.
+
+    Raises `BigrError` where it answers otherwise.
+    """
+    brief: dict[str, Any] = {"timeout": 10}  # a server that is starting may keep a request waiting for ever
+    remedy = "PREFECT_API_URL must be the address of an API, as http://127.0.0.1:4200/api"
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
         get_client(httpx_settings=brief, sync_client=True) as client,
     ):
-        while (error := client.api_healthcheck()) and not isinstance(error, PrefectHTTPStatusError):
-            if time.monotonic() > end:
-                raise BigrError(
-                    f"Prefect's server does not answer on {_address(client)}; start it with `make services`"
-                )
-            if not told:
-                _say(f"Waiting for Prefect's server on {_address(client)}")
-                told = True
-            time.sleep(0.5)
+        server = f"Prefect's server on {_address(client)}"
+        try:
+            client.read_work_pools(limit=1)
+            return ""
+        except PrefectHTTPStatusError as error:
+            status = error.response.status_code
+            if status in BUSY:
+                return f"{server} does not answer yet (status {status})"
+            if status in (401, 403):
+                remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
+            raise BigrError(f"{server} answers with status {status}; {remedy}") from None
+        except httpx.TransportError as error:
+            reason = masked(" ".join(str(error).split())) or type(error).__name__
+            if isinstance(error, httpx.UnsupportedProtocol) or "SSL" in reason:
+                raise BigrError(f"{server} cannot be asked ({reason}); {remedy}") from None
+            return f"{server} does not answer ({reason})"
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+            raise BigrError(f"What answers on {_address(client)} is not Prefect's server; {remedy}") from None
 
 
 def _address(client: SyncPrefectClient) -> str:
@@ -156,6 +172,8 @@ def main() -> int:
     except BigrError as error:
         _say(str(error))
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return status
 
 

@@ -3,6 +3,7 @@
 The server keeps it, so one must be running; it stays so over every restart of the services.
 """
 
+import signal
 import sys
 
 from bigr.errors import EXIT_USER_ERROR, BigrError
@@ -30,6 +31,8 @@ def main() -> int:
     except BigrError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     sys.stdout.write(f"Nightly retraining is {word}: prefect.yaml says when\n")
     return 0
 

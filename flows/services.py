@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.masking import masked
 from flows import credentials
@@ -20,18 +22,21 @@ from flows.page import mlflow_url
 
 SERVICES = ("prefect", "worker", "mlflow")
 PID = Path(".prefect/services.pid")
-"""Tells `make clean` whose database it would remove."""
+"""Tells `make clean`, and another start, that the database is in use."""
 
 
 def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Which of the services `names` are to be started here, and what to add to their environment.
 
-    Passwords that are missing are made. Raises `BigrError` where a port is not a number or is taken.
+    Passwords that are missing are made. Raises `BigrError`, before anything is written, where a port is not a number or
+    is taken, and where this folder has its server already.
     """
     chosen, added = list(names), {"PREFECT_HOME": environment.get("PREFECT_HOME") or str(project / ".prefect")}
     added["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     if environment.get("MLFLOW_TRACKING_URI", "").startswith("http") and "mlflow" in chosen:
         chosen.remove("mlflow")
+    if "mlflow" in chosen:
+        added["MLFLOW_PORT"] = str(_port("MLFLOW_PORT", 5000, environment))
     if {"prefect", "worker"} & set(chosen):
         if url := _prefect_elsewhere(project, environment):
             chosen = [name for name in chosen if name != "prefect"]
@@ -40,21 +45,30 @@ def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str])
             _tell(f"Prefect  {masked(url, '')}, named by your settings; its runs are executed here")
         else:
             added |= _own_prefect(project, chosen, environment)
-    if "mlflow" in chosen:
-        added["MLFLOW_PORT"] = str(_port("MLFLOW_PORT", 5000, environment))
-        if not environment.get("MLFLOW_AUTH_CONFIG_PATH"):
-            added |= credentials.mlflow(project)
+    if "mlflow" in chosen and not environment.get("MLFLOW_AUTH_CONFIG_PATH"):
+        added |= credentials.mlflow(project)
     return chosen, added
 
 
 def _own_prefect(project: Path, chosen: list[str], environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of this project's own server, and of the worker beside it."""
     port = _port("PREFECT_PORT", 4200, environment, free="prefect" in chosen)
+    if "prefect" in chosen and _server_runs(project):
+        raise BigrError("The services of this folder run already: stop them first, with Ctrl-C where they were started")
     kept = credentials.prefect(project, f"http://127.0.0.1:{port}/api")
     if login := environment.get("PREFECT_SERVER_API_AUTH_STRING"):
         kept |= {"PREFECT_API_AUTH_STRING": login, "PREFECT_SERVER_API_AUTH_STRING": login}
     _tell(f"Prefect  http://127.0.0.1:{port}  asks for PREFECT_API_AUTH_STRING of {credentials.PROFILES}")
     return {**kept, "PREFECT_PORT": str(port)}
+
+
+def _server_runs(project: Path) -> bool:
+    """Whether services with a Prefect server, which has its database to itself, are under way in this folder."""
+    try:
+        number = int((project / PID).read_text())
+        return any("honcho" in Path(word).name for word in psutil.Process(number).cmdline())
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return False
 
 
 def _prefect_elsewhere(project: Path, environment: Mapping[str, str]) -> str | None:

@@ -81,6 +81,23 @@ def test_a_tracking_server_elsewhere_leaves_mlflow_out_and_needs_no_password(tmp
     assert services.prepare(tmp_path, ["mlflow"], {"MLFLOW_PORT": str(free_port())})[0] == ["mlflow"]
 
 
+def test_a_start_that_is_refused_leaves_the_address_of_the_running_server(tmp_path: Path) -> None:
+    credentials.prefect(tmp_path, URL)
+    kept = (tmp_path / credentials.PROFILES).read_bytes()
+    ports = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+    with socket.create_server(("127.0.0.1", int(ports["MLFLOW_PORT"]))), pytest.raises(BigrError, match="is taken"):
+        services.prepare(tmp_path, services.SERVICES, ports)
+    (tmp_path / services.PID).parent.mkdir()
+    with subprocess.Popen(["honcho", "60"], executable="/bin/sleep") as process:
+        (tmp_path / services.PID).write_text(f"{process.pid}\n")
+        with pytest.raises(BigrError, match="run already"):
+            services.prepare(tmp_path, services.SERVICES, ports)
+        process.kill()
+    assert (tmp_path / credentials.PROFILES).read_bytes() == kept
+    services.prepare(tmp_path, services.SERVICES, ports)  # whatever has the number now
+    assert ports["PREFECT_PORT"] in (tmp_path / credentials.PROFILES).read_text()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -107,7 +124,8 @@ def test_mlflows_pages_ask_for_the_password_and_ctrl_c_ends_them(tmp_path: Path)
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.services", "mlflow"],
             cwd=project,
-            env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"MLFLOW_PORT": str(port)},
+            env={k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+            | {"MLFLOW_PORT": str(port), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db?name=known-to-the-user"},
             stdout=log,
             stderr=subprocess.STDOUT,
             umask=0o022,
@@ -124,11 +142,17 @@ def test_mlflows_pages_ask_for_the_password_and_ctrl_c_ends_them(tmp_path: Path)
         login = f"{ini['mlflow']['admin_username']}:{ini['mlflow']['admin_password']}"
         assert [status(url), status(runs), status(runs, "bigr:wrong")] == [401] * 3
         assert [status(url, login), status(runs, login)] == [200] * 2
-        assert status(f"{url}/api/2.0/mlflow/experiments/create", login, Origin="https://elsewhere.example") == 403
+        search = f"{url}/api/2.0/mlflow/experiments/search"
+        sent = {"Content-Type": "application/json"}
+        for site in ("https://elsewhere.example", "http://127.0.0.1:1", f"http://localhost:{port}", "null"):
+            assert status(search, login, Origin=site, **sent) == 403, site
+            assert status(f"{url}/v1/traces", login, Origin=site, **sent) == 403, site
+        assert status(search, login, Origin=url, **sent) == 400  # how many it is to find is not said
         assert status(url, login, Host="elsewhere.example") == 403
         assert modes(project) == {0o600}
         tree = psutil.Process(process.pid).children(recursive=True)
-        assert tree and not [one for one in tree if ini["mlflow"]["admin_password"] in " ".join(one.cmdline())]
+        for secret in (ini["mlflow"]["admin_password"], "known-to-the-user"):
+            assert tree and not [one for one in tree if secret in " ".join(one.cmdline())]
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
