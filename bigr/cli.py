@@ -15,7 +15,7 @@ import typer
 
 import bigr
 from bigr.commands import app as app_command
-from bigr.commands import evaluate, images, lineage, metrics, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, metrics, plan, probe, promote, serve, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.masking import MaskingFormatter, masked
 
@@ -131,6 +131,7 @@ promote.register(app)
 probe.register(app)
 images.register(app)
 app_command.register(app)
+serve.register(app)
 
 
 def main() -> NoReturn:
