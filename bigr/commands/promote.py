@@ -17,7 +17,7 @@ def promote(
     params: Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings.")] = Path("params.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one line.")] = False,
 ) -> None:
-    """Register the model that `dvc repro` made, compare it with the champion, and move the alias if it passes.
+    """Let the model that `dvc repro` made compete with the champion.
 
     The figures, tolerances and limits are in the section `promotion` of the settings. A champion that was measured on
     other images, or with another extractor, is first measured again. Exit status 0: the model is the champion; 3: it is

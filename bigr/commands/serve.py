@@ -15,9 +15,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")] = 5001,
 ) -> None:
-    """Answer labels with images of the champion, over HTTP: docs/registry.md.
+    """Answer labels with images of the champion, over HTTP.
 
-    It asks for no password. Drawing ends when the client has gone. Ctrl-C or SIGTERM ends it.
+    docs/registry.md has the protocol. It asks for no password.
+    Drawing ends when the client has gone. Ctrl-C or SIGTERM ends it.
     """
     from bigr.app.serving import check_port
     from bigr.tracking import serving
