@@ -133,7 +133,9 @@ class _Requests:
         abandoned.set(nobody_waits)  # of this request's task alone; MLflow's thread gets a copy
         try:
             await self.app(scope, replay, send)
-        finally:  # answered, timed out, or cancelled as the server ends
+        except asyncio.CancelledError:  # the server ends; MLflow sends whole answers, so nothing is sent yet
+            await _refuse(send, 503, "the server ends")
+        finally:  # answered, timed out, or cancelled
             nobody_waits.set()
             watcher.cancel()
 
