@@ -56,7 +56,8 @@ class Page:
 
     def _measured(self) -> dict[str, Any]:
         path = self.workspace / METRICS
-        return json.loads(path.read_text()) if self._made("evaluation") and path.exists() else {}
+        found: dict[str, Any] = json.loads(path.read_text()) if self._made("evaluation") and path.exists() else {}
+        return found
 
     def _headline(self) -> str:
         """The few metrics that compare models at a glance."""

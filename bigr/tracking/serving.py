@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 INPUTS = ("inputs", "instances", "dataframe_split", "dataframe_records")
@@ -51,7 +52,7 @@ def application(model: "PyFuncModel") -> App:
     from mlflow.pyfunc import scoring_server
 
     schema = model.metadata.get_params_schema()
-    return _Requests(scoring_server.init(model), [param.name for param in schema.params])
+    return _Requests(scoring_server.init(model), [param.name for param in schema.params] if schema else [])
 
 
 def _loaded(source: str, root: Path, folder: Path) -> "PyFuncModel":
