@@ -73,8 +73,7 @@ nightly: $(STAMP) ## have the services retrain every night; make nightly SWITCH=
 	@python -m flows.nightly $(SWITCH)
 
 serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on loopback port 5001 (SERVE_PORT)
-	@bigr lineage models:/bigr@champion >/dev/null # or says in one line that there is none
-	python -m mlflow models serve -m models:/bigr@champion --env-manager local -h 127.0.0.1 -p $(SERVE_PORT)
+	bigr serve --port $(SERVE_PORT)
 
 deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
 	python -m bigr.closure --write

@@ -15,7 +15,7 @@ import typer
 
 import bigr
 from bigr.commands import app as app_command
-from bigr.commands import evaluate, images, lineage, metrics, plan, probe, promote, weights
+from bigr.commands import evaluate, images, lineage, metrics, plan, probe, promote, serve, weights
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.masking import MaskingFormatter, masked
 
@@ -96,9 +96,9 @@ def run(
     stage: Annotated[str, typer.Argument(help="Its name, as `bigr --help` lists them.", show_default=False)],
     params: Params = Path("params.yaml"),
 ) -> None:
-    """Run one stage in this folder, as DVC does; its inputs must be there.
+    """Run one stage in this folder, as DVC does.
 
-    Killed or interrupted, a training continues from its last checkpoint when it is run again.
+    Its inputs must be there. Killed or interrupted, a training continues from its last checkpoint when it is run again.
     """
     from bigr.runner import run_stage
 
@@ -112,7 +112,9 @@ def run(
 
 @app.command()
 def check(params: Params = Path("params.yaml")) -> None:
-    """Find what would stop a stage, without running any; say what the settings amount to.
+    """Find what would stop a stage, without running any.
+
+    Says what the settings amount to.
 
     Looks at the settings, dvc.yaml, the files that the settings name, and how many images there are; opens no image.
     """
@@ -131,6 +133,7 @@ promote.register(app)
 probe.register(app)
 images.register(app)
 app_command.register(app)
+serve.register(app)
 
 
 def main() -> NoReturn:
@@ -139,7 +142,7 @@ def main() -> NoReturn:
     _use_code_at_hand()
     _set_up_logging()
     try:
-        app()
+        app(prog_name="bigr")
     except BigrError as error:
         from bigr.runner import hand_up
 

@@ -35,7 +35,8 @@ from bigr import config
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.masking import masked
 from bigr.tracking.executions import is_dead
-from flows.execution import command
+from flows.execution import RETRY, command
+from flows.page import mlflow_url
 from flows.whereabouts import LABEL
 
 POOL, FLOW = "bigr", "bigr"
@@ -123,7 +124,9 @@ def bury(client: SyncPrefectClient, known: list[UUID]) -> None:
     )
     for run in client.read_flow_runs(flow_run_filter=of_ours):
         if (process := run.labels.get(LABEL)) and is_dead(str(process)):
-            client.set_flow_run_state(run.id, Crashed(message="stopped together with the services"), force=True)
+            client.set_flow_run_state(
+                run.id, Crashed(message=f"stopped together with the services; {RETRY}"), force=True
+            )
 
 
 def ensure_pool(client: SyncPrefectClient) -> None:
@@ -167,14 +170,22 @@ def main() -> int:
             ensure_pool(client)
             before = switched(client)
             words = [command("prefect"), "--no-prompt", "deploy", "--all"]
-            status = subprocess.call(words, stdin=subprocess.DEVNULL)
+            # Its advice is for another server and another way to start a worker; where it fails it says why.
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            if done.returncode:
+                _say(done.stdout)
             switch(client, before)  # prefect.yaml says how a schedule starts out, not how the user has it
+            if not done.returncode:
+                pages = f"Prefect {_address(client).removesuffix('/').removesuffix('/api')}, MLflow {mlflow_url()}"
+                _say(f"{pages}; in a second terminal: prefect deployment run {FLOW}/full --watch")
     except BigrError as error:
         _say(str(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    return status
+    return done.returncode
 
 
 def _say(line: str) -> None:

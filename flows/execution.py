@@ -20,6 +20,8 @@ from typing import Literal
 from bigr.errors import EXIT_USER_ERROR
 from flows import guard
 
+RETRY = "press Retry on the run's page to go on from the last checkpoint"
+"""What to do about a run that was killed; its message says so."""
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
 _NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bigr.headline import headline
 from bigr.masking import masked
 from bigr.tracking.report import flatten
 from flows.execution import Outcome
 from flows.gate import Decision
 
+HEADLINES = 5
 METRICS, PICTURE = Path("outputs/metrics.json"), Path("outputs/samples.png")
 
 
@@ -30,8 +32,8 @@ class Page:
 
     def text(self) -> str:
         """The whole page."""
-        parts = [f"# {self.name}", self._stages(), self._gate(), self._picture(), self._records(), self._figures()]
-        return "\n\n".join(part for part in [*parts, self._settings()] if part)
+        parts = [f"# {self.name}", self._headline(), self._gate(), self._picture(), self._records(), self._stages()]
+        return "\n\n".join(part for part in [*parts, self._figures(), self._settings()] if part)
 
     def _stages(self) -> str:
         rows = [
@@ -52,11 +54,18 @@ class Page:
         table = _table("Promotion", ("figure", "champion", "challenger", "at worst", "verdict"), rows, f"{summary}.\n")
         return table or f"## Promotion\n\n{summary}."
 
-    def _figures(self) -> str:
+    def _measured(self) -> dict[str, Any]:
         path = self.workspace / METRICS
-        if not (self._made("evaluation") and path.exists()):
-            return ""
-        figures = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text()) if self._made("evaluation") and path.exists() else {}
+        return found
+
+    def _headline(self) -> str:
+        """The few metrics that compare models at a glance."""
+        shown = list(flatten(headline(self._measured())).items())[:HEADLINES]
+        return _table("Headline metrics", ("metric", "value"), [(name, _number(value)) for name, value in shown])
+
+    def _figures(self) -> str:
+        figures = self._measured()
         return _table("Metrics", ("figure", "value"), [(k, _number(v)) for k, v in flatten(figures).items()])
 
     def _picture(self) -> str:

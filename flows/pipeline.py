@@ -5,12 +5,14 @@ itself ends the run at once with its own message; one that a signal killed is tr
 checkpoint. `prefect deployment run bigr/full --watch` runs the deployment of prefect.yaml.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import TaskRun
+from prefect.exceptions import FailedRun, MissingContextError
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
@@ -22,12 +24,21 @@ from bigr.masking import masked
 from bigr.pipeline import StageSpec
 from bigr.pipeline import stages as described_stages
 from flows import gate, workspace
-from flows.execution import Outcome, StageFailed, StageKilled, execute
+from flows.execution import RETRY, Outcome, StageFailed, StageKilled, execute
 from flows.freshness import unchanged
 from flows.page import Page, record
 from flows.whereabouts import say_where
 
 RETRIES, RETRY_DELAY_S = 2, 5
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than Prefect's traceback of a state that the flow itself has returned."""
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
+
+
+for _name in ("prefect.flow_runs", "prefect.engine"):
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 def was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
@@ -95,7 +106,7 @@ def pipeline(
         if overrides:
             workspace.clone(project, folder, overrides)
     except BigrError as error:
-        return Failed(message=str(error))
+        return _failed(str(error))
     page = Page(name, folder, values, overrides)
     try:
         environment = _environment(name, run_id)
@@ -107,17 +118,29 @@ def pipeline(
     if message:
         if overrides and "failed" in page.stages.values():  # one that was killed stays, with its checkpoints
             workspace.remove(folder)
-        return Failed(message=message)
+        return _failed(message)
     if overrides:
         try:
             workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
         except BigrError as error:
-            return Failed(message=f"the results, in {folder}, could not be saved as an experiment: {error}")
+            return _failed(f"the results, in {folder}, could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
-    count = f"{ran} stages ran, {len(chosen) - ran} cached"
+    count = f"{ran} stage{'' if ran == 1 else 's'} ran, {len(chosen) - ran} cached"
     if page.gate:
         return Completed(message=f"{count}; {page.gate.summary}")
     return Completed(message=count if ran else f"up to date: {count}")
+
+
+def _failed(message: str) -> State[Any]:
+    """The end of a run that cannot succeed as things are. The message is logged, and sent, before the run ends: a
+    terminal that watches shows it."""
+    try:
+        get_run_logger().error(message)
+    except MissingContextError:  # called as a function, outside a run
+        return Failed(message=message)
+    for handler in logging.getLogger("prefect.flow_runs").handlers:
+        handler.flush()
+    return Failed(message=message)
 
 
 def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
@@ -152,7 +175,9 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
             page.stages[stage], done[stage] = result, state
             continue
         page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
-        if isinstance(result, StageFailed | StageKilled):
+        if isinstance(result, StageKilled):
+            return f"{result}; {RETRY}"
+        if isinstance(result, StageFailed):
             return str(result)
         raise result
     return ""

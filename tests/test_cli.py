@@ -114,6 +114,25 @@ finally:
     assert f"policy {expected}" in done.stdout, done.stdout + done.stderr
 
 
+def test_the_list_of_commands_is_not_cut_on_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert bigr(monkeypatch, "--help") == 0
+    listed = capsys.readouterr().out.split("Commands:\n")[1].splitlines()
+    assert len(listed) > 15
+    assert not [line for line in listed if "..." in line]
+
+
+def test_usage_names_the_command_however_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bigr/__main__.py", "plan", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out.startswith("Usage: bigr plan")
+
+
 def test_check_says_what_the_settings_amount_to(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(scratch.ROOT)
     assert bigr(monkeypatch, "check") == 0

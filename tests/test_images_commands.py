@@ -58,6 +58,10 @@ def test_generate_names_its_files_by_class_seed_and_variant(run, folder, capsys)
     out = folder / "outputs" / "generate"
     names = {f"{label}-seed5-{variant}.png" for label in (2, 0) for variant in (1, 2)}
     assert files(out) == names | {"grid-seed5.png"}
+    with Image.open(out / "grid-seed5.png") as grid:  # of two rows of two pictures, and the classes beside them
+        assert grid.width > 2 * 160 and grid.height > 2 * 160
+        beside = np.asarray(grid.convert("L"))[:, :16]
+    assert all((half < 128).any() for half in np.array_split(beside, 2))
     expected = bigr.load().generate([2, 0], seed=5, variants=2, iterations=2)
     assert np.array_equal(np.asarray(Image.open(out / "0-seed5-2.png")), np.asarray(expected[3]))
     assert "4 pictures of 8×8 in" in capsys.readouterr().out

@@ -159,6 +159,7 @@ def test_the_chain_goes_back_to_the_raw_images_with_all_that_dvc_and_mlflow_know
 def test_the_tree_is_legible_and_tells_each_artifact_once(project: Path) -> None:
     ids = write_runs(project, HASHES, dirty=True)
     lines = list(page.tree(chain.trace(project, "outputs/samples.npz"), project))
+    assert max(map(len, lines)) <= 100
     date, commit = lines[3].split(", ")[1], run(project, "git", "rev-parse", "HEAD")[:10]
     assert lines[:6] == [
         "outputs/samples.npz  md5:44444444aa, 3.4 kB",

@@ -121,15 +121,6 @@ def test_clean_leaves_running_services_their_database(project: Project) -> None:
     assert not database.parent.exists()
 
 
-def test_serve_serves_the_champion_on_loopback(project: Project) -> None:
-    project.make("install")
-    words = "models serve -m models:/bigr@champion --env-manager local -h 127.0.0.1"
-    asked = "bigr lineage models:/bigr@champion"
-    assert project.make("serve") == [asked, f"python -m mlflow {words} -p 5001"]
-    assert project.make("serve", "SERVE_PORT=6001") == [asked, f"python -m mlflow {words} -p 6001"]
-    assert project.make("serve", fail_on="lineage", status=2) == [asked]  # which has said that there is none
-
-
 def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> None:
     kept = {".credentials/file", ".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
     clone = ".dvc/tmp/flows/1/.dvc/config.local"  # of a flow run that was killed; the user's passwords may be in it

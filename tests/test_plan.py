@@ -415,10 +415,16 @@ def test_the_command_prints_a_page_or_json_and_needs_no_data(tmp_path: Path) -> 
 
 def test_the_page_names_a_unit_in_every_column(made: plan.Plan) -> None:
     text = "\n".join(page(made))
-    for words in ("Parameters", " M\n", "forward GFLOP", "weights GiB", "peak GiB", "bytes an image"):
+    for words in ("Parameters", " M\n", "forward GFLOP", "Memory of one process, GiB", "bytes an image"):
         assert words in text
     assert re.search(r"Time of the arithmetic +TFLOP +processes +h:mm:ss", text)
     assert "At 8 TFLOP/s a process in bfloat16, 2 in float32; as given." in text
+
+
+@pytest.mark.parametrize("name", ["imagenet256-XXL-d32", "imagenet512-L-d32"])
+def test_the_page_fits_100_columns(name: str, tmp_path: Path) -> None:
+    made = plan.make_plan(ROOT / f"recipes/{name}.yaml", tmp_path, tflops=400, images=1_331_167, classes=1000)
+    assert max(map(len, page(made))) <= 100
 
 
 def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

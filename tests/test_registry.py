@@ -1,13 +1,14 @@
 """The registry and what it serves: no pickle, nothing twice, and the images that the stage `samples` draws."""
 
 import base64
+import http.client
 import io
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from PIL import Image
 
 import bigr
@@ -27,6 +29,7 @@ from bigr.errors import BigrError
 from bigr.files import write_json
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
 from bigr.stages import samples
+from bigr.tracking import serving
 from bigr.tracking.package import served_config
 from bigr.tracking.registry import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
 from bigr.tracking.store import DEFAULTS, Store
@@ -321,17 +324,15 @@ def server(registry: Registry, version: Version, candidate: Candidate, tmp_path:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    words = ["models", "serve", "-m", "models:/bigr@champion", "--env-manager", "local", "-h", "127.0.0.1", "-p", port]
     environment = {**os.environ, **DEFAULTS, "MLFLOW_TRACKING_URI": registry.store.uri, "OMP_NUM_THREADS": "1"}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     log = tmp_path / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [str(shutil.which("mlflow", path=environment["PATH"])), *words],
+            [sys.executable, "-m", "bigr", "serve", "--port", port],
             env=environment,
             stdout=file,
             stderr=file,
-            cwd=worlds.ROOT,
+            cwd=candidate.root,
             start_new_session=True,
         )
     try:
@@ -346,7 +347,7 @@ def server(registry: Registry, version: Version, candidate: Candidate, tmp_path:
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, 15)
+        process.terminate()
         process.wait(30)
 
 
@@ -376,8 +377,89 @@ def test_the_champion_answers_labels_with_the_images_of_the_pipeline_and_wrong_o
     for params in ({"seed": "x"}, {"seed": -1}, {"iterations": 17}, {"iterations": 2.5}, {"guidance_scale": -1.0}):
         status, answer = ask(server, {"inputs": [0], "params": params})
         assert status == 400 and next(iter(params)) in answer["message"], params
-    status, answer = ask(server, {})
-    assert status == 400 and answer["message"]
+    for wrong, sentence in (
+        ({}, 'the request must be an object with one list of labels, as {"inputs": [3, 7]}'),
+        ([0], 'the request must be an object with one list of labels, as {"inputs": [3, 7]}'),
+        ({"inputs": [0], "instances": [0]}, "the request must be an object with one list of labels"),
+        ({"inputs": [0], "parms": {"seed": 1}}, "parms: no such key; there are inputs and params"),
+        ({"inputs": [0], "params": [1]}, "params must be an object"),
+        ({"inputs": [0], "params": {"guidance": 2.0}}, "params: guidance: no such parameter; there are seed, iter"),
+        ({"inputs": [0] * 2**20}, "the request must have at most 1048576 bytes"),
+    ):
+        status, answer = ask(server, wrong)
+        assert status in (400, 413) and answer["message"].startswith(sentence), answer
+
+
+class Slow:
+    """A server in a thread of this process whose model takes its time, and how often the model was asked."""
+
+    def __init__(self, package: Path) -> None:
+        from mlflow.pyfunc import load_model
+
+        loaded = load_model(str(package))
+        self.asked, self.begun = 0, threading.Event()
+        loaded.unwrap_python_model().model.backbone.register_forward_hook(self.count)
+        self.server = uvicorn.Server(
+            uvicorn.Config(serving.application(loaded), port=0, timeout_graceful_shutdown=1, log_level="error")
+        )
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+
+    def count(self, *_: Any) -> None:
+        self.asked += 1
+        self.begun.set()
+        time.sleep(0.2)
+
+    def request(self) -> http.client.HTTPConnection:
+        """A request of 16 iterations under way, its first one begun."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = json.dumps({"inputs": [0], "params": {"iterations": 16}})
+        connection.request("POST", "/invocations", body, {"content-type": "application/json"})
+        assert self.begun.wait(30)
+        return connection
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(30)
+
+
+@pytest.fixture
+def slow(package: Path) -> Iterator[Slow]:
+    server = Slow(package)
+    yield server
+    server.stop()
+
+
+@pytest.mark.server
+def test_work_ends_when_the_client_has_gone(slow: Slow) -> None:
+    slow.request().close()
+    time.sleep(1)
+    asked = slow.asked
+    time.sleep(1)
+    assert slow.asked == asked < 16
+    status, answer = ask(f"http://127.0.0.1:{slow.port}", {"inputs": [0], "params": {"iterations": 2}})
+    assert (status, len(answer["predictions"])) == (200, 1)
+
+
+@pytest.mark.server
+def test_a_server_that_is_told_to_end_gives_up_what_it_draws(slow: Slow) -> None:
+    connection = slow.request()
+    slow.stop()
+    assert not slow.thread.is_alive() and slow.asked < 16
+    assert connection.getresponse().status == 503
+    connection.close()
+
+
+def test_a_version_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for source, sentence in (
+        ("models:/bigr@champion", "has no such version"),
+        ("models", "models: no version there; name one as models:/bigr@champion"),
+    ):
+        with pytest.raises(BigrError, match=sentence):
+            serving.serve(source, tmp_path, "127.0.0.1", 0)
 
 
 def test_bigr_load_takes_the_champion_and_draws_what_the_pipeline_drew(

@@ -141,8 +141,12 @@ def test_a_bad_setting_fails_the_run_at_once_with_its_own_message(services: Serv
 
 
 def test_an_unknown_setting_fails_before_anything_runs(services: Services) -> None:
-    run = services.watch(settings={"generator.stepz": 3})
-    assert run["state"]["message"] == "settings: generator.stepz is not a setting; did you mean generator.steps?"
+    run_id, said = services.start("--watch", settings={"generator.stepz": 3})
+    sentence = "settings: generator.stepz is not a setting; did you mean generator.steps?"
+    assert services.run(run_id)["state"]["message"] == sentence
+    assert sentence in " ".join(said.split()) and "Traceback" not in said
+    logs = services.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+    assert not [log for log in logs if "Traceback" in log["message"]]
 
 
 def test_a_killed_stage_is_tried_again(services: Services) -> None:
@@ -243,6 +247,7 @@ def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_cr
     before = [services.run(run_id)["state"] for run_id in kept]
     services.deploy(services.project)
     assert [services.run(run_id)["state_type"] for run_id in dead] == ["CRASHED"] * 3
+    assert "press Retry" in services.run(dead[0])["state"]["message"]
     assert [services.run(run_id)["state"] for run_id in kept] == before
     for run_id in kept:
         services.api(f"/flow_runs/{run_id}", method="DELETE")

@@ -90,7 +90,7 @@ def start(
     return page
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, command: str = "bigr app") -> None:
     """Raise `BigrError` where nothing can listen there: before a model is loaded for it."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -101,10 +101,10 @@ def check_port(host: str, port: int) -> None:
         raise BigrError(f"--host {host}: no such address") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise taken(host, port) from None
+            raise taken(host, port, command) from None
         raise BigrError(f"--host {host} --port {port}: {error.strerror}") from None
 
 
-def taken(host: str, port: int) -> BigrError:
+def taken(host: str, port: int, command: str = "bigr app") -> BigrError:
     """What to say of a port that is in use."""
-    return BigrError(f"port {port} of {host} is taken; name another: bigr app --port {port + 1}")
+    return BigrError(f"port {port} of {host} is taken; name another: {command} --port {port + 1}")

@@ -43,7 +43,9 @@ def serve(
         typer.Option(metavar="FOLDER", help="Shards with examples and pictures to compare with, else the project's."),
     ] = None,
 ) -> None:
-    """Serve a page that does all that the model can: generate, inpaint, outpaint, edit, interpolate, enrich, compare.
+    """Serve a page that does all that the model can.
+
+    Generate, inpaint, outpaint, edit, interpolate, enrich, compare.
 
     It is served to this machine alone unless --host says otherwise, and under this machine's names and --allow-host
     alone. Nothing is fetched from elsewhere, and nothing is

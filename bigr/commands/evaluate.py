@@ -56,7 +56,7 @@ def evaluate(
     params: Annotated[Path, typer.Option(metavar="FILE", help="The settings.")] = Path("params.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Measure samples against a reference: FID, KID, IS, precision, recall, or what another extractor makes of them.
+    """Measure samples against a reference: FID, KID and the like.
 
     The reference's statistics are remembered in .cache/bigr, by its content: the next time it is not extracted again.
     """

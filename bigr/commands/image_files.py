@@ -13,7 +13,6 @@ from bigr.errors import BigrError
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from bigr.imaging.drawing import Frame
 
@@ -21,8 +20,6 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What is taken from a folder; a file that is named is told by its content."""
 
 _LONGEST = 72  # bytes of a name: two of them, and what is appended, must fit into the 255 of a file's name
-_CELL = 320  # pixels of a picture in a grid, at most
-_ACROSS = 10
 
 
 @dataclass(frozen=True)
@@ -109,13 +106,18 @@ class Folder:
             save_gif(temporary, pages, milliseconds)
         return path
 
-    def grid(self, name: str, rows: "Sequence[Sequence[Image.Image]]") -> Path:
-        """Write pictures of any size, row by row, as `name`.png; the rows are equally long, or there is one."""
-        return self._grid(name, [picture for row in rows for picture in row], min(len(rows[0]), _ACROSS))
+    def grid(
+        self,
+        name: str,
+        rows: "Sequence[Sequence[Image.Image]]",
+        captions: Sequence[str],
+        names: Sequence[str] = (),
+        **how: int | None,
+    ) -> Path:
+        """Write pictures of any size and their captions, row by row, as `name`.png: `bigr.imaging.grid.grid`."""
+        from bigr.imaging.grid import grid
 
-    def strip(self, name: str, pictures: "Sequence[Image.Image]") -> Path:
-        """Write pictures beside each other as `name`.png, however many they are."""
-        return self._grid(name, pictures, len(pictures))
+        return self.picture(name, grid(rows, captions, names, **how))
 
     def trace(self, name: str, frames: "Sequence[Frame]", image: int) -> list[Path]:
         """Write the strip and the animation of how a picture came about."""
@@ -128,49 +130,11 @@ class Folder:
         """The path of a file that is none of those read."""
         return self._free(name)
 
-    def _grid(self, name: str, pictures: "Sequence[Image.Image]", columns: int) -> Path:
-        from bigr.evaluation.pictures import save_grid
-
-        path = self._free(f"{name}.png")
-        save_grid(path, _cells(pictures), columns)
-        return path
-
     def _free(self, name: str) -> Path:
         path = self.path / name
         if path.resolve() in self._read:
             raise BigrError(f"--out {self.path}: {name} there is one of the files that are read; name another folder")
         return path
-
-
-def _cells(pictures: "Sequence[Image.Image]") -> "Tensor":
-    """Pictures as uint8 [n, 3, S, S] or, where they are of one size, [n, 3, H, W]; larger ones made smaller."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    sizes = {picture.size for picture in pictures}
-    width, height = (max(size[side] for size in sizes) for side in (0, 1))
-    if len(sizes) > 1:
-        width = height = max(width, height)
-    scale = min(1.0, _CELL / max(width, height))
-    cell = max(1, round(width * scale)), max(1, round(height * scale))
-    arrays = []
-    for picture in pictures:
-        own = min(cell[0] / picture.width, cell[1] / picture.height)
-        fitted = max(1, round(picture.width * own)), max(1, round(picture.height * own))
-        if fitted != picture.size:
-            picture = picture.resize(fitted, Image.Resampling.LANCZOS if own < 1 else Image.Resampling.NEAREST)
-        page = Image.new("RGB", cell, "white")
-        page.paste(picture, ((cell[0] - fitted[0]) // 2, (cell[1] - fitted[1]) // 2))
-        arrays.append(np.asarray(page))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-
-
-def preview(picture: "Image.Image") -> "Image.Image":
-    """The picture no larger than a grid shows it, so that those of many files fit into memory."""
-    small = picture.copy()
-    small.thumbnail((_CELL, _CELL))
-    return small
 
 
 def spread(paths: Sequence[Path]) -> str:

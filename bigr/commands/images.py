@@ -31,6 +31,7 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Picture
 PaintLabel = Annotated[
     str | None, typer.Option(metavar="NAME", help="The class to paint; without one the rest of the picture decides.")
 ]
+_GIVEN = ("given", "to paint")
 _GREY = 160  # as what is undecided
 _MEASURED_TOGETHER = 64
 
@@ -61,8 +62,10 @@ def generate(
     paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
     _say("generate", paths, pictures, started)
     if len(pictures) > 1:
-        grid = _in_rows(pictures, how.variants) if how.variants > 1 else [pictures]
-        _say_also(folder.grid(f"grid-seed{how.seed}", grid), "all of them")
+        classes = ["any" if number is None else model.classes[number] for number in numbers]
+        rows = [pictures] if how.variants == 1 else _in_rows(pictures, how.variants)
+        told = (classes,) if how.variants == 1 else (_variants(how.variants), classes)
+        _say_also(folder.grid(f"grid-seed{how.seed}", rows, *told), "all of them")
     onlooker.draw(folder, stems)
 
 
@@ -127,7 +130,10 @@ def interpolate(
     *,
     how: Drawn,
 ) -> None:
-    """Draw the way from one class to another, as pictures, a strip and an animation there and back."""
+    """Draw the way from one class to another.
+
+    As pictures, a strip and an animation there and back.
+    """
     from bigr.imaging.trace import there_and_back
 
     model = how.load()
@@ -146,7 +152,8 @@ def interpolate(
     _say("interpolate", paths, pictures, started)
     for variant, row in enumerate(rows, start=1):
         stem = f"{name}-seed{how.seed}-{variant}"
-        _say_also(folder.strip(f"{stem}-strip", row), "side by side")
+        shares = [f"{place / max(frames - 1, 1):.0%}" for place in range(frames)]
+        _say_also(folder.grid(f"{stem}-strip", [row], shares, across=None), "side by side")
         _say_also(folder.animation(stem, *there_and_back(row)), "there and back")
     onlooker.draw(folder, stems)
 
@@ -164,7 +171,10 @@ def enrich(
     *,
     how: Drawn,
 ) -> None:
-    """Enlarge small pictures to the model's size, their detail drawn by the model."""
+    """Enlarge small pictures, their detail drawn by the model.
+
+    To the size of the model's own pictures.
+    """
 
     def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         return model.enrich(one.path, label=label, rounds=rounds, consistent=not free, **options)
@@ -175,6 +185,8 @@ def enrich(
 @takes(Common)
 def reconstruct(images: Images, *, how: Common) -> None:
     """Encode and decode pictures: what the tokenizer keeps of them."""
+    from bigr.imaging.grid import preview
+
     found, started = image_files.inputs(images), time.monotonic()
     folder, model = Folder(how.out, (one.path for one in found)), how.load()
     pictures, paths = [], []
@@ -182,8 +194,9 @@ def reconstruct(images: Images, *, how: Common) -> None:
         pictures.append(model.reconstruct(one.path))
         paths.append(folder.picture(f"{one.name}-reconstruction", pictures[-1]))
     _say("reconstruct", paths, pictures, started)
-    rows = [[_picture(one), made] for one, made in zip(found, pictures, strict=True)]
-    _say_also(folder.grid("grid", rows), "each beside what it was")
+    rows = [[preview(_picture(one)), made] for one, made in zip(found, pictures, strict=True)]
+    names = [one.name for one in found]
+    _say_also(folder.grid("grid", rows, ("given", "reconstructed"), names), "each beside what it was")
 
 
 @takes(Common)
@@ -201,7 +214,9 @@ def features(
     *,
     how: Common,
 ) -> None:
-    """Write what the model sees in pictures, as numbers: features.npz, `features` float32 [n, D] and `files` [n].
+    """Write what the model sees in pictures, as numbers.
+
+    In features.npz: `features` float32 [n, D] and `files` [n].
 
     With --nearest also `nearest` int64 [n, N], places in `files`, and `similarity` float32 [n, N], the cosine of
     features that were standardised.
@@ -283,6 +298,8 @@ def _each(
     label: goes into the files' names; read: further files that are not to be overwritten; windows: long pictures are
     drawn window by window.
     """
+    from bigr.imaging.grid import preview
+
     folder, model = Folder(how.out, [*(one.path for one in found), *read]), how.load()
     named = "" if label is None else f"-{image_files.names_of([model.classes[_number(model, label)]])[0]}"
     rows = []
@@ -294,8 +311,12 @@ def _each(
         paths = [folder.picture(stem, picture) for stem, picture in zip(stems, pictures, strict=True)]
         _say(str(one.path), paths, pictures, started)
         onlooker.draw(folder, stems, windows=windows)
-        rows.append([image_files.preview(picture) for picture in (*given(one), *pictures)])
-    _say_also(folder.grid(f"grid-{command}-seed{how.seed}", rows), "what was given, and what came of it")
+        rows.append([preview(picture) for picture in (*given(one), *pictures)])
+    captions = [*_GIVEN[: len(rows[0]) - how.variants], *_variants(how.variants)]
+    names = [one.name for one in found]
+    _say_also(
+        folder.grid(f"grid-{command}-seed{how.seed}", rows, captions, names), "what was given, and what came of it"
+    )
 
 
 class _Onlooker:
@@ -397,6 +418,10 @@ def _surrounded(one: Input, box: Box | None, margins: Box | None) -> "Image.Imag
     page = Image.new("RGB", (left + width + right, top + height + bottom), (_GREY,) * 3)
     page.paste(picture.crop(box) if box else picture, box[:2] if box else (left, top))
     return page
+
+
+def _variants(count: int) -> list[str]:
+    return [f"variant {number}" for number in range(1, count + 1)]
 
 
 def _in_rows(pictures: "Sequence[Image.Image]", length: int) -> "list[Sequence[Image.Image]]":

@@ -26,7 +26,10 @@ def lineage(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: whole hashes, all code.")] = False,
 ) -> None:
-    """Say what an artifact was made from, by which settings, commits and runs, back to the raw images."""
+    """Say what an artifact was made from, back to the raw images.
+
+    With settings, commits and runs of each step.
+    """
     from bigr.lineage import chain, page
 
     root = Path.cwd()

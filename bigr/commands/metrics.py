@@ -99,7 +99,7 @@ def metrics(
     ),
     every: Annotated[bool, typer.Option("--all", help="Every metric of outputs/metrics.json, one a line.")] = False,
 ) -> None:
-    """Show what the evaluation of the project in this folder measured, beside the targets of the settings.
+    """Show this project's metrics beside their targets.
 
     The last line names the stages that have changed since, if there are any.
     """

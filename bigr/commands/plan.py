@@ -27,7 +27,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: FLOPs, bytes, seconds.")] = False,
 ) -> None:
-    """Say what the settings will cost: parameters, FLOPs, memory, disk, time. Trains nothing, needs no data."""
+    """Say what the settings will cost, without training or data.
+
+    Parameters, FLOPs, memory, disk, time.
+    """
     from bigr.planning.page import page
     from bigr.planning.plan import make_plan
 

@@ -29,7 +29,7 @@ def probe(
         int | None, typer.Option(min=10, metavar="N", help="Of a split, in place of the settings' numbers of images.")
     ] = None,
 ) -> None:
-    """Measure every layer on any labelled images: linear probe, nearest neighbours, t-SNE.
+    """Measure what every layer tells of any labelled images.
 
     The model, trained here or imported, sees no label and need not know the classes. Features are written to disk
     once, and read in batches: memory does not grow with the images.

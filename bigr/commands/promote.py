@@ -17,9 +17,10 @@ def promote(
     params: Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings.")] = Path("params.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="For machines: one line.")] = False,
 ) -> None:
-    """Register the model that `dvc repro` made, compare it with the champion, and move the alias if it passes.
+    """Let the newest model compete with the champion.
 
-    The figures, tolerances and limits are in the section `promotion` of the settings. A champion that was measured on
+    The model that `dvc repro` made is registered, and becomes the champion where it passes. The figures, tolerances and
+    limits are in the section `promotion` of the settings. A champion that was measured on
     other images, or with another extractor, is first measured again. Exit status 0: the model is the champion; 3: it is
     not, and the last line says why.
     """

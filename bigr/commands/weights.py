@@ -65,7 +65,10 @@ def export(
     generator: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A generator's model folder.")] = None,
     force: Force = False,
 ) -> None:
-    """Write models of this project under the names of the published weights, as safetensors."""
+    """Write models under the names of the published weights.
+
+    As safetensors.
+    """
     from bigr.interop import exchange
 
     if not (tokenizer or generator):

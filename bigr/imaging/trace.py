@@ -66,17 +66,17 @@ def strip(frames: Sequence[Frame], image: int = 0) -> Image.Image:
     for place, index in enumerate(chosen):
         frame, (line, column) = frames[index], divmod(place, per_line)
         left, top = label + column * (side + _GAP), _GAP + line * (height + 2 * _GAP)
-        draw.text((left + side / 2, top + head / 2), str(index + 1), _INK, _font(bold=True), anchor="mm")
+        draw.text((left + side / 2, top + head / 2), str(index + 1), _INK, font(bold=True), anchor="mm")
         page.paste(_shown(frame.pictures[image], STRIP_SIDE), (left, top + head))
         entropies = _entropy_map(frame.entropies[image], side, most, _now(frame, image))
         page.paste(entropies, (left, top + head + side + _GAP))
         if column == 0:
             for row, name in enumerate(("picture", "entropy")):
                 middle = top + head + row * (side + _GAP) + side / 2
-                draw.text((label - _GAP, middle), name, _PALE, _font(), anchor="rm")
-    draw.text((label - _GAP, _GAP + head / 2), "iteration", _PALE, _font(), anchor="rm")
+                draw.text((label - _GAP, middle), name, _PALE, font(), anchor="rm")
+    draw.text((label - _GAP, _GAP + head / 2), "iteration", _PALE, font(), anchor="rm")
     left, top = width - legend - 2 * _GAP, _GAP
-    draw.text((left, top + head / 2), "decided in", _PALE, _font(), anchor="lm")
+    draw.text((left, top + head / 2), "decided in", _PALE, font(), anchor="lm")
     page.paste(_order_map(decided, len(frames), side), (left, top + head))
     _legend(page, left, top + head + side + 2 * _GAP, legend, most)
     return page
@@ -92,13 +92,13 @@ def animation(frames: Sequence[Frame], image: int = 0) -> tuple[list[Image.Image
     for index, frame in enumerate(frames):
         page = Image.new("RGB", size, _PAPER)
         draw = ImageDraw.Draw(page)
-        draw.text((edge, head / 2), f"iteration {index + 1} of {len(frames)}", _INK, _font(bold=True), anchor="lm")
+        draw.text((edge, head / 2), f"iteration {index + 1} of {len(frames)}", _INK, font(bold=True), anchor="lm")
         page.paste(_shown(frame.pictures[image], ANIMATION_SIDE), (edge, head))
         right = side + 2 * edge
         page.paste(_entropy_map(frame.entropies[image], side, most, _now(frame, image)), (right, head))
         done = int(((decided >= 0) & (decided <= index)).sum())
         count = f"{done} of {int((decided >= 0).sum())} tokens decided"
-        draw.text((right + side, head / 2), count, _PALE, _font(), anchor="rm")
+        draw.text((right + side, head / 2), count, _PALE, font(), anchor="rm")
         _scale(page, edge, head + side + _GAP, 2 * side + edge, most)
         pages.append(page)
     return pages, [*_pace(len(frames) - 1), _HOLD_MS]
@@ -220,7 +220,7 @@ def _order_map(decided: NDArray[np.int64], count: int, side: int) -> Image.Image
         if index >= 0:
             middle = ((column + 0.5) * cell, (row + 0.5) * cell)
             ink = _PAPER if share[row, column] > 0.5 else _INK
-            draw.text(middle, str(index + 1), ink, _font(), anchor="mm")
+            draw.text(middle, str(index + 1), ink, font(), anchor="mm")
     return page
 
 
@@ -231,7 +231,7 @@ def _legend(page: Image.Image, left: int, top: int, width: int, most: float) -> 
     for row, (fill, outline, text) in enumerate(((_KNOWN, None, "known"), (None, _DECIDED, "decided now"))):
         y = top + 46 + row * 24
         draw.rectangle((left, y, left + 13, y + 13), fill, outline, 2)
-        draw.text((left + 22, y + 7), text, _INK, _font(), anchor="lm")
+        draw.text((left + 22, y + 7), text, _INK, font(), anchor="lm")
 
 
 def _scale(page: Image.Image, left: int, top: int, width: int, most: float) -> None:
@@ -242,7 +242,7 @@ def _scale(page: Image.Image, left: int, top: int, width: int, most: float) -> N
     x = left
     for fill, outline, text in ((_KNOWN, None, "known"), (None, _DECIDED, "decided now")):
         draw.rectangle((x, top + 4, x + 13, top + 17), fill, outline, 2)
-        draw.text((x + 22, top + 11), text, _INK, _font(), anchor="lm")
+        draw.text((x + 22, top + 11), text, _INK, font(), anchor="lm")
         x += 22 + _width(text) + 2 * _GAP
 
 
@@ -251,18 +251,18 @@ def _bar(page: Image.Image, left: int, top: int, width: int, most: float) -> Non
     page.paste(Image.fromarray(np.tile(shades, (12, 1, 1))), (left, top))
     draw = ImageDraw.Draw(page)
     for x, text, anchor in ((left, "0", "la"), (left + width / 2, "bits", "ma"), (left + width, f"{most:.2g}", "ra")):
-        draw.text((x, top + 16), text, _INK, _font(), anchor=anchor)
+        draw.text((x, top + 16), text, _INK, font(), anchor=anchor)
 
 
 @cache
-def _font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
     """matplotlib's own, which is there wherever matplotlib is."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", name)), _TEXT)
 
 
 def _width(text: str) -> int:
-    return round(_font().getlength(text))
+    return round(font().getlength(text))
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

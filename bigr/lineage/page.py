@@ -11,7 +11,7 @@ from bigr.lineage.chain import Chain, Step
 from bigr.lineage.code import compare
 from bigr.lineage.records import Content
 
-WIDTH = 120
+WIDTH = 100
 _NARROWEST = 60
 _LABEL = 10
 _SUBJECT = 60
@@ -24,7 +24,7 @@ def tree(chain: Chain, root: Path, *, code: bool = False) -> Iterator[str]:
     code: list the files of code that are not as in the commit, or not as they were.
     """
     if chain.trouble:
-        yield from (chain.trouble, "")
+        yield from (*textwrap.wrap(chain.trouble, WIDTH, break_long_words=False, break_on_hyphens=False), "")
     seen: set[tuple[str, str]] = set()
     for start in chain.starts:
         yield from _branch(chain, chain.step(start), root, code, seen, "", "")

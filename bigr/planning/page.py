@@ -1,17 +1,27 @@
-"""The plan as a page of text: aligned tables, a unit in every column."""
+"""The plan as a page of text: aligned tables, a unit for every column."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from bigr.planning.plan import Plan, Stage
 
+WIDTH = 100
 _INDENT = "  "
 
 
 def page(plan: Plan) -> list[str]:
     """The lines of the page."""
     sections = [_head(plan), _parameters(plan), _flops(plan), _memory(plan), _disk(plan), _time(plan)]
-    return [line for section in sections for line in [*section, ""]][:-1]
+    lines = [line for section in sections for line in [*section, ""]][:-1]
+    return [part for line in lines for part in _broken(line)]
+
+
+def _broken(line: str) -> list[str]:
+    """A line of text, not of a table, on several where it is too wide."""
+    if len(line) <= WIDTH:
+        return [line]
+    return textwrap.wrap(line, WIDTH, subsequent_indent=_INDENT * 3, break_long_words=False)
 
 
 def _head(plan: Plan) -> list[str]:
@@ -76,7 +86,7 @@ def _memory(plan: Plan) -> list[str]:
     rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
-        *_table(("Memory of one process", *(f"{name} GiB" for name in shown)), rows),
+        *_table(("Memory of one process, GiB", *shown), rows),
         f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: the most at once,",
         f"{_INDENT}while gradients replace activations; without the device's context, workspaces, fragmentation.",
     ]
@@ -165,7 +175,9 @@ def _table(
     """Lines of aligned columns: the first `left` to the left, the others to the right, or those of `right`."""
     if not rows:
         return []
-    lines = [head, *([_INDENT + row[0], *row[1:]] for row in rows)]
+    lines = [list(head), *([_INDENT + row[0], *row[1:]] for row in rows)]
+    if right is not None and len(head) - 1 not in right:
+        lines = _wrapped(lines)
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     rights = set(range(left, len(head))) if right is None else set(right)
     aligned = [
@@ -173,3 +185,13 @@ def _table(
         for cells in (list(zip(line, widths, strict=True)) for line in lines)
     ]
     return [line.rstrip() for line in aligned]
+
+
+def _wrapped(lines: Sequence[list[str]]) -> list[list[str]]:
+    """The lines with what the last column says on several, where they would be wider than `WIDTH`."""
+    before = sum(max(len(cell) for cell in column) + 2 for column in list(zip(*lines, strict=True))[:-1])
+    found = []
+    for line in lines:
+        first, *others = textwrap.wrap(line[-1], WIDTH - before, break_long_words=False) or [""]
+        found += [[*line[:-1], first], *([""] * (len(line) - 1) + [other] for other in others)]
+    return found

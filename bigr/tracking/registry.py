@@ -41,8 +41,8 @@ MEASURING = ("data/shards", "bigr/stages/evaluation.py", "bigr/evaluation/")
 
 _ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeline, one version for each finished model.
 
-`mlflow models serve -m models:/bigr@champion --env-manager local -h 127.0.0.1 -p 5001` answers `POST /invocations` with
-`{"inputs": [3, 7]}` by PNG images in base64. `bigr promote` moves the alias `champion`; docs/registry.md tells all.
+`bigr serve` answers `POST /invocations` with `{"inputs": [3, 7]}` by PNG images in base64, on 127.0.0.1:5001.
+`bigr promote` moves the alias `champion`; docs/registry.md tells all.
 """
 
 

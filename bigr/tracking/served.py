@@ -27,8 +27,9 @@ from bigr.interop.folders import load_model
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.unmask import Sampling, check_finite, sample_codes
+from bigr.sampling.unmask import Iteration, Sampling, check_finite, sample_codes
 from bigr.seeds import derive_seed
+from bigr.tracking.stopping import is_abandoned
 from bigr.training.device import autocast, resolve_device
 
 ADJUSTABLE = ("seed", "iterations", "diffusion_steps", "guidance_scale")
@@ -79,7 +80,9 @@ class Served(PythonModel):
         for places in batched(len(labels), int(self.config["batch_size"])):
             some = slice(places.start, places.stop)
             with autocast(self.device, self.config["precision"], self.model.config.dim):
-                codes = sample_codes(self.model, labels[some].to(self.device), sampling, seeds[some])
+                codes = sample_codes(
+                    self.model, labels[some].to(self.device), sampling, seeds[some], on_iteration=_go_on
+                )
             images += [_png(image) for image in decoded(self.tokenizer, codes)]
         return images
 
@@ -105,6 +108,12 @@ class Served(PythonModel):
             return how.applied(Sampling(**self.config["samples"]), limits(self.model))
         except BigrError as error:
             raise Refusal(str(error)) from None
+
+
+def _go_on(_: Iteration) -> None:
+    """End the work for a client that has gone: after each iteration."""
+    if is_abandoned():
+        raise Refusal("nobody waits for the answer")
 
 
 def _shown(value: object) -> str:

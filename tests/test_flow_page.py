@@ -1,0 +1,40 @@
+"""The page of a flow run: what a reader looks for comes first; and a log without what nobody needs."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from prefect.exceptions import FailedRun
+
+from flows import pipeline
+from flows.execution import Outcome
+from flows.page import Page
+
+
+def test_the_page_opens_with_five_headline_metrics_and_ends_with_the_full_tables(tmp_path: Path) -> None:
+    measured = {"label_agreement": 0.9, "over_floor": 2.0, "fid": 5.0, "precision": 0.8, "recall": 0.7, "kid": 0.1}
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/metrics.json").write_text(json.dumps({"samples": measured, "reconstructions": {"psnr": 20.0}}))
+    page = Page("calm-heron", tmp_path, {"seed": 0}, {}, {"evaluation": Outcome("ran", 1.0)})
+    titles = [part.split("\n")[0] for part in page.text().split("\n## ")[1:]]
+    assert titles == ["Headline metrics", "Records in MLflow", "Stages", "Metrics", "Settings"]
+    opening = page.text().split("\n## ")[1]
+    assert opening.count("\n| ") == 2 + 5 and "| fid | 5 |" in opening
+
+
+def test_a_run_that_failed_by_its_own_message_logs_no_traceback() -> None:
+    assert pipeline.pipeline.name == "bigr"
+    said = logging.getLogger("prefect.flow_runs")
+    for error, shown in ((FailedRun("settings: seed is x"), 0), (ValueError("a mistake in the code"), 1)):
+        records: list[logging.LogRecord] = []
+        handler = logging.Handler()
+        handler.emit = records.append  # type: ignore[method-assign]
+        said.addHandler(handler)
+        try:
+            raise error
+        except Exception:
+            said.error("Engine execution exited with unexpected exception", exc_info=sys.exc_info())
+        finally:
+            said.removeHandler(handler)
+        assert len(records) == shown
