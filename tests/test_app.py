@@ -785,7 +785,9 @@ def test_the_keyboard_paints_walks_the_tabs_and_takes_a_class_out(page: "Page", 
     page.get_by_role("tab", name="Generate", exact=True).focus()
     page.keyboard.press("ArrowRight")
     tab = page.get_by_role("tabpanel").filter(visible=True)
-    tab.locator(".board:not(.empty) canvas").focus()
+    canvas = tab.locator(".board:not(.empty) canvas")
+    page.wait_for_timeout(500)
+    canvas.focus()
     page.keyboard.press("ArrowDown")
     assert tab.locator(".board.painted").count() == 0
     page.keyboard.press("Space")
@@ -848,7 +850,7 @@ def test_who_waits_sees_the_place_in_the_queue(page: "Page", address: str) -> No
             page.wait_for_timeout(1500)
             waiting = app_pages.open_tab(other, address, "Generate")
             waiting.locator(".buttons button").first.click()
-            waiting.get_by_text(re.compile("queue: 1/1")).wait_for(timeout=app_pages.PATIENCE)
+            waiting.locator(".came").get_by_text(re.compile("queue: 1/1")).first.wait_for(timeout=app_pages.PATIENCE)
         waiting.locator(".came .result.done").wait_for(timeout=app_pages.PATIENCE)
     finally:
         other.close()

@@ -61,7 +61,7 @@ const stroke = (to) => {
     paint.lineCap = paint.lineJoin = "round";
     paint.beginPath();
     paint.moveTo(...(last || to));
-    paint.lineTo(...to);
+    paint.lineTo(last ? to[0] : to[0] + 0.1, to[1]); // a line of no length would draw no dot
     paint.stroke();
     last = to;
 };
