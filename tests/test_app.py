@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,8 +28,9 @@ import torch
 from PIL import Image
 
 import bigr
-from bigr.app import bounds, guard, panel, serving
+from bigr.app import bounds, guard, panel, running, serving
 from bigr.app.dataset import Dataset
+from bigr.app.links import Link
 from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
@@ -87,7 +89,11 @@ def test_an_upload_is_made_upright_and_small_enough(tmp_path: Path) -> None:
     exif = photo.getexif()
     exif[0x0112] = 6
     photo.save(tmp_path / "photo.jpg", exif=exif)
-    assert read_upload(tmp_path / "photo.jpg").size == (bounds.MAX_SIDE // 2, bounds.MAX_SIDE)
+    upload = read_upload(tmp_path / "photo.jpg")
+    assert upload.picture.size == (bounds.MAX_SIDE // 2, bounds.MAX_SIDE)
+    assert upload.size == (1500, 3000) and upload.scaled
+    photo.resize((300, 150)).save(tmp_path / "small.jpg", exif=exif)
+    assert not read_upload(tmp_path / "small.jpg").scaled
 
 
 def test_what_is_no_picture_or_too_large_a_one_is_refused_by_name(
@@ -180,6 +186,71 @@ def test_the_data_set_is_looked_at_once_for_all_layers_and_what_a_stopped_call_d
     by_layer = [dataset.nearest(model, picture, layer, 5) for layer in (1, 2)]
     assert [one.similarity for one in by_layer[0]] != [one.similarity for one in by_layer[1]]
     assert len(list(dataset.look(bigr.load(project, device="cpu")))) == len(watched)  # another model, other features
+
+
+def test_the_data_set_is_looked_at_under_a_bar_that_fills(project: Path) -> None:
+    tabs = Tasks(bigr.load(project, device="cpu"), Dataset(project / "data" / "shards"))
+    panels = list(tabs.features(example(tabs), 1))
+    bars = [int(found[1]) for one in panels if (found := re.search(r'aria-valuenow="(\d+)"', one))]
+    assert bars[0] == 0 and bars[-1] == 100 and "progressbar" not in panels[-1]
+
+
+def frame(number: int, of: int, entropy: Any, brightness: int = 0) -> Frame:
+    """A frame of one picture whose tokens have this entropy, NaN where decided before."""
+    return Frame(number, of, [Image.new("RGB", (8, 8), (brightness,) * 3)], [np.array(entropy, np.float32)])
+
+
+def test_the_strip_names_its_picture_and_colours_up_to_the_largest_entropy() -> None:
+    trace = panel.Trace("the first picture (7)")
+    trace.add(frame(1, 2, [[0.2, 0.1], [0.0, 0.05]]))
+    trace.add(frame(2, 2, [[np.nan, 0.1], [np.nan, 0.05]]))
+    strip = trace.html()
+    assert "the first picture (7)" in strip and "0.20 bits" in strip
+    maps = [colours(uri) for uri in re.findall(r'entropy" src="([^"]+)"', strip)]
+    assert tuple(maps[0][0, 0]) == (182, 52, 20, 255) and tuple(maps[0][1, 0]) == (250, 232, 214, 255)
+    assert maps[1][0, 0, 3] == 0
+
+
+def colours(uri: str) -> np.ndarray:
+    """The picture in a data URI, RGBA."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
+
+
+def test_the_strip_ends_with_its_picture_where_others_follow() -> None:
+    trace, whole = panel.Trace(alone=True), np.full((2, 2), 0.3)
+    half = np.array([[np.nan, np.nan], [0.2, 0.2]])
+    for number, entropy in enumerate([whole, half, whole, half], start=1):
+        trace.add(frame(number, 4, entropy))
+    assert [number for number, *_ in trace.steps] == [1, 2]
+
+
+def test_iterations_that_differ_from_the_sliders_are_explained(tasks: Tasks) -> None:
+    few = list(tasks.inpaint(example(tasks), brush(lower_half()), NO_CLASS, "Feather", 0, 1, 8, 1.0, 2))[-1]
+    assert re.search(r"8 iterations chosen, [1-7] taken", few)
+    assert "seed 0, 2 iterations<" in list(tasks.generate([0], 0, 1, 2, 1.0, 2))[-1]
+
+
+def test_a_link_sets_what_its_controls_can_hold_and_nothing_else(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("gradio.Warning", lambda text, **_: said.append(text))
+    import gradio as gr
+
+    with gr.Blocks():
+        link = Link.of(
+            "T",
+            [
+                gr.State(1),
+                gr.Slider(0, 9, label="Left, %"),
+                gr.Dropdown([("a", 0), ("b", 1)], multiselect=True, label="Classes"),
+                gr.Radio(["x", "y"], label="Way"),
+                gr.Checkbox(label="Made small"),
+            ],
+        )
+    assert list(link.settings) == ["left", "classes", "way", "made-small"]
+    read = link.read({"left": "3", "classes": "1,0", "way": "y", "made-small": "true", "more": "1"})
+    assert list(read.values()) == [3, [1, 0], "y", True] and not said
+    wrong = {"left": "nan", "classes": "0,7", "way": "<script>", "made-small": "1"}
+    assert link.read(wrong) == {} and all(name in said[0] for name in wrong) and "<" not in said[0]
 
 
 def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
@@ -650,6 +721,141 @@ def test_an_own_picture_is_taken_and_what_is_none_is_said(page: "Page", address:
     assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(20, 30, 3)}
 
 
+WIDTH = "[...document.querySelectorAll('.bench')].filter(e => e.offsetParent)[0].getBoundingClientRect().width"
+
+
+@pytest.mark.browser
+def test_the_width_stays_and_the_button_is_in_sight(page: "Page", address: str) -> None:
+    widths = set()
+    for name in ("Generate", "Inpaint", "Outpaint", "Edit", "Interpolate", "Enrich", "Features"):
+        tab = app_pages.open_tab(page, address, name)
+        box = tab.locator(".buttons button").first.bounding_box()
+        assert box is not None and box["y"] + box["height"] <= app_pages.LAPTOP[1], name
+        widths.add(page.evaluate(WIDTH))
+        tab.get_by_role("button", name="Stop").click()
+        tab.get_by_text("Stopped.").wait_for()
+        widths.add(page.evaluate(WIDTH))
+    assert len(widths) == 1
+
+
+@pytest.mark.browser
+def test_what_grows_around_a_picture_is_hatched(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Outpaint")
+    tab.get_by_label(OUTSIDE).check()
+    tab.locator(".outline .size", has_text="8×12").wait_for()
+    background = tab.locator(".outline .frame").evaluate("e => getComputedStyle(e).backgroundImage")
+    assert "repeating-linear-gradient" in background
+
+
+@pytest.mark.browser
+def test_a_slider_can_be_read_in_the_dark(page: "Page", address: str) -> None:
+    page.emulate_media(color_scheme="dark")
+    try:
+        slider = app_pages.open_tab(page, address, "Generate").get_by_label("range slider for Seed")
+        shades = np.asarray(Image.open(io.BytesIO(slider.screenshot())).convert("L")).astype(int)
+    finally:
+        page.emulate_media(color_scheme="light")
+    row = shades[shades.shape[0] // 2]
+    thumb, track = row[: len(row) // 5].max(), row[-len(row) // 3 : -len(row) // 6].mean()
+    assert thumb - track > 100
+
+
+@pytest.mark.browser
+def test_a_very_long_picture_can_be_painted_on_and_is_announced_as_made_smaller(
+    page: "Page", address: str, tmp_path: Path
+) -> None:
+    tab = app_pages.open_tab(page, address, "Inpaint")
+    Image.new("RGB", (3000, 20), "teal").save(tmp_path / "long.png")
+    tab.locator("input[type=file]").set_input_files(tmp_path / "long.png")
+    page.get_by_text("1536×10 pixels").wait_for()
+    page.wait_for_function("[...document.querySelectorAll('.board img')].some(e => e.naturalHeight === 7)")
+    box = tab.locator(".board").bounding_box()
+    assert box is not None and box["height"] >= 40
+    assert page.evaluate("document.documentElement.scrollWidth") <= app_pages.LAPTOP[0]
+
+
+@pytest.mark.browser
+def test_the_keyboard_paints_walks_the_tabs_and_takes_a_class_out(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Generate")
+    before = tab.locator(".token").count()
+    tab.get_by_role("button", name="Remove", exact=False).first.focus()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Remove ")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"document.querySelectorAll('.token').length === {before - 1}")
+    page.get_by_role("tab", name="Generate", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    tab = page.get_by_role("tabpanel").filter(visible=True)
+    canvas = tab.locator(".board:not(.empty) canvas")
+    page.wait_for_timeout(500)
+    canvas.focus()
+    page.keyboard.press("ArrowDown")
+    assert tab.locator(".board.painted").count() == 0
+    page.keyboard.press("Space")
+    tab.locator(".board.painted").wait_for()
+    page.keyboard.press("Control+z")
+    tab.locator(".board:not(.painted)").wait_for()
+
+
+@pytest.mark.browser
+def test_a_picture_is_enlarged_and_all_are_saved(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Generate")
+    done = app_pages.press(tab)
+    done.locator("figure a").nth(11).click()
+    dialog = page.get_by_role("dialog", name="enlarged picture")
+    box = dialog.locator("img").bounding_box()
+    assert box is not None and box["width"] > 500
+    page.keyboard.press("ArrowRight")
+    assert dialog.locator("img").get_attribute("src") == sources(done)[0]
+    with page.expect_download() as one:
+        dialog.get_by_text("Save", exact=True).click()
+    assert one.value.suggested_filename == "generate-seed0-1.png"
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    with page.expect_download() as all_of_them:
+        done.get_by_role("button", name="Save all").click()
+    with zipfile.ZipFile(all_of_them.value.path()) as archive:
+        assert archive.testzip() is None and len(archive.namelist()) == 12
+        saved = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()]
+    assert all((a == pixels(b)).all() for a, b in zip(saved, sources(done), strict=True))
+
+
+@pytest.mark.browser
+def test_a_link_opens_the_tab_with_its_settings(page: "Page", address: str) -> None:
+    tab = app_pages.open_tab(page, address, "Interpolate")
+    seed = tab.get_by_label("number input for Seed")
+    tab.get_by_role("button", name="Random").click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('input[aria-label$=Seed]')].some(e => e.offsetParent && e.value > 0)"
+    )
+    drawn = seed.input_value()
+    tab.get_by_role("button", name="Copy link").click()
+    page.wait_for_url("**/?tab=Interpolate*")
+    page.goto(page.url)
+    tab = page.get_by_role("tabpanel").filter(visible=True)
+    tab.get_by_role("button", name="Interpolate").wait_for()
+    expect = (
+        f"[...document.querySelectorAll('input[aria-label$=Seed]')].some(e => e.offsetParent && e.value === '{drawn}')"
+    )
+    page.wait_for_function(expect)
+
+
+@pytest.mark.browser
+def test_who_waits_sees_the_place_in_the_queue(page: "Page", address: str) -> None:
+    other = page.context.new_page()
+    try:
+        with running._one_at_a_time:
+            tab = app_pages.open_tab(page, address, "Generate")
+            tab.locator(".buttons button").first.click()
+            tab.get_by_text("Waiting for the model").wait_for()
+            page.wait_for_timeout(1500)
+            waiting = app_pages.open_tab(other, address, "Generate")
+            waiting.locator(".buttons button").first.click()
+            waiting.locator(".came").get_by_text(re.compile("queue: 1/1")).first.wait_for(timeout=app_pages.PATIENCE)
+        waiting.locator(".came .result.done").wait_for(timeout=app_pages.PATIENCE)
+    finally:
+        other.close()
+
+
 @pytest.mark.browser
 def test_the_page_fits_a_phone_and_asks_nobody_else(page: "Page", address: str) -> None:
     asked: list[str] = []
@@ -661,6 +867,10 @@ def test_the_page_fits_a_phone_and_asks_nobody_else(page: "Page", address: str) 
         if name == "Interpolate":
             app_pages.press(tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        for example in tab.locator(".examples button").all():
+            box = example.bounding_box()
+            shown = tab.locator(".examples .examples").bounding_box()
+            assert box is not None and shown is not None and box["x"] + box["width"] <= shown["x"] + shown["width"]
     assert page.locator("footer").filter(visible=True).count() == 0
     assert len(asked) > 10
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []

@@ -1,6 +1,8 @@
 // The brush: paints a mask over a picture. Runs once for each brush; gradio gives `element`, `props` and `watch`.
 // props.value: {picture: data URI, crisp: sharp pixels, mask: data URI of a PNG, opaque where painted, or ""}.
-const LONG = 512; // pixels of the mask along its longer side
+const LONG = 512; // pixels of the mask along its longer side,
+const SHORT = 48; // but so many along the shorter one,
+const MOST = 8192; // and no more than this
 const UNDOS = 20;
 const board = element.querySelector(".board");
 const image = board.querySelector("img");
@@ -11,6 +13,7 @@ const paint = canvas.getContext("2d", { willReadFrequently: true });
 const colour = getComputedStyle(document.documentElement).getPropertyValue("--mask").trim() || "#e5481d";
 let erasing = false;
 let last = null;
+let at = [0, 0]; // where the keyboard has the brush
 let earlier = [];
 
 const whole = () => paint.getImageData(0, 0, canvas.width, canvas.height);
@@ -37,10 +40,13 @@ const show = async () => {
     image.className = crisp ? "crisp" : "smooth";
     image.src = picture;
     await image.decode();
-    const scale = LONG / Math.max(image.naturalWidth, image.naturalHeight);
+    const sides = [image.naturalWidth, image.naturalHeight];
+    const long = Math.max(...sides);
+    const scale = Math.min(Math.max(LONG / long, SHORT / Math.min(...sides)), MOST / long);
     canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
     canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
     board.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
+    at = [canvas.width / 2, canvas.height / 2];
 };
 
 const place = (event) => {
@@ -55,7 +61,7 @@ const stroke = (to) => {
     paint.lineCap = paint.lineJoin = "round";
     paint.beginPath();
     paint.moveTo(...(last || to));
-    paint.lineTo(...to);
+    paint.lineTo(last ? to[0] : to[0] + 0.1, to[1]); // a line of no length would draw no dot
     paint.stroke();
     last = to;
 };
@@ -68,12 +74,14 @@ canvas.addEventListener("pointerdown", (event) => {
     last = null;
     stroke(place(event));
 });
+const showRing = ([x, y]) => {
+    const scale = canvas.getBoundingClientRect().width / canvas.width;
+    ring.style.width = ring.style.height = `${Number(size.value) * scale}px`;
+    ring.style.left = `${x * scale}px`;
+    ring.style.top = `${y * scale}px`;
+};
 canvas.addEventListener("pointermove", (event) => {
-    const box = canvas.getBoundingClientRect();
-    const across = (Number(size.value) * box.width) / canvas.width;
-    ring.style.width = ring.style.height = `${across}px`;
-    ring.style.left = `${event.clientX - box.left}px`;
-    ring.style.top = `${event.clientY - box.top}px`;
+    showRing(place(event));
     if (last) (event.getCoalescedEvents?.() ?? [event]).forEach((one) => stroke(place(one)));
 });
 for (const ending of ["pointerup", "pointercancel"]) {
@@ -83,6 +91,31 @@ for (const ending of ["pointerup", "pointercancel"]) {
         publish();
     });
 }
+
+// By keyboard: arrows move the brush, the space bar paints where it is, Shift paints on the way, Ctrl-Z takes back.
+const WAYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+canvas.addEventListener("focus", () => showRing(at));
+canvas.addEventListener("keydown", (event) => {
+    const way = WAYS[event.key];
+    const paints = event.key === " " || (way && event.shiftKey);
+    const undoes = event.key === "z" && (event.ctrlKey || event.metaKey);
+    if (!props.value?.picture || !(way || paints || undoes)) return;
+    event.preventDefault();
+    if (undoes) acts.undo();
+    if (paints) {
+        remember();
+        stroke(at);
+    }
+    if (way) {
+        const step = Number(size.value) / 4;
+        const inside = (value, most) => Math.min(Math.max(value, 0), most);
+        at = [inside(at[0] + way[0] * step, canvas.width), inside(at[1] + way[1] * step, canvas.height)];
+        if (paints) stroke(at);
+        showRing(at);
+    }
+    last = null;
+    if (paints || undoes) publish();
+});
 
 const fill = (top) => {
     paint.globalCompositeOperation = "source-over";

@@ -85,9 +85,13 @@ def source(examples: Examples, shown: Callable[..., Any], *, brush: bool = False
 
     def uploaded(path: str, *values: Any) -> tuple[Image.Image, Any]:
         try:
-            picture = read_upload(Path(path))
+            upload = read_upload(Path(path))
         except BigrError as error:
             raise spoken(error) from None
+        picture = upload.picture
+        if upload.scaled:
+            size, now = ("{}×{}".format(*one) for one in (upload.size, picture.size))
+            gr.Info(f"It is worked on at {now} pixels: {size} are too many here", title="Made smaller")
         return picture, shown(picture, *values)
 
     button.upload(uploaded, [button, *beside], [state, view], **READING)
@@ -109,6 +113,8 @@ def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = F
     with gr.Row(elem_classes="sliders"):
         number = gr.Slider(1, MAX_VARIANTS, value=variants, step=1, label="Variants", min_width=140)
         seed = gr.Slider(0, MAX_SEED, value=0, step=1, label="Seed", min_width=140)
+        dice = gr.Button("Random", size="sm", scale=0, min_width=76, elem_classes="dice")
+    dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})", **QUIET)
     with gr.Accordion("Sampler", open=False, elem_classes="sampler"), gr.Row(elem_classes="sliders"):
         least, most = limits["iterations"]
         iterations = gr.Slider(least, most, value=sampling.iterations, step=1, label="Iterations", min_width=140)

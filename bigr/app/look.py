@@ -5,6 +5,7 @@ from pathlib import Path
 import gradio as gr
 
 CSS = Path(__file__).with_name("style.css")
+SCRIPT = Path(__file__).with_name("page.js")
 INK, PAPER = "#1b1e1c", "#f5f5f2"
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace")
@@ -69,5 +70,5 @@ def theme() -> gr.themes.Base:
         button_primary_border_color_dark="transparent",
         button_large_text_weight="500",
         slider_color=INK,
-        slider_color_dark="#d5d6cf",
+        slider_color_dark="#a3a69e",
     )

@@ -14,16 +14,17 @@ from PIL import Image
 
 from bigr.app import panel
 from bigr.app.bounds import MAX_CLASSES, MAX_STEPS, UPLOAD_SECONDS
-from bigr.app.controls import QUIET, READING, Examples, class_choices, options, source, spoken
+from bigr.app.controls import HERE, QUIET, READING, Examples, class_choices, options, source, spoken
 from bigr.app.dataset import Dataset
+from bigr.app.links import COPY, Link
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.errors import BigrError
 from bigr.imaging.model import INTERPOLATION_STEPS, ImageModel
 
 log = logging.getLogger(__name__)
 
-DRAWING: dict[str, Any] = {**QUIET, "concurrency_id": "model", "concurrency_limit": 1}
-"""For events that use the model: one at a time."""
+DRAWING: dict[str, Any] = {**QUIET, "show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1}
+"""For events that use the model: one at a time. gradio shows the place in the queue, and the time."""
 
 Task = Callable[..., Iterator[str]]
 
@@ -58,26 +59,38 @@ def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
     bench = Bench(model, Tasks(model, dataset), dataset.examples if dataset is not None else [])
     with gr.Blocks(title="BiGR", analytics_enabled=False, delete_cache=(60, UPLOAD_SECONDS), fill_width=True) as page:
         gr.HTML(_heading(model), apply_default_css=False, elem_classes="heading")
-        with gr.Tabs(elem_classes="tabs"):
-            for tab in TABS:
-                if model.knows_labels or not tab.needs_classes:
-                    _lay_out(tab, bench)
+        with gr.Tabs(elem_classes="tabs") as tabs:
+            links = [_lay_out(tab, bench) for tab in TABS if model.knows_labels or not tab.needs_classes]
+        links_by_tab = {link.tab: link for link in links}
+
+        def opened(request: gr.Request) -> dict[Any, Any]:
+            query = dict(request.query_params)
+            link = links_by_tab.get(query.pop("tab", ""))
+            return {tabs: gr.skip()} if link is None else {tabs: gr.Tabs(selected=link.tab), **link.read(query)}
+
+        page.load(opened, None, [tabs, *(one for link in links for one in link.settings.values())], **QUIET)
     return page
 
 
-def _lay_out(tab: Tab, bench: Bench) -> None:
-    with gr.Tab(tab.name, elem_classes="tab"), gr.Row(elem_classes="bench"):
+def _lay_out(tab: Tab, bench: Bench) -> Link:
+    """The tab, and the link that opens it with its settings."""
+    with gr.Tab(tab.name, id=tab.name, elem_classes="tab"), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="given"):
             gr.HTML(f"<p>{tab.says}</p>", apply_default_css=False, elem_classes="says")
             inputs = tab.inputs(bench)
             with gr.Row(elem_classes="buttons"):
                 start = gr.Button(tab.button, variant="primary", scale=3, min_width=120)
                 stop = gr.Button("Stop", scale=1, min_width=70)
+                copy = gr.Button(COPY, scale=1, min_width=96)
         with gr.Column(scale=8, min_width=320, elem_classes="came"):
-            result = gr.HTML(panel.idle(tab.promise), apply_default_css=False)
+            script = (HERE / "result.js").read_text(encoding="utf-8")
+            result = gr.HTML(panel.idle(tab.promise), js_on_load=script, apply_default_css=False)
     asked = start.click(panel.waiting, None, result, queue=False, **QUIET)
     going = asked.then(_told(tab.task(bench.tasks)), inputs, result, **DRAWING)
     stop.click(lambda: panel.idle("Stopped."), None, result, cancels=[going], queue=False, **QUIET)
+    link = Link.of(tab.name, inputs)
+    link.copied_by(copy)
+    return link
 
 
 def _heading(model: ImageModel) -> str:
@@ -113,7 +126,7 @@ def _edit(bench: Bench) -> list[Any]:
 
 
 def _outpaint(bench: Bench) -> list[Any]:
-    way = gr.Radio([INSIDE, OUTSIDE], value=INSIDE, show_label=False, container=False, render=False)
+    way = gr.Radio([INSIDE, OUTSIDE], value=INSIDE, label="Way", show_label=False, container=False, render=False)
     sides: list[Any] = [
         gr.Slider(0, 100, value=value, step=5, label=f"{side}, %", min_width=180, render=False)
         for side, value in (("Left", 0), ("Top", 0), ("Right", 0), ("Bottom", 50))

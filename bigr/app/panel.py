@@ -31,7 +31,7 @@ PAIRED = 4
 """So many pictures, at most, have their own entropy map beside them while they are drawn."""
 
 _CERTAIN, _UNDECIDED = np.array([250, 232, 214]), np.array([182, 52, 20])
-"""Colours of an entropy of 0 and of 1 bit."""
+"""Colours of an entropy of 0, and of the largest of the call."""
 
 
 def uri(picture: Image.Image) -> str:
@@ -41,10 +41,10 @@ def uri(picture: Image.Image) -> str:
         return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def entropy_map(entropy: NDArray[np.floating]) -> Image.Image:
-    """Entropies [g, g] in bits as a picture RGBA of g×g pixels: from pale (0) to red (1); clear where NaN."""
+def entropy_map(entropy: NDArray[np.floating], most: float) -> Image.Image:
+    """Entropies [g, g] in bits as a picture RGBA of g×g pixels: from pale (0) to red (`most`); clear where NaN."""
     known = np.isnan(entropy)
-    share = np.clip(np.where(known, 0, entropy), 0, 1)[..., None]
+    share = np.clip(np.where(known, 0, entropy) / most, 0, 1)[..., None]
     colour = _CERTAIN + share * (_UNDECIDED - _CERTAIN)
     rgba = np.concatenate([colour, np.where(known, 0, 255)[..., None]], axis=-1)
     return Image.fromarray(np.rint(rgba).astype(np.uint8), "RGBA")
@@ -52,25 +52,36 @@ def entropy_map(entropy: NDArray[np.floating]) -> Image.Image:
 
 @dataclass
 class Trace:
-    """The iterations of a call, of its first picture, as data URIs: what is decided, how uncertain the rest is.
+    """The iterations of a call, of its first picture: what is decided (a data URI), how uncertain the rest is.
 
-    of: iterations of the whole call; crisp: the CSS class of its pictures.
+    name: of that picture; alone: the call draws other pictures after it, which the strip leaves out; of: iterations of
+    the whole call; most: the largest entropy of all pictures so far, in bits; crisp: the CSS class of its pictures.
     """
 
-    steps: list[tuple[int, str, str]] = field(default_factory=list)
+    name: str = ""
+    alone: bool = False
+    steps: list[tuple[int, str, NDArray[np.floating]]] = field(default_factory=list)
     of: int = 0
+    most: float = 0.01
     crisp: str = "crisp"
+    _undecided: float = np.inf
 
     def add(self, frame: Frame) -> None:
         """Remember a frame, if it is one of the `TRACE_STEPS` to show."""
         self.of = frame.of
+        self.most = max(self.most, *(float(np.nanmax(one, initial=0)) for one in frame.entropies))
+        undecided = np.count_nonzero(~np.isnan(frame.entropies[0]))
+        if self.alone and undecided > self._undecided:
+            self._undecided = -1  # the first picture is whole: no frame is its any more
+            return
+        self._undecided = undecided
         shown = min(TRACE_STEPS, frame.of)
         if frame.number * shown // frame.of == (frame.number - 1) * shown // frame.of:
             return
         picture = frame.pictures[0].copy()
         self.crisp = _crisp(picture)
         picture.thumbnail((TRACE_SIDE, TRACE_SIDE))
-        self.steps.append((frame.number, uri(picture), uri(entropy_map(frame.entropies[0]))))
+        self.steps.append((frame.number, uri(picture), frame.entropies[0]))
 
     def html(self) -> str:
         """The strip."""
@@ -78,13 +89,14 @@ class Trace:
             return ""
         columns = "".join(
             f'<li><img class="{self.crisp}" src="{picture}" alt="after iteration {number}">'
-            f'<img class="crisp entropy" src="{entropy}" alt="entropy before iteration {number}">'
+            f'<img class="crisp entropy" src="{uri(entropy_map(entropy, self.most))}" '
+            f'alt="entropy before iteration {number}">'
             f"<span>{number}</span></li>"
             for number, picture, entropy in self.steps
         )
         return (
-            '<section class="trace"><header><h3>In which order it was decided</h3>'
-            '<p class="legend"><span>certain</span><i></i><span>undecided</span></p></header>'
+            f'<section class="trace"><header><h3>In which order {html.escape(self.name)} was decided</h3>'
+            f'<p class="legend"><span>certain, 0</span><i></i><span>{self.most:.2f} bits, undecided</span></p></header>'
             f"<ol>{columns}</ol></section>"
         )
 
@@ -105,17 +117,23 @@ def running(frame: Frame, trace: Trace, columns: int | None = None) -> str:
     paired = len(frame.pictures) <= PAIRED
     cells = []
     for place, (picture, entropy) in enumerate(zip(frame.pictures, frame.entropies, strict=True), start=1):
-        beside = f'<img class="crisp entropy" src="{uri(entropy_map(entropy))}" alt="entropy of picture {place}">'
+        colours = uri(entropy_map(entropy, trace.most))
+        beside = f'<img class="crisp entropy" src="{colours}" alt="entropy of picture {place}">'
         cells.append(
             f'<figure><div class="pair"><img class="{crisp}" src="{uri(picture)}" alt="picture {place} so far">'
             f"{beside if paired else ''}</div></figure>"
         )
-    share = 100 * frame.number / frame.of
-    state = (
-        f'<p class="state" role="status"><b>Iteration {frame.number}</b> of {frame.of}'
-        f'<i class="bar"><i style="width:{share:.0f}%"></i></i></p>'
-    )
+    share = frame.number / frame.of
+    state = f'<p class="state" role="status"><b>Iteration {frame.number}</b> of {frame.of}{_bar(share)}</p>'
     return f'<div class="result busy">{state}{_grid(cells, columns, 2 if paired else 1)}{trace.html()}</div>'
+
+
+def _bar(share: float) -> str:
+    percent = round(100 * share)
+    return (
+        f'<i class="bar" role="progressbar" aria-label="progress" aria-valuenow="{percent}">'
+        f'<i style="width:{percent}%"></i></i>'
+    )
 
 
 def finished(
@@ -131,7 +149,7 @@ def finished(
 ) -> str:
     """The pictures that the call returned, the time that it took, and the strip.
 
-    captions: one for each picture; name: of the files that a click saves; note: said after the time; columns: of the
+    captions: one for each picture; name: of the files that are saved; note: said after the time; columns: of the
     grid, by their number where not given; beside: pictures to compare with, and their captions, shown above.
     """
     cells = [
@@ -140,7 +158,8 @@ def finished(
     ]
     first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], 4) if beside else ""
     time = f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds / 60:.1f} min"
-    state = f'<p class="state" role="status"><b class="time">{time}</b> {html.escape(note)}</p>'
+    save = '<button type="button" class="all">Save all</button>' if len(pictures) > 1 else ""
+    state = f'<p class="state" role="status"><b class="time">{time}</b> {html.escape(note)}{save}</p>'
     return f'<div class="result done">{state}{first}{_grid(cells, columns)}{trace.html()}</div>'
 
 
@@ -149,11 +168,8 @@ def _figure(picture: Image.Image, caption: str, crisp: str, file: str | None = N
     image = (
         f'<img class="{crisp}" src="{uri(picture)}" alt="{words}" width="{picture.width}" height="{picture.height}">'
     )
-    if file is not None:  # the link takes the picture's own data, which is then in the page once
-        image = (
-            f'<a download="{html.escape(file)}" title="save this picture" href="#" '
-            f"onclick=\"this.href=this.querySelector('img').src\">{image}</a>"
-        )
+    if file is not None:  # result.js enlarges it and saves it, by its own data, which is then in the page once
+        image = f'<a download="{html.escape(file)}" title="enlarge" href="#">{image}</a>'
     return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
 
 
@@ -168,15 +184,23 @@ def _crisp(picture: Image.Image) -> str:
 
 
 def compared(
-    beside: Sequence[tuple[Image.Image, str]], found: Sequence[tuple[Image.Image, str]], seconds: float, note: str
+    beside: Sequence[tuple[Image.Image, str]],
+    found: Sequence[tuple[Image.Image, str]],
+    seconds: float,
+    note: str,
+    share: float | None = None,
 ) -> str:
-    """A picture and what the model keeps of it, and below them the pictures that are alike to it."""
+    """A picture and what the model keeps of it, and below them the pictures that are alike to it.
+
+    share: how much is done, 0 to 1; None: all.
+    """
     first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], len(beside))
     then = ""
     if found:
         then = "<h3>Most alike to the model</h3>" + _grid([_figure(one, text, _crisp(one)) for one, text in found], 5)
-    state = f'<p class="state" role="status"><b class="time">{seconds:.1f} s</b> {html.escape(note)}</p>'
-    return f'<div class="result done features">{state}{first}{then}</div>'
+    bar, kind = ("", "done") if share is None else (_bar(share), "busy")
+    state = f'<p class="state" role="status"><b class="time">{seconds:.1f} s</b> {html.escape(note)}{bar}</p>'
+    return f'<div class="result {kind} features">{state}{first}{then}</div>'
 
 
 def refused(text: str) -> str:
@@ -205,8 +229,8 @@ def outline(picture: Image.Image | None, edges: Sequence[int], inside: bool) -> 
         f"{side}:{_percent(share)}" for side, share in zip(("left", "top", "width", "height"), box, strict=True)
     )
     return (
-        f'<div class="outline"><div class="frame hatched" style="--ratio:{width / height:.5f}">'
-        f'<div class="kept" style="{place}">{image}</div></div><p class="size">{width}×{height} pixels</p></div>'
+        f'<div class="outline"><div class="scroll"><div class="frame hatched" style="--ratio:{width / height:.5f}">'
+        f'<div class="kept" style="{place}">{image}</div></div></div><p class="size">{width}×{height} pixels</p></div>'
     )
 
 
@@ -218,9 +242,10 @@ def chosen(picture: Image.Image | None) -> str:
     """The picture that a task is to work on."""
     if picture is None:
         return '<div class="outline empty"><p>Choose a picture</p></div>'
+    ratio = f"--ratio:{picture.width / picture.height:.5f}"
     return (
-        f'<div class="outline"><div class="frame" style="--ratio:{picture.width / picture.height:.5f}">'
-        f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture"></div>'
+        f'<div class="outline"><div class="scroll"><div class="frame" style="{ratio}">'
+        f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture"></div></div>'
         f'<p class="size">{picture.width}×{picture.height} pixels</p></div>'
     )
 

@@ -57,7 +57,7 @@ def start(
     """Start the server in threads of its own; `close()` of what this returns ends it. Files go to `folder`."""
     os.environ.update(QUIET)
     os.environ["GRADIO_TEMP_DIR"] = str(folder.absolute())
-    from bigr.app.look import CSS, theme
+    from bigr.app.look import CSS, SCRIPT, theme
     from bigr.app.page import build
 
     page = build(model, dataset)
@@ -83,6 +83,7 @@ def start(
             app_kwargs=settings,
             theme=theme(),
             css_paths=CSS,
+            js=SCRIPT.read_text(encoding="utf-8"),
         )
     except OSError:
         page.close(verbose=False)

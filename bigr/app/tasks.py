@@ -6,6 +6,7 @@ sends is not trusted: numbers may be outside the ranges of the sliders, and then
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from PIL import Image
@@ -56,6 +57,7 @@ class Tasks:
             how,
             order=order,
             columns=count if count > 1 else None,
+            many=True,
         )
 
     def inpaint(
@@ -117,6 +119,7 @@ class Tasks:
             [names[0], *between, names[1]] + [""] * (count * (how["variants"] - 1)),
             how,
             columns=count,
+            many=True,
         )
 
     def enrich(
@@ -153,9 +156,9 @@ class Tasks:
             )
             return
         count = self.dataset.compared
-        for done in self.dataset.look(self.model):
+        for done in chain([0], self.dataset.look(self.model)):
             text = f"looking at the data set: {min(done, count):,} of {count:,} pictures, this once"
-            yield panel.compared(beside, [], time.perf_counter() - start, text)
+            yield panel.compared(beside, [], time.perf_counter() - start, text, min(done / count, 1))
         alike = self.dataset.nearest(self.model, given, number, NEIGHBOURS)
         found = [(one.picture, f"{one.name} · {one.similarity:.2f}") for one in alike]
         known = "" if self.model.statistics else "; by these pictures' own mean, as the model comes without its own"
@@ -186,9 +189,10 @@ class Tasks:
         order: Sequence[int] | None = None,
         columns: int | None = None,
         beside: Sequence[tuple[Image.Image, str]] = (),
+        many: bool = False,
     ) -> Panels:
-        """Run the call and show it. order: in which its pictures are shown."""
-        trace, shown = panel.Trace(), 0.0
+        """Run the call and show it. order: in which its pictures are shown; many: they are no variants of one."""
+        trace, shown = panel.Trace(f"the first picture ({captions[0]})", alone=many), 0.0
         for item in watched(call):
             if isinstance(item, Done):
                 pictures = item.value if order is None else [item.value[place] for place in order]
@@ -197,7 +201,7 @@ class Tasks:
                     captions,
                     item.seconds,
                     f"{name}-seed{how['seed']}",
-                    note=f"seed {how['seed']}, {trace.of} iterations",
+                    note=f"seed {how['seed']}, {_iterations(how['iterations'], trace.of)}",
                     trace=trace,
                     columns=columns,
                     beside=beside,
@@ -264,6 +268,14 @@ def _blend(blend: str) -> Any:
 
 def _numbered(how: dict[str, Any]) -> list[str]:
     return [f"variant {number}" for number in range(1, how["variants"] + 1)]
+
+
+def _iterations(chosen: int | None, taken: int) -> str:
+    """The iterations that a call took, beside those that were chosen where they are not the same."""
+    if chosen is None or chosen == taken:
+        return f"{taken} iterations"
+    why = "there is no more to decide" if taken < chosen else "it is drawn in parts"
+    return f"{chosen} iterations chosen, {taken} taken: {why}"
 
 
 def _ordered(frame: Frame, order: Sequence[int]) -> Frame:

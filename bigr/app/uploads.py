@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -14,7 +15,19 @@ from bigr.errors import BigrError
 _PNG = "data:image/png;base64,"
 
 
-def read_upload(path: Path) -> Image.Image:
+class Upload(NamedTuple):
+    """A picture as it is worked on, and its size in the file, width and height."""
+
+    picture: Image.Image
+    size: tuple[int, int]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it was made smaller."""
+        return self.picture.size != self.size
+
+
+def read_upload(path: Path) -> Upload:
     """An uploaded file as an upright RGB picture of at most `MAX_SIDE` pixels along a side.
 
     Raises `BigrError` with the reason where it is no picture, or too large a one.
@@ -34,8 +47,9 @@ def read_upload(path: Path) -> Image.Image:
         picture = decode(path)
     except BigrError as error:
         raise BigrError(f"{path.name}: {error}") from None
+    size = picture.size
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-    return picture
+    return Upload(picture, size)
 
 
 def read_mask(text: str) -> Image.Image:

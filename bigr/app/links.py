@@ -1,0 +1,85 @@
+"""Links that open a tab with settings: the page's address with `?tab=Generate&seed=7&…`.
+
+They hold settings alone: a picture and what is painted on it stay with whoever brought them.
+"""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from bigr.app.controls import QUIET
+
+COPY = "Copy link"
+
+_WRITE = """
+async (...values) => {
+    const query = new URLSearchParams(location.search.includes("__theme=dark") ? {__theme: "dark"} : {});
+    query.set("tab", TAB);
+    NAMES.forEach((name, place) => query.set(name, values[place] ?? ""));
+    history.replaceState(null, "", "?" + query);
+    try {
+        await navigator.clipboard.writeText(location.href);
+        return "Copied";
+    } catch {
+        return "See address";
+    }
+}
+"""
+"""The link goes into the address bar, and where the browser lets it, to the clipboard."""
+
+_THEN = f"async () => {{ await new Promise((go) => setTimeout(go, 2500)); return {json.dumps(COPY)}; }}"
+
+
+@dataclass(frozen=True)
+class Link:
+    """The link to a tab. settings: its controls by their names in the link."""
+
+    tab: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, tab: str, inputs: Sequence[Any]) -> "Link":
+        """Of the controls among a tab's inputs: a name is the label's first words."""
+        controls = [one for one in inputs if isinstance(one, gr.Slider | gr.Dropdown | gr.Radio | gr.Checkbox)]
+        return cls(tab, {str(one.label).split(",")[0].lower().replace(" ", "-"): one for one in controls})
+
+    def copied_by(self, button: gr.Button) -> None:
+        """Have a button write the link."""
+        script = _WRITE.replace("TAB", json.dumps(self.tab)).replace("NAMES", json.dumps(list(self.settings)))
+        done = button.click(None, list(self.settings.values()), button, js=script, **QUIET)
+        done.then(None, None, button, js=_THEN, **QUIET)
+
+    def read(self, query: Mapping[str, str]) -> dict[Any, Any]:
+        """The values that a link's query has for the controls; what no control can hold is left out, and said."""
+        values, wrong = {}, []
+        for name, control in self.settings.items():
+            if name in query:
+                try:
+                    values[control] = _value(control, query[name])
+                except ValueError:
+                    wrong.append(f"{name} {query[name][:20]!r}")
+        if wrong:
+            text = html.escape(", ".join(wrong))
+            gr.Warning(f"The link's {text} cannot be set and was left out", title="Link")
+        return values
+
+
+def _value(control: Any, text: str) -> Any:
+    """The text of a link as the control's value. Raises `ValueError` where the control cannot hold it."""
+    if isinstance(control, gr.Checkbox):
+        return {"true": True, "false": False}[text] if text in ("true", "false") else _refuse(text)
+    if isinstance(control, gr.Slider):
+        number = float(text)
+        return number if control.minimum <= number <= control.maximum else _refuse(text)
+    known = {str(value): value for _, value in control.choices}
+    parts = [part for part in text.split(",") if part] if getattr(control, "multiselect", False) else [text]
+    values = [known[part] if part in known else _refuse(text) for part in parts]
+    return values if getattr(control, "multiselect", False) else values[0]
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
