@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from bigr.errors import EXIT_USER_ERROR
+from bigr.masking import masked
 from flows import guard
 
 RETRY = "press Retry on the run's page to go on from the last checkpoint"
@@ -116,9 +117,12 @@ def started_in(
 
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """What the command prints, line by line, empty ones left out, to its end."""
+    """What the command prints, line by line, empty ones left out, to its end; passwords in URIs are masked.
+
+    Prefect keeps the lines, also of a traceback that the stage did not write through its log.
+    """
     assert process.stdout is not None
-    yield from filter(None, map(str.rstrip, process.stdout))
+    yield from (masked(line.rstrip()) for line in process.stdout if line.rstrip())
 
 
 def _paths(workspace: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 
 from bigr import config, pipeline
 from bigr.errors import BigrError
+from bigr.masking import masked
 from flows.execution import command
 
 FOLDER = Path(".dvc/tmp/flows")
@@ -187,5 +188,5 @@ def _run(folder: Path, *words: str) -> str:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise BigrError(f"{Path(words[0]).name} {words[1]}: {said}")
+        raise BigrError(masked(f"{Path(words[0]).name} {words[1]}: {said}"))
     return done.stdout

@@ -416,21 +416,24 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(worlds.ROOT)}
 
 
 @pytest.mark.server
-def test_ctrl_c_ends_it_and_nothing_is_left_or_written_elsewhere(project: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_it_and_nothing_is_left_or_written_elsewhere(
+    project: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     port, here = app_pages.free_port(), tmp_path / "here"
     here.mkdir()
     environment = {**ENVIRONMENT, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
     for name in ("home", "tmp"):
         (tmp_path / name).mkdir()
     words = [*COMMAND, "--model", str(project), "--port", str(port), "--out", "out"]
-    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+    listening = partial(signal.signal, number, signal.SIG_DFL)  # a test run in the background ignores it
     process = subprocess.Popen(
         words, cwd=here, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listening
     )
     try:
         assert process.stderr is not None
         assert f"http://127.0.0.1:{port}" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, rest = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -59,6 +59,12 @@ def test_a_stage_runs_once_and_is_cached_after(project: Path) -> None:
     assert run(project, "digits", force=True)[0].state == "ran"
 
 
+def test_a_password_in_what_a_stage_prints_is_masked(project: Path) -> None:
+    said = run(project, "digits", force=True, BIGR_EXECUTION_NAME="http://ada:secret@mlflow.example")[1]
+    assert "12:00:00 digits of execution http://***@mlflow.example" in said
+    assert "secret" not in "".join(said)
+
+
 def test_only_the_stage_asked_for_runs(project: Path) -> None:
     run(project, "digits")
     run(project, "shards")

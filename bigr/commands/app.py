@@ -57,7 +57,9 @@ def serve(
     serving.check_port(host, port)
     loaded = bigr.load(model, params=params)
     there = dataset.Dataset(data) if data is not None else dataset.find(Path(model) / "data" / "shards")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the uploads go too where a terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         serving.serve(loaded, there, out, host, port, allow_host or ())
     except KeyboardInterrupt:  # at once: a thread may be drawing, and torch aborts where the interpreter goes first
