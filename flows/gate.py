@@ -20,11 +20,13 @@ NOT_PROMOTED = 3
 
 @dataclass(frozen=True)
 class Decision:
-    """What `bigr promote --json` says: the state of its task, one line, and a row for each figure compared."""
+    """What `bigr promote --json` says: the state of its task, one line, a row for each metric compared, and what was
+    measured again to compare them, if anything."""
 
     state: str
     summary: str
     rows: tuple[Mapping[str, Any], ...]
+    measured_again: str = ""
 
 
 def applies(graph: Mapping[str, StageSpec], chosen: list[str]) -> bool:
@@ -64,4 +66,4 @@ def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str]
         raise StageFailed(f"promote: {said[-1] if said else f'failed with status {status}'}")
     told = json.loads(next(line for line in reversed(said) if line.startswith("{")))
     state = "Promoted" if told["promoted"] else "Champion" if told["is_champion"] else "NotPromoted"
-    return Decision(state, told["summary"], tuple(told["rows"]))
+    return Decision(state, told["summary"], tuple(told["rows"]), told["measured_again"])

@@ -15,12 +15,16 @@ from flows.execution import Outcome
 from flows.gate import Decision
 
 HEADLINES = 5
+_NOT_ASKED = (
+    "This model does not compete for `champion`: the run has settings of its own. `promote: true` among its parameters "
+    "lets it; so does `bigr promote` after `dvc exp apply`."
+)
 METRICS, PICTURE = Path("outputs/metrics.json"), Path("outputs/samples.png")
 
 
 @dataclass
 class Page:
-    """Filled in while the flow runs; `text` is Markdown."""
+    """Filled in while the flow runs; `text` is Markdown. competes: False where the model is kept from the gate."""
 
     name: str
     workspace: Path
@@ -28,6 +32,7 @@ class Page:
     overrides: Mapping[str, Any]
     stages: dict[str, Outcome | str] = field(default_factory=dict)
     gate: Decision | None = None
+    competes: bool = True
     record: str = ""
 
     def text(self) -> str:
@@ -44,8 +49,9 @@ class Page:
 
     def _gate(self) -> str:
         if self.gate is None:
-            return ""
-        summary = self.gate.summary[:1].upper() + self.gate.summary[1:]
+            return "" if self.competes or not self._made("evaluation") else f"## Promotion\n\n{_NOT_ASKED}"
+        said = [self.gate.summary, *filter(None, [self.gate.measured_again])]
+        summary = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in said)
         keys = ("champion", "challenger", "worst")
         rows = [
             (row["name"], *("—" if row[key] is None else _number(row[key]) for key in keys), row["verdict"])

@@ -79,7 +79,7 @@ def pipeline(
     stages: list[str] | None = None,
     settings: dict[str, Any] | None = None,
     force: bool = False,
-    promote: bool = True,
+    promote: bool | None = None,
 ) -> State[Any]:
     """Run the pipeline, or some of its stages.
 
@@ -87,11 +87,13 @@ def pipeline(
     settings: values that differ from params.yaml for this run only, as {"generator.steps": 2000}. The run then works in
         a clone of the project, and becomes an experiment of DVC under its name.
     force: run each stage even if nothing that it depends on has changed.
-    promote: let the model compete for the alias `champion` once it is measured.
+    promote: let the model compete for the alias `champion` once it is measured; if left out, only where `settings` are
+        those of params.yaml: an experiment replaces nothing unasked.
     """
     project = Path.cwd()
     name, run_id = str(flow_run.name), str(flow_run.id)
     overrides = settings or {}
+    promote = not overrides if promote is None else promote
     try:
         values = workspace.merge(config.read(project / "params.yaml"), overrides)
         graph = described_stages(project, values)
@@ -107,7 +109,7 @@ def pipeline(
             workspace.clone(project, folder, overrides)
     except BigrError as error:
         return _failed(str(error))
-    page = Page(name, folder, values, overrides)
+    page = Page(name, folder, values, overrides, competes=promote or not overrides)
     try:
         environment = _environment(name, run_id)
         message = _run(graph, chosen, page, environment, force)

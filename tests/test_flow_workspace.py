@@ -187,6 +187,42 @@ def test_only_the_clone_of_a_killed_run_stays(
     assert (project / workspace.FOLDER / f"run-{end}").exists() is stays
 
 
+@pytest.mark.parametrize(
+    ("settings", "promote", "competes"),
+    [({"seed": 1}, None, False), ({"seed": 1}, True, True), ({}, None, True), ({}, False, False)],
+)
+def test_a_run_with_settings_of_its_own_competes_only_when_asked(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    promote: bool | None,
+    competes: bool,
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    from flows import pipeline
+
+    def run_stages(graph: Any, chosen: list[str], page: Page, *rest: object) -> str:
+        page.stages |= dict.fromkeys(chosen, Outcome("ran", 1.0))
+        return ""
+
+    pages: list[str] = []
+    asked: list[Path] = []
+    monkeypatch.setattr(pipeline, "flow_run", SimpleNamespace(name="calm-heron", id="run-competing"))
+    monkeypatch.setattr(pipeline, "_run", run_stages)
+    monkeypatch.setattr(pipeline, "_promote", lambda page, *rest: asked.append(page.workspace) or "")
+    monkeypatch.setattr(pipeline, "_publish", lambda page, *rest: pages.append(page.text()))
+    monkeypatch.setattr(pipeline.gate, "applies", lambda *rest: True)
+    monkeypatch.setattr(pipeline.workspace, "save", lambda *rest: None)
+    monkeypatch.chdir(project)
+    deployment = config.read(project / "prefect.yaml")["deployments"][0]["parameters"]
+    given = {} if promote is None else {"promote": promote}
+    assert pipeline.pipeline.fn(**deployment | {"settings": settings} | given).type == "COMPLETED"
+    assert bool(asked) is competes
+    assert ("does not compete" in pages[0]) is (bool(settings) and not competes)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_page_that_prefect_does_not_take_leaves_the_runs_own_end(
     project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool

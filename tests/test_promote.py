@@ -199,8 +199,8 @@ def test_the_page_of_a_flow_run_shows_the_same() -> None:
     row = {"name": LOWER, "champion": None, "challenger": 8.0, "worst": 9.9, "verdict": "within its limit"}
     shown = Page("run", Path(), {}, {}, {"evaluation": Outcome("cached", 1.0)})
     assert "Promotion" not in shown.text()
-    shown.gate = Told("Promoted", "version 1 is the champion now", (row,))
-    assert "## Promotion\n\nVersion 1 is the champion now.\n" in shown.text()
+    shown.gate = Told("Promoted", "version 1 is the champion now", (row,), "version 0 was measured again")
+    assert "## Promotion\n\nVersion 1 is the champion now. Version 0 was measured again.\n" in shown.text()
     assert f"| {LOWER} | — | 8 | 9.9 | within its limit |" in shown.text()
 
 
@@ -260,7 +260,8 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
     assert challenger.figures[LOWER] != expected[LOWER]
 
     decision = settle(challenger, registry)
-    assert decision.measured_again
+    assert "version 1, the champion" in decision.measured_again and "15 new samples" in decision.measured_again
+    assert decision.measured_again in " ".join(page(decision))
     assert decision.rows[0].champion == pytest.approx(expected[LOWER])
     assert decision.rows[0].challenger == pytest.approx(challenger.figures[LOWER])
     (run,) = registry.store.search(
@@ -271,6 +272,40 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
     assert first is not None
     assert registry.figures(first, challenger.instrument) == pytest.approx(expected)
     assert not list((tmp_path / ".dvc/tmp/promote").iterdir())
+
+
+def test_a_challenger_with_fewer_samples_than_the_champion_never_wins_and_nothing_is_measured_for_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if registry.client.search_registered_models():
+        registry.client.delete_registered_model(NAME)
+    by = [{"name": LOWER, "tolerance": 1e9, "relative": False, "limit": None}]
+    worlds.write_models(tmp_path)
+    write_json(tmp_path / "data/shards/index.json", {"image_size": 8, "classes": ["a", "b", "c"], "splits": {}})
+
+    def offer(name: str, samples: int, distance: float) -> Decision:
+        metrics = {"samples": {"fd_classifier": distance, "images": samples}}
+        write_json(tmp_path / "outputs/metrics.json", metrics)
+        hashes = {"models/tokenizer": "t", "models/bigr": name, "data/shards": "s", "outputs/metrics.json": name}
+        return settle(Candidate(tmp_path, settings(promotion__metrics=by, samples__count=samples), hashes), registry)
+
+    def measured_again_at(distance: float) -> Callable[..., None]:
+        def measure(self: Again, _: object, settings: config.Settings, *rest: object) -> None:
+            figures = {"fd_classifier": distance, "images": settings.samples.count}
+            write_json(self.root / "outputs/metrics.json", {"samples": figures})
+
+        return measure
+
+    monkeypatch.setattr(Again, "measure", measured_again_at(9.0))
+    assert offer("usual", 1000, 9.0).promoted
+    quick = offer("quick", 100, 1.0)
+    assert not quick.promoted and not quick.measured_again and aliases(registry)["champion"] == 1
+    assert quick.why.endswith("set samples.count to 1000 or more")
+    longer = offer("longer", 2000, 9.5)
+    assert not longer.promoted and longer.measured_again
+    better = offer("better", 1000, 8.0)
+    assert better.promoted, "a comparison with more samples must not shut out the usual ones"
+    assert not offer("quick again", 100, 1.0).promoted and aliases(registry)["champion"] == better.version
 
 
 def test_a_champion_that_cannot_be_measured_on_the_new_images_is_named_with_the_remedy(
@@ -339,7 +374,7 @@ def test_the_stage_and_promote_name_the_same_evaluation_protocol_so_that_nothing
     registry.promote(first)  # by hand, as on MLflow's page
     finish(2)
     decision = promotion.promote(project, params)
-    assert (decision.version, decision.champion, decision.measured_again) == (2, 1, False)
+    assert (decision.version, decision.champion, decision.measured_again) == (2, 1, "")
     assert measured(first) == measured(registry.named("models:/bigr/2")) == protocol
 
 

@@ -333,7 +333,7 @@ def test_a_port_that_is_taken_or_none_is_said_in_one_line(services: Services, tm
 def test_the_real_pipeline_runs_through_the_deployment(services: Services, tmp_path: Path) -> None:
     project = copy_of_this_project(tmp_path / "bigr")
     services.deploy(project)
-    run = services.watch(project=project, settings=tiny.OVERRIDES)
+    run = services.watch(project=project, settings=tiny.OVERRIDES, promote=True)
     assert run["state_name"] == "Completed", run["state"]
     decided = "8 stages ran, 0 cached; version 1 is not promoted, there is no champion: samples.label_agreement is "
     assert run["state"]["message"].startswith(decided)

@@ -70,7 +70,7 @@ class Trace:
         """Remember a frame, if it is one of the `TRACE_STEPS` to show."""
         self.of = frame.of
         self.most = max(self.most, *(float(np.nanmax(one, initial=0)) for one in frame.entropies))
-        undecided = np.count_nonzero(~np.isnan(frame.entropies[0]))
+        undecided = int(np.count_nonzero(~np.isnan(frame.entropies[0])))
         if self.alone and undecided > self._undecided:
             self._undecided = -1  # the first picture is whole: no frame is its any more
             return

@@ -1,6 +1,7 @@
 """`bigr promote`: let the finished pipeline's model compete for the alias `champion`."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from bigr.tracking.promotion import Decision
 
 EXIT_NOT_PROMOTED = 3
+WIDTH = 100
 
 
 def promote(
@@ -19,9 +21,10 @@ def promote(
 ) -> None:
     """Let the newest model compete with the champion.
 
-    The model that `dvc repro` made is registered, and becomes the champion where it passes. The figures, tolerances and
-    limits are in the section `promotion` of the settings. A champion that was measured on
-    other images, or with another extractor, is first measured again. Exit status 0: the model is the champion; 3: it is
+    The model that `dvc repro` made is registered, and becomes the champion where it passes. The metrics, tolerances and
+    limits are in the section `promotion` of the settings. A champion that was measured on other images, or with another
+    extractor, is first measured again. A model that was measured with fewer samples than the champion is not promoted.
+    Exit status 0: the model is the champion; 3: it is
     not, and the last line says why.
     """
     from bigr.tracking.promotion import promote as compare_and_move
@@ -43,7 +46,7 @@ def page(decision: "Decision") -> list[str]:
         lines = ["  ".join(_aligned(cells, widths)).rstrip() for cells in table]
         lines.append("")
     if decision.measured_again:
-        lines.append(f"version {decision.champion}, the champion, was measured again with this reference and extractor")
+        lines += textwrap.wrap(decision.measured_again, WIDTH)
     return [*lines, decision.summary]
 
 

@@ -1,7 +1,8 @@
 """What `bigr promote` does: register the finished pipeline's model, compare it with the champion, move the alias.
 
 Both are measured under the same evaluation protocol, or not compared: where the champion's metrics are those of another
-reference or extractor, it is measured again on the present ones, once, and the metrics are kept with its version.
+reference or extractor, it is measured again on the present ones, once, and the metrics are kept with its version. A
+challenger with fewer samples than the champion was measured with is refused before that: a quick look decides nothing.
 """
 
 import logging
@@ -25,14 +26,16 @@ MEASURED = ("samples", EVALUATION)
 
 @dataclass(frozen=True)
 class Decision:
-    """How a comparison ended. version, champion: numbers, the champion as it was before; why: in words."""
+    """How a comparison ended. version, champion: numbers, the champion as it was before; why: in words; measured_again:
+    what was measured again to compare them, a sentence; empty where the metrics were at hand.
+    """
 
     version: int
     champion: int | None
     promoted: bool
     why: str
     rows: list[Row]
-    measured_again: bool = False
+    measured_again: str = ""
 
     @property
     def is_champion(self) -> bool:
@@ -93,19 +96,40 @@ def settle(offered: Candidate, registry: Registry) -> Decision:
     if champion is not None and champion.number == version.number:
         return Decision(version.number, champion.number, False, "", [])
     own = registry.figures(version, offered.instrument)
-    compare(comparisons, own or {}, None)  # before anything takes time
-    theirs, again = None, False
-    if champion is not None:
-        theirs = registry.figures(champion, offered.instrument)
-        if theirs is None:
-            theirs, again = _measure_again(champion, offered, registry), True
-    rows = compare(comparisons, own or {}, theirs)
-    passes, why = decide(rows)
+    rows = compare(comparisons, own or {}, None)  # before anything takes time
+    theirs, again = None, ""
+    if champion is not None and (too_few := _too_few(offered, registry.samples(champion))):
+        passes, why, rows = False, too_few, []
+    else:
+        if champion is not None:
+            theirs = registry.figures(champion, offered.instrument)
+            if theirs is None:
+                theirs, again = _measure_again(champion, offered, registry), _protocol(champion, offered)
+            rows = compare(comparisons, own or {}, theirs)
+        passes, why = decide(rows)
     if passes:
         registry.promote(version)
     decision = Decision(version.number, champion.number if champion else None, passes, why, rows, again)
     registry.note(version, decision.summary)
     return decision
+
+
+def _too_few(offered: Candidate, samples: int) -> str:
+    """Why the candidate cannot win against a champion measured with so many samples; empty where it can."""
+    own = offered.settings.samples.count
+    if own >= samples:
+        return ""
+    return f"it has {own:,} samples, the champion was measured with {samples:,}; set samples.count to {samples} or more"
+
+
+def _protocol(champion: Version, offered: Candidate) -> str:
+    """What measuring the champion again was, in a sentence."""
+    evaluation = offered.settings.evaluation
+    return (
+        f"version {champion.number}, the champion, was measured again under this evaluation's protocol: its own models "
+        f"drew {offered.settings.samples.count:,} new samples, compared with the {evaluation.reference} split as it is "
+        f"now by the extractor {evaluation.extractor}"
+    )
 
 
 def _run_of(offered: Candidate, store: Store) -> str:

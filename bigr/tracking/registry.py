@@ -179,6 +179,17 @@ class Registry:
         own = [metric for metric in metrics if metric.dataset_digest == instrument]
         return {metric.key: metric.value for metric in sorted(own, key=lambda metric: metric.timestamp)} or None
 
+    def samples(self, version: Version) -> int:
+        """The most samples that `version` was measured with as a challenger; 0 where that is not known.
+
+        Measuring it again for the sake of another challenger does not count: else one such comparison with many samples
+        would shut out every usual one.
+        """
+        metrics = self.client.get_logged_model(version.model_id).metrics or []
+        counts = {metric.run_id: metric.value for metric in metrics if metric.key == "samples.images" and metric.run_id}
+        own = [count for run, count in counts.items() if "bigr.version" not in self.client.get_run(run).data.tags]
+        return int(max(own, default=0))
+
     def record(
         self, version: Version, instrument: str, figures: Mapping[str, float], run_id: str, settings: "Settings"
     ) -> None:
