@@ -239,10 +239,9 @@ def test_processes_that_torchrun_started_do_not_share_a_gpu(
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": here}.items():
         monkeypatch.setenv(name, value)
     tiny.apply(project / "params.yaml", {"run.device": device})
-    with pytest.raises(
-        BigrError, match="run.device is cuda:0, which the 2 processes" if refused else "data/shards"
-    ) as caught:
+    with pytest.raises(BigrError) as caught:  # where nothing else is wrong, that there are no shards, or no such GPU
         runner.run_stage("tokenizer", project, project / "params.yaml")
+    assert ("run.device is cuda:0, which the 2 processes" in str(caught.value)) is refused
     assert "\n" not in str(caught.value)
 
 

@@ -243,7 +243,7 @@ def test_a_page_that_prefect_does_not_take_leaves_the_runs_own_end(
     monkeypatch.setattr(pipeline, "run_stage", SimpleNamespace(with_options=lambda **names: run_stage))
     monkeypatch.setattr(pipeline, "create_markdown_artifact", refuse)
     said: list[str] = []
-    logger = SimpleNamespace(warning=lambda text, *values: said.append(text % values))
+    logger = SimpleNamespace(warning=lambda text, *values: said.append(text % values), error=lambda message: None)
     monkeypatch.setattr(pipeline, "get_run_logger", lambda: logger)
     monkeypatch.chdir(project)
     state = pipeline.pipeline.fn(promote=False)
