@@ -1,9 +1,10 @@
-"""How much a busy process beside it slows this one down, with OpenMP's threads spinning and sleeping as they wait.
+"""How much a busy process beside it slows this one down, by how OpenMP's threads wait for each other.
 
     python benchmarks/busy.py [params.yaml]
 
-Runs benchmarks/speed.py alone and beside a process that computes without end, under each OMP_WAIT_POLICY. `bigr` and
-all that it starts run with PASSIVE, unless the variable is set.
+Runs benchmarks/speed.py alone and beside a process that computes without end. `spin`: OpenMP's own way, milliseconds of
+spinning; `sleep`: OMP_WAIT_POLICY=PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets one
+of these variables; `one`: one thread.
 """
 
 import os
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bigr.cli import WAITING
+
+WAYS = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "bigr": WAITING, "one": {"OMP_NUM_THREADS": "1"}}
 SPEED = Path(__file__).with_name("speed.py")
 
 
@@ -30,17 +34,17 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def main() -> None:
     for busy in (0, 1):
-        for policy in ("ACTIVE", "PASSIVE"):
+        for name, way in WAYS.items():
             with busy_processes(busy):
                 done = subprocess.run(
                     [sys.executable, SPEED, *sys.argv[1:]],
-                    env={**os.environ, "OMP_WAIT_POLICY": policy},
+                    env={key: value for key, value in os.environ.items() if key not in WAITING} | way,
                     stdout=subprocess.PIPE,
                     text=True,
                     check=True,
                 )
             for line in done.stdout.splitlines():
-                print(f"{'beside one busy process' if busy else 'alone':24} {policy.lower():8} {line}", flush=True)
+                print(f"{'beside one busy process' if busy else 'alone':24} {name:6} {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from bigr.masking import MaskingFormatter, masked
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
+"""How OpenMP's threads wait: `let_threads_wait`."""
+
 STAGE_HELP = {
     "digits": (
         "Writes the embedded data set, scikit-learn's 1,797 handwritten digits, as an ordinary image folder "
@@ -138,7 +141,7 @@ serve.register(app)
 
 def main() -> NoReturn:
     """The entry point. Exit status 2: a mistake that the user can put right, said in one line on stderr."""
-    _let_threads_wait()
+    let_threads_wait()
     _use_code_at_hand()
     _set_up_logging()
     try:
@@ -152,13 +155,15 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _let_threads_wait() -> None:
-    """Before torch is loaded: OpenMP's threads sleep while they wait for each other, unless the user says otherwise.
+def let_threads_wait() -> None:
+    """Before torch is loaded: how OpenMP's threads wait for each other, unless the user says otherwise.
 
-    By default they spin, and one other busy process on the machine, which takes the core of one of them away, makes
-    every operation wait for it (benchmarks/busy.py).
+    By default they spin for milliseconds, and one other busy process on the machine, which takes the core of one of
+    them away, makes every operation wait for it. Asleep at once, they take longer to wake than a small operation takes.
+    So GNU's, which torch brings on Linux, spin for some tens of microseconds first (benchmarks/busy.py).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not WAITING.keys() & os.environ.keys():
+        os.environ.update(WAITING)
 
 
 def _use_code_at_hand() -> None:

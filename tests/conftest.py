@@ -3,9 +3,11 @@
 import os
 from typing import Any
 
-# Before torch is loaded, here and in the processes that tests start: threads sleep while they wait, as in all commands,
-# and tests that run side by side share the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from bigr.cli import let_threads_wait
+
+# Before torch is loaded, here and in the processes that tests start: threads wait as in all commands, and tests that
+# run side by side share the cores.
+let_threads_wait()
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
