@@ -2,9 +2,9 @@
 
     python benchmarks/busy.py [params.yaml]
 
-Runs benchmarks/speed.py alone and beside a process that computes without end. `spin`: OpenMP's own way, milliseconds of
-spinning; `sleep`: OMP_WAIT_POLICY=PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets one
-of these variables; `one`: one thread.
+Runs benchmarks/speed.py alone and beside a process that computes without end. `spin`: OpenMP's own way, milliseconds
+of spinning; `sleep`: OMP_WAIT_POLICY=PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets
+one of these variables; `one`: one thread.
 """
 
 import os
