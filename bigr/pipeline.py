@@ -28,6 +28,8 @@ class StageSpec:
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
+    about: str = ""
+    """What it does, in words."""
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -52,7 +54,8 @@ def _spec(name: str, stage: Any, values: Mapping[str, Any]) -> StageSpec:
         names = [next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries]
         return tuple(dict.fromkeys(_fill(text, values, name) for text in names))
 
-    return StageSpec(name, paths("deps"), paths("params"), paths("outs", "metrics", "plots"))
+    outs = paths("outs", "metrics", "plots")
+    return StageSpec(name, paths("deps"), paths("params"), outs, str(stage.get("desc") or ""))
 
 
 def _fill(text: str, values: Mapping[str, Any], stage: str) -> str:
