@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,14 @@ def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any
             raise BigrError(f"{where} names the setting {key}, which params.yaml does not have")
         found = found[part]
     return found
+
+
+def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
+    """The values of a YAML file, to be changed in place; written as `dvc exp run -S` does, other lines as they are."""
+    from dvc.utils.serialize import modify_yaml
+
+    changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
+    return changed
 
 
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:

@@ -169,9 +169,7 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    from dvc.utils.serialize import modify_yaml
-
-    with modify_yaml(path) as values:
+    with pipeline.edited(path) as values:
         _lay_over(values, overrides)
 
 
