@@ -28,6 +28,11 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {short: value for short, value in found.items() if value is not None}
 
 
+def in_words(metrics: Mapping[str, float]) -> str:
+    """The headline of `<part>.<name>` → value, for a sentence: "label_agreement 0.984, over_floor 1.65"."""
+    return ", ".join(f"{short} {metrics[name]:.4g}" for short, name in HEADLINE.items() if name in metrics)
+
+
 def measured(metrics: Mapping[str, Any], name: str) -> float | None:
     """The metric `<part>.<name>`, or None where the part or the metric is missing, or its value is no finite number."""
     part, _, own = name.partition(".")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ class StageSpec:
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
+    about: str = ""
+    """What it does, in words."""
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -52,7 +55,8 @@ def _spec(name: str, stage: Any, values: Mapping[str, Any]) -> StageSpec:
         names = [next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries]
         return tuple(dict.fromkeys(_fill(text, values, name) for text in names))
 
-    return StageSpec(name, paths("deps"), paths("params"), paths("outs", "metrics", "plots"))
+    outs = paths("outs", "metrics", "plots")
+    return StageSpec(name, paths("deps"), paths("params"), outs, str(stage.get("desc") or ""))
 
 
 def _fill(text: str, values: Mapping[str, Any], stage: str) -> str:
@@ -70,6 +74,14 @@ def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any
             raise BigrError(f"{where} names the setting {key}, which params.yaml does not have")
         found = found[part]
     return found
+
+
+def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
+    """The values of a YAML file, to be changed in place; written as `dvc exp run -S` does, other lines as they are."""
+    from dvc.utils.serialize import modify_yaml
+
+    changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
+    return changed
 
 
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:

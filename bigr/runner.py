@@ -93,7 +93,7 @@ def _execute(spec: "StageSpec", root: Path, settings: "Settings", values: dict[s
         stage.run(settings, Context(root, fingerprint))
         return
     with _alone(root, spec.name):
-        tracker = Tracker(root, spec.name, settings, hashes)
+        tracker = Tracker(root, spec.name, settings, hashes, spec.about)
         try:
             stage.run(settings, Context(root, fingerprint, tracker))
             missing = [out for out in spec.outs if not (root / out).exists()]

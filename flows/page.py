@@ -11,6 +11,7 @@ from typing import Any
 from bigr.headline import headline
 from bigr.masking import masked
 from bigr.tracking.report import flatten
+from bigr.tracking.store import RUN_LIST, RUN_PAGE
 from flows.execution import Outcome
 from flows.gate import Decision
 
@@ -86,8 +87,10 @@ class Page:
 
     def _records(self) -> str:
         about = "its stages' curves, figures, pictures and model files"
-        own = f"- [This run]({self.record}): {about}\n" if self.record else ""
-        return f"## Records in MLflow\n\n{own}- [All runs]({mlflow_url()})"
+        if not self.record:
+            return f"## Records in MLflow\n\n- [All runs]({mlflow_url()})"
+        runs = f"{self.record.rpartition('/')[0]}?{RUN_LIST}"
+        return f"## Records in MLflow\n\n- [This run]({self.record}?{RUN_PAGE}): {about}\n- [All runs]({runs})"
 
     def _settings(self) -> str:
         rows = [(key, json.dumps(value)) for key, value in flatten(self.settings).items()]

@@ -16,6 +16,7 @@ import psutil
 
 from bigr.errors import EXIT_USER_ERROR, BigrError
 from bigr.masking import masked
+from bigr.tracking.store import RUN_LIST
 from flows import credentials
 from flows.execution import command
 from flows.page import mlflow_url
@@ -125,7 +126,7 @@ def main() -> int:
     if "mlflow" in names:
         asks = f"  asks for admin_username and admin_password of {credentials.MLFLOW}" if "mlflow" in chosen else ""
         os.environ.update(added)
-        _tell(f"MLflow   {mlflow_url()}/#/experiments/1/runs?workflowType=machine_learning{asks}")
+        _tell(f"MLflow   {mlflow_url()}/#/experiments/1/runs?{RUN_LIST}{asks}")
     if not chosen:
         return 0
     if "prefect" in chosen:

@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from bigr import config, pipeline
 from bigr.errors import BigrError
 from bigr.masking import masked
@@ -171,12 +169,8 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    values = yaml.load(path)
-    _lay_over(values, overrides)
-    yaml.dump(values, path)
+    with pipeline.edited(path) as values:
+        _lay_over(values, overrides)
 
 
 def _git(folder: Path, *words: str) -> str:

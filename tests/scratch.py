@@ -54,7 +54,7 @@ def make(folder: Path, *, real: bool) -> Path:
         else:
             shutil.copy(ROOT / name, project / name)
     (project / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
+    for name in ("config", "plots.html", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, project / ".dvc" / name)
     (project / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {folder / 'site'}\n")
     with (project / ".gitignore").open("a") as file:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from bigr import closure, config, pipeline
 from bigr.errors import BigrError
@@ -28,6 +29,16 @@ def test_every_stage_has_a_file_and_a_place_in_dvc_yaml() -> None:
 
 def test_deps_name_exactly_the_code_that_each_stage_imports() -> None:
     assert not closure.differences(ROOT), "run `make deps`:\n" + "\n".join(closure.differences(ROOT))
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *ROOT.glob("recipes/*.yaml")], ids=lambda path: path.stem)
+def test_an_experiment_changes_only_its_own_lines_of_the_settings(path: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    shutil.copy(path, params)
+    apply_overrides(params, ["samples.count=77", "tokenizer.betas=[0.75, 0.875]"])
+    before, after = path.read_text().splitlines(), params.read_text().splitlines()
+    changed = [new.split(" #")[0] for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == ["  - 0.75", "  - 0.875", "  count: 77"]
 
 
 @pytest.mark.parametrize("name", config.STAGES)
@@ -183,6 +194,9 @@ def test_experiments_leave_the_settings_committed_and_show_their_figures(project
     assert data["metrics"]["outputs/headline.json"]["data"]["figure"] > 0
     assert list(data["metrics"]) == ["outputs/headline.json"], "all metrics would be a table that no terminal can show"
     assert "outputs/metrics.json" in data["outs"]
+    table = scratch.run(project, "dvc", "exp", "show", "--only-changed", "--drop", ".*/", "--md")
+    columns = [name.strip() for name in table.partition("\n")[0].strip("|").split("|")]
+    assert columns == ["Experiment", "Created", "figure", "generator.steps"], "what README recommends fits a terminal"
 
 
 def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path) -> None:

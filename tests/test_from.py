@@ -114,7 +114,7 @@ def complaints(run: Any) -> list[str]:
 def test_a_ready_tokenizer_is_taken_over_to_the_byte_measured_and_drawn(root: Path) -> None:
     assert files(root / "models/tokenizer") == files(root / TOKENIZER)
     (row,) = rows(root, "tokenizer")
-    assert (row["step"], row["train_loss"]) == ("0", "")  # the column is there: the plots ask for it
+    assert (row["step"], row["train_loss"]) == ("0", "nan")  # the column is there: the plots ask for it
     assert float(row["val_l1"]) > 0 and float(row["val_psnr"]) and float(row["val_bit_entropy"]) <= 1
     assert (root / "outputs/reconstructions.png").is_file()
     assert not (root / "checkpoints").exists()
@@ -124,7 +124,7 @@ def test_a_ready_generator_is_taken_over_and_measured(root: Path) -> None:
     generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
     assert files(root / "models/generator") == files(root / GENERATOR)
     (row,) = rows(root, "generator")
-    assert (row["step"], row["train_loss"]) == ("0", "")
+    assert (row["step"], row["train_loss"]) == ("0", "nan")
     assert float(row["val_loss"]) > 0
 
 
@@ -305,7 +305,7 @@ def test_published_models_are_sampled_as_they_are(root: Path) -> None:
     for stage in (tokenizer, codes, generator, transcoder, samples):
         stage.run(chosen, Context(root, "f"))
     assert files(root / "models/bigr") == files(root / GENERATOR)
-    assert rows(root, "transcoder")[0]["train_loss"] == ""
+    assert rows(root, "transcoder")[0]["train_loss"] == "nan"
     assert (root / "outputs/samples.npz").is_file()
 
 

@@ -21,7 +21,7 @@ from bigr.errors import BigrError
 from bigr.lineage import chain, page
 from bigr.lineage.code import compare
 from bigr.lineage.records import Content
-from bigr.tracking.store import Store
+from bigr.tracking.store import Store, read_tags
 from tests import mini_project, scratch, tiny
 from tests.mini_project import run
 
@@ -94,8 +94,10 @@ def write_runs(project: Path, hashes: dict[str, str], *, dirty: bool = False, **
     }
     ids = {}
     for name, (deps, out, _) in STAGES.items():
-        read = {f"dvc.dep.{dep}": hashes[dep] for dep in deps} | {f"dvc.dep.{k}": v for k, v in more.items()}
-        ids[name] = store.child(parent, name, {f"{name}.count": 2}, {**about, **read, f"dvc.out.{out}": hashes[out]})
+        read = {dep: hashes[dep] for dep in deps} | more
+        tags = {**about, **read_tags(read), f"dvc.out.{out}": hashes[out]}
+        ids[name] = store.child(parent, name, {f"{name}.count": 2}, tags)
+        store.code(ids[name], read)
         store.client.set_terminated(ids[name], "FINISHED")
     return ids | {"": parent}
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from bigr import config
 from bigr.tracking import Tracker
-from bigr.tracking.store import Store
+from bigr.tracking.store import RUN_LIST, Store
 from bigr.tracking.study import mark
 from tests import browser, mlflow_pages
 from tests.scratch import ROOT
@@ -77,9 +77,9 @@ def test_two_executions_compare_by_settings_figures_and_pictures(project: Path, 
     ids = [store.runs(bigr__execution=name)[0].info.run_id for name in EXECUTIONS]
     with browser.page() as page:
         page.set_default_timeout(60_000)
-        page.goto(f"{server}/#/experiments/{store.experiment}/runs?workflowType=machine_learning")
-        for name in EXECUTIONS:
-            page.get_by_text(name, exact=True).first.wait_for()
+        page.goto(f"{server}/#/experiments/{store.experiment}/runs?{RUN_LIST}")
+        for text in (*EXECUTIONS, "Model training", "samples.label_agreement", "0.97", "0.99"):
+            page.get_by_text(text, exact=True).first.wait_for()
         page.screenshot(path=project / "runs.png")
 
         mlflow_pages.open_comparison(page, server, store, ids)

@@ -9,7 +9,7 @@ import pytest
 from bigr import config
 from bigr.headline import headline
 from bigr.tracking import find_writer
-from bigr.tracking.store import Store
+from bigr.tracking.store import CODE, Store
 from tests import scratch, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,17 +37,22 @@ def test_second_repro_runs_nothing_and_the_first_left_the_repository_clean(proje
     assert scratch.run(project, "git", "status", "--short") == "?? dvc.lock\n"
 
 
-def test_every_output_in_dvc_lock_has_a_run_that_wrote_it_and_names_what_it_read(project: Path) -> None:
+def test_every_output_in_dvc_lock_has_a_run_that_wrote_it_and_names_what_it_read(project: Path, tmp_path: Path) -> None:
+    store, stages = Store(project), config.read(project / "dvc.yaml")["stages"]
     locked = config.read(project / "dvc.lock")["stages"]
     assert tuple(locked) == config.STAGES
     for name, stage in locked.items():
         for out in stage["outs"]:
             writer = find_writer(project, out["path"], out["md5"])
             assert writer is not None, f"no run wrote {out['path']}"
-            run = Store(project).client.get_run(writer)
+            run = store.client.get_run(writer)
             assert (run.info.run_name, run.info.status) == (name, "FINISHED")
-            read = {f"dvc.dep.{dep['path']}": dep["md5"] for dep in stage["deps"]}
-            assert read.items() <= run.data.tags.items()
+            read = {dep["path"]: dep["md5"] for dep in stage["deps"]}
+            data = {f"dvc.dep.{path}": md5 for path, md5 in read.items() if not path.endswith(".py")}
+            assert {key: value for key, value in run.data.tags.items() if key.startswith("dvc.dep.")} == data
+            code = json.loads(Path(store.client.download_artifacts(writer, CODE, str(tmp_path))).read_text())
+            assert code == {path: md5 for path, md5 in read.items() if path.endswith(".py")}
+            assert run.data.tags["mlflow.note.content"] == stages[name]["desc"]
             assert run.data.tags["mlflow.source.git.commit"] == scratch.run(project, "git", "rev-parse", "HEAD").strip()
 
 

@@ -268,6 +268,7 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
         "dataset.name = 'data/shards' and dataset.digest = 's2' and tags.`bigr.version` = '1'"
     )
     assert run.info.run_name == "version 1 again"
+    assert run.data.tags["mlflow.parentRunId"] == registry.client.get_model_version(NAME, "2").run_id
     first = registry.find(champion)
     assert first is not None
     assert registry.figures(first, challenger.instrument) == pytest.approx(expected)

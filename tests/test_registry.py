@@ -139,6 +139,7 @@ def test_a_version_names_hashes_figures_and_the_run_that_made_it(
     recorded = {path: md5 for path, md5 in HASHES.items() if not path.endswith(".py")}
     assert {key.removeprefix("dvc."): value for key, value in found.tags.items() if key.startswith("dvc.")} == recorded
     assert found.run_id == run_id
+    assert "label_agreement 0.9, probe_top1 0.8" in found.description
     expected = {"samples.fd_classifier": 5.0, "samples.label_agreement": 0.9, "probe.best_top1": 0.8}
     assert registry.figures(version, candidate.instrument) == expected
     logged = registry.client.get_logged_model(version.model_id)

@@ -1,10 +1,12 @@
 """What happened is in MLflow: a run per executed stage under one per execution; where MLflow is down, work goes on."""
 
+import getpass
 import json
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import pytest
 from PIL import Image
 
 from bigr import config, tracking
+from bigr.lineage.runs import Runs
 from bigr.tracking import executions, mailbox
 from bigr.tracking.mailbox import Mailbox
-from bigr.tracking.store import Store, home, location
+from bigr.tracking.store import RUN_LIST, Store, code_digest, home, location
 from tests.scratch import ROOT
 
 SETTINGS = config.load(ROOT / "params.yaml")
@@ -101,6 +104,51 @@ def test_the_stages_of_one_execution_share_a_parent_with_all_settings_and_the_re
     assert parent.data.params["run.workers"] == "2"
     assert parent.data.metrics["label agreement ___"] == 97.5
     assert files(project, parent, "") == ["samples.png"]
+
+
+def test_code_is_one_file_of_a_run_and_no_tags(project: Path, request: pytest.FixtureRequest) -> None:
+    code = {f"bigr/{number}.py": str(number) * 32 for number in range(3)}
+    tracking.Tracker(project, "codes", SETTINGS, {"data/shards": "s.dir", **code}).finish("FINISHED")
+    _, (run,) = runs(project, request.node.name)
+    assert [key for key in run.data.tags if key.startswith("dvc.dep.")] == ["dvc.dep.data/shards"]
+    assert run.data.tags["bigr.code"] == code_digest(code) != code_digest({**code, "bigr/0.py": "9" * 32})
+    (recorded,) = Runs(project).get(run.info.run_id)
+    assert Runs(project).code(recorded) == code
+
+
+def test_a_run_says_whose_it_is_what_it_does_and_how_good_the_model_is(
+    project: Path, request: pytest.FixtureRequest
+) -> None:
+    tracker = tracking.Tracker(project, "evaluation", SETTINGS, {}, "Measures")
+    tracker.metrics({"samples.label_agreement": 0.98765, "probe.best_top1": 0.75, "probe.best_layer": 5})
+    tracker.finish("FINISHED")
+    parent, (run,) = runs(project, request.node.name)
+    assert run.data.tags["mlflow.note.content"] == "Measures"
+    assert "label_agreement 0.9877, probe_top1 0.75" in parent.data.tags["mlflow.note.content"]
+    assert {run.info.user_id, parent.info.user_id} == {getpass.getuser()}
+
+
+def test_the_machine_is_measured_while_a_stage_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    tracker = tracking.Tracker(project, "codes", SETTINGS, {})
+    deadline = time.monotonic() + 120
+    while not (tracker._run and Store(project).client.get_run(tracker._run).data.metrics):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    tracker.finish("FINISHED")
+    _, (run,) = runs(project, request.node.name)
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+
+
+def test_mlflow_opens_the_experiment_for_training_with_the_headline_metrics_as_columns(project: Path) -> None:
+    execute(project, "shards")
+    tags = Store(project).client.get_experiment(Store(project).experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    key = dict(urllib.parse.parse_qsl(RUN_LIST))["viewStateShareKey"]
+    columns = json.loads(tags[f"mlflow.sharedViewState.{key}"])["selectedColumns"]
+    assert "metrics.`samples.label_agreement`" in columns
 
 
 def test_inputs_of_any_name_are_recorded(project: Path, request: pytest.FixtureRequest) -> None:

@@ -5,7 +5,7 @@ what the record says was read. Where one is missing the other suffices, and the 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from bigr.lineage.records import Content, Record, Records, git
 from bigr.lineage.runs import Run, Runs
 from bigr.lineage.target import Target, find
+from bigr.tracking.store import code_digest
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
         return Step(artifact, (*note, *_origin(artifact, records)))
     if run is None and not found and not runs.trouble:
         note += ("MLflow has no run that wrote it",)
-    deps = _deps(record, run, records)
+    deps = _deps(record, run, records, {} if record or run is None else runs.code(run))
     inputs, inside = _whole(deps, records)
     if not inputs:
         inside = ["it read no files but code"]
@@ -109,14 +110,16 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
 
 def _agree(record: Record, run: Run) -> bool:
     """Whether they tell of the same execution, or of one that read the same. (Tags spell odd paths otherwise.)"""
-    return {dep.md5 for dep in record.deps} <= set(run.deps.values())
+    if run.code and run.code != code_digest({dep.path: dep.md5 for dep in record.deps}):
+        return False
+    return {dep.md5 for dep in record.deps if not (dep.is_code and run.code)} <= set(run.deps.values())
 
 
-def _deps(record: Record | None, run: Run | None, records: Records) -> list[Content]:
+def _deps(record: Record | None, run: Run | None, records: Records, code: Mapping[str, str]) -> list[Content]:
     """All that was read. The run alone knows ready models and weights that settings name: DVC does not watch those."""
     deps = list(record.deps) if record else []
     known = {dep.md5 for dep in deps}
-    for path, md5 in run.deps.items() if run else ():
+    for path, md5 in {**run.deps, **code}.items() if run else ():
         if md5 not in known:
             deps.append(Content(path, md5, files=len(records.listing(md5)) or None))
     return deps

@@ -3,7 +3,9 @@
 A store that is not there is not created, and one that does not answer is said once, in `Runs.trouble`.
 """
 
+import json
 import logging
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from bigr.masking import masked
-from bigr.tracking.store import Store, location, shown
+from bigr.tracking.store import CODE, Store, location, shown
 
 _OUT, _DEP = "dvc.out.", "dvc.dep."
 
 
 @dataclass(frozen=True)
 class Run:
-    """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of all it read, wrote.
+    """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of the data that it read
+    and of all that it wrote; code: `code_digest` of the code that it ran with, which `Runs.code` names.
 
     commit: of git, `dirty` where tracked files differed from it; None where the project was in no repository.
     """
@@ -34,6 +37,7 @@ class Run:
     settings: Mapping[str, str]
     deps: Mapping[str, str]
     outs: Mapping[str, str]
+    code: str
 
 
 class Runs:
@@ -64,8 +68,20 @@ class Runs:
 
         Runs of MLflow that are neither are none.
         """
-        condition = f"attributes.run_id = '{run_id}' and tags.`bigr.kind` = 'stage'"
-        return self._search(condition) or self._search(f"tags.`mlflow.parentRunId` = '{run_id}'")
+        stage = "tags.`bigr.kind` = 'stage' and"
+        return self._search(f"{stage} attributes.run_id = '{run_id}'") or self._search(
+            f"{stage} tags.`mlflow.parentRunId` = '{run_id}'"
+        )
+
+    def code(self, run: Run) -> dict[str, str]:
+        """Path → DVC hash of the code that the run ran with; nothing where the file with them is gone."""
+
+        def ask(store: Store) -> list[Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(store.client.download_artifacts(run.id, CODE, folder))
+                return list(json.loads(path.read_text(encoding="utf-8")).items())
+
+        return dict(self._ask(ask, quiet=True)) if run.code else {}
 
     def version(self, model: str, which: str) -> tuple[int, dict[str, str]] | None:
         """Number and tags of a version in the registry, or None; which: its number, or `@` and an alias."""
@@ -137,6 +153,7 @@ def _run(entity: Any) -> Run:
         settings=dict(entity.data.params),
         deps=dict(_tagged(tags, _DEP)),
         outs=dict(_tagged(tags, _OUT)),
+        code=tags.get("bigr.code", ""),
     )
 
 

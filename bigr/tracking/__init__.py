@@ -2,7 +2,8 @@
 
 Each executed stage is a run named after it, nested under one parent run per pipeline execution (`executions`). A
 stage run holds the stage's settings, its curves by step, final figures, pictures, the model files that it wrote, the
-git commit, and as tags `dvc.dep.<path>` and `dvc.out.<path>` the DVC hash of everything that it read and wrote. What it
+git commit, and as tags `dvc.dep.<path>` and `dvc.out.<path>` the DVC hash of all data that it read and wrote; the
+hashes of the code that it ran with are its file code.json. What the machine did is its system metrics. What it
 read is also its datasets, so that runs are found by their data. Data (shards, codes, samples) is recorded by hash
 alone: DVC keeps it. The parent holds all settings, the figures
 of evaluation, and the pictures of samples and evaluation, so that two executions compare there.

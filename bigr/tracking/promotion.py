@@ -15,7 +15,7 @@ from bigr import config, pipeline
 from bigr.errors import BigrError
 from bigr.tracking.gate import Row, compare, decide
 from bigr.tracking.registry import METRICS, Candidate, Registry, Version
-from bigr.tracking.store import Store, asking
+from bigr.tracking.store import Store, asking, read_tags
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,8 @@ def promote(root: Path, params: Path) -> Decision:
 def settle(offered: Candidate, registry: Registry) -> Decision:
     """Register, compare, move: `promote`, where the store is open and the candidate known."""
     comparisons = offered.settings.promotion.metrics
-    version = registry.register(offered, _run_of(offered, registry.store))
+    execution = _run_of(offered, registry.store)
+    version = registry.register(offered, execution)
     champion = registry.champion()
     if champion is not None and champion.number == version.number:
         return Decision(version.number, champion.number, False, "", [])
@@ -104,7 +105,7 @@ def settle(offered: Candidate, registry: Registry) -> Decision:
         if champion is not None:
             theirs = registry.figures(champion, offered.instrument)
             if theirs is None:
-                theirs, again = _measure_again(champion, offered, registry), _protocol(champion, offered)
+                theirs, again = _measure_again(champion, offered, registry, execution), _protocol(champion, offered)
             rows = compare(comparisons, own or {}, theirs)
         passes, why = decide(rows)
     if passes:
@@ -138,10 +139,12 @@ def _run_of(offered: Candidate, store: Store) -> str:
     found = store.runs(**tag, bigr__kind="stage")
     if found:
         return str(found[0].data.tags.get("mlflow.parentRunId", found[0].info.run_id))
-    return _run(store, "registration", offered, {f"dvc.dep.{path}": md5 for path, md5 in offered.hashes.items()})
+    run = _run(store, "registration", offered, read_tags(offered.hashes))
+    store.code(run, offered.hashes)
+    return run
 
 
-def _measure_again(champion: Version, offered: Candidate, registry: Registry) -> dict[str, float]:
+def _measure_again(champion: Version, offered: Candidate, registry: Registry, execution: str) -> dict[str, float]:
     from bigr.tracking.remeasure import Again
 
     log.info("the champion, version %d, is measured again with this reference and extractor", champion.number)
@@ -162,15 +165,20 @@ def _measure_again(champion: Version, offered: Candidate, registry: Registry) ->
                 "same: the classifier's training did not repeat; run `dvc repro -f -s evaluation` on this machine first"
             )
         figures = measured.figures
-    run = _run(registry.store, f"version {champion.number} again", offered, {"bigr.version": str(champion.number)})
+    about = {
+        "bigr.version": str(champion.number),
+        "mlflow.parentRunId": execution,
+        "mlflow.note.content": f"Version {champion.number}, the champion, measured on the images of this execution.",
+    }
+    run = _run(registry.store, f"version {champion.number} again", offered, about)
     registry.record(champion, offered.instrument, figures, run, offered.settings)
     return registry.figures(champion, offered.instrument) or {}
 
 
 def _run(store: Store, name: str, offered: Candidate, tags: dict[str, str]) -> str:
     about = {"bigr.kind": "promotion", "mlflow.source.name": "bigr promote", **tags}
-    run = store.client.create_run(store.experiment, run_name=name, tags=about)
+    run = store.create(name, about)
     data = {path: md5 for path, md5 in offered.hashes.items() if path.startswith("data/")}
-    store.inputs(run.info.run_id, data, "evaluation")
-    store.client.set_terminated(run.info.run_id, "FINISHED")
-    return str(run.info.run_id)
+    store.inputs(run, data, "evaluation")
+    store.client.set_terminated(run, "FINISHED")
+    return run

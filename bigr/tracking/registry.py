@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.errors import BigrError
+from bigr.headline import in_words
 from bigr.masking import masked
 from bigr.tracking import executions
 from bigr.tracking.package import MODELS, served_config, write
 from bigr.tracking.report import flatten
-from bigr.tracking.store import Store
+from bigr.tracking.store import RUN_PAGE, Store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -89,6 +90,17 @@ class Candidate:
         """The figures of outputs/metrics.json as `<part>.<name>`, the finite ones."""
         flat = flatten(json.loads((self.root / METRICS).read_text(encoding="utf-8")))
         return {name: float(value) for name, value in flat.items() if math.isfinite(value)}
+
+    @property
+    def in_words(self) -> str:
+        """What the model is, and how good."""
+        tokenizer, generator = self.settings.tokenizer, self.settings.generator
+        return (
+            f"{len(self.classes)} classes of {self.settings.shards.source}, {self.settings.shards.image_size} pixels: "
+            f"{self.settings.grid}×{self.settings.grid} tokens of {tokenizer.code_bits} bits, a generator of "
+            f"{generator.layers} layers of width {generator.dim}, seed {self.settings.seed}. "
+            f"Measured when registered: {in_words(self.figures)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -237,13 +249,13 @@ class Registry:
             raise
         self.client.finalize_logged_model(logged.model_id, "READY")
         self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-        page = f"#/experiments/{self.store.experiment}/models/{logged.model_id}"
+        page = f"#/experiments/{self.store.experiment}/models/{logged.model_id}?{RUN_PAGE}"
         created = self.client.create_model_version(
             NAME,
             source=logged.artifact_location,
             run_id=run_id,
             tags={**tags, "bigr.model_id": logged.model_id},
-            description=f"Its [weights, settings and figures]({page})",
+            description=f"{candidate.in_words} [Weights, settings and all metrics]({page}).",
             model_id=logged.model_id,
         )
         versions = json.dumps([{"name": NAME, "version": int(created.version)}])

@@ -2,8 +2,6 @@
 
 import io
 import logging
-import os
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -11,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigr.context import Report
+from bigr.headline import in_words
 from bigr.masking import masked
 from bigr.tracking import executions
+from bigr.tracking.machine import MachineMonitor
 from bigr.tracking.mailbox import Mailbox
-from bigr.tracking.store import Store, permanent, shown
+from bigr.tracking.store import Store, permanent, read_tags, shown, tag_name
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -40,19 +40,23 @@ class _Point(NamedTuple):
 class Tracker(Report):
     """Records one execution of one stage, from its making to `finish`. No call waits, but for `finish`.
 
-    root: the project folder; inputs: path → DVC hash of everything that the stage reads.
+    root: the project folder; inputs: path → DVC hash of everything that the stage reads; about: what it does, in words.
     """
 
-    def __init__(self, root: Path, stage: str, settings: "Settings", inputs: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, stage: str, settings: "Settings", inputs: Mapping[str, str], about: str = ""
+    ) -> None:
         self.root, self.stage = root, stage
         self._settings, self._all_settings = settings, flatten(settings.model_dump())
-        self._inputs = dict(inputs)
+        self._inputs, self._about = dict(inputs), about
+        self._results: dict[str, float] = {}
         self._last_step = self._last_time = 0
         self._store: Store
         self._run = self._parent = ""
         self._mail = Mailbox(shown(root), self._log_points, permanent)
         self._mail.call(self._open)
         self._mail.call(self._log_inputs)
+        self._machine = MachineMonitor(self._measured)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         # MLflow shows the point of the highest step, then the latest, then the largest: final figures go to the last
@@ -60,11 +64,17 @@ class Tracker(Report):
         self._last_step = max(self._last_step, step or 0)
         self._last_time = max(self._last_time + 1, int(time.time() * 1000))
         at = self._last_step if step is None else step
+        if step is None:
+            self._results |= values
         for key, value in values.items():
-            self._mail.point(_Point(_name(key), float(value), self._last_time, at, final=step is None))
+            self._mail.point(_Point(tag_name(key), float(value), self._last_time, at, final=step is None))
+
+    def _measured(self, values: Mapping[str, float], number: int) -> None:
+        for key, value in values.items():
+            self._mail.point(_Point(key, value, int(time.time() * 1000), number, final=False))
 
     def picture(self, name: str, path: Path, step: int | None = None) -> None:
-        content, name = path.read_bytes(), _name(name)
+        content, name = path.read_bytes(), tag_name(name)
         if step is None:
             self._mail.call(lambda: self._log_picture(f"{name}{path.suffix}", content), len(content))
         else:
@@ -72,6 +82,7 @@ class Tracker(Report):
 
     def finish(self, status: str, outputs: Mapping[str, str] | None = None) -> None:
         """End the run: `status` FINISHED, FAILED or KILLED; outputs: path → DVC hash of all that the stage wrote."""
+        self._machine.stop()
         written = dict(outputs or {})
         for path in written:
             if Path(path).parts[0] == "models":
@@ -93,9 +104,10 @@ class Tracker(Report):
         store.bury(self.stage, self._parent)
         tags = {
             **about,
-            **{f"dvc.dep.{_name(os.path.normpath(path))}": md5 for path, md5 in self._inputs.items()},
+            **read_tags(self._inputs),
             "bigr.process": executions.process_tag(),
             "mlflow.source.name": f"bigr run {self.stage}",
+            "mlflow.note.content": self._about,
         }
         own = {
             key: value
@@ -105,6 +117,7 @@ class Tracker(Report):
         self._run = store.child(self._parent, self.stage, own, tags)
 
     def _log_inputs(self) -> None:
+        self._store.code(self._run, self._inputs)
         context = _CONTEXTS.get(self.stage, self.stage)
         self._store.inputs(self._run, self._inputs, context)
         data = {path: md5 for path, md5 in self._inputs.items() if Path(path).parts[:1] not in _MADE_ON_THE_WAY}
@@ -154,6 +167,8 @@ class Tracker(Report):
 
         tags = [RunTag(f"dvc.out.{path}", md5) for path, md5 in written.items()]
         self._store.client.log_batch(self._run, tags=tags)
+        if status == "FINISHED" and self.stage in _FIGURES_ON_PARENT and (words := in_words(self._results)):
+            self._store.client.set_tag(self._parent, "mlflow.note.content", f"The pipeline, to its end: {words}.")
         self._store.client.set_terminated(self._run, status)
         self._store.client.set_terminated(self._parent, status)
 
@@ -164,8 +179,3 @@ def flatten(values: Mapping[str, Any], above: Iterable[str] = ()) -> dict[str, A
     for key, value in values.items():
         flat |= flatten(value, (*above, key)) if isinstance(value, Mapping) else {".".join((*above, key)): value}
     return flat
-
-
-def _name(text: str) -> str:
-    """`text` with what MLflow does not allow in a name replaced."""
-    return re.sub(r"[^\w\-./ :]", "_", text)

@@ -1,15 +1,19 @@
 """The store: where it is, the experiment, and the runs in it. Nothing here is imported before a stage runs."""
 
 import contextlib
+import getpass
+import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.errors import BigrError
+from bigr.headline import HEADLINE
 from bigr.masking import masked
 from bigr.tracking import executions
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -27,6 +31,19 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 """MLflow's environment, where the user has not set it: no telemetry, no noise, and no long waits for a dead server."""
+
+CODE = "code.json"
+"""A stage run's artifact: path → DVC hash of the code that it ran with."""
+
+RUN_PAGE = "workflowType=machine_learning"
+RUN_LIST = f"{RUN_PAGE}&viewStateShareKey=headline"
+"""Of the addresses of MLflow's pages: for training rather than language models, the list with the headline metrics."""
+
+_EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.sharedViewState.headline": json.dumps({"selectedColumns": [f"metrics.`{m}`" for m in HEADLINE.values()]}),
+}
+"""Tags that MLflow's pages read; the second is what their button *Share* writes."""
 
 _LONGEST_NAME = (
     500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
@@ -65,6 +82,34 @@ def asking(root: Path) -> Iterator[None]:
         said = masked(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__
         # No cause: its own words may have the store's password.
         raise BigrError(f"{shown(root)} could not be asked: {said}; is it running?") from None
+
+
+def read_tags(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Tags of a run that read `hashes`, path → DVC hash: `dvc.dep.<path>` of data, and `bigr.code` for all code."""
+    data = ((os.path.normpath(path), md5) for path, md5 in hashes.items() if not path.endswith(".py"))
+    return {f"dvc.dep.{tag_name(path)}": md5 for path, md5 in data} | {"bigr.code": code_digest(hashes)}
+
+
+def code_digest(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over the code among `hashes`, path → DVC hash; empty where there is none."""
+    code = _code(hashes)
+    return hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest() if code else ""
+
+
+def _code(hashes: Mapping[str, str]) -> dict[str, str]:
+    return {os.path.normpath(path): md5 for path, md5 in hashes.items() if path.endswith(".py")}
+
+
+def tag_name(text: str) -> str:
+    """`text` with what MLflow does not allow in a name replaced."""
+    return re.sub(r"[^\w\-./ :]", "_", text)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user without a name
+        return "unknown"
 
 
 def permanent(error: Exception) -> bool:
@@ -113,16 +158,30 @@ class Store:
             self.client.update_run(found[0].info.run_id, status="RUNNING")
             return str(found[0].info.run_id)
         own = {"bigr.execution": execution.id, "bigr.kind": "pipeline", "mlflow.source.name": execution.command}
-        run = self.client.create_run(self.experiment, run_name=execution.name, tags={**tags, **own})
-        self.params(run.info.run_id, settings)
-        return str(run.info.run_id)
+        run = self.create(execution.name, {**tags, **own})
+        self.params(run, settings)
+        known = self.client.get_experiment(self.experiment).tags
+        for key, value in _EXPERIMENT.items():
+            if known.get(key) != value:
+                self.client.set_experiment_tag(self.experiment, key, value)
+        return run
+
+    def create(self, name: str, tags: Mapping[str, str]) -> str:
+        """A new run of the user who asks for it: its id."""
+        about = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **{k: v for k, v in tags.items() if v}}
+        return str(self.client.create_run(self.experiment, run_name=name, tags=about).info.run_id)
 
     def child(self, parent: str, stage: str, settings: dict[str, Any], tags: dict[str, str]) -> str:
         """A new run of `stage` under `parent`: its id."""
         own = {"mlflow.parentRunId": parent, "bigr.stage": stage, "bigr.kind": "stage"}
-        run = self.client.create_run(self.experiment, run_name=stage, tags={**tags, **own})
-        self.params(run.info.run_id, settings)
-        return str(run.info.run_id)
+        run = self.create(stage, {**tags, **own})
+        self.params(run, settings)
+        return run
+
+    def code(self, run: str, hashes: Mapping[str, str]) -> None:
+        """Keep the code among what a run read, path → DVC hash, as one file of it."""
+        if code := _code(hashes):
+            self.client.log_dict(run, code, CODE)
 
     def params(self, run: str, values: dict[str, Any]) -> None:
         """Record settings; MLflow takes 100 at a time."""

@@ -225,13 +225,13 @@ def write_untrained(stage: str, figures: Mapping[str, float], context: Context) 
 
 
 def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows (with a column "step") as CSV, atomically; a figure that a row lacks is left empty.
+    """Write rows (with a column "step") as CSV, atomically; what a row lacks is nan: plots draw an empty cell as 0.
 
     There is a column "train_loss" even where nothing was trained: the plots of dvc.yaml ask for it.
     """
     names = list(dict.fromkeys(["step", "train_loss", *(name for row in rows for name in row)]))
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, names, restval="nan", lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()} for row in rows)
     write_bytes(path, text.getvalue().encode())
