@@ -39,11 +39,9 @@ RUN_PAGE = "workflowType=machine_learning"
 RUN_LIST = f"{RUN_PAGE}&viewStateShareKey=headline"
 """Of the addresses of MLflow's pages: for training rather than language models, the list with the headline metrics."""
 
-_EXPERIMENT = {
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.sharedViewState.headline": json.dumps({"selectedColumns": [f"metrics.`{m}`" for m in HEADLINE.values()]}),
-}
-"""Tags that MLflow's pages read; the second is what their button *Share* writes."""
+_VIEW = "mlflow.sharedViewState.headline"
+_COLUMNS = json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE.values()]})
+"""The experiment's tag that `RUN_LIST` names, and its value: what *Share* on MLflow's page of runs would write."""
 
 _LONGEST_NAME = (
     500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
@@ -160,10 +158,8 @@ class Store:
         own = {"bigr.execution": execution.id, "bigr.kind": "pipeline", "mlflow.source.name": execution.command}
         run = self.create(execution.name, {**tags, **own})
         self.params(run, settings)
-        known = self.client.get_experiment(self.experiment).tags
-        for key, value in _EXPERIMENT.items():
-            if known.get(key) != value:
-                self.client.set_experiment_tag(self.experiment, key, value)
+        if self.client.get_experiment(self.experiment).tags.get(_VIEW) != _COLUMNS:
+            self.client.set_experiment_tag(self.experiment, _VIEW, _COLUMNS)
         return run
 
     def create(self, name: str, tags: Mapping[str, str]) -> str:
