@@ -45,7 +45,7 @@ class Silent(Report):
     inputs: object
 
     def __init__(self, *about: object) -> None:
-        Silent.ended, Silent.inputs = [], about[-1]
+        Silent.ended, Silent.inputs = [], about[3]
 
     def finish(self, status: str, outputs: dict[str, str] | None = None) -> None:
         """What `Tracker.finish` is called with."""

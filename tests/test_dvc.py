@@ -217,7 +217,7 @@ def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path
 def test_metrics_of_a_model_that_is_out_of_date_are_said_to_be_so(project: Path) -> None:
     words = (sys.executable, "-m", "bigr", "metrics")
     assert "out of date" not in scratch.run(project, *words).lower()
-    change(project, "generator.steps", 77)
+    change(project, "generator.steps", 2777)
     said = scratch.run(project, *words).split("\n\n")[-1]
     assert "Out of date: generator" in said and "dvc repro" in said
     repro(project)
