@@ -6,6 +6,7 @@ Runs benchmarks/speed.py alone and beside a process that computes without end, u
 all that it starts run with PASSIVE, unless the variable is set.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -29,16 +30,20 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("params", nargs="?", default="params.yaml", help="the settings")
+    params = parser.parse_args().params
     for busy in (0, 1):
         for policy in ("ACTIVE", "PASSIVE"):
             with busy_processes(busy):
                 done = subprocess.run(
-                    [sys.executable, SPEED, *sys.argv[1:]],
+                    [sys.executable, SPEED, params],
                     env={**os.environ, "OMP_WAIT_POLICY": policy},
                     stdout=subprocess.PIPE,
                     text=True,
-                    check=True,
                 )
+            if done.returncode:
+                sys.exit(done.returncode)
             for line in done.stdout.splitlines():
                 print(f"{'beside one busy process' if busy else 'alone':24} {policy.lower():8} {line}", flush=True)
 
