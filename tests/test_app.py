@@ -148,7 +148,7 @@ def test_every_task_ends_with_pictures_and_the_time(tasks: Tasks) -> None:
         panels = list(call)
         assert "Iteration" in panels[0] and len(panels) > 1, name
         assert panels[-1].count("download=") == pictures.get(name, 2), name
-        assert "s</b> seed 0, " in panels[-1], name
+        assert "s</b> <span>seed 0, " in panels[-1], name
 
 
 def test_the_page_enriches_on_a_grid_without_whole_cells(tmp_path: Path) -> None:
