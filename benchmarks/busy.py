@@ -2,11 +2,12 @@
 
     python benchmarks/busy.py [params.yaml]
 
-Runs benchmarks/speed.py alone and beside a process that computes without end. `spin`: OpenMP's own way, milliseconds
-of spinning; `sleep`: OMP_WAIT_POLICY=PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets
-one of these variables; `one`: one thread.
+Runs benchmarks/speed.py alone and beside a process that computes without end. `spin`:
+OMP_WAIT_POLICY=ACTIVE; `sleep`: PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets one
+of these variables; `one`: one thread.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -16,7 +17,12 @@ from pathlib import Path
 
 from bigr.cli import WAITING
 
-WAYS = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}, "bigr": WAITING, "one": {"OMP_NUM_THREADS": "1"}}
+WAYS = {
+    "spin": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "bigr": WAITING,
+    "one": {"OMP_NUM_THREADS": "1"},
+}
 SPEED = Path(__file__).with_name("speed.py")
 
 
@@ -33,16 +39,20 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("params", nargs="?", default="params.yaml", help="the settings")
+    params = parser.parse_args().params
     for busy in (0, 1):
         for name, way in WAYS.items():
             with busy_processes(busy):
                 done = subprocess.run(
-                    [sys.executable, SPEED, *sys.argv[1:]],
+                    [sys.executable, SPEED, params],
                     env={key: value for key, value in os.environ.items() if key not in WAITING} | way,
                     stdout=subprocess.PIPE,
                     text=True,
-                    check=True,
                 )
+            if done.returncode:
+                sys.exit(done.returncode)
             for line in done.stdout.splitlines():
                 print(f"{'beside one busy process' if busy else 'alone':24} {name:6} {line}", flush=True)
 

@@ -6,6 +6,7 @@ Prints, for small backbones and small tokenizers of several widths, the median m
 measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/training/device.py stands for.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ def seconds(loss: Callable[[], Tensor], bfloat16: bool) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     networks = [("backbone", width, backbone_loss(width)) for width in WIDTHS]
     networks += [("tokenizer", *tokenizer_loss(multiplier)) for multiplier in MULTIPLIERS]
     print(f"{'':<10} {'width':>6} {'float32 ms':>12} {'bfloat16 ms':>12} {'ratio':>7}")

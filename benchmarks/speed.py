@@ -6,16 +6,21 @@ Random images and codes of the right shapes stand for the data, and fresh weight
 the same. Sampling is measured with the settings of the section `samples`.
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+from bigr.cli import let_threads_wait
+
+let_threads_wait()  # as in all commands; torch reads it when it is loaded
+
 import torch
 
 from bigr import config
+from bigr.errors import BigrError
 from bigr.models.bigr import BiGR, masked_count
 from bigr.models.tokenizer import Tokenizer
 from bigr.sampling.unmask import sample_codes
@@ -28,6 +33,16 @@ from bigr.training.optimiser import Average, adamw
 
 ROUNDS, WARM = 7, 2
 CLASSES = 10
+
+
+def settings_asked_for() -> config.Settings:
+    """Those of the command line; where they cannot be had, a line says why and this ends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("params", nargs="?", type=Path, default=Path("params.yaml"), help="the settings")
+    try:
+        return config.load(parser.parse_args().params)
+    except BigrError as error:
+        parser.error(str(error))
 
 
 def median_ms(work: Callable[[], object], device: torch.device) -> float:
@@ -43,7 +58,7 @@ def median_ms(work: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
-    settings = config.load(Path(sys.argv[1] if len(sys.argv) > 1 else "params.yaml"))
+    settings = settings_asked_for()
     device = resolve_device(settings.run.device)
     draws = generator(0, "speed", device=device)
 

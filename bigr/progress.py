@@ -29,7 +29,7 @@ class Progress:
     ) -> None:
         self.description, self.total, self.unit = description, total, unit
         self.done, self._initial, self._every_s, self._enabled = initial, initial, every_s, enabled
-        self._note = ""
+        self._note, self._told = "", initial
         self._started = self._last = time.monotonic()
         self._bar: tqdm | None = None
         if enabled and sys.stderr.isatty():
@@ -50,6 +50,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        self._told = self.done
         rate = (self.done - self._initial) / max(time.monotonic() - self._started, 1e-9)
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         log.info(
@@ -66,7 +67,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._enabled and kind is None and self.done > self._initial:
+        elif self._enabled and kind is None and self.done > self._told:
             self._line()
 
 

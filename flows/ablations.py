@@ -19,12 +19,12 @@ from bigr.errors import BigrError
 from flows.execution import StageFailed, StageKilled
 from flows.pipeline import RETRIES, RETRY_DELAY_S, was_killed
 from flows.study import LANES, Study
-from flows.whereabouts import say_where
+from flows.whereabouts import say_retry, say_where
 
 BESIDE_EACH_OTHER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LANES)
 
 
-@flow(name="bigr", task_runner=BESIDE_EACH_OTHER, on_running=[say_where])
+@flow(name="bigr", task_runner=BESIDE_EACH_OTHER, on_running=[say_where], on_crashed=[say_retry])
 def ablations() -> State[Any]:
     """Do what is left of the study in this folder, and write docs/ablations.md."""
     log = get_run_logger()

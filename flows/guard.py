@@ -14,10 +14,12 @@ import time
 
 GRACE_S = 5.0
 """Time between the request to end and the kill."""
+_ending = threading.Event()
 
 
 def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)
+    _ending.set()
     os.killpg(0, signal.SIGTERM)
     time.sleep(GRACE_S)
     os.killpg(0, signal.SIGKILL)
@@ -27,8 +29,11 @@ def main() -> int:
     """The command's exit status; 128 + n where signal n killed it, as a shell says it."""
     # The group's SIGTERM is survived, to be followed up; children do not inherit this handler.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    watcher = threading.Thread(target=_end_with_parent, daemon=True)
+    watcher.start()
     status = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
+    if _ending.is_set():  # the command has ended; what it started may not have heeded the request
+        watcher.join()
     return status if status >= 0 else 128 - status
 
 

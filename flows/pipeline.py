@@ -27,7 +27,7 @@ from flows import gate, workspace
 from flows.execution import RETRY, Outcome, StageFailed, StageKilled, execute
 from flows.freshness import unchanged
 from flows.page import Page, record
-from flows.whereabouts import say_where
+from flows.whereabouts import say_retry, say_where
 
 RETRIES, RETRY_DELAY_S = 2, 5
 
@@ -74,7 +74,7 @@ def run_gate(folder: str, environment: dict[str, str]) -> State[gate.Decision]:
     return Completed(name=decision.state, message=decision.summary, data=decision)
 
 
-@flow(name="bigr", on_running=[say_where])
+@flow(name="bigr", on_running=[say_where], on_crashed=[say_retry])
 def pipeline(
     stages: list[str] | None = None,
     settings: dict[str, Any] | None = None,
@@ -177,12 +177,17 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
             page.stages[stage], done[stage] = result, state
             continue
         page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
-        if isinstance(result, StageKilled):
-            return f"{result}; {RETRY}"
-        if isinstance(result, StageFailed):
-            return str(result)
-        raise result
+        return ended_by(result)
     return ""
+
+
+def ended_by(result: Any) -> str:
+    """The message of a run that the failure of a task, a stage or the gate, has ended. Raises what is a mistake."""
+    if isinstance(result, StageKilled):
+        return f"{result}; {RETRY}"
+    if isinstance(result, StageFailed):
+        return str(result)
+    raise result
 
 
 def _is_decided(page: Page, project: Path) -> bool:
@@ -205,9 +210,7 @@ def _promote(page: Page, environment: dict[str, str]) -> str:
     if isinstance(result, gate.Decision):
         page.gate = result
         return ""
-    if isinstance(result, StageFailed | StageKilled):
-        return str(result)
-    raise result
+    return ended_by(result)
 
 
 def _feeds(maker: StageSpec, reader: StageSpec) -> bool:

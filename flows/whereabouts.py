@@ -1,13 +1,17 @@
-"""Where a flow run's process is, said by itself: Prefect 3.8 keeps a number, but not the machine that it belongs to."""
+"""What Prefect does not say of a flow run: where its process is, and what to do once that was killed.
+
+Prefect 3.8 keeps a process's number, but not the machine that it belongs to.
+"""
 
 from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow
-from prefect.states import State
+from prefect.states import Crashed, State
 
 from bigr.tracking.executions import process_tag
+from flows.execution import RETRY
 
 LABEL = "bigr.process"
 """The flow run's label: host, number and start of its process, as `bigr.tracking.executions` reads them."""
@@ -17,3 +21,10 @@ def say_where(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
     """A flow's hook `on_running`: label the run with this process."""
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {LABEL: process_tag()})
+
+
+def say_retry(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """A flow's hook `on_crashed`, which the worker calls: the message of the run ends with the remedy."""
+    with get_client(sync_client=True) as client:
+        message = f"{(state.message or 'its process ended').rstrip('.')}; {RETRY}"
+        client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)

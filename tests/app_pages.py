@@ -106,6 +106,9 @@ def main() -> None:
                     paint(page, panel, stroke)
                 press(panel)
                 page.mouse.move(2, 2)
+                if size == PHONE:  # all of it in sight: else the buttons stick where the window would end
+                    height = page.evaluate("document.documentElement.scrollHeight")
+                    page.set_viewport_size({"width": size[0], "height": height})
                 page.wait_for_timeout(400)
                 page.screenshot(path=folder / f"{name}.png", full_page=size == PHONE)
 

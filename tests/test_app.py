@@ -148,7 +148,7 @@ def test_every_task_ends_with_pictures_and_the_time(tasks: Tasks) -> None:
         panels = list(call)
         assert "Iteration" in panels[0] and len(panels) > 1, name
         assert panels[-1].count("download=") == pictures.get(name, 2), name
-        assert "s</b> seed 0, " in panels[-1], name
+        assert "s</b> <span>seed 0, " in panels[-1], name
 
 
 def test_the_page_enriches_on_a_grid_without_whole_cells(tmp_path: Path) -> None:
@@ -877,3 +877,13 @@ def test_the_page_fits_a_phone_and_asks_nobody_else(page: "Page", address: str) 
     assert page.locator("footer").filter(visible=True).count() == 0
     assert len(asked) > 10
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_button_that_saves_is_beside_the_time(page: "Page", address: str) -> None:
+    width, height = app_pages.PHONE
+    page.set_viewport_size({"width": width, "height": height})
+    result = app_pages.press(app_pages.open_tab(page, address, "Generate"))
+    save, time = (result.locator(part).bounding_box() for part in (".all", ".time"))
+    assert save is not None and time is not None
+    assert abs(save["y"] + save["height"] / 2 - time["y"] - time["height"] / 2) < time["height"] / 2

@@ -25,6 +25,7 @@ from bigr.evaluation.extractors import weights_hash
 from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
+from bigr.evaluation.zero_shot import ZeroShot, zero_shot_settings
 from bigr.files import sha256_file
 from bigr.headline import HEADLINE
 from bigr.interop.folders import load_model, model_hash, save
@@ -365,6 +366,21 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
     assert {path.name for path in (copied / "outputs" / "plots").iterdir()} == {
         "bits.png", "confusion.csv", "confusion.png",
     }  # fmt: skip
+
+
+def test_what_is_drawn_without_further_training_shows_its_progress(project: Path, caplog) -> None:
+    tokenizer, model = (
+        load_model(project / "models" / "tokenizer", Tokenizer),
+        load_model(project / "models" / "bigr", BiGR),
+    )
+    classifier = Classifier(ClassifierConfig(16, 10, 8, 8)).eval()
+    measured = ZeroShot(tokenizer, model, classifier, zero_shot_settings(small_settings()), 256)
+    every = measured.applications(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4), torch.zeros(3, 16, 16))
+    with caplog.at_level("INFO", "bigr.progress"):
+        for application in every.values():
+            application()
+    drawn = ("inpainting without a label", "inpainting", "editing", "interpolation", "enrichment")
+    assert [line.partition(" images")[0] for line in caplog.messages] == [f"{name}: 4/4" for name in drawn]
 
 
 def test_what_was_measured_is_named_where_nothing_fails(evaluated) -> None:

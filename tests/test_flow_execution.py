@@ -13,6 +13,7 @@ import pytest
 from bigr import config
 from bigr.errors import BigrError
 from bigr.pipeline import stages
+from flows import guard
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from tests import mini_project
 
@@ -115,6 +116,25 @@ def test_a_stage_dies_with_a_flow_run_that_is_killed(project: Path, tmp_path: Pa
     assert not alive
     hold.unlink()
     assert run(project, "shards", force=True)[0].state == "ran"  # and no lock of DVC's is left
+
+
+def test_what_does_not_heed_the_request_to_end_is_killed_though_its_parent_has_ended(tmp_path: Path) -> None:
+    number = tmp_path / "pid"
+    deaf = (
+        "import os, signal, time; from pathlib import Path; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"Path({str(number)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {deaf!r}])"
+    guarded = subprocess.Popen(
+        [sys.executable, guard.__file__, sys.executable, "-c", command], stdin=subprocess.PIPE, start_new_session=True
+    )
+    process = mini_project.holder(number)
+    assert guarded.stdin is not None
+    guarded.stdin.close()  # as when the flow run dies
+    _, alive = psutil.wait_procs([process], timeout=30)
+    for survivor in alive:
+        survivor.kill()
+    assert not alive
 
 
 def test_an_interrupted_flow_run_ends_its_stage(project: Path, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ import logging
 import sys
 from pathlib import Path
 
+import pytest
 from prefect.exceptions import FailedRun
 
 from flows import pipeline
-from flows.execution import Outcome
+from flows.execution import RETRY, Outcome, StageFailed, StageKilled
 from flows.page import Page
 
 
@@ -21,6 +22,13 @@ def test_the_page_opens_with_five_headline_metrics_and_ends_with_the_full_tables
     assert titles == ["Headline metrics", "Records in MLflow", "Stages", "Metrics", "Settings"]
     opening = page.text().split("\n## ")[1]
     assert opening.count("\n| ") == 2 + 5 and "| fid | 5 |" in opening
+
+
+@pytest.mark.parametrize("task", ["generator", "promote"])
+def test_a_killed_task_says_how_to_go_on_and_one_that_failed_says_why(task: str) -> None:
+    killed = StageKilled(f"{task}: killed by SIGKILL")
+    assert pipeline.ended_by(killed) == f"{task}: killed by SIGKILL; {RETRY}"
+    assert pipeline.ended_by(StageFailed(f"{task}: no image")) == f"{task}: no image"
 
 
 def test_a_run_that_failed_by_its_own_message_logs_no_traceback() -> None:

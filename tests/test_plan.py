@@ -15,6 +15,8 @@ from torch import Tensor
 from bigr import cli, config
 from bigr.context import Context
 from bigr.errors import BigrError
+from bigr.evaluation.classifier import Classifier, ClassifierConfig
+from bigr.evaluation.zero_shot import ZeroShot, zero_shot_settings
 from bigr.interop.folders import save
 from bigr.models.bigr import BiGR, masked_count
 from bigr.models.tokenizer import Tokenizer
@@ -29,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 FLOAT32 = meter.Arithmetic(gpu=False, bfloat16=False)
 LIKE_A_GPU = meter.Arithmetic(gpu=True, bfloat16=True)
 VALUES = config.read(ROOT / "params.yaml")
+UNLABELLED = {"generator__use_labels": False, "samples__guidance_scale": 1.0}
 
 
 def settings(**overrides: Any) -> config.Settings:
@@ -46,6 +49,16 @@ def write(folder: Path, **overrides: Any) -> Path:
     path = folder / "params.yaml"
     YAML(typ="safe").dump(values, path)
     return path
+
+
+class AllOfOneClass(Classifier):
+    """A classifier that computes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(ClassifierConfig(16, 10, 8, 8))
+
+    def predict(self, images: Tensor) -> Tensor:
+        return torch.zeros(len(images), dtype=torch.long)
 
 
 def trained(
@@ -154,6 +167,25 @@ def test_flops_of_sampling_equal_those_of_a_sampling_that_runs(
     model = real_model(s).eval()
     ran = meter.flops(lambda: sample_codes(model, torch.zeros(images, dtype=torch.long), how, list(range(images))))
     assert images * (cost.backbone + cost.transcoder) == pytest.approx(ran, rel=1e-12)
+
+
+@pytest.mark.parametrize("knows_labels", [True, False])
+def test_flops_of_what_needs_no_training_are_those_of_what_the_evaluation_draws(knows_labels: bool) -> None:
+    images, s = 16, settings(evaluation__batch_size=8, **({} if knows_labels else UNLABELLED))
+    with meter.shapes_only() as mode:
+        planned = sampling.zero_shot_flops(s, networks.build(s, 10, mode), images)
+    tokenizer, model = Tokenizer(tokenizer_stage.config_of(s.tokenizer, 16)).eval(), real_model(s).eval()
+    encoder = meter.flops(lambda: tokenizer.codes(torch.zeros(1, 3, 16, 16)))
+    measured = ZeroShot(
+        tokenizer, model, AllOfOneClass(), zero_shot_settings(s), s.evaluation.batch_size, knows_labels=knows_labels
+    )
+    noise = torch.randint(256, (images, 3, 16, 16), dtype=torch.uint8)  # the box around it is the whole image
+    every = measured.applications(noise, torch.arange(images) % 10, torch.zeros(3, 16, 16))
+    if not knows_labels:
+        every = {name: every[name] for name in ("inpainting", "enrichment")}
+    ran = meter.flops(lambda: [application() for application in every.values()])
+    encoded = (4 if knows_labels else 2) * images
+    assert planned == pytest.approx(ran - encoded * encoder, rel=1e-9)
 
 
 def test_sampling_runs_the_transcoder_on_masked_tokens_and_everything_twice_where_it_guides() -> None:

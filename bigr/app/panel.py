@@ -159,7 +159,7 @@ def finished(
     first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], 4) if beside else ""
     time = f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds / 60:.1f} min"
     save = '<button type="button" class="all">Save all</button>' if len(pictures) > 1 else ""
-    state = f'<p class="state" role="status"><b class="time">{time}</b> {html.escape(note)}{save}</p>'
+    state = f'<p class="state" role="status"><b class="time">{time}</b> <span>{html.escape(note)}</span>{save}</p>'
     return f'<div class="result done">{state}{first}{_grid(cells, columns)}{trace.html()}</div>'
 
 

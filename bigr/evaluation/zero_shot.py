@@ -8,7 +8,8 @@ Shapes: n images, H×W pixels, N tokens, K bits, C classes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,10 +21,14 @@ from bigr.evaluation.parts import NotApplicable
 from bigr.imaging.resolution import consistent_with
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
+from bigr.progress import Progress
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, unknown_tokens
+from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, painting, unknown_tokens
 from bigr.sampling.unmask import Sampling, check_finite
 from bigr.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from bigr.config import Settings as PipelineSettings
 
 SUBJECT_CONTRAST = 0.2
 """How far a pixel's brightness must be from the background's for it to belong to the subject, of 1."""
@@ -36,6 +41,15 @@ class Settings:
     free: Sampling
     editing: Sampling
     enrich_rounds: int
+
+
+def zero_shot_settings(of: "PipelineSettings") -> Settings:
+    """The samplers of `bigr.load` under the settings `of` a pipeline."""
+    samples, editing = of.samples, of.editing
+    sampling = Sampling(**{name: getattr(samples, name) for name in Sampling.__dataclass_fields__})
+    free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
+    painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
+    return Settings(free, painted, editing.enrich_rounds)
 
 
 class ZeroShot:
@@ -76,11 +90,12 @@ class ZeroShot:
         images, where it is not, beside that of the mean picture's lower half."""
         mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
         mask[:, images.shape[2] // 2 :] = True
-        freely = self._painted(images, mask, torch.full_like(labels, self._classes), self._settings.free)
+        none = torch.full_like(labels, self._classes)
+        freely = self._painted("inpainting without a label", images, mask, none, self._settings.free)
         filled = torch.where(mask.unsqueeze(1), (mean * 255).round().to(torch.uint8), images)
         figures = {"inpaint_psnr": _psnr(freely, images), "mean_fill_psnr": _psnr(filled, images)}
         if self._knows_labels:
-            told = self._painted(images, mask, labels, self._settings.editing)
+            told = self._painted("inpainting", images, mask, labels, self._settings.editing)
             figures["inpaint_label_agreement"] = self._agreement(told, labels)
         return figures
 
@@ -88,7 +103,7 @@ class ZeroShot:
         """The box around the subject painted as another class, each in turn: how often that class is then seen."""
         self._check_classes()
         targets = other_classes(labels, self._classes)
-        edited = self._painted(images, subject_boxes(images), targets, self._settings.editing)
+        edited = self._painted("editing", images, subject_boxes(images), targets, self._settings.editing)
         return {"edit_label_agreement": self._agreement(edited, targets)}
 
     def interpolation(self, count: int) -> dict[str, float]:
@@ -102,7 +117,7 @@ class ZeroShot:
             half = torch.full((len(a),), 0.5, device=a.device)
             return interpolate_codes(self._network, a, b, half, self._settings.editing, seeds)
 
-        seen = self._seen(self._drawn(count, "interpolate", draw))
+        seen = self._seen(self._drawn("interpolation", count, "interpolate", draw))
         return {"interpolation_agreement": float(((seen == first) | (seen == second)).double().mean())}
 
     def enrichment(self, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -120,7 +135,7 @@ class ZeroShot:
             how, rounds = self._settings.free, self._settings.enrich_rounds
             return enrich_codes(self._network, codes, self._here(none[places]), how, seeds, rounds=rounds)
 
-        drawn = self._drawn(len(images), "enrich", draw)
+        drawn = self._drawn("enrichment", len(images), "enrich", draw)
 
         def consistent(pictures: Tensor) -> Tensor:
             pairs = zip(small, pictures, strict=True)
@@ -139,7 +154,7 @@ class ZeroShot:
         if self._classes < 2:
             raise NotApplicable("there is one class, and no other")
 
-    def _painted(self, images: Tensor, mask: Tensor, labels: Tensor, sampling: Sampling) -> Tensor:
+    def _painted(self, what: str, images: Tensor, mask: Tensor, labels: Tensor, sampling: Sampling) -> Tensor:
         """Images uint8 [n, 3, H, W] whose pixels in mask bool [n, H, W] are the model's."""
         unknown = unknown_tokens(mask, self._network.config.grid)
 
@@ -149,17 +164,19 @@ class ZeroShot:
                 self._network, codes, self._here(unknown[places]), self._here(labels[places]), sampling, seeds
             )
 
-        return torch.where(mask.unsqueeze(1), self._drawn(len(images), "inpaint", draw), images)
+        return torch.where(mask.unsqueeze(1), self._drawn(what, len(images), "inpaint", draw), images)
 
-    def _drawn(self, count: int, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
+    def _drawn(self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
         """What `draw` makes of slices of the images and their seeds, decoded: uint8 [count, 3, H, W] on the CPU."""
         check_finite(self._network)
         parts = []
-        for places in batched(count, self._batch_size):
-            seeds = [derive_seed(INSTRUMENT_SEED, "zero-shot", place, index) for index in places]
-            with torch.no_grad():
-                codes = draw(slice(places.start, places.stop), seeds)
-            parts.append(decoded(self._tokenizer, codes).permute(0, 3, 1, 2))
+        with Progress(what, count, unit="image") as progress:
+            for places in batched(count, self._batch_size):
+                seeds = [derive_seed(INSTRUMENT_SEED, "zero-shot", place, index) for index in places]
+                with torch.no_grad():
+                    codes = draw(slice(places.start, places.stop), seeds)
+                parts.append(decoded(self._tokenizer, codes).permute(0, 3, 1, 2))
+                progress.advance(len(places))
         return torch.cat(parts)
 
     def _seen(self, images: Tensor) -> Tensor:

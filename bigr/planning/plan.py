@@ -16,7 +16,7 @@ from bigr.planning import dataset, networks, sampling, speed, training
 from bigr.planning.dataset import Disk, Images
 from bigr.planning.meter import Arithmetic, flops, measure, shapes_only
 from bigr.planning.networks import Networks
-from bigr.planning.sampling import SamplingCost, backbone_flops
+from bigr.planning.sampling import SamplingCost, backbone_flops, zero_shot_flops
 from bigr.planning.training import Training
 from bigr.training.device import autocast, resolve_device
 
@@ -145,7 +145,8 @@ def make_plan(
 
 
 def evaluation_flops(settings: Settings, built: Networks, images: Images) -> float:
-    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe, k-NN.
+    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe, k-NN,
+    and what is drawn without further training.
 
     Where the number of images is not known, as many as the settings allow.
     """
@@ -170,6 +171,7 @@ def evaluation_flops(settings: Settings, built: Networks, images: Images) -> flo
         + (probed + val) * backbone_flops(built.bigr)
         + probe
         + neighbours
+        + (zero_shot_flops(settings, built, drawn) if (drawn := min(section.zero_shot_images, val)) else 0)
     )
 
 

@@ -14,10 +14,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from bigr.config import Settings
+from bigr.evaluation.zero_shot import zero_shot_settings
 from bigr.models.bigr import BiGR
 from bigr.planning.meter import Arithmetic, flops, measure
 from bigr.planning.networks import Networks, count
-from bigr.sampling.decode import DECODED_TOGETHER
+from bigr.sampling.decode import DECODED_TOGETHER, batched
+from bigr.sampling.editing import CELL, group_sizes, in_proportion
 from bigr.sampling.unmask import Sampling, guidance, sample_codes, still_masked
 from bigr.stages.samples import sampling_of
 
@@ -54,7 +56,7 @@ class SamplingCost:
 
 
 def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Passes:
-    """For one image of a batch, all of whose tokens are unknown; direct: the transcoder has the target "direct"."""
+    """For one image of a batch, all of whose `tokens` are unknown; direct: the transcoder has the target "direct"."""
     backbone = conditions = denoised = 0
     steps, left = 0.0, tokens
     for i in range(sampling.iterations):
@@ -80,13 +82,7 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
     images = min(section.batch_size, share)
     run = passes(sampling, tokens, images, direct=config.target == "direct")
     codes = torch.zeros(1, tokens, config.code_bits)
-    transcoder, c = model.transcoder, torch.zeros(1, config.transcoder_dim)
-    backbone = run.backbone * backbone_flops(model)
-    inner = (
-        run.conditions * flops(lambda: transcoder.c_embedder(torch.zeros(1, config.dim)))
-        + run.denoised * flops(lambda: transcoder.denoise(torch.zeros(1, config.code_bits), c))
-        + run.steps * flops(lambda: transcoder.t_embedder(torch.zeros(1, dtype=torch.long)))
-    )
+    backbone, inner = network_flops(model, run)
     decoded = sum(
         DECODED_TOGETHER * math.ceil(min(images, share - start) / DECODED_TOGETHER) for start in range(0, share, images)
     )
@@ -105,6 +101,40 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
         weights=weights,
         peak=peak,
     )
+
+
+def network_flops(model: BiGR, run: Passes) -> tuple[float, float]:
+    """FLOPs of one image through the backbone and through the transcoder."""
+    transcoder, config = model.transcoder, model.config
+    c = torch.zeros(1, config.transcoder_dim)
+    inner = (
+        run.conditions * flops(lambda: transcoder.c_embedder(torch.zeros(1, config.dim)))
+        + run.denoised * flops(lambda: transcoder.denoise(torch.zeros(1, config.code_bits), c))
+        + run.steps * flops(lambda: transcoder.t_embedder(torch.zeros(1, dtype=torch.long)))
+    )
+    return run.backbone * backbone_flops(model), inner
+
+
+def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> float:
+    """What the stage `evaluation` draws and decodes without further training, from so many images.
+
+    Where a subject is edited, as if the box around it were the whole image. Left out: the encoder, the classifier.
+    """
+    model, tokenizer = networks.bigr.eval(), networks.tokenizer
+    how, grid, batch = zero_shot_settings(settings), settings.grid, min(images, settings.evaluation.batch_size)
+    lower_half, whole = (grid - grid // 2) * grid, grid**2
+    drawings = [[(how.free, lower_half)], [(how.free, size) for size in group_sizes(grid, CELL)] * how.enrich_rounds]
+    if settings.generator.use_labels:
+        drawings += [[(how.editing, lower_half)], [(how.editing, whole)], [(how.editing, whole)]]
+    decoder = flops(lambda: tokenizer.decode(torch.zeros(1, whole, model.config.code_bits)))
+    decoded = DECODED_TOGETHER * sum(math.ceil(len(part) / DECODED_TOGETHER) for part in batched(images, batch))
+    direct = model.config.target == "direct"
+    drawn = [
+        sum(network_flops(model, passes(in_proportion(sampling, unknown, whole), unknown, batch, direct=direct)))
+        for drawing in drawings
+        for sampling, unknown in drawing
+    ]
+    return images * sum(drawn) + len(drawings) * decoded * decoder
 
 
 def backbone_flops(model: BiGR) -> int:

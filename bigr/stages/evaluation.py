@@ -11,7 +11,6 @@ different `seed` compare. All in float32, whatever `run.precision` is.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,16 +38,13 @@ from bigr.evaluation.probe import selection
 from bigr.evaluation.representation import COLUMNS, Representation, represent
 from bigr.evaluation.statistics import KEPT, measure
 from bigr.evaluation.usage import code_usage
-from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
-from bigr.evaluation.zero_shot import ZeroShot
+from bigr.evaluation.zero_shot import ZeroShot, zero_shot_settings
 from bigr.files import atomic_folder, write_json
 from bigr.headline import headline
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of
 from bigr.interop.standardisation import save_statistics
 from bigr.models.bigr import BiGR
 from bigr.models.tokenizer import Tokenizer
-from bigr.sampling.editing import painting
-from bigr.sampling.unmask import Sampling
 from bigr.seeds import derive_seed
 from bigr.training.device import resolve_device
 
@@ -282,15 +278,6 @@ def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mappin
         "kid_subsets": section.kid_subsets,
         "precision_recall_neighbours": section.precision_recall_neighbours,
     }
-
-
-def zero_shot_settings(settings: "Settings") -> ZeroShotSettings:
-    """The samplers of `bigr.load` under these settings."""
-    samples, editing = settings.samples, settings.editing
-    sampling = Sampling(**{name: getattr(samples, name) for name in Sampling.__dataclass_fields__})
-    free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
-    painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
-    return ZeroShotSettings(free, painted, editing.enrich_rounds)
 
 
 def mean_picture(images: InOrder) -> Tensor:
