@@ -76,7 +76,7 @@ serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on 
 	bigr serve --port $(SERVE_PORT)
 
 deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
-	python -m bigr.closure --write
+	python -m bigr.pipeline.closure --write
 
 # MLflow's records stay with dvc.lock and DVC's cache: every output that these name has its run. So do the passwords.
 clean: ## remove what the pipeline and the services made; .venv, DVC's cache, MLflow's records, .credentials stay

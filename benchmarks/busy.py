@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bigr.cli import WAITING
+from bigr.cli.program import WAITING
 
 WAYS = {
     "spin": {"OMP_WAIT_POLICY": "ACTIVE"},

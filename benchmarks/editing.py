@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.sampling.editing import inpaint_codes
 from bigr.sampling.unmask import Sampling
 

@@ -3,7 +3,7 @@
     python benchmarks/precision.py
 
 Prints, for small backbones and small tokenizers of several widths, the median milliseconds of both and their ratio,
-measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/training/device.py stands for.
+measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/runtime/device.py stands for.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
-from bigr.seeds import generator
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.seeds import generator
 
 WIDTHS = (64, 128, 256, 512, 1024)
 MULTIPLIERS = (1, 2, 4)

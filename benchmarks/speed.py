@@ -11,25 +11,21 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
-from bigr.cli import let_threads_wait
+from bigr.cli.program import let_threads_wait
 
 let_threads_wait()  # as in all commands; torch reads it when it is loaded
 
 import torch
 
 from bigr import config
-from bigr.errors import BigrError
-from bigr.models.bigr import BiGR, masked_count
-from bigr.models.tokenizer import Tokenizer
-from bigr.sampling.unmask import sample_codes
-from bigr.seeds import generator
-from bigr.stages import generator as generator_stage
-from bigr.stages import samples as samples_stage
-from bigr.stages import tokenizer as tokenizer_stage
-from bigr.training.device import autocast, resolve_device
-from bigr.training.optimiser import Average, adamw
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig, masked_count
+from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import generator
+from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.training.optimiser import EMA, adamw
 
 ROUNDS, WARM = 7, 2
 CLASSES = 10
@@ -63,9 +59,9 @@ def main() -> None:
     draws = generator(0, "speed", device=device)
 
     def training_step(
-        module: torch.nn.Module, width: int, section: config.Training, loss: Callable[[], torch.Tensor]
+        module: torch.nn.Module, width: int, section: config.TrainingSettings, loss: Callable[[], torch.Tensor]
     ) -> float:
-        optimiser, average = adamw(module, section), Average(module, section.ema_decay)
+        optimiser, average = adamw(module, section), EMA(module, section.ema_decay)
 
         def work() -> None:
             with autocast(device, settings.run.precision, width):
@@ -79,17 +75,18 @@ def main() -> None:
         return median_ms(work, device)
 
     section, size = settings.tokenizer, settings.shards.image_size
-    tokenizer = Tokenizer(tokenizer_stage.config_of(section, size)).to(device)
+    tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=size)).to(device)
     images = torch.rand(section.batch_size, 3, size, size, generator=draws, device=device)
     step = training_step(
         tokenizer, tokenizer.width, section, lambda: (tokenizer.autoencode(images, draws)[0] - images).abs().mean()
     )
     print(f"tokenizer    {step:9.1f} ms a step of {section.batch_size} images")
 
-    shape = SimpleNamespace(code_bits=settings.tokenizer.code_bits, grid=settings.grid, num_classes=CLASSES)
-    model = BiGR(generator_stage.config_of(settings.generator, shape)).to(device)  # type: ignore[arg-type]
+    bits = settings.tokenizer.code_bits
+    shape = BiGRConfig.of(settings.generator, code_bits=bits, grid=settings.grid, num_classes=CLASSES)
+    model = BiGR(shape).to(device)
     batch, tokens = settings.generator.batch_size, settings.grid**2
-    codes = torch.rand(batch, tokens, shape.code_bits, generator=draws, device=device).round()
+    codes = torch.rand(batch, tokens, bits, generator=draws, device=device).round()
     labels = torch.arange(batch, device=device) % CLASSES
     masked = torch.rand(batch, tokens, generator=draws, device=device).argsort(1)[:, : masked_count(tokens / 2, tokens)]
     noise_draws = settings.generator.noise_draws
@@ -103,7 +100,7 @@ def main() -> None:
 
     count = min(settings.samples.batch_size, settings.samples.count)
     labels = torch.arange(count, device=device) % CLASSES
-    sampling = samples_stage.sampling_of(settings.samples)
+    sampling = Sampling.of(settings.samples)
     with autocast(device, settings.run.precision, settings.generator.dim):
         took = median_ms(lambda: sample_codes(model.eval(), labels, sampling, list(range(count))), device)
     print(f"samples      {took / count:9.1f} ms an image, in batches of {count}")

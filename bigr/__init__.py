@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bigr.errors import BigrError as BigrError
     from bigr.imaging.model import ImageModel as ImageModel
-    from bigr.loading import load as load
+    from bigr.pipeline.loading import load as load
+    from bigr.runtime.errors import BigrError as BigrError
 
-_HANDED_ON = {"load": "bigr.loading", "ImageModel": "bigr.imaging.model", "BigrError": "bigr.errors"}
+_HANDED_ON = {"load": "bigr.pipeline.loading", "ImageModel": "bigr.imaging.model", "BigrError": "bigr.runtime.errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,12 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from bigr.errors import BigrError
-from bigr.explain import Misfit, explain_all, show, some
-from bigr.figures import FIGURES
-
-STAGES = ("digits", "shards", "tokenizer", "codes", "generator", "transcoder", "samples", "evaluation")
-"""The stages, in the order in which they run: also section names, file names and MLflow run names."""
+from bigr.runtime.errors import BigrError
+from bigr.runtime.explain import InvalidSetting, explain_all, show, some
+from bigr.runtime.figures import FIGURES
 
 EMBEDDED = "data/digits"
 """Where the stage `digits` writes the embedded data set."""
@@ -40,7 +37,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
-class Run(_Section):
+class RunSettings(_Section):
     """Where and how. Nothing here but `precision` reruns a stage, nor changes what is learnt and drawn from.
 
     The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way. Another
@@ -59,13 +56,15 @@ class Run(_Section):
         return ":" in self.device
 
     @model_validator(mode="after")
-    def _a_gpu_for_each_process(self) -> "Run":
+    def _a_gpu_for_each_process(self) -> "RunSettings":
         if self.one_gpu and self.processes > 1:
-            raise Misfit("device", f"cuda, auto or cpu where run.processes = {self.processes}: each takes its own GPU")
+            raise InvalidSetting(
+                "device", f"cuda, auto or cpu where run.processes = {self.processes}: each takes its own GPU"
+            )
         return self
 
 
-class Training(_Section):
+class TrainingSettings(_Section):
     """What every trained stage sets: the loop, the optimiser, the average of weights."""
 
     steps: Positive
@@ -85,20 +84,20 @@ class Training(_Section):
         return self.steps > 0  # 0: the joint transcoder is handed on
 
     @model_validator(mode="after")
-    def _warms_up(self) -> "Training":
+    def _warms_up(self) -> "TrainingSettings":
         if self.trains and self.warmup_steps > self.steps:
-            raise Misfit("warmup_steps", f"at most {self.steps}, the number of steps")
+            raise InvalidSetting("warmup_steps", f"at most {self.steps}, the number of steps")
         return self
 
 
-class Digits(_Section):
+class DigitsSettings(_Section):
     """The embedded data set."""
 
     image_size: Annotated[int, Field(ge=8)]
     val_count: Annotated[int, Field(ge=10, le=1787)]
 
 
-class Shards(_Section):
+class ShardsSettings(_Section):
     """From an image folder to webdataset shards."""
 
     source: Name
@@ -114,7 +113,7 @@ class Shards(_Section):
         return Path(os.path.normpath(self.source)).is_relative_to(EMBEDDED)
 
 
-class _Importable(Training):
+class _Importable(TrainingSettings):
     """A stage that takes a ready model in place of training one, where `from` names it."""
 
     from_: Name | None = Field(alias="from")
@@ -124,7 +123,7 @@ class _Importable(Training):
         return self.from_ is None
 
 
-class Tokenizer(_Importable):
+class TokenizerSettings(_Importable):
     """The binary autoencoder (METHOD section 1)."""
 
     quantizer: Literal["bernoulli", "lfq"]
@@ -157,20 +156,20 @@ class Tokenizer(_Importable):
         return int(2 ** (len(self.channel_multipliers) - 1))
 
     @model_validator(mode="after")
-    def _fits(self) -> "Tokenizer":
+    def _fits(self) -> "TokenizerSettings":
         groups = 32
         if self.base_channels % groups:
-            raise Misfit("base_channels", f"a multiple of {groups} (GroupNorm has {groups} groups)")
+            raise InvalidSetting("base_channels", f"a multiple of {groups} (GroupNorm has {groups} groups)")
         if self.norm_first and self.embed_dim % groups:
-            raise Misfit("embed_dim", f"a multiple of {groups} where tokenizer.norm_first is true")
+            raise InvalidSetting("embed_dim", f"a multiple of {groups} where tokenizer.norm_first is true")
         if self.trains and self.perceptual_weight > 0 and self.perceptual_weights is None:
-            raise Misfit(
+            raise InvalidSetting(
                 "perceptual_weights", "a file with LPIPS' and VGG-16's weights where tokenizer.perceptual_weight is > 0"
             )
         return self
 
 
-class Codes(_Section):
+class CodesSettings(_Section):
     """Every image as packed bits."""
 
     views: Annotated[list[Literal["identity", "flip"]], Field(min_length=1)]
@@ -178,15 +177,15 @@ class Codes(_Section):
     batch_size: Positive
 
     @model_validator(mode="after")
-    def _fits(self) -> "Codes":
+    def _fits(self) -> "CodesSettings":
         if len(set(self.views)) != len(self.views):
-            raise Misfit("views", "each view once")
+            raise InvalidSetting("views", "each view once")
         if self.views[0] != "identity":
-            raise Misfit("views", "a list that starts with identity (evaluation reads the first view)")
+            raise InvalidSetting("views", "a list that starts with identity (evaluation reads the first view)")
         return self
 
 
-class Generator(_Importable):
+class GeneratorSettings(_Importable):
     """The masked backbone and its transcoder, trained jointly (METHOD sections 2 and 3)."""
 
     dim: Positive
@@ -206,19 +205,19 @@ class Generator(_Importable):
     target: Target
 
     @model_validator(mode="after")
-    def _fits(self) -> "Generator":
+    def _fits(self) -> "GeneratorSettings":
         if self.dim % 4:
             need = f"a multiple of {4 * self.heads}, 4 for each of generator.heads = {self.heads} (2-D RoPE)"
-            raise Misfit("dim", need)
+            raise InvalidSetting("dim", need)
         divisors = [h for h in range(1, self.dim + 1) if self.dim % (4 * h) == 0]
         if self.heads not in divisors:
             need = "a number that leaves each head a width divisible by 4 (2-D RoPE) out"
             need = "a divisor" if self.dim % self.heads else need
-            raise Misfit("heads", f"{need} of generator.dim = {self.dim}, such as {some(divisors)}")
+            raise InvalidSetting("heads", f"{need} of generator.dim = {self.dim}, such as {some(divisors)}")
         return self
 
 
-class Transcoder(Training):
+class TranscoderSettings(TrainingSettings):
     """The transcoder, fitted further on the frozen backbone."""
 
     steps: Count
@@ -230,13 +229,15 @@ class Transcoder(Training):
     target: Target
 
     @model_validator(mode="after")
-    def _fits(self) -> "Transcoder":
+    def _fits(self) -> "TranscoderSettings":
         if self.start == "scratch" and self.steps == 0:
-            raise Misfit("steps", "more than 0 where transcoder.start is scratch: an untrained transcoder is noise")
+            raise InvalidSetting(
+                "steps", "more than 0 where transcoder.start is scratch: an untrained transcoder is noise"
+            )
         return self
 
 
-class Samples(_Section):
+class SamplesSettings(_Section):
     """Entropy-ordered sampling (METHOD section 4)."""
 
     count: Positive
@@ -253,7 +254,7 @@ class Samples(_Section):
     grid_rows: Positive
 
 
-class Editing(_Section):
+class EditingSettings(_Section):
     """What the model does without further training (METHOD section 5)."""
 
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -263,7 +264,7 @@ class Editing(_Section):
     enrich_rounds: Annotated[int, Field(ge=1, le=4)]
 
 
-class Evaluation(_Section):
+class EvaluationSettings(_Section):
     """Fidelity, reconstruction, representation and code usage."""
 
     extractor: Literal["classifier", "inception-v3-compat"]
@@ -292,13 +293,15 @@ class Evaluation(_Section):
     zero_shot_images: Count
 
     @model_validator(mode="after")
-    def _fits(self) -> "Evaluation":
+    def _fits(self) -> "EvaluationSettings":
         if self.extractor != "classifier" and self.extractor_weights is None:
-            raise Misfit("extractor_weights", f"a file with the weights of evaluation.extractor = {self.extractor}")
+            raise InvalidSetting(
+                "extractor_weights", f"a file with the weights of evaluation.extractor = {self.extractor}"
+            )
         return self
 
 
-class Comparison(_Section):
+class PromotionMetric(_Section):
     """One figure of metrics.json by which the gate compares a challenger with the champion."""
 
     name: Name
@@ -307,26 +310,26 @@ class Comparison(_Section):
     limit: Finite | None
 
     @model_validator(mode="after")
-    def _known(self) -> "Comparison":
+    def _known(self) -> "PromotionMetric":
         if self.name not in FIGURES:
-            raise Misfit("name", f"one of {', '.join(FIGURES)}")
+            raise InvalidSetting("name", f"one of {', '.join(FIGURES)}")
         return self
 
 
-class Promotion(_Section):
+class PromotionSettings(_Section):
     """The gate in front of the alias `champion`. No stage reads it."""
 
-    metrics: Annotated[list[Comparison], Field(min_length=1)]
+    metrics: Annotated[list[PromotionMetric], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _each_once(self) -> "Promotion":
+    def _each_once(self) -> "PromotionSettings":
         names = [comparison.name for comparison in self.metrics]
         if len(set(names)) != len(names):
-            raise Misfit("metrics", "each figure once")
+            raise InvalidSetting("metrics", "each figure once")
         return self
 
 
-class Serving(_Section):
+class ServingSettings(_Section):
     """What a version of the registry answers. No stage reads it."""
 
     max_images: Positive
@@ -336,19 +339,19 @@ class Settings(_Section):
     """All of params.yaml: a section per stage, `seed`, `run`, `editing`, `targets`, `promotion` and `serving`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    run: Run
-    digits: Digits
-    shards: Shards
-    tokenizer: Tokenizer
-    codes: Codes
-    generator: Generator
-    transcoder: Transcoder
-    samples: Samples
-    editing: Editing
-    evaluation: Evaluation
+    run: RunSettings
+    digits: DigitsSettings
+    shards: ShardsSettings
+    tokenizer: TokenizerSettings
+    codes: CodesSettings
+    generator: GeneratorSettings
+    transcoder: TranscoderSettings
+    samples: SamplesSettings
+    editing: EditingSettings
+    evaluation: EvaluationSettings
     targets: dict[Word, dict[Word, Finite]]
-    promotion: Promotion
-    serving: Serving
+    promotion: PromotionSettings
+    serving: ServingSettings
 
     @property
     def grid(self) -> int:
@@ -375,7 +378,7 @@ class Settings(_Section):
     def _fits(self) -> "Settings":
         f, size = self.tokenizer.downsampling, self.shards.image_size
         if size % f:
-            raise Misfit(
+            raise InvalidSetting(
                 "shards.image_size",
                 f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
             )
@@ -383,43 +386,49 @@ class Settings(_Section):
             self._has_two_numbers_a_group()
         for term, least in (("perceptual_weight", 16), ("gan_weight", 24)):  # VGG-16's poolings; the patches
             if self.tokenizer.trains and getattr(self.tokenizer, term) > 0 and size < least:
-                raise Misfit("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
+                raise InvalidSetting("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
         resolutions = [size >> level for level in range(len(self.tokenizer.channel_multipliers))]
         for resolution in self.tokenizer.attention_resolutions:
             if resolution not in resolutions:
-                raise Misfit(
+                raise InvalidSetting(
                     "tokenizer.attention_resolutions",
                     f"resolutions that the encoder passes through: {', '.join(map(str, resolutions))}",
                 )
         if self.shards.embedded:
             why = f"where shards.source is {EMBEDDED}: a mirrored digit is no digit"
             if self.tokenizer.trains and self.tokenizer.horizontal_flip:
-                raise Misfit("tokenizer.horizontal_flip", f"false {why}")
+                raise InvalidSetting("tokenizer.horizontal_flip", f"false {why}")
             if "flip" in self.codes.views:
-                raise Misfit("codes.views", f"[identity] {why}")
+                raise InvalidSetting("codes.views", f"[identity] {why}")
         if self.codes.draws and self.tokenizer.quantizer == "lfq":
-            raise Misfit("codes.draws", "0 where tokenizer.quantizer is lfq: its bits are signs, nothing is drawn")
+            raise InvalidSetting(
+                "codes.draws", "0 where tokenizer.quantizer is lfq: its bits are signs, nothing is drawn"
+            )
         tokens = self.grid**2
         if self.samples.iterations > tokens:
-            raise Misfit("samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})")
+            raise InvalidSetting(
+                "samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})"
+            )
         transcoder = self.transcoder if self.transcoder.start == "scratch" else self.generator
         section = "transcoder" if self.transcoder.start == "scratch" else "generator"
         if transcoder.target != "direct" and not 2 <= self.samples.diffusion_steps <= transcoder.diffusion_steps:
-            raise Misfit(
+            raise InvalidSetting(
                 "samples.diffusion_steps",
                 f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps",
             )
         if self.samples.guidance_scale != 1.0:
             if not self.generator.use_labels:
-                raise Misfit("samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides")
+                raise InvalidSetting(
+                    "samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides"
+                )
             if self.generator.label_dropout == 0 and (self.generator.trains or self.transcoder.trains):
-                raise Misfit(
+                raise InvalidSetting(
                     "generator.label_dropout",
                     "above 0 where samples.guidance_scale is not 1.0: guidance compares with the model without a label",
                 )
         for name in ("tokenizer", "generator", "transcoder"):
             if (section := getattr(self, name)).trains and section.batch_size % self.run.processes:
-                raise Misfit(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
+                raise InvalidSetting(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
         measured = {
             "samples.count": self.samples.count,
             "evaluation.reference_images": self.evaluation.reference_images,
@@ -428,10 +437,10 @@ class Settings(_Section):
             measured["digits.val_count"] = self.digits.val_count
         for key, images in measured.items():
             if images <= (neighbours := self.evaluation.precision_recall_neighbours):
-                raise Misfit(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
+                raise InvalidSetting(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
         for name in (f"{part}.{name}" for part, names in self.targets.items() for name in names):
             if name not in FIGURES:
-                raise Misfit(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
+                raise InvalidSetting(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
         return self
 
     def _has_two_numbers_a_group(self) -> None:
@@ -443,14 +452,14 @@ class Settings(_Section):
             widths["embed_dim"] = section.embed_dim
         for name, width in widths.items():
             if width <= groups:
-                raise Misfit(
+                raise InvalidSetting(
                     f"tokenizer.{name}",
                     f"more, for {2 * groups} channels where an image is a single token (GroupNorm has {groups} groups)",
                 )
 
 
 def load(path: Path) -> Settings:
-    """Read and validate a params.yaml. Raises `BigrError` with one line per misfit, each naming its key."""
+    """Read and validate a params.yaml. Raises `BigrError` with one line per invalid setting, each naming its key."""
     return validate(read(path), path.name)
 
 

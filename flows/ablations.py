@@ -14,8 +14,8 @@ from prefect.futures import wait
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from bigr.ablations.study import runs
-from bigr.errors import BigrError
+from bigr.pipeline.study.tables import runs
+from bigr.runtime.errors import BigrError
 from flows.execution import StageFailed, StageKilled
 from flows.pipeline import RETRIES, RETRY_DELAY_S, was_killed
 from flows.study import LANES, Study

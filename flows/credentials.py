@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bigr.errors import BigrError
-from bigr.locks import only_one
+from bigr.runtime.errors import BigrError
+from bigr.runtime.locks import only_one
 
 FOLDER = Path(".credentials")
 PROFILES, PROFILE = FOLDER / "profiles.toml", "bigr"

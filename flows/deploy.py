@@ -32,8 +32,8 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from prefect.states import Crashed
 
 from bigr import config
-from bigr.errors import EXIT_USER_ERROR, BigrError
-from bigr.masking import masked
+from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.masking import masked
 from bigr.tracking.executions import is_dead
 from flows.execution import RETRY, command
 from flows.page import mlflow_url

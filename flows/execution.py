@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigr.errors import EXIT_USER_ERROR
-from bigr.masking import masked
+from bigr.runtime.errors import EXIT_USER_ERROR
+from bigr.runtime.masking import masked
 from flows import guard
 
 RETRY = "press Retry on the run's page to go on from the last checkpoint"

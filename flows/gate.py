@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bigr import config
-from bigr.pipeline import StageSpec
+from bigr.pipeline.dvcfile import StageSpec
 from flows.execution import StageFailed, StageKilled, killer, lines, started_in
 
 NAME, CHAMPION = "bigr", "champion"

@@ -6,7 +6,7 @@ The server keeps it, so one must be running; it stays so over every restart of t
 import signal
 import sys
 
-from bigr.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
 from flows.deploy import connected, switch, switched
 
 SLUG = "nightly"

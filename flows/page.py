@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigr.headline import headline
-from bigr.masking import masked
+from bigr.evaluation.headline import headline
+from bigr.runtime.masking import masked
 from bigr.tracking.report import flatten
 from bigr.tracking.store import RUN_LIST, RUN_PAGE
 from flows.execution import Outcome

@@ -18,11 +18,11 @@ from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 
 from bigr import config
-from bigr.check import check_files, check_images, check_promotion, images_of
-from bigr.errors import BigrError
-from bigr.masking import masked
-from bigr.pipeline import StageSpec
-from bigr.pipeline import stages as described_stages
+from bigr.pipeline.check import check_files, check_images, check_promotion, images_of
+from bigr.pipeline.dvcfile import StageSpec
+from bigr.pipeline.dvcfile import stages as described_stages
+from bigr.runtime.errors import BigrError
+from bigr.runtime.masking import masked
 from flows import gate, workspace
 from flows.execution import RETRY, Outcome, StageFailed, StageKilled, execute
 from flows.freshness import unchanged

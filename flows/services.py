@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from bigr.errors import EXIT_USER_ERROR, BigrError
-from bigr.masking import masked
+from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.masking import masked
 from bigr.tracking.store import RUN_LIST
 from flows import credentials
 from flows.execution import command

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from bigr import config
-from bigr.ablations.study import MINIATURE, POINTS, Run, digest, runs, tables_of
-from bigr.errors import EXIT_USER_ERROR, BigrError
-from bigr.masking import MaskingFormatter, masked
+from bigr.pipeline.study.tables import MINIATURE, POINTS, StudyRun, digest, runs, tables_of
+from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.masking import MaskingFormatter, masked
 from bigr.tracking.report import flatten
 from bigr.tracking.store import location
-from bigr.tracking.study import mark, prepare
+from bigr.tracking.study_tags import mark, prepare
 from flows import workspace
 from flows.execution import StageFailed, StageKilled, execute
 
@@ -48,7 +48,7 @@ class Job:
 
     name: str
     seed: int
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
 
 
 class Study:
@@ -57,13 +57,13 @@ class Study:
     Raises `BigrError` where the project's settings are not those of the embedded images.
     """
 
-    def __init__(self, project: Path, chosen: Sequence[Run], lanes: int = LANES) -> None:
+    def __init__(self, project: Path, chosen: Sequence[StudyRun], lanes: int = LANES) -> None:
         self.project, self.lanes = project, lanes
         self._base = config.read(project / "params.yaml")
         if not config.validate(self._base).shards.embedded:
             raise BigrError("shards.source: the study is of the embedded digits; run it where it is data/digits")
         self._digests = {run.name: digest(project, workspace.merge(self._base, run.settings)) for run in chosen}
-        grouped: dict[str, list[Run]] = {}
+        grouped: dict[str, list[StudyRun]] = {}
         for run in chosen:
             grouped.setdefault(f"{run.variant.model}-seed{run.seed}", []).append(run)
         self.jobs = [Job(name, its[0].seed, tuple(its)) for name, its in grouped.items()]
@@ -81,11 +81,11 @@ class Study:
         left = [job for job in self.jobs if any(not self.done(run) for run in job.runs)]
         return sorted(left, key=lambda job: (-len(job.runs), job.name))
 
-    def done(self, run: Run) -> bool:
+    def done(self, run: StudyRun) -> bool:
         """Whether the run has its result and its experiment, under this code and these settings."""
         return self.result(run) is not None and run.name in self._experiments
 
-    def result(self, run: Run) -> dict[str, Any] | None:
+    def result(self, run: StudyRun) -> dict[str, Any] | None:
         """`figures` (dotted keys of metrics.json) and `seconds` of a run, if this code and these settings gave them."""
         found = self._read(run.name)
         return found if found and found["digest"] == self._digests[run.name] else None
@@ -118,14 +118,14 @@ class Study:
         if folder.exists():
             workspace.remove(folder)
 
-    def sampling_seconds(self, base: Run) -> dict[str, float]:
+    def sampling_seconds(self, base: StudyRun) -> dict[str, float]:
         """Measured seconds an image for each point of figure 3, with the model of the run `base`: variant → seconds."""
         found = self._read("seconds")
         if not found or found["digest"] != self._digests[base.name]:
             folder = self.project / workspace.FOLDER / f"{_CLONE}timing"
             workspace.clone(self.project, folder, base.settings)
             execute("transcoder", folder, self._environment(base), False, log.debug, upstream=True)
-            words = [sys.executable, "-m", "bigr.ablations.timing", *(f"{n},{s}" for n, s in POINTS)]
+            words = [sys.executable, "-m", "bigr.pipeline.study.timing", *(f"{n},{s}" for n, s in POINTS)]
             alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
             said = subprocess.run(words, cwd=folder, env=alone, check=True, capture_output=True, text=True).stdout
             workspace.remove(folder)
@@ -135,7 +135,7 @@ class Study:
 
     def publish(self) -> None:
         """Measure the sampling times, and write docs/ablations.json, docs/ablations.md and the plots."""
-        from bigr.ablations import page, results  # not before: they need torch's and matplotlib's imports
+        from bigr.pipeline.study import results, study_page
 
         every = [run for job in self.jobs for run in job.runs]
         base = next(run for run in every if run.variant.name == "base")
@@ -157,9 +157,9 @@ class Study:
         docs = self.project / "docs"
         found_all = results.Results(figures, seconds, dict(MINIATURE), minutes, self.lanes, commit, machine)
         results.save(docs / "ablations.json", found_all)
-        page.write(docs, results.load(docs / "ablations.json"))
+        study_page.write(docs, results.load(docs / "ablations.json"))
 
-    def _environment(self, run: Run) -> dict[str, str]:
+    def _environment(self, run: StudyRun) -> dict[str, str]:
         return {
             "BIGR_EXECUTION": f"{run.name} {self._digests[run.name][:12]}",
             "BIGR_EXECUTION_NAME": run.name,
@@ -167,7 +167,7 @@ class Study:
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.lanes)),
         }
 
-    def _mark(self, run: Run, figures: Mapping[str, float]) -> None:
+    def _mark(self, run: StudyRun, figures: Mapping[str, float]) -> None:
         variant = run.variant
         tags = {"bigr.study": "ablations", "ablations.variant": variant.name, "ablations.seed": str(run.seed)}
         tags["ablations.tables"] = ", ".join(tables_of(variant.name))

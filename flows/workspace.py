@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigr import config, pipeline
-from bigr.errors import BigrError
-from bigr.masking import masked
+from bigr import config
+from bigr.pipeline import dvcfile
+from bigr.runtime.errors import BigrError
+from bigr.runtime.masking import masked
 from flows.execution import command
 
 FOLDER = Path(".dvc/tmp/flows")
@@ -124,7 +125,7 @@ def remove(folder: Path) -> None:
 def _files(project: Path, values: Mapping[str, Any]) -> list[str]:
     """Relative files that settings name, that are there, and that neither git nor a stage provides: the clone gets
     links to them."""
-    outs = [out for spec in pipeline.stages(project, values).values() for out in spec.outs]
+    outs = [out for spec in dvcfile.stages(project, values).values() for out in spec.outs]
     return [
         file
         for file in config.validate(dict(values)).files.values()
@@ -169,7 +170,7 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    with pipeline.edited(path) as values:
+    with dvcfile.edited(path) as values:
         _lay_over(values, overrides)
 
 

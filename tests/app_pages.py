@@ -16,7 +16,7 @@ from tests import browser
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-    from bigr.app.dataset import Dataset
+    from bigr.app.gallery import Dataset
     from bigr.imaging.model import ImageModel
 
 PATIENCE = 60_000
@@ -34,10 +34,10 @@ def free_port() -> int:
 @contextmanager
 def serve(model: "ImageModel", dataset: "Dataset | None", folder: Path) -> Iterator[str]:
     """The address of the page over a model, served from threads of this process."""
-    from bigr.app import serving
+    from bigr.app import server
 
     port = free_port()
-    page = serving.start(model, dataset, folder, "127.0.0.1", port)
+    page = server.start(model, dataset, folder, "127.0.0.1", port)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -86,7 +86,7 @@ def press(tab: "Locator") -> "Locator":
 def main() -> None:
     """Take the README's pictures."""
     import bigr
-    from bigr.app.dataset import find
+    from bigr.app.gallery import find
 
     project, folder = Path(sys.argv[1]), Path(sys.argv[2])
     model, dataset = bigr.load(project), find(project / "data" / "shards")

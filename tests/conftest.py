@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from bigr.cli import let_threads_wait
+from bigr.cli.program import let_threads_wait
 
 # Before torch is loaded, here and in the processes that tests start: threads wait as in all commands, and tests that
 # run side by side share the cores.

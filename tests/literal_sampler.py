@@ -14,7 +14,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from bigr.models.bigr import BiGR
+from bigr.models.masked.generator import BiGR
 from bigr.sampling.unmask import Sampling
 
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bigr.interop.published import SCHEDULE, published_generator, published_tokenizer
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.diffusion import BernoulliDiffusion
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.diffusion import BernoulliDiffusion
+from bigr.models.masked.generator import BiGR, BiGRConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 

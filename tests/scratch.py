@@ -32,7 +32,8 @@ for key in spec["params"]:
     digest.update(json.dumps(value).encode())
 for dep in map(Path, spec.get("deps", [])):
     for path in sorted(dep.rglob("*")) if dep.is_dir() else [dep]:
-        digest.update(path.read_bytes())
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
 number = int(digest.hexdigest()[:6], 16)
 for out in map(Path, spec["outs"] + spec.get("metrics", [])):
     path = out if out.suffix else out / "content"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bigr import config
-from bigr.ablations import page, results, study
-from bigr.ablations.results import Results
-from bigr.errors import BigrError
+from bigr.pipeline.study import results, study_page, tables
+from bigr.pipeline.study.results import Results
+from bigr.runtime.errors import BigrError
 from bigr.tracking.store import Store
 from flows import workspace
 from flows.study import Study
@@ -27,12 +27,12 @@ BETTER = {"base": (10.0, 0.90), "table2-x0": (12.0, 0.85), "table2-direct": (20.
 def made_up(**distances: tuple[float, ...]) -> Results:
     """Results in which each seed adds its number to the distance; `distances` gives a variant's (`_` for -) by seed."""
     figures: dict[str, dict[int, dict[str, float]]] = {}
-    for variant in study.VARIANTS:
+    for variant in tables.VARIANTS:
         distance, top1 = BETTER.get(variant.name, BETTER["base"])
         own = distances.get(variant.name.replace("-", "_"), tuple(distance + seed for seed in SEEDS))
-        figures[variant.name] = {seed: {study.FID: own[seed], study.TOP1: top1} for seed in SEEDS}
-    seconds = {name: 1e-3 * n * s for (n, s), name in study.POINTS.items()}
-    return Results(figures, seconds, study.MINIATURE, 60.0, 2, "abc1234", "2 CPU cores")
+        figures[variant.name] = {seed: {tables.FID: own[seed], tables.TOP1: top1} for seed in SEEDS}
+    seconds = {name: 1e-3 * n * s for (n, s), name in tables.POINTS.items()}
+    return Results(figures, seconds, tables.MINIATURE, 60.0, 2, "abc1234", "2 CPU cores")
 
 
 def values(project: Path) -> dict[str, Any]:
@@ -40,21 +40,21 @@ def values(project: Path) -> dict[str, Any]:
 
 
 def test_every_run_is_of_valid_settings_and_has_a_name_of_its_own() -> None:
-    runs = study.runs()
+    runs = tables.runs()
     settings = [config.validate(workspace.merge(values(mini_project.ROOT), run.settings)) for run in runs]
     assert len({run.name for run in runs}) == len({one.model_dump_json() for one in settings}) == len(runs)
     assert {run.seed for run in runs} == {0, 1, 2}
 
 
 def test_every_row_and_every_point_of_figure_3_is_a_variant() -> None:
-    names = {variant.name for variant in study.VARIANTS}
-    assert {row.variant for table in study.TABLES for row in table.rows} | set(study.POINTS.values()) == names
-    assert study.tables_of("base") == ["Table 2", "Table 3", "Table 4", "Table 8", "Figure 3"]
+    names = {variant.name for variant in tables.VARIANTS}
+    assert {row.variant for table in tables.TABLES for row in table.rows} | set(tables.POINTS.values()) == names
+    assert tables.tables_of("base") == ["Table 2", "Table 3", "Table 4", "Table 8", "Figure 3"]
 
 
 def test_variants_of_one_model_differ_in_sampling_alone() -> None:
     trained = {}
-    for run in study.runs():
+    for run in tables.runs():
         merged = workspace.merge(values(mini_project.ROOT), run.settings)
         del merged["samples"]
         assert trained.setdefault((run.variant.model, run.seed), merged) == merged
@@ -64,16 +64,16 @@ def test_variants_of_one_model_differ_in_sampling_alone() -> None:
 def test_the_digest_changes_with_settings_and_code_and_not_with_where_it_runs(tmp_path: Path) -> None:
     project = mini_project.make(tmp_path / "project")
     plain = values(project)
-    first = study.digest(project, plain)
-    assert study.digest(project, {**plain, "run": {**plain["run"], "workers": 7}}) == first
-    assert study.digest(project, {**plain, "samples": {**plain["samples"], "count": 7}}) != first
+    first = tables.digest(project, plain)
+    assert tables.digest(project, {**plain, "run": {**plain["run"], "workers": 7}}) == first
+    assert tables.digest(project, {**plain, "samples": {**plain["samples"], "count": 7}}) != first
     (project / "step.py").write_text((project / "step.py").read_text() + "# changed\n")
-    assert study.digest(project, plain) != first
+    assert tables.digest(project, plain) != first
 
 
 def test_a_claim_follows_the_paper_only_where_every_seed_says_so() -> None:
     def verdicts(found: Results) -> dict[str, str]:
-        return {claim.worse: claim.verdict for claim in results.claims(study.TABLES[1], found)}
+        return {claim.worse: claim.verdict for claim in results.claims(tables.TABLES[1], found)}
 
     found = made_up(table3_raster=(11.0, 12.0, 13.0), table3_random=(10.0, 11.0, 12.0))
     assert verdicts(found) == {"raster": "as in the paper", "random": "the other way round"}
@@ -82,7 +82,7 @@ def test_a_claim_follows_the_paper_only_where_every_seed_says_so() -> None:
 
 
 def test_a_larger_top1_is_better_and_a_smaller_distance() -> None:
-    claims = results.claims(study.TABLES[0], made_up())
+    claims = results.claims(tables.TABLES[0], made_up())
     assert [(c.better.split(", ")[-1], c.worse.split(", ")[-1], c.agree) for c in claims] == [
         ("predicts the flip", "predicts x₀", 3),
         ("predicts x₀", "no diffusion", 3),
@@ -92,25 +92,27 @@ def test_a_larger_top1_is_better_and_a_smaller_distance() -> None:
 
 
 def test_the_page_has_mean_and_deviation_beside_the_papers_figures() -> None:
-    text = page.text(made_up())
+    text = study_page.text(made_up())
     assert "| diffusion, predicts x₀ | 4.39 | 13.00 ± 1.00 | 62.0 | 85.0 ± 0.0 |" in text
     assert "| without labels | 68.3 | 90.0 ± 0.0 |" in text
-    assert f"| {study.STEPS[0]} | {study.ITERATIONS[0]} | 20.0 | 11.00 ± 1.00 |" in text
+    assert f"| {tables.STEPS[0]} | {tables.ITERATIONS[0]} | 20.0 | 11.00 ± 1.00 |" in text
     assert "**the other way round**" in text
     single = {name: {0: runs[0]} for name, runs in made_up().figures.items()}
-    assert "| diffusion, predicts x₀ | 4.39 | 12.00 | 62.0 | 85.0 |" in page.text(replace(made_up(), figures=single))
+    assert "| diffusion, predicts x₀ | 4.39 | 12.00 | 62.0 | 85.0 |" in study_page.text(
+        replace(made_up(), figures=single)
+    )
 
 
 def test_what_no_other_point_beats_is_named() -> None:
-    front = re.findall(r"at least as near: (.*)\.", page.text(made_up()))
-    assert front == [f"(n {study.ITERATIONS[0]}, S {study.STEPS[0]})"]  # all as near: the fastest
+    front = re.findall(r"at least as near: (.*)\.", study_page.text(made_up()))
+    assert front == [f"(n {tables.ITERATIONS[0]}, S {tables.STEPS[0]})"]  # all as near: the fastest
 
 
 def test_the_page_and_its_plots_are_a_function_of_the_json(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     results.save(tmp_path / "a/ablations.json", made_up())
     for name in ("a", "b"):
-        page.write(tmp_path / name, results.load(tmp_path / "a/ablations.json"))
+        study_page.write(tmp_path / name, results.load(tmp_path / "a/ablations.json"))
     for file in ("ablations.md", "images/ablations-tables.png", "images/ablations-figure3.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     links = re.findall(r"\]\((images/[^)]*)\)", (tmp_path / "a/ablations.md").read_text())
@@ -121,7 +123,7 @@ def test_the_page_in_docs_is_that_of_the_figures_in_docs() -> None:
     docs = mini_project.ROOT / "docs"
     if not (docs / "ablations.json").exists():
         pytest.skip("the study has not been run")
-    assert (docs / "ablations.md").read_text(encoding="utf-8") == page.text(results.load(docs / "ablations.json"))
+    assert (docs / "ablations.md").read_text(encoding="utf-8") == study_page.text(results.load(docs / "ablations.json"))
 
 
 def test_missing_results_are_one_line(tmp_path: Path) -> None:
@@ -134,18 +136,18 @@ def test_only_the_embedded_digits_are_studied(tmp_path: Path) -> None:
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("source: data/digits", "source: pictures"))
     with pytest.raises(BigrError, match=r"^shards.source: the study is of the embedded digits"):
-        Study(project, study.runs())
+        Study(project, tables.runs())
 
 
 @pytest.fixture(scope="module")
-def chosen() -> list[study.Run]:
+def chosen() -> list[tables.StudyRun]:
     """Two samplings of one model and one of another, under one seed."""
     names = ("base", "table8-thresholded", "table2-x0")
-    return study.runs((0,), tuple(v for v in study.VARIANTS if v.name in names), {"samples.count": 20})
+    return tables.runs((0,), tuple(v for v in tables.VARIANTS if v.name in names), {"samples.count": 20})
 
 
 def test_what_is_done_is_not_done_again_and_a_lost_experiment_is_found_in_the_cache(
-    tmp_path: Path, chosen: list[study.Run], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, chosen: list[tables.StudyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     project = mini_project.make(tmp_path / "project")
@@ -184,7 +186,7 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
         monkeypatch.setenv(name, value)
     small = {**tiny.OVERRIDES, "samples.iterations": 4}
     names = ("base", "table2-x0")
-    some = Study(project, study.runs((0,), tuple(v for v in study.VARIANTS if v.name in names), small))
+    some = Study(project, tables.runs((0,), tuple(v for v in tables.VARIANTS if v.name in names), small))
     lines: list[str] = []
     for job in some.open_jobs():
         some.run_job(job, lines.append, lines.append)
@@ -199,4 +201,4 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
     marked = {run.info.run_name: run.data for run in store.search("tags.`bigr.study` = 'ablations'")}
     assert set(marked) == {"ablations-base-seed0", "ablations-table2-x0-seed0"}
     figures = json.loads((project / ".dvc/tmp/ablations/ablations-base-seed0.json").read_text())["figures"]
-    assert marked["ablations-base-seed0"].metrics[study.FID] == pytest.approx(figures[study.FID])
+    assert marked["ablations-base-seed0"].metrics[tables.FID] == pytest.approx(figures[tables.FID])

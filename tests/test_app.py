@@ -28,16 +28,17 @@ import torch
 from PIL import Image
 
 import bigr
-from bigr.app import bounds, guard, panel, running, serving
-from bigr.app.dataset import Dataset
+from bigr.app import bounds, guard, panel, running
+from bigr.app import server as serving
+from bigr.app.gallery import Dataset
 from bigr.app.links import Link
 from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
-from bigr.errors import BigrError
 from bigr.imaging.drawing import Frame
 from bigr.imaging.model import ImageModel
+from bigr.runtime.errors import BigrError
 from tests import app_pages, browser, worlds
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def test_what_the_page_starts_with_is_what_the_library_does_by_default(tasks: Ta
     sampling = replace(own.sampling, guidance_scale=1.5, iterations=5, diffusion_steps=3, gumbel_temperature=0.4)
     painting = replace(own.editing, guidance_scale=3.5, gumbel_temperature=0.1, feather=0.7)
     enriching = replace(painting, enrich_guidance_scale=6.0, enrich_rounds=2)
-    model = ImageModel(own._easel, sampling, enriching, own.classes)
+    model = ImageModel(own._sampler, sampling, enriching, own.classes)
     page, given = build(model, tasks.dataset), read_mask(mask["mask"])
     tabs = Tasks(model, tasks.dataset)
 

@@ -10,10 +10,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
-from bigr import check, config, runner
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.stages import shards, tokenizer
+from bigr import config
+from bigr.models.autoencoder.tokenizer import TokenizerConfig
+from bigr.pipeline import check, runner
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.stages import pack_shards, train_tokenizer
 from tests import scratch, tiny, worlds
 
 
@@ -76,7 +78,7 @@ def test_a_split_too_small_to_measure_distances_to_is_named_before_the_first_sta
 
 def test_what_shards_made_earlier_lack_is_named_before_anything_is_trained(project: Path, monkeypatch) -> None:
     worlds.write_shards(project, size=16, images=3)  # one of them is held out
-    monkeypatch.setattr(tokenizer, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(train_tokenizer, "run", lambda *_: pytest.fail("it ran"))
     (line,) = complaints(lambda: runner.run_stage("tokenizer", project, project / "params.yaml"))
     assert line.startswith("data/shards has 1 validation image; ")
 
@@ -108,8 +110,8 @@ def test_weights_that_the_tokenizer_cannot_use_are_named_before_the_first_stage(
 
 def test_weights_of_a_ready_model_that_are_cut_off_are_named_before_the_first_stage(project: Path) -> None:
     add_images(project, train_cat=3, train_dog=3, val_cat=2)
-    ready = tokenizer.Tokenizer(tokenizer.config_of(config.load(project / "params.yaml").tokenizer, 16))
-    tokenizer.save(project / "ready", ready)
+    ready = train_tokenizer.Tokenizer(TokenizerConfig.of(config.load(project / "params.yaml").tokenizer, image_size=16))
+    train_tokenizer.save(project / "ready", ready)
     weights = project / "ready/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     tiny.apply(project / "params.yaml", {"tokenizer.from": "ready"})
@@ -180,7 +182,7 @@ def test_images_added_to_the_source_count_though_shards_were_made_before(project
     (project / "pictures/val/cat/0.png").write_bytes(b"no image")
     tiny.apply(project / "params.yaml", {"shards.max_bad_fraction": 0.5})
     settings = config.load(project / "params.yaml")
-    shards.run(settings, Context(project))
+    pack_shards.run(settings, Context(project))
     made = {"stages": {"shards": {"params": {"params.yaml": {"shards": settings.shards.model_dump()}}}}}
     YAML().dump(made, project / "dvc.lock")
     (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))

@@ -16,16 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigr.context import Context
-from bigr.files import write_tensors
 from bigr.interop.folders import load_model
-from bigr.models.bigr import BiGR
-from bigr.models.tokenizer import Tokenizer
-from bigr.models.transcoder import Transcoder, TranscoderConfig
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
+from bigr.runtime.context import Context
+from bigr.runtime.files import write_tensors
+from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import decoded
 from bigr.sampling.unmask import Sampling, sample_codes
-from bigr.seeds import derive_seed
-from bigr.stages import codes, generator, samples, tokenizer, transcoder
+from bigr.stages import draw_samples, encode_codes, train_generator, train_tokenizer
+from bigr.stages import train_transcoder as transcoder
 from tests.test_training import run_killed_after, steps_of, weights
 from tests.worlds import lpips_weights, settings, write_models, write_shards
 
@@ -70,7 +71,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project up to its codes: 16-pixel images of two classes, 4×4 tokens of 24 bits."""
     root = tmp_path_factory.mktemp("encoded")
     write_shards(root, size=16, classes=CLASSES)
-    run(root, tokenizer, codes)
+    run(root, train_tokenizer, encode_codes)
     return root
 
 
@@ -90,7 +91,7 @@ def test_any_number_of_bits_and_any_grid_lead_to_samples(
     write_shards(tmp_path, size=16, classes=CLASSES)
     shape = {"code_bits": bits, "channel_multipliers": multipliers, "attention_resolutions": [16, grid]}
     changes = {f"tokenizer__{name}": value for name, value in shape.items()}
-    run(tmp_path, tokenizer, codes, generator, transcoder, samples, **changes)
+    run(tmp_path, train_tokenizer, encode_codes, train_generator, transcoder, draw_samples, **changes)
     index = json.loads((tmp_path / "data" / "codes" / "index.json").read_text())
     assert (index["code_bits"], index["grid"]) == (bits, grid)
     assert (config_of(tmp_path).code_bits, config_of(tmp_path).grid) == (bits, grid)
@@ -99,7 +100,7 @@ def test_any_number_of_bits_and_any_grid_lead_to_samples(
 
 def test_lookup_free_codes_lead_to_samples(tmp_path: Path) -> None:
     write_shards(tmp_path, size=16, classes=CLASSES)
-    run(tmp_path, tokenizer, codes, generator, transcoder, samples, tokenizer__quantizer="lfq")
+    run(tmp_path, train_tokenizer, encode_codes, train_generator, transcoder, draw_samples, tokenizer__quantizer="lfq")
     assert load_model(tmp_path / "models" / "tokenizer", Tokenizer).config.quantizer == "lfq"
     assert images_of(tmp_path).shape == (4, 16, 16, 3)
 
@@ -109,7 +110,9 @@ def test_the_penalties_of_lookup_free_codes_are_weighed(tmp_path: Path, weight: 
     write_shards(tmp_path, size=16)
     losses = []
     for value in (0.0, 0.5):
-        run(tmp_path, tokenizer, tokenizer__quantizer="lfq", tokenizer__steps=1, **{f"tokenizer__{weight}": value})
+        run(
+            tmp_path, train_tokenizer, tokenizer__quantizer="lfq", tokenizer__steps=1, **{f"tokenizer__{weight}": value}
+        )
         losses.append(curve(tmp_path, "tokenizer")[0])
     penalty = float(losses[1]["train_" + weight.removeprefix("lfq_").removesuffix("_weight")])
     assert float(losses[1]["train_loss"]) - float(losses[0]["train_loss"]) == pytest.approx(0.5 * penalty, abs=1e-4)
@@ -135,7 +138,7 @@ def adversarial(root: Path, **changes: Any) -> partial[None]:
     """A training of the tokenizer with LPIPS and a critic, in a project of its own."""
     write_shards(root)
     write_tensors(root / "lpips.safetensors", lpips_weights())
-    return partial(tokenizer.run, settings(**{**SHORT, **ADVERSARIAL, **changes}), Context(root, "f"))
+    return partial(train_tokenizer.run, settings(**{**SHORT, **ADVERSARIAL, **changes}), Context(root, "f"))
 
 
 @pytest.mark.parametrize("killed_after", [3, 5])
@@ -152,7 +155,7 @@ def test_a_tokenizer_killed_on_either_side_of_its_critics_start_ends_with_the_sa
     assert rows == curve(tmp_path / "straight", "tokenizer")
     assert all(float(row["train_lpips"]) > 0 for row in rows)
     for name in ("train_gan", "train_discriminator_loss"):
-        assert [bool(row[name]) for row in rows] == [False] * 3 + [True] * 3
+        assert [row[name] != "nan" for row in rows] == [False] * 3 + [True] * 3
     assert all(0 <= float(row["train_gan_adaptive"]) <= 1 for row in rows[3:])
 
 
@@ -185,7 +188,7 @@ def test_every_target_trains_and_samples(project: Path, target: str, section: st
     changes = {f"{section}__target": target}
     if section == "transcoder":
         changes |= {"generator__target": "x0" if target == "flip" else "flip", "transcoder__start": "scratch"}
-    run(project, generator, transcoder, samples, **changes)
+    run(project, train_generator, transcoder, draw_samples, **changes)
     assert config_of(project).target == target
     assert (config_of(project, "generator").target == target) == (section == "generator")
     assert all(float(row["val_loss"]) > 0 for row in curve(project, "transcoder"))
@@ -213,11 +216,11 @@ def test_a_direct_transcoder_takes_one_pass_instead_of_a_diffusions_steps(
     project: Path, monkeypatch: pytest.MonkeyPatch, target: str, passes: int
 ) -> None:
     changes = {"generator__target": target, "samples__diffusion_steps": 5, "samples__iterations": 3}
-    run(project, generator, transcoder, **changes)
+    run(project, train_generator, transcoder, **changes)
     calls: list[int] = []
     denoise = Transcoder.denoise
     monkeypatch.setattr(Transcoder, "denoise", lambda self, *given: calls.append(1) or denoise(self, *given))
-    run(project, samples, **changes)
+    run(project, draw_samples, **changes)
     assert len(calls) == 3 * passes
 
 
@@ -229,11 +232,11 @@ def test_training_sees_the_labels_that_the_settings_leave_it(
     hidden = BiGR.hidden
     monkeypatch.setattr(BiGR, "hidden", lambda self, c, labels, m: seen.append(labels) or hidden(self, c, labels, m))
     changes = {"generator__use_labels": use_labels, "generator__label_dropout": dropout, "samples__guidance_scale": 1.0}
-    run(project, generator, transcoder, generator__steps=8, **changes)
+    run(project, train_generator, transcoder, generator__steps=8, **changes)
     unconditional = torch.cat(seen) == CLASSES
     assert unconditional.all() == (not use_labels)
     assert unconditional.any() == (not use_labels or dropout > 0)
-    run(project, samples, **changes)
+    run(project, draw_samples, **changes)
     assert images_of(project).shape == (4, 16, 16, 3)
 
 
@@ -242,7 +245,7 @@ def test_training_sees_the_labels_that_the_settings_leave_it(
     [("condition_rope", True), ("diffusion_steps", 8), ("transcoder_dim", 48), ("transcoder_blocks", 2), ("layers", 1)],
 )
 def test_the_shape_of_the_generator_is_a_setting(project: Path, key: str, value: object) -> None:
-    run(project, generator, transcoder, samples, **{f"generator__{key}": value})
+    run(project, train_generator, transcoder, draw_samples, **{f"generator__{key}": value})
     assert getattr(config_of(project), key) == value
 
 
@@ -276,7 +279,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
 
 
 def sampled(root: Path, values: dict[str, Any]) -> bytes:
-    run(root, samples, **{f"samples__{name}": value for name, value in values.items()})
+    run(root, draw_samples, **{f"samples__{name}": value for name, value in values.items()})
     return images_of(root).tobytes()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
-from bigr import check, cli, config, runner
-from bigr.context import Context, Report
-from bigr.errors import BigrError
+from bigr import config
+from bigr.cli import program
+from bigr.pipeline import check, runner
+from bigr.pipeline.stage_table import NAMES, STAGES
+from bigr.runtime.context import Context, Report
+from bigr.runtime.errors import BigrError
 from tests import scratch, tiny
 
 DVC_YAML = """\
@@ -67,9 +70,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stage(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[config.Settings, Context], Any]) -> None:
     """Put `run` in a stage's place."""
-    module = types.ModuleType(f"bigr.stages.{name}")
+    path = f"bigr.stages.{STAGES[name].module}"
+    module = types.ModuleType(path)
     module.run = run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"bigr.stages.{name}", module)
+    monkeypatch.setitem(sys.modules, path, module)
 
 
 def bigr(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -77,7 +81,7 @@ def bigr(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["bigr", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        program.main()
     signal.signal(signal.SIGTERM, handler)
     return int(ended.value.code or 0)
 
@@ -91,17 +95,17 @@ def write_digits(settings: config.Settings, context: Context) -> None:
 def test_help_explains_every_stage_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     assert bigr(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
-    places = [text.index(f"\n    {name} ") for name in config.STAGES]
+    places = [text.index(f"\n    {name} ") for name in NAMES]
     assert places == sorted(places)
-    assert tuple(cli.STAGE_HELP) == config.STAGES
+    assert all(stage.help for stage in STAGES.values())
 
 
 @pytest.mark.parametrize("users", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
 def test_threads_spin_briefly_and_sleep_unless_the_user_says_otherwise(users: dict[str, str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in cli.WAITING} | users
+    environment = {name: value for name, value in os.environ.items() if name not in program.WAITING} | users
     code = """
 import os, sys
-from bigr.cli import WAITING, main
+from bigr.cli.program import WAITING, main
 assert "torch" not in sys.modules, "torch reads the policy when it is loaded"
 try:
     main()
@@ -111,7 +115,7 @@ finally:
     done = subprocess.run(
         [sys.executable, "-c", code, "--help"], env=environment, cwd=scratch.ROOT, capture_output=True, text=True
     )
-    assert f"policy {users or cli.WAITING}" in done.stdout, done.stdout + done.stderr
+    assert f"policy {users or program.WAITING}" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_list_of_commands_is_not_cut_on_80_columns(
@@ -129,7 +133,7 @@ def test_usage_names_the_command_however_it_was_started(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bigr/__main__.py", "plan", "--help"])
     with pytest.raises(SystemExit):
-        cli.main()
+        program.main()
     assert capsys.readouterr().out.startswith("Usage: bigr plan")
 
 
@@ -295,7 +299,7 @@ def test_a_file_that_a_setting_names_is_looked_for_before_anything_runs(
     assert bigr(monkeypatch, "check") == 2
     assert capsys.readouterr().err == f"{first}is not a {'folder' if name == 'shards' else 'file'}; name another\n"
     settings = config.load(project / "params.yaml")
-    after = config.STAGES[config.STAGES.index(name) + 1 :]
+    after = NAMES[NAMES.index(name) + 1 :]
     check.check_files(project, settings, after)  # done with it
     assert ran == []
 
@@ -362,16 +366,16 @@ def test_a_second_run_of_a_stage_waits_for_the_first(
 def test_a_copy_of_the_project_runs_the_copys_code(tmp_path: Path) -> None:
     """As in the folder that DVC makes for an experiment, whatever `bigr` is installed."""
     project = scratch.make(tmp_path, real=True)
-    text = (project / "bigr/cli.py").read_text()
-    (project / "bigr/cli.py").write_text(text.replace('"BiGR: image generation', '"The copy: image generation'))
+    text = (project / "bigr/cli/program.py").read_text()
+    (project / "bigr/cli/program.py").write_text(text.replace('"BiGR: image generation', '"The copy: image generation'))
     code = f"import sys; sys.path.insert(0, {str(scratch.ROOT)!r}); sys.argv = ['bigr', '--help']; "
-    code += "from bigr.cli import main; main()"
+    code += "from bigr.cli.program import main; main()"
     assert "The copy: image generation" in scratch.run(project, sys.executable, "-P", "-c", code)
 
 
 TWO_PROCESSES = """\
 import torch.distributed as dist
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 def run(settings, context):
     if settings.seed == 1:
         raise BigrError("the batch does not divide; make it even")
@@ -387,7 +391,7 @@ def run(settings, context):
 @pytest.mark.slow
 def test_a_stage_works_in_the_processes_that_the_settings_ask_for(tmp_path: Path) -> None:
     project = scratch.make(tmp_path, real=True)
-    (project / "bigr/stages/codes.py").write_text(TWO_PROCESSES)
+    (project / "bigr/stages/encode_codes.py").write_text(TWO_PROCESSES)
     for folder in ("data/shards", "models/tokenizer"):
         (project / folder).mkdir(parents=True)
         (project / folder / "file").write_text("content")

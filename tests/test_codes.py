@@ -12,7 +12,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bigr.config import Settings, load
-from bigr.context import Context, Report
 from bigr.data import codes as codes_module
 from bigr.data.codes import (
     CodesDataset,
@@ -27,10 +26,11 @@ from bigr.data.codes import (
 from bigr.data.packing import pack
 from bigr.data.shards import ShardIndex, load_split
 from bigr.data.sources import discover
-from bigr.errors import BigrError
 from bigr.interop.folders import load_model, model_hash, save
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
-from bigr.stages import codes as stage
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.runtime.context import Context, Report
+from bigr.runtime.errors import BigrError
+from bigr.stages import encode_codes as stage
 
 SIZE, GRID, BITS = 8, 2, 5
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 from flows import credentials, services
 from tests import mini_project
 

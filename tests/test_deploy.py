@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 from flows import deploy
 
 

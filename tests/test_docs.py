@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from bigr import config, pipeline
+from bigr import config
+from bigr.pipeline import dvcfile
+from bigr.pipeline.stage_table import NAMES
 
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
@@ -70,9 +72,9 @@ def test_the_choices_named_are_those_that_the_settings_take(key: str, words: tup
     assert tuple(re.findall(r"`([\w.-]+)`", ROWS[key][3]))[: len(words)] == words
 
 
-@pytest.mark.parametrize("section", ["seed", *config.STAGES])
+@pytest.mark.parametrize("section", ["seed", *NAMES])
 def test_reruns_names_the_stages_that_dvc_would_run_again(section: str) -> None:
-    stages = pipeline.stages(ROOT, VALUES)
+    stages = dvcfile.stages(ROOT, VALUES)
     again: list[str] = []
     written: list[str] = []
     for name, stage in stages.items():  # dvc.yaml is in the order of the pipeline

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from dvc.utils.hydra import apply_overrides
 
-from bigr import closure, config, pipeline
-from bigr.errors import BigrError
+from bigr import config
+from bigr.pipeline import closure, dvcfile, stage_table
+from bigr.pipeline.stage_table import NAMES
+from bigr.runtime.errors import BigrError
 from tests import scratch, tiny
 
 ROOT = scratch.ROOT
 VALUES = config.read(ROOT / "params.yaml")
-STAGES = pipeline.stages(ROOT, VALUES)
+STAGES = dvcfile.stages(ROOT, VALUES)
 PLACE_ONLY = {"run.device", "run.workers", "run.processes", "run.checkpoint_every"}
 """Settings that say where a stage runs, not what comes out: no stage may name them."""
 DERIVED = {"grid": {"shards.image_size", "tokenizer.channel_multipliers"}}
@@ -23,8 +25,8 @@ DERIVED = {"grid": {"shards.image_size", "tokenizer.channel_multipliers"}}
 
 
 def test_every_stage_has_a_file_and_a_place_in_dvc_yaml() -> None:
-    assert tuple(STAGES) == config.STAGES
-    assert all((ROOT / f"bigr/stages/{name}.py").is_file() for name in STAGES)
+    assert tuple(STAGES) == NAMES
+    assert all((ROOT / stage_table.STAGES[name].path).is_file() for name in STAGES)
 
 
 def test_deps_name_exactly_the_code_that_each_stage_imports() -> None:
@@ -41,9 +43,9 @@ def test_an_experiment_changes_only_its_own_lines_of_the_settings(path: Path, tm
     assert changed == ["  - 0.75", "  - 0.875", "  count: 77"]
 
 
-@pytest.mark.parametrize("name", config.STAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_params_name_exactly_the_settings_that_the_stage_reads(name: str) -> None:
-    used, named = settings_read_by(ROOT / f"bigr/stages/{name}.py"), set(STAGES[name].params)
+    used, named = settings_read_by(ROOT / stage_table.STAGES[name].path), set(STAGES[name].params)
     assert not {key for key in used if not covered(key, named)}, "read, but not among the params of dvc.yaml"
     assert not {key for key in named if not (covers(key, used) or covered(key, used))}, "named, but never read"
 
@@ -80,30 +82,33 @@ def test_params_name_no_setting_of_place() -> None:
     assert not [(spec.name, key) for spec in STAGES.values() for key in spec.params if key in PLACE_ONLY | {"run"}]
 
 
-def test_closure_follows_imports_in_functions_and_packages_but_not_those_for_types(tmp_path: Path) -> None:
+def test_closure_names_packages_of_imports_in_functions_too_but_not_for_types_nor_plumbing(tmp_path: Path) -> None:
     files = {
         "bigr/__init__.py": '"""Only words."""\n',
         "bigr/stages/__init__.py": "",
-        "bigr/stages/a.py": "from bigr.room import thing\nfrom .b import x\n",
+        "bigr/stages/a.py": "import bigr.runtime.e, bigr.runtime.seeds\nfrom bigr.room import x\nfrom . import b\n",
         "bigr/stages/b.py": "def f():\n    import bigr.c as c\n",
         "bigr/c.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from bigr.types_only import T\n",
         "bigr/types_only.py": "",
-        "bigr/room/__init__.py": "from bigr.room.inner import thing\n",
+        "bigr/room/__init__.py": "from bigr.room.inner import x\n",
         "bigr/room/inner.py": "import torch\n",
+        "bigr/runtime/e.py": "import bigr.after\n",
+        "bigr/after.py": "",
+        "bigr/runtime/seeds.py": "",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     found = closure.closure(tmp_path, "bigr/stages/a.py")
-    assert found == ["bigr/c.py", "bigr/room/__init__.py", "bigr/room/inner.py", "bigr/stages/a.py", "bigr/stages/b.py"]
+    assert found == ["bigr/c.py", "bigr/room", "bigr/runtime/seeds.py", "bigr/stages/a.py", "bigr/stages/b.py"]
 
 
 def test_closure_writes_the_code_and_leaves_the_rest_of_dvc_yaml(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "bigr", tmp_path / "bigr", ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "dvc.yaml").read_text()
-    (tmp_path / "dvc.yaml").write_text(text.replace("      - bigr/stages/codes.py\n", "      - bigr/gone.py\n"))
+    (tmp_path / "dvc.yaml").write_text(text.replace("      - bigr/stages/encode_codes.py\n", "      - bigr/gone.py\n"))
     assert closure.differences(tmp_path) == [
-        "codes: add     - bigr/stages/codes.py",
+        "codes: add     - bigr/stages/encode_codes.py",
         "codes: remove  - bigr/gone.py",
     ]
     closure.write(tmp_path)
@@ -115,7 +120,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after its first `dvc repro`, with stages that take no time."""
     project = scratch.make(tmp_path_factory.mktemp("dvc"), real=False)
     scratch.run(project, "dvc", "repro", "-q")
-    assert scratch.ran(project) == list(config.STAGES)
+    assert scratch.ran(project) == list(NAMES)
     return project
 
 
@@ -136,13 +141,13 @@ def repro(project: Path) -> list[str]:
 
 def change(project: Path, key: str, value: object) -> None:
     """Change one setting of the project."""
-    assert pipeline.setting(VALUES, key) != value
+    assert dvcfile.setting(VALUES, key) != value
     tiny.apply(project / "params.yaml", {key: value})
 
 
 def from_stage(name: str) -> list[str]:
     """This stage and all after it."""
-    return list(config.STAGES[config.STAGES.index(name) :])
+    return list(NAMES[NAMES.index(name) :])
 
 
 def test_second_repro_runs_nothing_and_leaves_only_the_lock_file_behind(project: Path) -> None:
@@ -167,10 +172,10 @@ def test_where_it_runs_reruns_nothing(project: Path) -> None:
 
 
 def test_the_code_of_a_model_reruns_the_stages_that_use_it(project: Path) -> None:
-    with (project / "bigr/models/backbone.py").open("a") as file:
+    with (project / "bigr/models/masked/backbone.py").open("a") as file:
         file.write("# changed\n")
     assert repro(project) == from_stage("generator")
-    with (project / "bigr/models/tokenizer.py").open("a") as file:
+    with (project / "bigr/models/autoencoder/tokenizer.py").open("a") as file:
         file.write("# changed\n")
     assert repro(project) == from_stage("tokenizer")
 
@@ -228,28 +233,28 @@ def test_metrics_of_a_model_that_is_out_of_date_are_said_to_be_so(project: Path)
 def test_a_copy_without_git_is_told_what_to_do(tmp_path: Path) -> None:
     shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp"))
     with pytest.raises(BigrError, match=r"not a git repository.*git init"):
-        pipeline.cache_folder(tmp_path)
+        dvcfile.cache_folder(tmp_path)
 
 
 def test_hashes_are_those_of_dvc_lock(reproduced: Path) -> None:
     locked = config.read(reproduced / "dvc.lock")["stages"]
-    for name, spec in pipeline.stages(reproduced, config.read(reproduced / "params.yaml")).items():
+    for name, spec in dvcfile.stages(reproduced, config.read(reproduced / "params.yaml")).items():
         entries = locked[name].get("deps", []) + locked[name]["outs"]
         expected = {entry["path"]: entry["md5"] for entry in entries}
-        assert pipeline.content_hashes(reproduced, [*spec.deps, *spec.outs]) == expected
+        assert dvcfile.content_hashes(reproduced, [*spec.deps, *spec.outs]) == expected
 
 
 def test_fingerprint_changes_with_code_inputs_and_settings_but_not_with_place(reproduced: Path) -> None:
     values = config.read(reproduced / "params.yaml")
     spec = STAGES["generator"]
     hashes = dict.fromkeys(spec.deps, "0")
-    first = pipeline.fingerprint(spec, values, hashes)
+    first = dvcfile.fingerprint(spec, values, hashes)
     moved = values | {"run": values["run"] | {"workers": 7}, "tokenizer": {}}
-    assert pipeline.fingerprint(spec, moved, hashes) == first
+    assert dvcfile.fingerprint(spec, moved, hashes) == first
     others = [
-        pipeline.fingerprint(spec, values | {"seed": 1}, hashes),
-        pipeline.fingerprint(spec, values | {"generator": values["generator"] | {"steps": 1}}, hashes),
-        pipeline.fingerprint(spec, values, hashes | {"data/codes": "1"}),
-        pipeline.fingerprint(spec, values, hashes | {"bigr/stages/generator.py": "1"}),
+        dvcfile.fingerprint(spec, values | {"seed": 1}, hashes),
+        dvcfile.fingerprint(spec, values | {"generator": values["generator"] | {"steps": 1}}, hashes),
+        dvcfile.fingerprint(spec, values, hashes | {"data/codes": "1"}),
+        dvcfile.fingerprint(spec, values, hashes | {"bigr/stages/train_generator.py": "1"}),
     ]
     assert len({first, *others}) == 5

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bigr.evaluation.zero_shot import other_classes, subject_boxes
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.sampling.editing import (
     enrich_codes,
     enrich_iterations,

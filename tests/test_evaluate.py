@@ -18,16 +18,17 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner, Result
 
-from bigr import cli
+from bigr.cli import program
 from bigr.data.images import center_crop
-from bigr.errors import BigrError
-from bigr.evaluation import arrays, encoded, extractors, fidelity, statistics
-from bigr.evaluation.classifier import Classifier, ClassifierConfig
-from bigr.evaluation.fidelity import Fidelity
-from bigr.evaluation.images import InOrder
-from bigr.evaluation.sets import open_set
-from bigr.evaluation.statistics import Statistics, mean_and_covariance, measure
+from bigr.evaluation.fidelity import distances, extractors, statistics
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
+from bigr.evaluation.fidelity.distances import Fidelity
+from bigr.evaluation.fidelity.statistics import Statistics, mean_and_covariance, measure
+from bigr.evaluation.imagesets import arrays, encoded
+from bigr.evaluation.imagesets.sets import open_set
+from bigr.evaluation.imagesets.streams import InOrder
 from bigr.interop.folders import save
+from bigr.runtime.errors import BigrError
 from tests import worlds
 
 # isort: split
@@ -205,7 +206,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def run(*words: str) -> Result:
-    return CliRunner().invoke(cli.app, ["evaluate", *words])
+    return CliRunner().invoke(program.app, ["evaluate", *words])
 
 
 def evaluated(*words: str, classifier: bool = True) -> dict:
@@ -284,7 +285,7 @@ def test_a_reference_is_not_extracted_again_until_it_or_the_extractor_changes(
     seen: list[str] = []
     real = statistics.measure
     monkeypatch.setattr(
-        "bigr.evaluation.comparing.measure", lambda *given, name: seen.append(name) or real(*given, name=name)
+        "bigr.evaluation.fidelity.comparing.measure", lambda *given, name: seen.append(name) or real(*given, name=name)
     )
     first = evaluated(*SAMPLES, "--reference", "folder")
     second = evaluated(*SAMPLES, "--reference", "folder")
@@ -434,7 +435,7 @@ def test_inception_and_adms_reference_with_its_statistics(
         """Stands in for a Fréchet distance of 2,048 features, which takes seconds."""
         return {"frechet_inception_distance": abs(np.trace(first["sigma"]) - np.trace(second["sigma"]))}
 
-    monkeypatch.setattr(fidelity, "fid_statistics_to_metric", traces)
+    monkeypatch.setattr(distances, "fid_statistics_to_metric", traces)
     few = [str(write_folder(project / name, images)) for name, images in (("a", digits[:5]), ("b", digits[40:45]))]
     words = ("--extractor", "inception-v3-compat", "--weights", str(inception))
     sets = ("--samples", few[0], "--reference", few[1])
@@ -491,7 +492,9 @@ def test_the_classifier_is_trained_on_the_shards_once(project: Path, monkeypatch
     Path("params.yaml").write_text(text.replace("classifier_batch_size: 128", "classifier_batch_size: 8"))
     first = evaluated(*SAMPLES, "--reference", "folder", classifier=False)
     assert first["extractor"]["name"] == "classifier"
-    monkeypatch.setattr("bigr.stages.evaluation.train_offline", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(
+        "bigr.evaluation.fidelity.instrument.train_offline", lambda *_: pytest.fail("it was trained again")
+    )
     second = evaluated(*SAMPLES, "--reference", "folder", classifier=False)
     assert (second["extractor"], second["figures"]) == (first["extractor"], first["figures"])
 
@@ -507,7 +510,7 @@ def test_a_damaged_classifier_in_the_cache_is_trained_again_and_none_that_other_
         torch.manual_seed(0)
         return Classifier(ClassifierConfig(16, classes=10, channels=8, features=24)).eval()
 
-    monkeypatch.setattr("bigr.stages.evaluation.train_offline", train)
+    monkeypatch.setattr("bigr.evaluation.fidelity.instrument.train_offline", train)
     first = evaluated(*SAMPLES, "--reference", "folder", classifier=False)
     (weights,) = Path(".cache/bigr/classifiers").glob("*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
@@ -518,7 +521,7 @@ def test_a_damaged_classifier_in_the_cache_is_trained_again_and_none_that_other_
     assert len(trained) == 2
     changed = project / "classifier.py"
     changed.write_text("# the classifier's code, changed")
-    monkeypatch.setattr("bigr.evaluation.classifier.__file__", str(changed))
+    monkeypatch.setattr("bigr.evaluation.fidelity.classifier.__file__", str(changed))
     evaluated(*SAMPLES, "--reference", "folder", classifier=False)
     assert len(trained) == 3
     shutil.rmtree(".cache")

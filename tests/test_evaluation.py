@@ -15,25 +15,24 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 import bigr
-from bigr import cli
-from bigr.context import Context, Report
+from bigr.cli import program
 from bigr.data.shards import ShardIndex
-from bigr.errors import BigrError
 from bigr.evaluation import plots
-from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
-from bigr.evaluation.extractors import weights_hash
-from bigr.evaluation.images import InOrder, files_hash, psnr, read_samples
-from bigr.evaluation.probe import LayerAccuracies
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.fidelity.extractors import weights_hash
+from bigr.evaluation.headline import HEADLINE
+from bigr.evaluation.imagesets.streams import InOrder, files_hash, psnr, read_samples
+from bigr.evaluation.representation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
-from bigr.evaluation.zero_shot import ZeroShot, zero_shot_settings
-from bigr.files import sha256_file
-from bigr.headline import HEADLINE
+from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import FeatureStatistics
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.tokenizer import Tokenizer
-from bigr.stages import codes, evaluation, shards
-from bigr.stages.tokenizer import config_of
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.context import Context, Report
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import sha256_file
+from bigr.stages import encode_codes, evaluate_model, pack_shards
 from tests import tiny, worlds
 
 PER_CLASS = {"train": 12, "val": 5}
@@ -164,10 +163,10 @@ def project(tmp_path_factory) -> Path:
             if i < 4:
                 kept.append(np.asarray(pixels))
     settings = small_settings()
-    shards.run(settings, Context(root))
+    pack_shards.run(settings, Context(root))
     torch.manual_seed(0)
-    save(root / "models" / "tokenizer", Tokenizer(config_of(settings.tokenizer, 16)))
-    codes.run(settings, Context(root))
+    save(root / "models" / "tokenizer", Tokenizer(TokenizerConfig.of(settings.tokenizer, image_size=16)))
+    encode_codes.run(settings, Context(root))
     bits, grid = settings.tokenizer.code_bits, settings.grid
     model = BiGR(BiGRConfig(bits, grid, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32))
     save(root / "models" / "bigr", model, tokenizer=model_hash(root / "models" / "tokenizer"))
@@ -188,7 +187,7 @@ def copied(project: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(project: Path) -> tuple[Path, Told]:
     told = Told()
-    evaluation.run(small_settings(), Context(project, report=told))
+    evaluate_model.run(small_settings(), Context(project, report=told))
     return project, told
 
 
@@ -265,7 +264,9 @@ def test_bigr_evaluate_gives_the_figures_of_the_stage(evaluated, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     words = ["--samples", str(root / "outputs/samples.npz"), "--reference", str(root / "data/shards")]
     done = CliRunner().invoke(
-        cli.app, ["evaluate", *words, "--weights", str(root / "models/classifier"), "--json"], catch_exceptions=False
+        program.app,
+        ["evaluate", *words, "--weights", str(root / "models/classifier"), "--json"],
+        catch_exceptions=False,
     )
     told = json.loads(done.stdout)
     samples = json.loads((root / "outputs/metrics.json").read_text())["samples"]
@@ -310,14 +311,14 @@ def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -
         write_samples(copied, samples["arr_0"], samples["arr_1"])
     again = Told()
     settings = small_settings()
-    evaluation.run(settings.model_copy(update={"seed": 77}), Context(copied, report=again))
+    evaluate_model.run(settings.model_copy(update={"seed": 77}), Context(copied, report=again))
     assert again.final == told.final
 
 
 def test_no_more_images_of_a_split_are_measured_than_asked(project: Path, copied: Path) -> None:
     write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
     told = Told()
-    evaluation.run(small_settings(evaluation__reference_images=20), Context(copied, report=told))
+    evaluate_model.run(small_settings(evaluation__reference_images=20), Context(copied, report=told))
     assert told.final["reconstructions.images"] == 20
     assert json.loads((copied / "outputs/instrument.json").read_text())["reference"]["images"] == 20
 
@@ -327,7 +328,7 @@ def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
     few = Told()
-    evaluation.run(small_settings(evaluation__probe_images=10), Context(copied, report=few))
+    evaluate_model.run(small_settings(evaluation__probe_images=10), Context(copied, report=few))
     changed = {name.split(".")[0] for name, value in few.final.items() if value != told.final[name]}
     assert changed == {"probe", "knn"}
 
@@ -340,7 +341,7 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
     def broken(*_: object) -> float:
         raise RuntimeError("a defect of the code")
 
-    monkeypatch.setattr(evaluation, "psnr", broken)
+    monkeypatch.setattr(evaluate_model, "psnr", broken)
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
     (copied / "models" / "bigr").unlink()
@@ -350,7 +351,7 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
     caplog.set_level("ERROR")
     rest = Told()
     with pytest.raises(BigrError, match=r"failed in psnr .*representation .*layer 2 .*outputs/metrics.json") as error:
-        evaluation.run(small_settings(), Context(copied, report=rest))
+        evaluate_model.run(small_settings(), Context(copied, report=rest))
     assert "\n" not in str(error.value)
     metrics = json.loads((copied / "outputs" / "metrics.json").read_text())
     assert {"samples", "reconstructions", "val_against_train", "classifier", "codes"} <= metrics.keys()
@@ -374,9 +375,10 @@ def test_what_is_drawn_without_further_training_shows_its_progress(project: Path
         load_model(project / "models" / "bigr", BiGR),
     )
     classifier = Classifier(ClassifierConfig(16, 10, 8, 8)).eval()
-    measured = ZeroShot(tokenizer, model, classifier, zero_shot_settings(small_settings()), 256)
+    sections = small_settings().samples, small_settings().editing
+    measured = ZeroShot(tokenizer, model, classifier, ZeroShotSettings.of(*sections), 256)
     every = measured.applications(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4), torch.zeros(3, 16, 16))
-    with caplog.at_level("INFO", "bigr.progress"):
+    with caplog.at_level("INFO", "bigr.runtime.progress"):
         for application in every.values():
             application()
     drawn = ("inpainting without a label", "inpainting", "editing", "interpolation", "enrichment")
@@ -393,7 +395,7 @@ def test_what_was_measured_is_named_where_nothing_fails(evaluated) -> None:
 
 def test_missing_samples_are_one_line_that_names_the_stage(copied: Path) -> None:
     with pytest.raises(BigrError, match=r"samples.npz is missing; run the stage samples"):
-        evaluation.run(small_settings(), Context(copied))
+        evaluate_model.run(small_settings(), Context(copied))
 
 
 @pytest.mark.parametrize(
@@ -442,9 +444,9 @@ def test_code_in_a_file_of_samples_is_not_run(tmp_path: Path) -> None:
 def test_codes_of_another_tokenizer_are_refused(project: Path, copied: Path) -> None:
     (copied / "models" / "tokenizer").unlink()
     torch.manual_seed(1)
-    save(copied / "models" / "tokenizer", Tokenizer(config_of(small_settings().tokenizer, 16)))
+    save(copied / "models" / "tokenizer", Tokenizer(TokenizerConfig.of(small_settings().tokenizer, image_size=16)))
     with pytest.raises(BigrError, match=r"codes of another tokenizer"):
-        evaluation.run(small_settings(), Context(copied))
+        evaluate_model.run(small_settings(), Context(copied))
 
 
 def test_a_model_for_other_codes_is_refused(project: Path, copied: Path) -> None:
@@ -452,13 +454,13 @@ def test_a_model_for_other_codes_is_refused(project: Path, copied: Path) -> None
     bits = small_settings().tokenizer.code_bits + 8
     save(copied / "models" / "bigr", BiGR(BiGRConfig(bits, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32)))
     with pytest.raises(BigrError, match=rf"models/bigr has \(bits, grid, classes\) = \({bits}, 4, 10\)"):
-        evaluation.run(small_settings(), Context(copied))
+        evaluate_model.run(small_settings(), Context(copied))
 
 
 def test_inceptions_weights_are_read_before_anything_takes_time(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
     (copied / "weights.pth").write_bytes(b"no weights")
-    monkeypatch.setattr(evaluation, "train_offline", lambda *about: pytest.fail("the classifier was trained first"))
+    monkeypatch.setattr(evaluate_model, "train_offline", lambda *about: pytest.fail("the classifier was trained first"))
     chosen = {"evaluation__extractor": "inception-v3-compat", "evaluation__extractor_weights": "weights.pth"}
     with pytest.raises(BigrError, match=r"evaluation\.extractor_weights: .*weights\.pth does not hold"):
-        evaluation.run(small_settings(**chosen), Context(copied))
+        evaluate_model.run(small_settings(**chosen), Context(copied))

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.seeds import derive_seed
 from bigr.sampling.unmask import Iteration, Sampling, sample_codes
-from bigr.seeds import derive_seed
 from tests.literal_sampler import Literal
 
 SIGNIFICANCE = 1e-3

@@ -22,21 +22,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bigr
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.evaluation.classifier import Classifier, ClassifierConfig, train_classifier
-from bigr.evaluation.features import token_averages, write_features
-from bigr.evaluation.folder_probe import probe_folder
-from bigr.evaluation.probe import linear_probe
-from bigr.evaluation.zero_shot import Settings as ZeroShotSettings
-from bigr.evaluation.zero_shot import ZeroShot
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.representation.features import token_averages, write_features
+from bigr.evaluation.representation.folder_probe import probe_folder
+from bigr.evaluation.representation.probe import linear_probe
+from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
 from bigr.interop.folders import load_model
-from bigr.models.bigr import BiGR
-from bigr.models.tokenizer import Tokenizer
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.context import Context
+from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.errors import BigrError
 from bigr.sampling import unmask
 from bigr.sampling.unmask import Sampling, sample_codes
-from bigr.stages import codes, evaluation, generator, samples, tokenizer, transcoder
-from bigr.training.device import autocast, resolve_device
+from bigr.stages import draw_samples, encode_codes, evaluate_model, train_generator, train_tokenizer, train_transcoder
 from tests.fake_cuda import CUDA, READS, Waits, fake_cuda
 from tests.worlds import features_of, lpips_weights, settings, write_codes, write_models, write_shards
 
@@ -84,7 +83,7 @@ def test_the_tokenizer_trains(tmp_path: Path, quantizer: str) -> None:
     write_shards(tmp_path)
     save_file(lpips_weights(), tmp_path / "lpips.safetensors")
     with fake_cuda() as gpu:
-        tokenizer.run(on_gpu(**ADVERSARIAL, tokenizer__quantizer=quantizer), Context(tmp_path))
+        train_tokenizer.run(on_gpu(**ADVERSARIAL, tokenizer__quantizer=quantizer), Context(tmp_path))
     assert (tmp_path / "models" / "tokenizer" / "model.safetensors").is_file()
     assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end
 
@@ -95,7 +94,7 @@ def test_images_are_encoded(tmp_path: Path, draws: int) -> None:
     write_models(tmp_path)
     chosen = on_gpu(codes__draws=draws, shards__image_size=8, tokenizer__attention_resolutions=[])
     with fake_cuda():
-        codes.run(chosen, Context(tmp_path))
+        encode_codes.run(chosen, Context(tmp_path))
     assert (tmp_path / "data" / "codes" / "index.json").is_file()
 
 
@@ -106,9 +105,9 @@ def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
     changes = {"generator__target": target, "transcoder__target": target, "transcoder__start": start}
     chosen = on_gpu(**changes, generator__dropout=0.1, generator__steps=3, transcoder__steps=2)
     with fake_cuda() as gpu:
-        generator.run(chosen, Context(tmp_path))
+        train_generator.run(chosen, Context(tmp_path))
         assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end
-        transcoder.run(chosen, Context(tmp_path))
+        train_transcoder.run(chosen, Context(tmp_path))
     assert (tmp_path / "models" / "bigr" / "model.safetensors").is_file()
 
 
@@ -117,10 +116,10 @@ def test_a_killed_training_is_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
     chosen, context = on_gpu(generator__steps=3, run__precision="float32"), Context(tmp_path, "f")
     with fake_cuda({"training/checkpoints.py Checkpoint.save": 0}) as gpu:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(generator, "save", interrupted)
-            generator.run(chosen, context)
+            patch.setattr(train_generator, "save", interrupted)
+            train_generator.run(chosen, context)
         assert not gpu.reads["training/checkpoints.py Checkpoint.resume"]
-        generator.run(chosen, context)
+        train_generator.run(chosen, context)
         assert gpu.reads["training/checkpoints.py Checkpoint.resume"]
     assert (tmp_path / "models" / "generator" / "model.safetensors").is_file()
 
@@ -131,7 +130,7 @@ def interrupted(*_: object) -> None:
 
 def test_the_stage_samples_draws(project: Path) -> None:
     with fake_cuda(UNKNOWN):
-        samples.run(on_gpu(samples__count=6, samples__batch_size=4), Context(project))
+        draw_samples.run(on_gpu(samples__count=6, samples__batch_size=4), Context(project))
     assert np.load(project / "outputs" / "samples.npz")["arr_0"].shape == (6, 8, 8, 3)
 
 
@@ -204,7 +203,7 @@ def test_every_application_runs(project: Path, call: str) -> None:
 
 
 def test_the_served_model_answers(project: Path) -> None:
-    from bigr.tracking.served import Served
+    from bigr.tracking.registry.served import Served
 
     plain = {"iterations": 2, "diffusion_steps": 2, "guidance_scale": 2.0, "gumbel_temperature": 0.1}
     config = {"samples": plain, "seed": 0, "precision": "auto", "batch_size": 2, "use_labels": True, "max_images": 8}
@@ -254,10 +253,10 @@ def test_the_stage_evaluation_measures_every_part(tmp_path: Path) -> None:
     write_shards(tmp_path, size=8, classes=3)
     write_models(tmp_path)
     chosen = {"shards__image_size": 8, "tokenizer__attention_resolutions": [], "evaluation__zero_shot_images": 2}
-    for stage in (codes, samples):
+    for stage in (encode_codes, draw_samples):
         stage.run(settings(**chosen, samples__count=12), Context(tmp_path))
     with fake_cuda(UNKNOWN):
-        evaluation.run(on_gpu(**chosen), Context(tmp_path))
+        evaluate_model.run(on_gpu(**chosen), Context(tmp_path))
     parts = json.loads((tmp_path / "outputs" / "evaluation-parts.json").read_text())
     assert (parts["failed"], parts["left_out"]) == ({}, {})
     assert {"classifier", "fidelity", "psnr", "representation", "zero_shot.enrichment"} <= set(parts["measured"])
@@ -270,7 +269,7 @@ def test_the_linear_probe_trains_without_waiting() -> None:
         held_out = torch.tensor([0, 1])
         rates = {"epochs": 2, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0}
         linear_probe(split, split, held_out=held_out, classes=2, device=CUDA, **rates)  # type: ignore[arg-type]
-        assert set(gpu.reads) == {"evaluation/probe.py _accuracies"}
+        assert set(gpu.reads) == {"evaluation/representation/probe.py _accuracies"}
 
 
 def test_a_labelled_folder_is_probed(tmp_path: Path) -> None:
@@ -338,7 +337,7 @@ def test_an_operation_that_is_refused_in_a_step_is_noticed(
     write_codes(tmp_path, images=4)
     chosen = on_gpu(generator__validate_every=100)
     with fake_cuda(), pytest.raises(RuntimeError, match=reason):
-        generator.run(chosen, Context(tmp_path))
+        train_generator.run(chosen, Context(tmp_path))
 
 
 WAITING: dict[str, Callable[[Tensor], object]] = {
@@ -369,7 +368,7 @@ def test_a_wait_in_a_step_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(BiGR, "loss", waiting)
     write_codes(tmp_path, images=4)
     with fake_cuda(), pytest.raises(Waits, match="learn"):
-        generator.run(on_gpu(), Context(tmp_path))
+        train_generator.run(on_gpu(), Context(tmp_path))
 
 
 def test_a_tensor_of_the_wrong_device_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,15 +376,15 @@ def test_a_tensor_of_the_wrong_device_is_noticed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(BiGR, "loss", lambda self, *batch: original(self, *batch) * torch.ones(2).mean()[None])
     write_codes(tmp_path, images=4)
     with fake_cuda(), pytest.raises(RuntimeError, match="same device"):
-        generator.run(on_gpu(), Context(tmp_path))
+        train_generator.run(on_gpu(), Context(tmp_path))
 
 
 def test_a_generator_of_the_wrong_device_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = generator.generator
-    monkeypatch.setattr(generator, "generator", lambda *place, device: original(*place))
+    original = train_generator.generator
+    monkeypatch.setattr(train_generator, "generator", lambda *place, device: original(*place))
     write_codes(tmp_path, images=4)
     with fake_cuda(), pytest.raises(RuntimeError, match="a generator on cpu for draws on cuda"):
-        generator.run(on_gpu(), Context(tmp_path))
+        train_generator.run(on_gpu(), Context(tmp_path))
 
 
 def test_every_place_that_may_wait_is_there() -> None:

@@ -8,18 +8,18 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from bigr.errors import BigrError
-from bigr.evaluation import _torchvision
-from bigr.evaluation.classifier import Classifier, ClassifierConfig
-from bigr.evaluation.extractors import (
+from bigr.evaluation.fidelity import _torchvision
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
+from bigr.evaluation.fidelity.distances import Fidelity
+from bigr.evaluation.fidelity.extractors import (
     InceptionExtractor,
     classifier_extractor,
     inception_extractor,
     read_inception_weights,
 )
-from bigr.evaluation.fidelity import Fidelity
-from bigr.evaluation.images import InOrder
-from bigr.evaluation.statistics import measure
+from bigr.evaluation.fidelity.statistics import measure
+from bigr.evaluation.imagesets.streams import InOrder
+from bigr.runtime.errors import BigrError
 
 # isort: split
 from torch_fidelity import feature_extractor_inceptionv3 as upstream

@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from bigr import config
-from bigr.errors import BigrError
-from bigr.pipeline import stages
+from bigr.pipeline.dvcfile import stages
+from bigr.runtime.errors import BigrError
 from flows import guard
 from flows.execution import Outcome, StageFailed, StageKilled, execute
 from tests import mini_project

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bigr import config
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 from flows import workspace
 from flows.execution import Outcome, StageFailed, execute
 from flows.page import Page

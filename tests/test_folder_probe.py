@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigr import cli
-from bigr.evaluation import folder_probe
-from bigr.evaluation.features import Features
-from bigr.locks import only_one
+from bigr.cli import program
+from bigr.evaluation.representation import folder_probe
+from bigr.evaluation.representation.features import Features
+from bigr.runtime.locks import only_one
 from tests import tiny, worlds
 
 CLASSES = ("blue", "dark green", "red")
@@ -43,7 +43,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def probe(monkeypatch: pytest.MonkeyPatch, *words: object, images: str = "images") -> int:
     monkeypatch.setattr(sys, "argv", ["bigr", "probe", "--images", images, *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        program.main()
     return int(ended.value.code or 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from bigr import config
-from bigr.pipeline import stages
+from bigr.pipeline.dvcfile import stages
 from bigr.tracking.store import Store
 from flows import gate
 from flows.execution import Outcome, execute

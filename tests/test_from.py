@@ -14,17 +14,19 @@ import torch
 from ruamel.yaml import YAML
 from torch import nn
 
-from bigr import check, config, runner
-from bigr.context import Context
-from bigr.errors import BigrError
+from bigr import config
 from bigr.interop import exchange
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
 from bigr.interop.generators import PUBLISHED_WIDTHS, generator_config
 from bigr.interop.published import published_generator, published_tokenizer
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
-from bigr.stages import codes, generator, samples, tokenizer, transcoder
+from bigr.pipeline import check, runner
+from bigr.pipeline.stage_table import NAMES
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.stages import draw_samples, encode_codes, train_generator, train_tokenizer, train_transcoder
 from tests import publications, scratch, tiny, worlds
 from tests.test_cli import Silent
 
@@ -58,7 +60,7 @@ def scramble(model: nn.Module, seed: int) -> None:
 
 def ready_tokenizer(folder: Path, seed: int = 0, **shape: Any) -> None:
     """A tokenizer as the settings describe it, but for `shape`."""
-    model = Tokenizer(replace(tokenizer.config_of(SETTINGS.tokenizer, 16), **shape))
+    model = Tokenizer(replace(TokenizerConfig.of(SETTINGS.tokenizer, image_size=16), **shape))
     scramble(model, seed)
     save(folder, model)
 
@@ -71,7 +73,7 @@ def ready_generator(folder: Path, made_for: str | None = None, **shape: Any) -> 
     save(folder, model, made_for)
 
 
-def sizes(section: config.Generator) -> dict[str, Any]:
+def sizes(section: config.GeneratorSettings) -> dict[str, Any]:
     names = BiGRConfig.__dataclass_fields__.keys() - {"code_bits", "grid", "num_classes"}
     return {name: getattr(section, name) for name in names}
 
@@ -84,8 +86,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ready_tokenizer(root / TOKENIZER)
     ready_generator(root / GENERATOR, model_hash(root / TOKENIZER))
     context = Context(root, "f")
-    tokenizer.run(settings(tokenizer__from=TOKENIZER), context)
-    codes.run(settings(), context)
+    train_tokenizer.run(settings(tokenizer__from=TOKENIZER), context)
+    encode_codes.run(settings(), context)
     return root
 
 
@@ -121,7 +123,7 @@ def test_a_ready_tokenizer_is_taken_over_to_the_byte_measured_and_drawn(root: Pa
 
 
 def test_a_ready_generator_is_taken_over_and_measured(root: Path) -> None:
-    generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
+    train_generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
     assert files(root / "models/generator") == files(root / GENERATOR)
     (row,) = rows(root, "generator")
     assert (row["step"], row["train_loss"]) == ("0", "nan")
@@ -131,7 +133,7 @@ def test_a_ready_generator_is_taken_over_and_measured(root: Path) -> None:
 def test_what_only_a_training_reads_comes_from_the_settings(root: Path) -> None:
     """A transcoder from scratch starts with generator.init_std, whatever the ready model says."""
     ready_generator(root / GENERATOR, dropout=0.3, init_std=0.9, position_std=0.9)
-    generator.run(settings(generator__from=GENERATOR, generator__init_std=0.05), Context(root, "f"))
+    train_generator.run(settings(generator__from=GENERATOR, generator__init_std=0.05), Context(root, "f"))
     taken = load_model(root / "models/generator", BiGR).config
     assert (taken.dropout, taken.init_std, taken.position_std) == (
         SETTINGS.generator.dropout,
@@ -145,15 +147,15 @@ def test_the_settings_of_a_training_are_not_used(root: Path) -> None:
     changes = {"steps": 10**9, "learning_rate": 10.0, "warmup_steps": 10**9 + 1, "ema_decay": 0.0, "batch_size": 7}
     lines = {f"{section}__{key}": value for section in ("tokenizer", "generator") for key, value in changes.items()}
     chosen = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR, **lines)
-    tokenizer.run(chosen, Context(root, "f"))
-    generator.run(chosen, Context(root, "f"))
+    train_tokenizer.run(chosen, Context(root, "f"))
+    train_generator.run(chosen, Context(root, "f"))
     assert files(root / "models/tokenizer") == files(root / TOKENIZER)
     assert files(root / "models/generator") == files(root / GENERATOR)
 
 
 def test_a_tokenizer_from_elsewhere_is_recorded_where_the_generator_names_none(root: Path) -> None:
     ready_generator(root / GENERATOR, made_for=None)
-    generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
+    train_generator.run(settings(generator__from=GENERATOR), Context(root, "f"))
     assert tokenizer_of(root / "models/generator") == model_hash(root / "models/tokenizer")
 
 
@@ -176,12 +178,12 @@ def test_each_setting_that_is_not_as_the_tokenizer_is_named(
 ) -> None:
     ready_tokenizer(root / TOKENIZER, **shape)
     ((field, value),) = shape.items()
-    ours = json.dumps(getattr(tokenizer.config_of(SETTINGS.tokenizer, 16), field))
+    ours = json.dumps(getattr(TokenizerConfig.of(SETTINGS.tokenizer, image_size=16), field))
     expected = [f"{key} is {ours}, but {TOKENIZER} has {json.dumps(value)}; set it to {json.dumps(value)}"]
     chosen = settings(tokenizer__from=TOKENIZER)
     assert complaints(lambda: check.check_models(root, chosen)) == expected
     before = files(root / "models/tokenizer")
-    assert complaints(lambda: tokenizer.run(chosen, Context(root, "f"))) == expected
+    assert complaints(lambda: train_tokenizer.run(chosen, Context(root, "f"))) == expected
     assert files(root / "models/tokenizer") == before
 
 
@@ -213,7 +215,7 @@ def test_each_setting_that_is_not_as_the_generator_is_named(root: Path, key: str
     expected = [f"{key} is {ours}, but {GENERATOR} has {json.dumps(value)}; set it to {json.dumps(value)}"]
     chosen = settings(generator__from=GENERATOR)
     assert complaints(lambda: check.check_models(root, chosen)) == expected
-    assert complaints(lambda: generator.run(chosen, Context(root, "f"))) == expected
+    assert complaints(lambda: train_generator.run(chosen, Context(root, "f"))) == expected
     assert not (root / "models/generator").exists()
 
 
@@ -233,7 +235,7 @@ def test_several_unequal_settings_are_as_many_lines(root: Path) -> None:
 
 def test_a_generator_of_other_tokens_is_refused(root: Path) -> None:
     ready_generator(root / GENERATOR, code_bits=32, grid=8)
-    (line,) = complaints(lambda: generator.run(settings(generator__from=GENERATOR), Context(root, "f")))
+    (line,) = complaints(lambda: train_generator.run(settings(generator__from=GENERATOR), Context(root, "f")))
     assert line.startswith(f"generator.from is {GENERATOR}, for 8×8 tokens of 32 bits; data/codes has 4×4 of 24 bits;")
 
 
@@ -242,7 +244,7 @@ def test_a_generator_of_another_tokenizers_codes_is_refused_and_both_are_named(r
     theirs, ours = (model_hash(root / path) for path in ("models/other", TOKENIZER))
     ready_generator(root / GENERATOR, made_for=theirs)
     chosen = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR)
-    for run in (lambda: generator.run(chosen, Context(root, "f")), lambda: check.check_models(root, chosen)):
+    for run in (lambda: train_generator.run(chosen, Context(root, "f")), lambda: check.check_models(root, chosen)):
         (line,) = complaints(run)
         assert f"generator.from is {GENERATOR}" in line and theirs[:12] in line and ours[:12] in line
         assert line.endswith("name the generator's own tokenizer in tokenizer.from")
@@ -253,7 +255,7 @@ def test_a_generator_of_other_classes_is_refused_with_both_numbers(root: Path) -
     chosen = settings(generator__from=GENERATOR)
     line = f"generator.from is {GENERATOR}, which knows 1000 classes; the images have 3; name a folder with its classes"
     for run in (
-        lambda: generator.run(chosen, Context(root, "f")),
+        lambda: train_generator.run(chosen, Context(root, "f")),
         lambda: check.check_models(root, chosen, classes=CLASSES),
     ):
         (said,) = complaints(run)
@@ -268,7 +270,7 @@ def test_a_model_that_is_none_or_another_kind_is_named_with_its_setting(root: Pa
         "holds a model of kind 'bigr'; a 'tokenizer' is needed here"
     )
     (root / TOKENIZER / "model.safetensors").write_bytes(b"damaged")
-    (line,) = complaints(lambda: tokenizer.run(settings(tokenizer__from=TOKENIZER), Context(root, "f")))
+    (line,) = complaints(lambda: train_tokenizer.run(settings(tokenizer__from=TOKENIZER), Context(root, "f")))
     assert line.startswith("tokenizer.from: ") and "model.safetensors: cannot be read" in line
     both = settings(tokenizer__from=TOKENIZER, generator__from=GENERATOR)
     for name in ("model.safetensors", "config.json"):
@@ -302,7 +304,7 @@ def test_a_model_that_is_not_there_is_named(root: Path) -> None:
 def test_published_models_are_sampled_as_they_are(root: Path) -> None:
     chosen = settings(RECIPES[0])
     check.check_models(root, chosen, classes=CLASSES)
-    for stage in (tokenizer, codes, generator, transcoder, samples):
+    for stage in (train_tokenizer, encode_codes, train_generator, train_transcoder, draw_samples):
         stage.run(chosen, Context(root, "f"))
     assert files(root / "models/bigr") == files(root / GENERATOR)
     assert rows(root, "transcoder")[0]["train_loss"] == "nan"
@@ -312,8 +314,8 @@ def test_published_models_are_sampled_as_they_are(root: Path) -> None:
 @pytest.mark.parametrize("start", ["joint", "scratch"])
 def test_a_transcoder_is_fitted_on_a_published_backbone(root: Path, start: str) -> None:
     chosen = settings(RECIPES[1], transcoder__start=start, transcoder__dim=48, transcoder__steps=4)
-    generator.run(chosen, Context(root, "f"))
-    transcoder.run(chosen, Context(root, "f"))
+    train_generator.run(chosen, Context(root, "f"))
+    train_transcoder.run(chosen, Context(root, "f"))
     ready, fitted = (load_model(root / folder, BiGR) for folder in (GENERATOR, "models/bigr"))
     assert fitted.config.transcoder_dim == (48 if start == "scratch" else ready.config.transcoder_dim)
     for name, weight in ready.backbone.state_dict().items():
@@ -325,7 +327,7 @@ def test_a_transcoder_is_fitted_on_a_published_backbone(root: Path, start: str) 
 
 def test_a_generator_is_trained_on_a_published_tokenizer(root: Path) -> None:
     chosen = settings(RECIPES[2])
-    for stage in (tokenizer, codes, generator):
+    for stage in (train_tokenizer, encode_codes, train_generator):
         stage.run(chosen, Context(root, "f"))
     assert tokenizer_of(root / "models/generator") == model_hash(root / TOKENIZER)
     assert rows(root, "generator")[-1]["step"] == str(chosen.generator.steps)
@@ -363,8 +365,8 @@ def test_files_give_the_same_models_as_folders(published: Path, suffixes: tuple[
     chosen = settings(tokenizer__from=ae, generator__from=bigr)
     check.check_files(published, chosen)
     check.check_models(published, chosen, classes=CLASSES)
-    tokenizer.run(chosen, Context(published, "f"))
-    generator.run(chosen, Context(published, "f"))
+    train_tokenizer.run(chosen, Context(published, "f"))
+    train_generator.run(chosen, Context(published, "f"))
     assert files(published / "models/tokenizer") == files(published / TOKENIZER)
     assert files(published / "models/generator") == files(published / GENERATOR)
 
@@ -384,7 +386,7 @@ def test_the_settings_tell_what_a_file_does_not(published: Path) -> None:
         "generator",
         "generator.heads is 4, but models/files/bigr.safetensors has 2; set it to 2",
     ]
-    generator.run(settings(generator__from="models/files/bigr.pt", generator__heads=4), Context(published, "f"))
+    train_generator.run(settings(generator__from="models/files/bigr.pt", generator__heads=4), Context(published, "f"))
     assert load_model(published / "models/generator", BiGR).config.heads == 4
 
 
@@ -441,8 +443,10 @@ def test_what_is_read_is_part_of_the_fingerprint_and_of_the_record(
 ) -> None:
     monkeypatch.setattr(runner, "Tracker", Silent)
     prints, inputs = [], []
-    run = tokenizer.run
-    monkeypatch.setattr(tokenizer, "run", lambda s, context: (prints.append(context.fingerprint), run(s, context)))
+    run = train_tokenizer.run
+    monkeypatch.setattr(
+        train_tokenizer, "run", lambda s, context: (prints.append(context.fingerprint), run(s, context))
+    )
     for seed in (0, 0, 7):
         ready_tokenizer(project / TOKENIZER, seed)
         ready_generator(project / GENERATOR, model_hash(project / TOKENIZER))
@@ -456,7 +460,7 @@ def test_what_is_read_is_part_of_the_fingerprint_and_of_the_record(
 
 def test_a_stage_refuses_what_a_later_one_could_not_use(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready_generator(project / GENERATOR, layers=3)
-    monkeypatch.setattr(tokenizer, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(train_tokenizer, "run", lambda *_: pytest.fail("it ran"))
     (line,) = complaints(lambda: runner.run_stage("tokenizer", project, project / "params.yaml"))
     assert line == f"generator.layers is 2, but {GENERATOR} has 3; set it to 3"
 
@@ -503,7 +507,7 @@ def test_a_project_samples_the_models_of_another_to_the_byte_and_once(tmp_path: 
     shutil.copytree(first / "models/tokenizer", second / TOKENIZER)
     lines = [f"tokenizer.from={TOKENIZER}", f"generator.from={first / 'models/generator'}"]
     said = scratch.run(second, "dvc", "exp", "run", "-S", lines[0], "-S", lines[1])
-    assert said.count("Running stage") == len(config.STAGES)
+    assert said.count("Running stage") == len(NAMES)
     for out in ("models/tokenizer", "models/generator", "models/bigr"):
         assert files(first / out) == files(second / out)
     for out in ("outputs/samples.npz", "outputs/samples.png"):

@@ -18,11 +18,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bigr.files import write_tensors
 from bigr.interop.published import generator_state, tokenizer_state
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.diffusion import weighted_bce
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.diffusion import weighted_bce
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.files import write_tensors
 from bigr.sampling.reverse import guided_logits, x0_probability
 
 OURS = Path(__file__).parent / "golden"

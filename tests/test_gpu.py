@@ -22,12 +22,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bigr.context import Context
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
+from bigr.runtime.context import Context
+from bigr.runtime.device import autocast, resolve_device
 from bigr.sampling.unmask import Sampling, sample_codes
-from bigr.stages import codes, generator, samples, tokenizer, transcoder
-from bigr.training.device import autocast, resolve_device
+from bigr.stages import draw_samples, encode_codes, train_generator, train_tokenizer, train_transcoder
 from tests.fake_cuda import READS, places
 from tests.test_golden import FILES, errors_of
 from tests.test_training import run_killed_after, run_two_processes, steps_of, weights
@@ -129,23 +129,23 @@ RATES = {
     "transcoder__ema_decay": 0.5,
 }
 STAGES = {
-    "tokenizer": (tokenizer, {"tokenizer__schedule": "constant"}),
-    "tokenizer, adversarial": (tokenizer, {**ADVERSARIAL, "tokenizer__gan_start": 11}),
-    "tokenizer, lookup-free": (tokenizer, {"tokenizer__quantizer": "lfq"}),
-    "generator": (generator, {"generator__schedule": "constant"}),
-    "transcoder": (transcoder, {"transcoder__start": "scratch", "transcoder__schedule": "constant"}),
+    "tokenizer": (train_tokenizer, {"tokenizer__schedule": "constant"}),
+    "tokenizer, adversarial": (train_tokenizer, {**ADVERSARIAL, "tokenizer__gan_start": 11}),
+    "tokenizer, lookup-free": (train_tokenizer, {"tokenizer__quantizer": "lfq"}),
+    "generator": (train_generator, {"generator__schedule": "constant"}),
+    "transcoder": (train_transcoder, {"transcoder__start": "scratch", "transcoder__schedule": "constant"}),
 }
 
 
 def prepared(root: Path, stage: Any, changes: dict[str, Any], grid: int = 4) -> Context:
     """A project with what the stage reads; grid: of the codes."""
-    if stage is tokenizer:
+    if stage is train_tokenizer:
         write_shards(root, size=changes.get("shards__image_size", 16))
         save_file(lpips_weights(), root / "lpips.safetensors")
     else:
         write_codes(root, grid=grid)
-    if stage is transcoder:
-        generator.run(on_device(**RATES, generator__steps=40), Context(root, "f"))
+    if stage is train_transcoder:
+        train_generator.run(on_device(**RATES, generator__steps=40), Context(root, "f"))
     return Context(root, "f")
 
 
@@ -178,7 +178,7 @@ def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     stage, own = STAGES[name]
     section = name.split(",")[0]
     changes = {**own, f"{section}__steps": 7, "run__checkpoint_every": 3, "run__precision": precision}
-    if stage is tokenizer:
+    if stage is train_tokenizer:
         changes["tokenizer__gan_start"] = 2
     else:
         changes["generator__dropout"] = 0.2
@@ -218,10 +218,10 @@ def waits() -> Iterator[list[str]]:
 
 
 MOVES = (
-    "stages/tokenizer.py learn",
-    "stages/generator.py learn",
-    "stages/transcoder.py run",
-    "stages/transcoder.py with_new_transcoder",
+    "stages/train_tokenizer.py learn",
+    "stages/train_generator.py learn",
+    "stages/train_transcoder.py run",
+    "stages/train_transcoder.py with_new_transcoder",
 )
 """Where models are put on the GPU."""
 
@@ -243,11 +243,11 @@ def test_images_are_encoded_and_drawn(tmp_path: Path, measured: Measured) -> Non
     write_shards(tmp_path, size=8)
     write_models(tmp_path)
     small = {"shards__image_size": 8, "tokenizer__attention_resolutions": []}
-    codes.run(on_device(**small), Context(tmp_path))
+    encode_codes.run(on_device(**small), Context(tmp_path))
     chosen = on_device(samples__count=40, samples__batch_size=20, samples__iterations=8, samples__diffusion_steps=8)
     peak()
     with waits() as found:
-        taken = seconds(lambda: samples.run(chosen, Context(tmp_path)))
+        taken = seconds(lambda: draw_samples.run(chosen, Context(tmp_path)))
     drawn = np.load(tmp_path / "outputs" / "samples.npz")["arr_0"]
     measured(f"{len(drawn) / taken:.0f} images/s of a tiny model; {peak()}")
     assert (drawn.shape, drawn.dtype) == ((40, 8, 8, 3), np.uint8)
@@ -326,17 +326,18 @@ _TOGETHER = f"""
 # One of two processes: trains, is interrupted and resumes, samples.
 import json, pathlib, sys
 import torch.distributed as dist
-from bigr.context import Context
-from bigr.stages import generator, samples
-from bigr.training import distributed
-from bigr.training.device import resolve_device
-from bigr.training.optimiser import Average
+from bigr.runtime.context import Context
+from bigr.stages import draw_samples as samples
+from bigr.stages import train_generator as generator
+from bigr.runtime import distributed
+from bigr.runtime.device import resolve_device
+from bigr.training.optimiser import EMA
 from tests.worlds import settings
 
 class Killed(Exception):
     pass
 
-root, update, seen = pathlib.Path(sys.argv[1]), Average.update, dict(steps=0)
+root, update, seen = pathlib.Path(sys.argv[1]), EMA.update, dict(steps=0)
 
 def watched(self, source):
     update(self, source)
@@ -344,7 +345,7 @@ def watched(self, source):
     if seen["steps"] == seen.get("last"):
         raise Killed
 
-Average.update = watched
+EMA.update = watched
 chosen = settings(run__device="{NAME}", run__checkpoint_every=3, generator__steps=7, samples__count=5)
 with distributed.process_group(resolve_device("{NAME}")):
     generator.run(chosen, Context(root / "whole", "f"))

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from bigr.data.images import ImageError, center_crop, decode, encode_png
-from bigr.errors import BigrError
 from bigr.imaging.pictures import read_mask, read_picture
+from bigr.runtime.errors import BigrError
 from tests.worlds import bomb, memory_grows_by_less_than
 
 GRADIENT = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 import bigr
-from bigr import cli
-from bigr.commands import image_files
+from bigr.cli import image_files, program
 from bigr.imaging import trace
 from bigr.imaging.drawing import GREY, Frame
 from bigr.imaging.model import ImageModel
@@ -43,7 +42,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch):
     def call(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["bigr", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            program.main()
         return int(ended.value.code or 0)
 
     return call

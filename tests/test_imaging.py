@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from PIL import Image
 
 import bigr
-from bigr import loading
 from bigr.data.shards import load_split
-from bigr.errors import BigrError
 from bigr.imaging.blend import blended
 from bigr.imaging.drawing import Frame
 from bigr.imaging.model import ImageModel
 from bigr.imaging.pictures import read_mask, read_picture
-from bigr.imaging.resolution import consistent_with
 from bigr.imaging.windows import scaled_mask, windows
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
+from bigr.pipeline import loading
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
+from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import sample_codes
-from bigr.seeds import derive_seed
-from bigr.stages import samples
+from bigr.stages import draw_samples
 from tests import tiny
 from tests.scratch import ROOT
 from tests.worlds import write_models, write_shards
@@ -65,8 +65,8 @@ def same(a: list[Image.Image], b: list[Image.Image]) -> bool:
 def test_generated_pictures_are_those_of_the_sampler_for_the_same_seed(model: ImageModel) -> None:
     pictures = model.generate([1, 0], seed=3)
     seeds = [derive_seed(3, "samples", index) for index in range(2)]
-    codes = sample_codes(model._easel.network, torch.tensor([1, 0]), model.sampling, seeds)
-    expected = samples.decoded(model._easel.tokenizer, codes).numpy()
+    codes = sample_codes(model._sampler.network, torch.tensor([1, 0]), model.sampling, seeds)
+    expected = draw_samples.decoded(model._sampler.tokenizer, codes).numpy()
     assert np.array_equal(np.stack([np.asarray(one) for one in pictures]), expected)
 
 
@@ -85,7 +85,7 @@ def test_known_pixels_come_back_unchanged_outside_the_seam(
     original = picture(*size)
     (painted,) = model.inpaint(original, lower_half(*size), blend=blend)
     assert painted.size == size
-    grid = model._easel.network.config.grid
+    grid = model._sampler.network.config.grid
     seam = int(np.ceil(model.editing.feather * min(size) / grid)) if blend == "feather" else 0
     before, after = np.asarray(original), np.asarray(painted)
     known = size[1] // 2 - seam - 1 if seam else size[1] // 2
@@ -95,10 +95,10 @@ def test_known_pixels_come_back_unchanged_outside_the_seam(
 
 def test_known_tokens_keep_their_bits(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    draw = model._easel.codes
-    monkeypatch.setattr(model._easel, "codes", lambda *rest: drawn.append(draw(*rest)) or drawn[-1])
+    draw = model._sampler.codes
+    monkeypatch.setattr(model._sampler, "codes", lambda *rest: drawn.append(draw(*rest)) or drawn[-1])
     model.inpaint(picture(), lower_half())
-    given = model._easel.encode([picture()])
+    given = model._sampler.encode([picture()])
     half = given.shape[1] // 2
     assert torch.equal(drawn[0][:, :half], given[:, :half])
     assert not torch.equal(drawn[0][:, half:], given[:, half:])
@@ -227,8 +227,8 @@ def test_what_is_consistent_already_stays() -> None:
 def test_features_are_token_averages_of_a_layer(model: ImageModel) -> None:
     pictures = [picture(seed=seed) for seed in range(3)]
     found = model.features(pictures, 2)
-    codes = model._easel.encode(pictures)
-    assert torch.allclose(found, model._easel.network.features(codes)[1].mean(1), atol=1e-5)
+    codes = model._sampler.encode(pictures)
+    assert torch.allclose(found, model._sampler.network.features(codes)[1].mean(1), atol=1e-5)
     assert model.features(pictures[0]).shape == (1, found.shape[1])
 
 
@@ -263,8 +263,8 @@ def test_pictures_are_alike_by_what_tells_them_apart() -> None:
 def of_features(statistics: FeatureStatistics | None) -> ImageModel:
     """A model of one layer, of which nothing but `nearest` is asked."""
     network = SimpleNamespace(config=SimpleNamespace(layers=1))
-    easel: Any = SimpleNamespace(network=network)
-    return ImageModel(easel, loading.PAPER, loading.PAPER_EDITING, ["a"], statistics=statistics)
+    sampler: Any = SimpleNamespace(network=network)
+    return ImageModel(sampler, loading.PAPER, loading.PAPER_EDITING, ["a"], statistics=statistics)
 
 
 def test_the_layer_and_the_statistics_come_with_the_model_and_are_no_other_models(tmp_path: Path, caplog) -> None:
@@ -428,7 +428,7 @@ def test_a_callers_mistake_is_one_line_that_names_it(model: ImageModel, message:
 
 
 def test_a_model_trained_without_labels_paints_no_class(model: ImageModel) -> None:
-    unlabelled = ImageModel(model._easel, model.sampling, model.editing, model.classes, knows_labels=False)
+    unlabelled = ImageModel(model._sampler, model.sampling, model.editing, model.classes, knows_labels=False)
     assert same(unlabelled.inpaint(picture(), lower_half()), model.inpaint(picture(), lower_half()))
     for call in (
         lambda: unlabelled.inpaint(picture(), lower_half(), label=1),
@@ -473,6 +473,6 @@ def test_classes_have_the_names_of_the_shards_and_the_sampler_of_params(
 
 def test_the_same_pictures_of_the_validation_split_can_be_reconstructed(project: Path, model: ImageModel) -> None:
     images, _ = load_split(project / "data" / "shards", "train")
-    codes = model._easel.tokenizer.codes(images[:1].float() / 255)
-    expected = samples.decoded(model._easel.tokenizer, codes)[0].numpy()
+    codes = model._sampler.tokenizer.codes(images[:1].float() / 255)
+    expected = draw_samples.decoded(model._sampler.tokenizer, codes)[0].numpy()
     assert np.array_equal(np.asarray(model.reconstruct(images[0])), expected)

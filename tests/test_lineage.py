@@ -17,10 +17,12 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from bigr.errors import BigrError
-from bigr.lineage import chain, page
-from bigr.lineage.code import compare
-from bigr.lineage.records import Content
+from bigr.pipeline.lineage import chain
+from bigr.pipeline.lineage import chain_page as page
+from bigr.pipeline.lineage.code import compare
+from bigr.pipeline.lineage.records import Content
+from bigr.runtime.errors import BigrError
+from bigr.runtime.paths import is_code
 from bigr.tracking.store import Store, read_tags
 from tests import mini_project, scratch, tiny
 from tests.mini_project import run
@@ -427,8 +429,8 @@ def test_every_artifact_of_the_real_pipeline_leads_back_to_the_pictures(real: Pa
         (out,) = [out for out in locked[step["stage"]]["outs"] if out["path"] == path]
         assert step["md5"] == out["md5"] and step["recorded_in"] == ["dvc.lock", "MLflow"]
         assert [step["commit"], step["dirty"]] == ([head, True] if step["stage"] == "samples" else [first, False])
-        assert all(file["as_committed"] and file["as_now"] for file in step["code"]) and len(step["code"]) > 5
-        deps = {dep["md5"] for dep in locked[step["stage"]]["deps"] if not dep["path"].endswith(".py")}
+        assert all(file["as_committed"] and file["as_now"] for file in step["code"]) and len(step["code"]) > 1
+        deps = {dep["md5"] for dep in locked[step["stage"]]["deps"] if not is_code(dep["path"])}
         assert {content["md5"] for content in step["inputs"]} == deps
     assert by_path["outputs/samples.npz"]["settings"]["samples.guidance_scale"] == 3.0
     page = scratch.run(real, "bigr", "lineage", "outputs/samples.npz")

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigr import config
-from bigr.errors import BigrError
-from bigr.files import write_tensors
 from bigr.interop.lpips import load_lpips
-from bigr.models.discriminator import MIN_SIDE, PatchDiscriminator
-from bigr.models.perceptual import MIN_SIDE as LPIPS_MIN_SIDE
-from bigr.models.perceptual import Lpips
+from bigr.models.autoencoder.discriminator import MIN_SIDE, PatchDiscriminator
+from bigr.models.autoencoder.perceptual import MIN_SIDE as LPIPS_MIN_SIDE
+from bigr.models.autoencoder.perceptual import Lpips
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_tensors
 from bigr.training.adversarial import adaptive_weight, diff_augment, discriminator_loss, generator_loss
 from tests.worlds import lpips_weights
 

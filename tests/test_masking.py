@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import bigr
-from bigr.errors import BigrError
-from bigr.masking import masked
-from bigr.tracking import promotion
+from bigr.pipeline import promotion
+from bigr.runtime.errors import BigrError
+from bigr.runtime.masking import masked
 from flows import page as flow_page
 from tests import scratch
 
@@ -91,7 +91,7 @@ def test_errors_of_python_callers_show_no_password_nor_do_their_causes(
     project: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import os, bigr\nfrom pathlib import Path\nfrom bigr.tracking import promotion\n"
+        "import os, bigr\nfrom pathlib import Path\nfrom bigr.pipeline import promotion\n"
         "promotion.candidate = lambda root, params: None\n"
     )
     calls = ("bigr.load('models:/bigr@champion')", "promotion.promote(Path.cwd(), Path('params.yaml'))")

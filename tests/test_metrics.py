@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bigr import config
-from bigr.figures import FIGURES
-from bigr.headline import HEADLINE, headline
+from bigr.evaluation.headline import HEADLINE, headline
+from bigr.runtime.figures import FIGURES
 from tests import scratch
 
 METRICS: dict[str, dict[str, float]] = {
@@ -172,9 +172,8 @@ def test_without_metrics_one_line_says_what_makes_them(project: Path, content: s
 
 
 def test_the_table_needs_no_torch(project: Path) -> None:
-    code = (
-        "import sys; from bigr.cli import app; app(['metrics'], standalone_mode=False); print('torch' in sys.modules)"
-    )
+    code = "import sys; from bigr.cli.program import app; app(['metrics'], standalone_mode=False); "
+    code += "print('torch' in sys.modules)"
     environment = scratch.environment(project) | {"PYTHONPATH": str(scratch.ROOT)}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from PIL import Image
 from bigr import config
 from bigr.tracking import Tracker
 from bigr.tracking.store import RUN_LIST, Store
-from bigr.tracking.study import mark
+from bigr.tracking.study_tags import mark
 from tests import browser, mlflow_pages
 from tests.scratch import ROOT
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
 from tests.worlds import write_codes
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from bigr import config
-from bigr.headline import headline
+from bigr.evaluation.headline import headline
+from bigr.pipeline.stage_table import NAMES
+from bigr.runtime.paths import is_code
 from bigr.tracking import find_writer
 from bigr.tracking.store import CODE, Store
 from tests import scratch, tiny
@@ -40,7 +42,7 @@ def test_second_repro_runs_nothing_and_the_first_left_the_repository_clean(proje
 def test_every_output_in_dvc_lock_has_a_run_that_wrote_it_and_names_what_it_read(project: Path, tmp_path: Path) -> None:
     store, stages = Store(project), config.read(project / "dvc.yaml")["stages"]
     locked = config.read(project / "dvc.lock")["stages"]
-    assert tuple(locked) == config.STAGES
+    assert tuple(locked) == NAMES
     for name, stage in locked.items():
         for out in stage["outs"]:
             writer = find_writer(project, out["path"], out["md5"])
@@ -48,10 +50,10 @@ def test_every_output_in_dvc_lock_has_a_run_that_wrote_it_and_names_what_it_read
             run = store.client.get_run(writer)
             assert (run.info.run_name, run.info.status) == (name, "FINISHED")
             read = {dep["path"]: dep["md5"] for dep in stage["deps"]}
-            data = {f"dvc.dep.{path}": md5 for path, md5 in read.items() if not path.endswith(".py")}
+            data = {f"dvc.dep.{path}": md5 for path, md5 in read.items() if not is_code(path)}
             assert {key: value for key, value in run.data.tags.items() if key.startswith("dvc.dep.")} == data
             code = json.loads(Path(store.client.download_artifacts(writer, CODE, str(tmp_path))).read_text())
-            assert code == {path: md5 for path, md5 in read.items() if path.endswith(".py")}
+            assert code == {path: md5 for path, md5 in read.items() if is_code(path)}
             assert run.data.tags["mlflow.note.content"] == stages[name]["desc"]
             assert run.data.tags["mlflow.source.git.commit"] == scratch.run(project, "git", "rev-parse", "HEAD").strip()
 
@@ -61,7 +63,7 @@ def test_the_stages_of_one_repro_are_under_one_parent_with_the_figures_and_the_s
     (parent,) = [run for run in store.runs(bigr__kind="pipeline") if run.info.run_name.startswith("pipeline ")]
     assert parent.data.tags["mlflow.source.name"].endswith("dvc repro")
     stages = store.runs(mlflow__parentRunId=parent.info.run_id)
-    assert [run.info.run_name for run in reversed(stages)] == list(config.STAGES)
+    assert [run.info.run_name for run in reversed(stages)] == list(NAMES)
     figures = json.loads((project / "outputs/metrics.json").read_text())
     assert parent.data.metrics["samples.label_agreement"] == figures["samples"]["label_agreement"]
     assert "samples.png" in [file.path for file in store.client.list_artifacts(parent.info.run_id)]

@@ -12,19 +12,20 @@ import torch
 from ruamel.yaml import YAML
 from torch import Tensor
 
-from bigr import cli, config
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.evaluation.classifier import Classifier, ClassifierConfig
-from bigr.evaluation.zero_shot import ZeroShot, zero_shot_settings
+from bigr import config
+from bigr.cli import program
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
+from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
 from bigr.interop.folders import save
-from bigr.models.bigr import BiGR, masked_count
-from bigr.models.tokenizer import Tokenizer
-from bigr.planning import dataset, meter, networks, plan, sampling, training
-from bigr.planning.page import page
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, masked_count
+from bigr.pipeline.planning import image_counts, meter, networks, plan, sampling_cost, training_cost
+from bigr.pipeline.planning.plan_page import page
+from bigr.pipeline.stage_table import NAMES
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling, sample_codes
-from bigr.stages import codes as codes_stage
-from bigr.stages import tokenizer as tokenizer_stage
+from bigr.stages import encode_codes as codes_stage
 from tests import tiny, worlds
 
 ROOT = Path(__file__).parents[1]
@@ -63,12 +64,12 @@ class AllOfOneClass(Classifier):
 
 def trained(
     settings: config.Settings, stage: str, arithmetic: meter.Arithmetic = FLOAT32, processes: int = 1
-) -> training.Training:
+) -> training_cost.TrainingCost:
     """The plan of one trained stage."""
     with meter.shapes_only() as mode:
         built = networks.build(settings, 10, mode)
-        work = getattr(training, f"{stage}_training")(settings, built, arithmetic, processes)
-    assert isinstance(work, training.Training)
+        work = getattr(training_cost, f"{stage}_training")(settings, built, arithmetic, processes)
+    assert isinstance(work, training_cost.TrainingCost)
     return work
 
 
@@ -130,7 +131,7 @@ def test_flops_of_a_stage_are_those_of_all_its_images() -> None:
 
 def test_flops_of_the_tokenizers_encoder_equal_those_of_a_real_pass() -> None:
     s = settings()
-    real = Tokenizer(tokenizer_stage.config_of(s.tokenizer, 16))
+    real = Tokenizer(TokenizerConfig.of(s.tokenizer, image_size=16))
     with meter.shapes_only() as mode:
         built = networks.build(s, 10, mode)
         planned = meter.flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, 16, 16)))
@@ -163,7 +164,7 @@ def test_flops_of_sampling_equal_those_of_a_sampling_that_runs(
         samples__batch_size=images,
     )
     with meter.shapes_only() as mode:
-        cost = sampling.sampling_cost(s, networks.build(s, 10, mode), FLOAT32, 1)
+        cost = sampling_cost.sampling_cost(s, networks.build(s, 10, mode), FLOAT32, 1)
     model = real_model(s).eval()
     ran = meter.flops(lambda: sample_codes(model, torch.zeros(images, dtype=torch.long), how, list(range(images))))
     assert images * (cost.backbone + cost.transcoder) == pytest.approx(ran, rel=1e-12)
@@ -173,11 +174,16 @@ def test_flops_of_sampling_equal_those_of_a_sampling_that_runs(
 def test_flops_of_what_needs_no_training_are_those_of_what_the_evaluation_draws(knows_labels: bool) -> None:
     images, s = 16, settings(evaluation__batch_size=8, **({} if knows_labels else UNLABELLED))
     with meter.shapes_only() as mode:
-        planned = sampling.zero_shot_flops(s, networks.build(s, 10, mode), images)
-    tokenizer, model = Tokenizer(tokenizer_stage.config_of(s.tokenizer, 16)).eval(), real_model(s).eval()
+        planned = sampling_cost.zero_shot_flops(s, networks.build(s, 10, mode), images)
+    tokenizer, model = Tokenizer(TokenizerConfig.of(s.tokenizer, image_size=16)).eval(), real_model(s).eval()
     encoder = meter.flops(lambda: tokenizer.codes(torch.zeros(1, 3, 16, 16)))
     measured = ZeroShot(
-        tokenizer, model, AllOfOneClass(), zero_shot_settings(s), s.evaluation.batch_size, knows_labels=knows_labels
+        tokenizer,
+        model,
+        AllOfOneClass(),
+        ZeroShotSettings.of(s.samples, s.editing),
+        s.evaluation.batch_size,
+        knows_labels=knows_labels,
     )
     noise = torch.randint(256, (images, 3, 16, 16), dtype=torch.uint8)  # the box around it is the whole image
     every = measured.applications(noise, torch.arange(images) % 10, torch.zeros(3, 16, 16))
@@ -191,9 +197,9 @@ def test_flops_of_what_needs_no_training_are_those_of_what_the_evaluation_draws(
 def test_sampling_runs_the_transcoder_on_masked_tokens_and_everything_twice_where_it_guides() -> None:
     tokens, n, steps = 16, 4, 5
     left = [16, 14, 11, 6]  # 16·cos(π/2·i/4), rounded down
-    run = sampling.passes(Sampling(n, steps, guidance_scale=2.0), tokens, batch=2, direct=False)
-    assert run == sampling.Passes(2 * n, 2 * sum(left), 2 * sum(left) * steps, n * steps / 2)
-    alone = sampling.passes(Sampling(n, steps), tokens, batch=2, direct=False)
+    run = sampling_cost.passes(Sampling(n, steps, guidance_scale=2.0), tokens, batch=2, direct=False)
+    assert run == sampling_cost.Passes(2 * n, 2 * sum(left), 2 * sum(left) * steps, n * steps / 2)
+    alone = sampling_cost.passes(Sampling(n, steps), tokens, batch=2, direct=False)
     assert (alone.backbone, alone.conditions, alone.denoised) == (n, sum(left), sum(left) * steps)
 
 
@@ -201,7 +207,7 @@ def test_parameters_are_those_of_the_models() -> None:
     s = config.load(ROOT / "params.yaml")
     with meter.shapes_only() as mode:
         found = networks.parameters(networks.build(s, 10, mode))
-    tokenizer = Tokenizer(tokenizer_stage.config_of(s.tokenizer, s.shards.image_size))
+    tokenizer = Tokenizer(TokenizerConfig.of(s.tokenizer, image_size=s.shards.image_size))
     for name, model in (("tokenizer", tokenizer), ("generator", real_model(s))):
         assert sum(found[name].values()) == sum(p.numel() for p in model.parameters())
     assert found["tokenizer's losses"] == {}
@@ -327,7 +333,7 @@ def test_float32_work_goes_at_a_speed_of_its_own(made: plan.Plan) -> None:
 
 
 def test_speed_is_measured_where_it_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigr.planning.speed.measured_tflops", lambda device, dtype: 0.25)
+    monkeypatch.setattr("bigr.pipeline.planning.speed.measured_tflops", lambda device, dtype: 0.25)
     made = plan.make_plan(write(tmp_path, run__device="cpu", run__precision="float32"), tmp_path)
     assert made.speed is not None
     assert made.speed.tflops == 0.25
@@ -353,14 +359,14 @@ def test_what_is_taken_over_costs_nothing(tmp_path: Path) -> None:
 
 def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
     s = settings(shards__source="pictures")
-    assert dataset.count_images(s, tmp_path, None, None).total is None
+    assert image_counts.count_images(s, tmp_path, None, None).total is None
     for split, files in (("train", 3), ("val", 2)):
         for name in ("cat", "dog"):
             folder = tmp_path / "pictures" / split / name
             folder.mkdir(parents=True)
             for i in range(files):
                 (folder / f"{i}.png").touch()
-    found = dataset.count_images(s, tmp_path, None, None)
+    found = image_counts.count_images(s, tmp_path, None, None)
     assert (found.train, found.val, found.classes) == (6, 4, 2)
 
     shards = tmp_path / "data" / "shards"
@@ -372,22 +378,22 @@ def test_images_are_counted_where_they_are(tmp_path: Path) -> None:
     for split in splits:
         (shards / f"{split}-0.tar").write_bytes(bytes(2560))
     (shards / "index.json").write_text(json.dumps({"image_size": 16, "classes": ["a"], "splits": splits}))
-    found = dataset.count_images(s, tmp_path, None, None)
+    found = image_counts.count_images(s, tmp_path, None, None)
     assert (found.train, found.val, found.classes) == (9, 1, 1)
-    assert dataset.disk(s, tmp_path).shard == 2 * 2560 / 10
-    given = dataset.count_images(s, tmp_path, 1000, 7)
+    assert image_counts.disk(s, tmp_path).shard == 2 * 2560 / 10
+    given = image_counts.count_images(s, tmp_path, 1000, 7)
     assert (given.total, given.classes) == (1000, 7)
     others = settings(shards__image_size=32, shards__source="elsewhere", tokenizer__attention_resolutions=[8])
-    assert dataset.count_images(others, tmp_path, None, None).total is None  # those shards hold other images
+    assert image_counts.count_images(others, tmp_path, None, None).total is None  # those shards hold other images
 
 
 def test_codes_take_768_bytes_a_view_and_draw_at_k_24_and_256_tokens(tmp_path: Path) -> None:
     path = ROOT / "recipes" / "imagenet256-XXL-d24.yaml"
     recipe = config.load(path)
     draws = recipe.codes.draws
-    assert dataset.disk(recipe, tmp_path).code == 2 * (1 + draws) * 768 + 8
+    assert image_counts.disk(recipe, tmp_path).code == 2 * (1 + draws) * 768 + 8
     alone = recipe.model_copy(update={"codes": recipe.codes.model_copy(update={"draws": 0})})
-    assert dataset.disk(alone, tmp_path).code == 2 * 768 + 8
+    assert image_counts.disk(alone, tmp_path).code == 2 * 768 + 8
     made = plan.make_plan(path, tmp_path, tflops=400, images=1_331_167, classes=1000)
     row = next(line for line in page(made) if line.strip().startswith("data/codes"))
     assert f"{draws} draws" in row
@@ -398,16 +404,16 @@ def test_codes_take_on_disk_what_is_planned(tmp_path: Path) -> None:
     """To the byte, but for a header in each file."""
     worlds.write_shards(tmp_path, size=16)
     s = settings(shards__source="pictures", codes__views=["identity", "flip"], codes__draws=3, run__device="cpu")
-    save(tmp_path / "models" / "tokenizer", Tokenizer(tokenizer_stage.config_of(s.tokenizer, 16)))
+    save(tmp_path / "models" / "tokenizer", Tokenizer(TokenizerConfig.of(s.tokenizer, image_size=16)))
     codes_stage.run(s, Context(tmp_path))
     files = list((tmp_path / "data" / "codes").glob("*.safetensors"))
     size = sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little") for path in files)
-    assert size == dataset.disk(s, tmp_path).code * 16
+    assert size == image_counts.disk(s, tmp_path).code * 16
 
 
 def test_features_take_two_bytes_a_number_of_every_layer_for_the_images_that_are_measured(tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / "imagenet256-L-d20-representation.yaml"
-    disk = dataset.disk(config.load(recipe), tmp_path)
+    disk = image_counts.disk(config.load(recipe), tmp_path)
     assert (disk.feature, disk.featured) == (2 * 24 * 1024, (1_281_167, 1_281_167))
     made = plan.make_plan(recipe, tmp_path, tflops=400, images=1_331_167, classes=1000)
     row = next(line for line in page(made) if line.strip().startswith("features"))
@@ -419,7 +425,7 @@ def test_the_reference_and_the_probes_images_cost_each_their_own(tmp_path: Path)
         s = settings(**{f"evaluation__{name}": number for name, number in limits.items()})
         with meter.shapes_only() as mode:
             built = networks.build(s, 10, mode)
-            return plan.evaluation_flops(s, built, dataset.Images(1000, 20, 10, "", ""))
+            return plan.evaluation_flops(s, built, image_counts.ImageCounts(1000, 20, 10, "", ""))
 
     few = cost(reference_images=100, probe_images=100)
     more, longer = cost(reference_images=200, probe_images=100), cost(reference_images=100, probe_images=200)
@@ -439,7 +445,7 @@ def test_the_command_prints_a_page_or_json_and_needs_no_data(tmp_path: Path) -> 
     done = bigr(tmp_path, "plan", "--tflops", "0.1", "--json")
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)
-    assert [stage["name"] for stage in values["stages"]] == list(config.STAGES)
+    assert [stage["name"] for stage in values["stages"]] == list(NAMES)
     assert values["images"]["total"] == 1797
     assert values["training"][1]["memory"]["activations"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
@@ -468,7 +474,7 @@ def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pyt
     for words in (["plan", str(path)], ["check", "--params", str(path)]):
         sys.argv = ["bigr", *words]
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            program.main()
         assert ended.value.code == 2
         said.append(capsys.readouterr().err)
     assert said[0] == said[1]
@@ -485,6 +491,6 @@ def test_an_option_that_cannot_be_is_named(tmp_path: Path, option: str) -> None:
     ("seconds", "text"), [(None, "—"), (0.2, "< 0:00:01"), (3661, "1:01:01"), (360000, "4 d 4:00:00")]
 )
 def test_durations_read_as_hours_or_days(seconds: float | None, text: str) -> None:
-    from bigr.planning.page import duration
+    from bigr.pipeline.planning.plan_page import duration
 
     assert duration(seconds) == text

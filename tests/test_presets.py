@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS, TOKENIZERS
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
 
 GENERATORS = {
     ("L", 16): 336_321_552,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bigr.errors import BigrError
-from bigr.evaluation.features import Features
-from bigr.evaluation.probe import LayerAccuracies, linear_probe, selection
+from bigr.evaluation.representation.features import Features
+from bigr.evaluation.representation.probe import LayerAccuracies, linear_probe, selection
+from bigr.runtime.errors import BigrError
 from tests.worlds import features_of
 
 CPU = torch.device("cpu")

@@ -10,37 +10,38 @@ import pytest
 from PIL import Image
 
 from bigr import config
-from bigr.commands.promote import page
-from bigr.config import Comparison
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.evaluation.fidelity import names
-from bigr.figures import FIGURES, LOWER_IS_BETTER
-from bigr.files import write_json
-from bigr.runner import run_stage
-from bigr.stages import codes, evaluation, samples, shards
-from bigr.tracking import promotion
-from bigr.tracking.gate import compare, decide
-from bigr.tracking.promotion import Decision, settle
-from bigr.tracking.registry import NAME, Candidate, Registry, Version
-from bigr.tracking.remeasure import Again
+from bigr.cli.promote_command import page
+from bigr.config import PromotionMetric
+from bigr.evaluation.fidelity.distances import names
+from bigr.pipeline import promotion
+from bigr.pipeline.promotion import Decision, settle
+from bigr.pipeline.remeasure import Remeasurement
+from bigr.pipeline.runner import run_stage
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.runtime.figures import FIGURES, LOWER_IS_BETTER
+from bigr.runtime.files import write_json
+from bigr.stages import draw_samples as samples
+from bigr.stages import encode_codes, evaluate_model, pack_shards
+from bigr.tracking.registry.gate import compare, decide
+from bigr.tracking.registry.versions import NAME, Candidate, Registry, Version
 from bigr.tracking.store import Store
 from flows.execution import Outcome
 from flows.gate import Decision as Told
 from flows.page import Page
 from tests import scratch, worlds
 
-EXTRACTORS = get_args(config.Evaluation.model_fields["extractor"].annotation)
+EXTRACTORS = get_args(config.EvaluationSettings.model_fields["extractor"].annotation)
 LOWER, HIGHER = "samples.fd_classifier", "samples.label_agreement"
 
 
 def comparison(
     name: str = LOWER, tolerance: float = 0.1, relative: bool = False, limit: float | None = None
-) -> Comparison:
-    return Comparison(name=name, tolerance=tolerance, relative=relative, limit=limit)
+) -> PromotionMetric:
+    return PromotionMetric(name=name, tolerance=tolerance, relative=relative, limit=limit)
 
 
-def decided(by: Comparison, challenger: float, champion: float | None) -> tuple[bool, str, str]:
+def decided(by: PromotionMetric, challenger: float, champion: float | None) -> tuple[bool, str, str]:
     """Whether the challenger passes, the verdict, and why."""
     rows = compare([by], {by.name: challenger}, None if champion is None else {by.name: champion})
     passes, why = decide(rows)
@@ -69,7 +70,7 @@ def decided(by: Comparison, challenger: float, champion: float | None) -> tuple[
     ],
 )
 def test_a_challenger_passes_where_none_is_worse_and_one_is_better(
-    by: Comparison, challenger: float, champion: float | None, passes: bool, verdict: str
+    by: PromotionMetric, challenger: float, champion: float | None, passes: bool, verdict: str
 ) -> None:
     assert decided(by, challenger, champion)[:2] == (passes, verdict)
 
@@ -234,7 +235,7 @@ def write_pictures(root: Path, count: int) -> None:
 
 def pipeline(root: Path, hashes: dict[str, str], own: Any) -> Candidate:
     """Run what measures a model, as `dvc repro` does."""
-    for stage in (shards, codes, samples, evaluation):
+    for stage in (pack_shards, encode_codes, samples, evaluate_model):
         stage.run(own, Context(root))
     return Candidate(root, own, hashes)
 
@@ -291,13 +292,13 @@ def test_a_challenger_with_fewer_samples_than_the_champion_never_wins_and_nothin
         return settle(Candidate(tmp_path, settings(promotion__metrics=by, samples__count=samples), hashes), registry)
 
     def measured_again_at(distance: float) -> Callable[..., None]:
-        def measure(self: Again, _: object, settings: config.Settings, *rest: object) -> None:
+        def measure(self: Remeasurement, _: object, settings: config.Settings, *rest: object) -> None:
             figures = {"fd_classifier": distance, "images": settings.samples.count}
             write_json(self.root / "outputs/metrics.json", {"samples": figures})
 
         return measure
 
-    monkeypatch.setattr(Again, "measure", measured_again_at(9.0))
+    monkeypatch.setattr(Remeasurement, "measure", measured_again_at(9.0))
     assert offer("usual", 1000, 9.0).promoted
     quick = offer("quick", 100, 1.0)
     assert not quick.promoted and not quick.measured_again and aliases(registry)["champion"] == 1
@@ -316,7 +317,7 @@ def test_a_champion_that_cannot_be_measured_on_the_new_images_is_named_with_the_
         raise BigrError("it is for 8-pixel images")
 
     offer("first", 9.0, 0.8)
-    monkeypatch.setattr(Again, "measure", refuse)
+    monkeypatch.setattr(Remeasurement, "measure", refuse)
     with pytest.raises(
         BigrError, match=r"version 1, cannot be measured .* \(it is for 8-pixel images\); choose by hand"
     ):
@@ -327,12 +328,12 @@ def test_a_champion_that_cannot_be_measured_on_the_new_images_is_named_with_the_
 def test_measuring_again_with_another_extractor_is_refused(
     offer: Callable[..., Decision], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other_extractor(self: Again, *_: object) -> None:
+    def other_extractor(self: Remeasurement, *_: object) -> None:
         write_json(self.root / "outputs/instrument.json", {"extractor": "another"})
         write_json(self.root / "outputs/metrics.json", {})
 
     offer("first", 9.0, 0.8)
-    monkeypatch.setattr(Again, "measure", other_extractor)
+    monkeypatch.setattr(Remeasurement, "measure", other_extractor)
     with pytest.raises(BigrError, match="measured with another extractor than the challenger"):
         offer("second", 8.0, 0.8, images="new")
 
@@ -350,13 +351,13 @@ def test_the_stage_and_promote_name_the_same_evaluation_protocol_so_that_nothing
     own = settings(promotion__metrics=by)
     write_json(params, own.model_dump())  # JSON is YAML
     write_pictures(project, 12)
-    shards.run(own, Context(project))
+    pack_shards.run(own, Context(project))
 
     def finish(number: int) -> None:
         """A pipeline that has made another model."""
         monkeypatch.setenv("BIGR_EXECUTION", f"execution {number}")
         worlds.write_models(project, bits=5 + number)
-        codes.run(own, Context(project))
+        encode_codes.run(own, Context(project))
         samples.run(own, Context(project))
         run_stage("evaluation", project, params)
         scratch.run(project, "dvc", "commit", "-q", "-f", "samples", "evaluation")

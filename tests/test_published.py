@@ -11,19 +11,20 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bigr import cli, interop
-from bigr.errors import BigrError
-from bigr.files import write_tensors
+from bigr import interop
+from bigr.cli import program
 from bigr.interop import exchange
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
-from bigr.interop.found import Found
+from bigr.interop.found import PublishedModel
 from bigr.interop.generators import generator_config, read_generator
 from bigr.interop.published import TRANSCODER, TRANSCODER_AGAIN, published_generator, published_tokenizer
 from bigr.interop.tensorfiles import FileTensor
 from bigr.interop.tokenizers import read_tokenizer, tokenizer_config
-from bigr.models.bigr import BiGR
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
 from bigr.models.presets import PRESETS, TOKENIZERS
-from bigr.models.tokenizer import Tokenizer
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_tensors
 from tests import publications
 
 
@@ -39,7 +40,7 @@ def files(tmp_path):
 def bigr(monkeypatch, *words) -> int:
     monkeypatch.setattr(sys, "argv", ["bigr", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        program.main()
     return int(ended.value.code or 0)
 
 
@@ -260,7 +261,7 @@ def test_the_generator_tells_the_size_of_a_tokenizers_images_where_its_tensors_d
 
 def test_the_published_tokenizer_for_512_is_not_taken_for_a_generator_for_256(tmp_path):
     def found(cls, shape):
-        return Found(tmp_path / cls.kind, shape, {})
+        return PublishedModel(tmp_path / cls.kind, shape, {})
 
     l512, l256 = found(BiGR, PRESETS["L-512"]), found(BiGR, replace(PRESETS["L"], code_bits=32))
     tensors = published_tokenizer(without_weights(Tokenizer, TOKENIZERS["512"]).state_dict())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigr.bits import entropy
-from bigr.models.quantizers import BernoulliQuantizer, LookupFreeQuantizer, make_quantizer
+from bigr.models.autoencoder.quantizers import BernoulliQuantizer, LookupFreeQuantizer, make_quantizer
+from bigr.models.bits import entropy
 
 BOTH = pytest.mark.parametrize("name", ["bernoulli", "lfq"])
 

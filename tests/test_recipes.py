@@ -5,16 +5,17 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from bigr import check, config
-from bigr.errors import BigrError
+from bigr import config
+from bigr.models.autoencoder.tokenizer import TokenizerConfig
+from bigr.models.masked.generator import BiGRConfig
 from bigr.models.presets import PRESETS, TOKENIZERS
-from bigr.planning import dataset
-from bigr.stages import generator, tokenizer
+from bigr.pipeline import check
+from bigr.pipeline.planning import image_counts
+from bigr.runtime.errors import BigrError
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes"
@@ -81,10 +82,10 @@ def test_a_recipe_has_the_keys_of_params_yaml_in_their_order(name: str) -> None:
 def test_a_recipes_networks_are_the_published_ones(name: str) -> None:
     settings = load(name)
     images, model, code_bits = SHAPES[name]
-    ours = tokenizer.config_of(settings.tokenizer, settings.shards.image_size)
+    ours = TokenizerConfig.of(settings.tokenizer, image_size=settings.shards.image_size)
     assert ours == replace(TOKENIZERS[images], code_bits=code_bits)
-    codes = SimpleNamespace(code_bits=ours.code_bits, grid=ours.grid, num_classes=1000)
-    assert generator.config_of(settings.generator, cast(Any, codes)) == replace(PRESETS[model], code_bits=code_bits)
+    shape = BiGRConfig.of(settings.generator, code_bits=ours.code_bits, grid=ours.grid, num_classes=1000)
+    assert shape == replace(PRESETS[model], code_bits=code_bits)
     assert settings.tokenizer.from_ is None
     assert settings.generator.from_ is None
     assert settings.transcoder.start == "joint"
@@ -116,7 +117,7 @@ def test_a_recipe_trains_the_tokenizer_by_the_papers_loss(name: str) -> None:
 
 @every_recipe
 def test_what_a_recipe_says_of_the_disk_is_what_its_plan_says(name: str, tmp_path: Path) -> None:
-    text, disk = (FOLDER / name).read_text(encoding="utf-8"), dataset.disk(load(name), tmp_path)
+    text, disk = (FOLDER / name).read_text(encoding="utf-8"), image_counts.disk(load(name), tmp_path)
     shards, codes = (f"{round(size * (IMAGENET + 50_000) / 2**30)} GiB" for size in (disk.shard, disk.code))
     assert f"# Disk: {shards} of shards and {codes} of codes" in text
     assert re.search(rf"draws: .*{codes}", text)

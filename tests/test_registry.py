@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,14 +25,14 @@ import uvicorn
 from PIL import Image
 
 import bigr
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.files import write_json
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
-from bigr.stages import samples
-from bigr.tracking import serving
-from bigr.tracking.package import served_config
-from bigr.tracking.registry import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_json
+from bigr.stages import draw_samples
+from bigr.tracking.registry import scoring_server
+from bigr.tracking.registry.package import served_config
+from bigr.tracking.registry.versions import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
 from bigr.tracking.store import DEFAULTS, Store
 from tests import worlds
 
@@ -45,7 +46,7 @@ HASHES = {
     "models/bigr": "2.dir",
     "data/shards": "3.dir",
     "outputs/metrics.json": "4",
-    "bigr/evaluation/probe.py": "5",
+    "bigr/evaluation/representation/probe.py": "5",
 }
 
 
@@ -59,7 +60,7 @@ def make_project(root: Path) -> Candidate:
     """A project with models, samples and figures, as a pipeline leaves it."""
     worlds.write_models(root, classes=CLASSES)
     write_json(root / "data/shards/index.json", {"image_size": 8, "classes": ["a", "b", "c"], "splits": {}})
-    samples.run(settings(), Context(root))
+    draw_samples.run(settings(), Context(root))
     features = torch.randn(9, 2, 32, generator=torch.Generator().manual_seed(0))
     statistics = replace(FeatureStatistics.of(features), best_layer=2)
     save_statistics(root / "models/features", statistics, root / "models/bigr")
@@ -208,7 +209,7 @@ def test_what_was_measured_of_a_models_features_makes_no_other_version(
     "changes",
     [
         {"hashes": HASHES | {"data/shards": "new.dir"}},
-        {"hashes": HASHES | {"bigr/evaluation/probe.py": "new"}},
+        {"hashes": HASHES | {"bigr/evaluation/representation/probe.py": "new"}},
         {"settings": settings(evaluation__reference="val")},
         {"settings": settings(samples__count=COUNT + 1)},
     ],
@@ -401,7 +402,7 @@ class Slow:
         self.asked, self.begun = 0, threading.Event()
         loaded.unwrap_python_model().model.backbone.register_forward_hook(self.count)
         self.server = uvicorn.Server(
-            uvicorn.Config(serving.application(loaded), port=0, timeout_graceful_shutdown=1, log_level="error")
+            uvicorn.Config(scoring_server.application(loaded), port=0, timeout_graceful_shutdown=1, log_level="error")
         )
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
@@ -460,7 +461,14 @@ def test_a_version_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         ("models", "models: no version there; name one as models:/bigr@champion"),
     ):
         with pytest.raises(BigrError, match=sentence):
-            serving.serve(source, tmp_path, "127.0.0.1", 0)
+            scoring_server.serve(source, tmp_path, "127.0.0.1", 0)
+
+
+def test_a_version_of_other_code_is_one_line(package: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(package, tmp_path / "old")
+    (old / "served.py").write_text("import bigr.no_longer_there\n")
+    with pytest.raises(BigrError, match=r"does not run with this version of bigr .*no_longer_there.*registers .* anew"):
+        scoring_server.serve(str(old), tmp_path, "127.0.0.1", 0)
 
 
 def test_bigr_load_takes_the_champion_and_draws_what_the_pipeline_drew(

@@ -11,13 +11,13 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from bigr.errors import BigrError
-from bigr.evaluation.embedding import tsne
-from bigr.evaluation.features import Features, layer_features, scratch_folder, write_features
-from bigr.evaluation.neighbours import nearest_neighbours
-from bigr.evaluation.probe import LayerAccuracies, selection
+from bigr.evaluation.representation.embedding import tsne
+from bigr.evaluation.representation.features import Features, layer_features, scratch_folder, write_features
+from bigr.evaluation.representation.neighbours import nearest_neighbours
+from bigr.evaluation.representation.probe import LayerAccuracies, selection
 from bigr.interop.standardisation import FeatureStatistics, load_statistics, save_statistics
-from bigr.models.bigr import BiGR, BiGRConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.errors import BigrError
 from tests.worlds import features_of, write_codes, write_models
 
 CPU = torch.device("cpu")
@@ -254,9 +254,9 @@ WORK = """
 import resource, sys
 from pathlib import Path
 import torch
-from bigr.evaluation.features import Features, token_averages, write_features
-from bigr.evaluation.neighbours import nearest_neighbours
-from bigr.evaluation.probe import linear_probe, selection
+from bigr.evaluation.representation.features import Features, token_averages, write_features
+from bigr.evaluation.representation.neighbours import nearest_neighbours
+from bigr.evaluation.representation.probe import linear_probe, selection
 
 IMAGES, LAYERS, WIDTH, CLASSES = 8000, 8, 512, 10
 folder, whole, cpu = Path(sys.argv[1]), sys.argv[2] == "whole", torch.device("cpu")

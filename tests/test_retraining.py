@@ -16,6 +16,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from bigr import config
+from bigr.pipeline.stage_table import NAMES
 from bigr.tracking.store import Store
 from tests import mini_project, tiny
 from tests.services import Services, copy_of_this_project, rows, started
@@ -95,12 +96,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Seen]]:
     with pytest.MonkeyPatch.context() as patch, started(folder, project) as services:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-        stages = (*config.STAGES, "promote")
+        stages = (*NAMES, "promote")
         first = fire(services, *stages)
         shutil.copytree(folder / "new", pictures, dirs_exist_ok=True)
         set_limit(params, UNREACHABLE)
         second = fire(services, *stages)
-        third = fire(services, *config.STAGES)
+        third = fire(services, *NAMES)
         yield [first, second, third]
 
 
@@ -114,7 +115,7 @@ def test_the_first_scheduled_run_trains_and_its_model_becomes_champion(story: li
     first = story[0]
     assert first.run["state_type"] == "COMPLETED" and first.run["auto_scheduled"], first.run["state"]
     assert first.message.startswith("8 stages ran, 0 cached; version 1 is the champion now: ")
-    assert first.tasks == {**dict.fromkeys(config.STAGES, "Ran"), "promote": "Promoted"}
+    assert first.tasks == {**dict.fromkeys(NAMES, "Ran"), "promote": "Promoted"}
     assert list(first.versions) == [1] and first.aliases == {"champion": 1, "challenger": 1}
     assert images(first) == FIRST
 
@@ -123,11 +124,11 @@ def test_added_images_are_picked_up_and_what_depends_on_them_runs_again(story: l
     first, second, _ = story
     assert images(second) == FIRST + ADDED
     assert second.run["state_type"] == "COMPLETED" and second.message.startswith("7 stages ran, 1 cached; ")
-    ran = dict.fromkeys(config.STAGES, "Ran") | {"digits": "Cached"}
+    ran = dict.fromkeys(NAMES, "Ran") | {"digits": "Cached"}
     assert {name: state for name, state in second.tasks.items() if name in ran} == ran
     assert any(row.startswith("| digits | cached |") for row in rows(second.page))
     assert sum("| ran |" in row for row in rows(second.page)) == 7
-    same = [name for name in config.STAGES if second.lock[name]["outs"] == first.lock[name]["outs"]]
+    same = [name for name in NAMES if second.lock[name]["outs"] == first.lock[name]["outs"]]
     assert same == ["digits"]
 
 
@@ -147,6 +148,6 @@ def test_with_no_change_a_scheduled_run_is_up_to_date_and_starts_no_stage(story:
     _, second, third = story
     assert third.run["state_type"] == "COMPLETED"
     assert third.message == "up to date: 0 stages ran, 8 cached"
-    assert third.tasks == dict.fromkeys(config.STAGES, "Cached")  # and no task for the gate
+    assert third.tasks == dict.fromkeys(NAMES, "Cached")  # and no task for the gate
     assert sum("| cached | 0.0 s |" in row for row in rows(third.page)) == 8
     assert (third.versions, third.aliases, third.lock) == (second.versions, second.aliases, second.lock)

@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bigr.context import Context
-from bigr.errors import BigrError
 from bigr.interop.folders import load_model
-from bigr.models.bigr import BiGR
-from bigr.models.tokenizer import Tokenizer
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import decoded
-from bigr.sampling.unmask import sample_codes
-from bigr.seeds import derive_seed
-from bigr.stages import samples
+from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.stages import draw_samples
 from tests.test_training import run_two_processes
 from tests.worlds import settings, write_models
 
@@ -30,7 +30,7 @@ def chosen(**changes):
 
 def sampled(root, **changes):
     """Run the stage; its images and its labels."""
-    samples.run(chosen(**changes), Context(root))
+    draw_samples.run(chosen(**changes), Context(root))
     with np.load(root / "outputs" / "samples.npz") as file:
         assert file.files == ["arr_0", "arr_1"]
         return file["arr_0"], file["arr_1"]
@@ -48,7 +48,7 @@ def conditions(monkeypatch):
     """The labels that the sampler is given, in the order of the samples."""
     seen = []
     monkeypatch.setattr(
-        samples,
+        draw_samples,
         "sample_codes",
         lambda model, labels, *rest: seen.extend(labels.tolist()) or sample_codes(model, labels, *rest),
     )
@@ -91,9 +91,9 @@ def test_two_processes_draw_the_samples_of_one_and_hand_over_a_few_at_a_time(pro
 _TOGETHER = """
 import pathlib, sys
 import torch
-from bigr.context import Context
-from bigr.stages import samples
-from bigr.training.distributed import process_group
+from bigr.runtime.context import Context
+from bigr.stages import draw_samples as samples
+from bigr.runtime.distributed import process_group
 from tests.test_samples import chosen
 
 samples.GATHERED_TOGETHER = 2
@@ -131,7 +131,7 @@ def test_samples_are_the_decoded_codes_of_each_kind_of_model(tmp_path, target, q
     assert (model.config.target, tokenizer.config.quantizer) == (target, quantizer)
     values = chosen()
     seeds = [derive_seed(values.seed, "samples", i) for i in range(4)]
-    codes = sample_codes(model, torch.from_numpy(labels), samples.sampling_of(values.samples), seeds)
+    codes = sample_codes(model, torch.from_numpy(labels), Sampling.of(values.samples), seeds)
     expected = tokenizer.decode(codes).detach().clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255
     assert np.abs(images - expected).max() < 0.51
 

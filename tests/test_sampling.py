@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bigr.errors import BigrError
-from bigr.models.backbone import Backbone
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.diffusion import BernoulliDiffusion
-from bigr.models.transcoder import Transcoder, TranscoderConfig
+from bigr.models.masked.backbone import Backbone
+from bigr.models.masked.diffusion import BernoulliDiffusion
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
+from bigr.runtime.errors import BigrError
 from bigr.sampling.reverse import bit_probabilities
 from bigr.sampling.unmask import Sampling, certainty, check_finite, guidance, sample_codes, still_masked
 

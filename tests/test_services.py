@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from bigr.errors import EXIT_USER_ERROR
+from bigr.runtime.errors import EXIT_USER_ERROR
 from flows import credentials
 from flows.execution import RETRY
 from flows.whereabouts import LABEL

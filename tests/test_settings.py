@@ -1,13 +1,17 @@
 """Whatever does not fit in params.yaml is one line that names the key, what it was, and what is allowed."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from typer.testing import CliRunner
 
 from bigr import config
-from bigr.errors import BigrError
+from bigr.cli import program
+from bigr.runtime.errors import BigrError
 
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
@@ -256,3 +260,12 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BigrError, match=r"binary\.yaml: "):
         config.load(tmp_path / "binary.yaml")
+
+
+def test_the_schema_for_editors_takes_the_recipes_and_refuses_misspelt_keys() -> None:
+    schema = json.loads(CliRunner().invoke(program.app, ["schema"]).stdout)
+    for path in (ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")):
+        values = config.read(path)
+        jsonschema.validate(values, schema)
+        with pytest.raises(jsonschema.ValidationError, match="stepz"):
+            jsonschema.validate(values | {"generator": {**values["generator"], "stepz": 3}}, schema)

@@ -17,14 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.config import Settings, load
-from bigr.context import Context, Report
 from bigr.data import packing, shards
 from bigr.data.packing import pack
 from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_split
 from bigr.data.sources import discover
-from bigr.errors import BigrError
-from bigr.files import sha256_file
-from bigr.stages import shards as stage
+from bigr.runtime.context import Context, Report
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import sha256_file
+from bigr.stages import pack_shards as stage
 from tests.worlds import bomb, memory_grows_by_less_than
 
 SIZE = 8

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bigr.errors import BigrError
-from bigr.files import write_tensors
 from bigr.interop import pickles
 from bigr.interop.tensorfiles import open_tensors
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_tensors
 
 
 class Trap:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from bigr import config, tracking
-from bigr.lineage.runs import Runs
+from bigr.pipeline.lineage.runs import Runs
 from bigr.tracking import executions, mailbox
 from bigr.tracking.mailbox import Mailbox
 from bigr.tracking.store import RUN_LIST, Store, code_digest, home, location
@@ -170,7 +170,7 @@ def found(project: Path, condition: str) -> list[str]:
 def test_runs_are_found_by_the_data_and_models_that_they_read(project: Path, request: pytest.FixtureRequest) -> None:
     shards, weights = "5" * 32 + ".dir", "7" * 32 + ".dir"
     parent_name = f"test {request.node.name}"
-    inputs = {"data/shards": shards, "bigr/stages/tokenizer.py": "c" * 32}
+    inputs = {"data/shards": shards, "bigr/stages/train_tokenizer.py": "c" * 32}
     tracking.Tracker(project, "tokenizer", SETTINGS, inputs).finish("FINISHED")
     inputs = {"data/shards": shards, "models/tokenizer": weights, "outputs/samples.npz": "9" * 32}
     tracking.Tracker(project, "evaluation", SETTINGS, inputs).finish("FINISHED")

@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from bigr.context import Context, Report
-from bigr.errors import BigrError
 from bigr.interop.folders import load_model
-from bigr.models.bigr import BiGR
-from bigr.models.tokenizer import Tokenizer
-from bigr.stages import generator, tokenizer, transcoder
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.context import Context, Report
+from bigr.runtime.errors import BigrError
+from bigr.stages import train_generator, train_tokenizer, train_transcoder
 from bigr.training import loop
 from bigr.training.masked import MaskedBatches
-from bigr.training.optimiser import Average, adamw, learning_rate
+from bigr.training.optimiser import EMA, adamw, learning_rate
 from tests.worlds import ROOT, settings, write_codes, write_shards
 
 
@@ -39,7 +39,7 @@ def weights(folder: Path) -> bytes:
 
 def run_killed_after(monkeypatch, steps, run):
     """Run a stage, killed by an exception once `steps` steps are done."""
-    update = Average.update
+    update = EMA.update
     count = iter(range(1, 1000))
 
     def counting(self, source):
@@ -47,7 +47,7 @@ def run_killed_after(monkeypatch, steps, run):
         if next(count) == steps:
             raise Killed
 
-    monkeypatch.setattr(Average, "update", counting)
+    monkeypatch.setattr(EMA, "update", counting)
     with pytest.raises(Killed):
         run()
     monkeypatch.undo()
@@ -55,9 +55,9 @@ def run_killed_after(monkeypatch, steps, run):
 
 def steps_of(monkeypatch, run) -> int:
     """How many steps a run of a stage takes."""
-    update, steps = Average.update, []
+    update, steps = EMA.update, []
     with monkeypatch.context() as patch:
-        patch.setattr(Average, "update", lambda self, source: steps.append(1) or update(self, source))
+        patch.setattr(EMA, "update", lambda self, source: steps.append(1) or update(self, source))
         run()
     return len(steps)
 
@@ -67,10 +67,10 @@ def test_a_killed_generator_continues_and_ends_with_the_weights_of_an_uninterrup
     for name in ("straight", "killed"):
         write_codes(tmp_path / name)
     straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
-    generator.run(settings(**changes), straight)
-    run_killed_after(monkeypatch, 5, lambda: generator.run(settings(**changes), killed))
+    train_generator.run(settings(**changes), straight)
+    run_killed_after(monkeypatch, 5, lambda: train_generator.run(settings(**changes), killed))
     assert not (killed.root / "models" / "generator").exists()
-    assert steps_of(monkeypatch, lambda: generator.run(settings(**changes), killed)) == 7 - 3
+    assert steps_of(monkeypatch, lambda: train_generator.run(settings(**changes), killed)) == 7 - 3
     assert weights(straight.root / "models" / "generator") == weights(killed.root / "models" / "generator")
     curves = [(c.root / "outputs" / "curves" / "generator.csv").read_text() for c in (straight, killed)]
     assert curves[0] == curves[1]
@@ -79,8 +79,8 @@ def test_a_killed_generator_continues_and_ends_with_the_weights_of_an_uninterrup
 
 def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path, monkeypatch):
     write_codes(tmp_path)
-    run_killed_after(monkeypatch, 5, lambda: generator.run(settings(), Context(tmp_path, "before")))
-    steps = steps_of(monkeypatch, lambda: generator.run(settings(), Context(tmp_path, "after")))
+    run_killed_after(monkeypatch, 5, lambda: train_generator.run(settings(), Context(tmp_path, "before")))
+    steps = steps_of(monkeypatch, lambda: train_generator.run(settings(), Context(tmp_path, "after")))
     assert steps == settings().generator.steps
 
 
@@ -88,11 +88,11 @@ def test_a_killed_transcoder_continues_and_ends_with_the_same_weights(tmp_path, 
     changes = {"transcoder__steps": 5, "run__checkpoint_every": 2}
     straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
     write_codes(straight.root)
-    generator.run(settings(**changes), straight)
+    train_generator.run(settings(**changes), straight)
     shutil.copytree(straight.root, killed.root)
-    transcoder.run(settings(**changes), straight)
-    run_killed_after(monkeypatch, 3, lambda: transcoder.run(settings(**changes), killed))
-    assert steps_of(monkeypatch, lambda: transcoder.run(settings(**changes), killed)) == 5 - 2
+    train_transcoder.run(settings(**changes), straight)
+    run_killed_after(monkeypatch, 3, lambda: train_transcoder.run(settings(**changes), killed))
+    assert steps_of(monkeypatch, lambda: train_transcoder.run(settings(**changes), killed)) == 5 - 2
     assert weights(straight.root / "models" / "bigr") == weights(killed.root / "models" / "bigr")
     curves = [(c.root / "outputs" / "curves" / "transcoder.csv").read_text() for c in (straight, killed)]
     assert curves[0] == curves[1]
@@ -115,7 +115,7 @@ def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weigh
     for name in ("straight", "killed"):
         context = Context(tmp_path / name, "f")
         write_shards(context.root)
-        run = partial(tokenizer.run, settings(**changes), context)
+        run = partial(train_tokenizer.run, settings(**changes), context)
         if name == "killed":
             run_killed_after(monkeypatch, 3, run)
         assert steps_of(monkeypatch, run) == (5 - 2 if name == "killed" else 5)
@@ -153,8 +153,8 @@ def test_a_run_after_kill_9_continues_and_ends_with_the_weights_of_one_run(tmp_p
 
 _PROGRAM = """
 import ast, logging, pathlib, sys
-from bigr.context import Context
-from bigr.stages import generator
+from bigr.runtime.context import Context
+from bigr.stages import train_generator as generator
 from tests.worlds import settings
 logging.basicConfig(level=logging.INFO)
 generator.run(settings(**ast.literal_eval(sys.argv[1])), Context(pathlib.Path(sys.argv[2]), "f"))
@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monke
 
     monkeypatch.setattr(BiGR, "loss", explode)
     with pytest.raises(BigrError, match=r"loss is nan at step 3 \(batch 2: training codes \d+, \d+"):
-        generator.run(settings(run__checkpoint_every=1), Context(tmp_path, "f"))
+        train_generator.run(settings(run__checkpoint_every=1), Context(tmp_path, "f"))
     assert not (tmp_path / "models").exists()
 
 
@@ -185,14 +185,14 @@ def test_a_gradient_that_is_not_finite_stops_though_the_loss_is(tmp_path, monkey
 
     monkeypatch.setattr(BiGR, "loss", explode)
     with pytest.raises(BigrError, match=r"gradient_norm is nan at step 1 \(batch 0: training codes"):
-        generator.run(settings(), Context(tmp_path))
+        train_generator.run(settings(), Context(tmp_path))
     assert not (tmp_path / "models").exists()
 
 
 def test_training_lowers_the_validation_loss(tmp_path):
     write_codes(tmp_path)
     changes = {"generator__steps": 200, "generator__validate_every": 50, "generator__learning_rate": 0.01}
-    generator.run(settings(**changes, generator__ema_decay=0.5), Context(tmp_path))
+    train_generator.run(settings(**changes, generator__ema_decay=0.5), Context(tmp_path))
     rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / "generator.csv").open()))
     assert [row["step"] for row in rows] == ["50", "100", "150", "200"]
     losses = [float(row["val_loss"]) for row in rows]
@@ -202,8 +202,8 @@ def test_training_lowers_the_validation_loss(tmp_path):
 
 def test_the_transcoder_stage_leaves_the_backbone_and_moves_the_transcoder(tmp_path):
     write_codes(tmp_path)
-    generator.run(settings(), Context(tmp_path))
-    transcoder.run(settings(), Context(tmp_path))
+    train_generator.run(settings(), Context(tmp_path))
+    train_transcoder.run(settings(), Context(tmp_path))
     before, after = (load_model(tmp_path / "models" / name, BiGR).state_dict() for name in ("generator", "bigr"))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"transcoder"}
@@ -214,16 +214,16 @@ def test_the_transcoder_stage_leaves_the_backbone_and_moves_the_transcoder(tmp_p
 
 def test_no_transcoder_steps_hand_the_joint_model_on(tmp_path):
     write_codes(tmp_path)
-    generator.run(settings(), Context(tmp_path))
-    transcoder.run(settings(transcoder__steps=0), Context(tmp_path))
+    train_generator.run(settings(), Context(tmp_path))
+    train_transcoder.run(settings(transcoder__steps=0), Context(tmp_path))
     assert weights(tmp_path / "models" / "bigr") == weights(tmp_path / "models" / "generator")
 
 
 def test_a_transcoder_from_scratch_takes_its_own_shape(tmp_path):
     write_codes(tmp_path)
-    generator.run(settings(), Context(tmp_path))
+    train_generator.run(settings(), Context(tmp_path))
     changes = {"transcoder__start": "scratch", "transcoder__dim": 48, "transcoder__blocks": 2}
-    transcoder.run(settings(**changes, transcoder__diffusion_steps=8, transcoder__target="x0"), Context(tmp_path))
+    train_transcoder.run(settings(**changes, transcoder__diffusion_steps=8, transcoder__target="x0"), Context(tmp_path))
     config = load_model(tmp_path / "models" / "bigr", BiGR).config
     assert (config.transcoder_dim, config.transcoder_blocks) == (48, 2)
     assert (config.diffusion_steps, config.target) == (8, "x0")
@@ -231,16 +231,16 @@ def test_a_transcoder_from_scratch_takes_its_own_shape(tmp_path):
 
 def test_codes_of_another_tokenizer_are_refused_by_the_transcoder(tmp_path):
     write_codes(tmp_path)
-    generator.run(settings(), Context(tmp_path))
+    train_generator.run(settings(), Context(tmp_path))
     write_codes(tmp_path, tokenizer="another")
     with pytest.raises(BigrError, match="tokenizer"):
-        transcoder.run(settings(), Context(tmp_path))
+        train_transcoder.run(settings(), Context(tmp_path))
 
 
 def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(tmp_path):
     write_shards(tmp_path, size=16)
     chosen = settings(tokenizer__batch_size=4)
-    tokenizer.run(chosen, Context(tmp_path))
+    train_tokenizer.run(chosen, Context(tmp_path))
     model = load_model(tmp_path / "models" / "tokenizer", Tokenizer)
     assert model.codes(torch.rand(2, 3, 16, 16)).shape == (2, chosen.grid**2, chosen.tokenizer.code_bits)
     assert (tmp_path / "outputs" / "reconstructions.png").stat().st_size > 0
@@ -250,7 +250,7 @@ def test_the_tokenizer_stage_writes_a_model_its_curves_and_a_picture(tmp_path):
 
 def test_the_lookup_free_quantizer_trains_with_its_penalties(tmp_path):
     write_shards(tmp_path, size=16)
-    tokenizer.run(settings(tokenizer__batch_size=4, tokenizer__quantizer="lfq"), Context(tmp_path))
+    train_tokenizer.run(settings(tokenizer__batch_size=4, tokenizer__quantizer="lfq"), Context(tmp_path))
     row = next(csv.DictReader((tmp_path / "outputs" / "curves" / "tokenizer.csv").open()))
     assert {"train_entropy", "train_commitment"} <= row.keys()
 
@@ -264,8 +264,8 @@ def test_the_cosine_schedule_warms_up_and_ends_near_zero():
 
 
 def test_weight_decay_spares_vectors_biases_and_the_transcoder():
-    model = BiGR(generator.config_of(settings().generator, write_codes_shape()))
-    optimiser = adamw(model, settings().generator, generator.UNDECAYED)
+    model = BiGR(BiGRConfig.of(settings().generator, code_bits=24, grid=4, num_classes=10))
+    optimiser = adamw(model, settings().generator, train_generator.UNDECAYED)
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
     named = {name: decay[id(p)] for name, p in model.named_parameters()}
     assert named["backbone.layers.0.attention.wqkv.weight"] == settings().generator.weight_decay > 0
@@ -274,17 +274,10 @@ def test_weight_decay_spares_vectors_biases_and_the_transcoder():
             assert value == 0, name
 
 
-def write_codes_shape():
-    class Shape:
-        code_bits, grid, num_classes = 24, 4, 10
-
-    return Shape()
-
-
 def test_the_average_follows_its_decay():
     module = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(module.weight)
-    average = Average(module, 0.9)
+    average = EMA(module, 0.9)
     nn.init.ones_(module.weight)
     for _ in range(3):
         average.update(module)
@@ -303,13 +296,13 @@ class Recorder(Report):
         self.points += [(name, step, value) for name, value in values.items() if step is not None]
 
 
-@pytest.mark.parametrize("stage", [generator, transcoder])
+@pytest.mark.parametrize("stage", [train_generator, train_transcoder])
 def test_a_name_stands_for_one_thing_in_the_records_of_whole_and_resumed_runs(tmp_path, monkeypatch, stage):
     """`loss` is that of one step, `train_loss` the mean since the last validation; no step has two values of either."""
-    name = stage.__name__.rpartition(".")[2]
+    name = stage.__name__.rpartition(".")[2].removeprefix("train_")
     changes = {f"{name}__steps": 45, f"{name}__validate_every": 20, "run__checkpoint_every": 30}
     write_codes(tmp_path / "whole")
-    generator.run(settings(), Context(tmp_path / "whole", "f"))
+    train_generator.run(settings(), Context(tmp_path / "whole", "f"))
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     losses, add = {}, loop.Losses.add
     monkeypatch.setattr(
@@ -325,7 +318,7 @@ def test_a_name_stands_for_one_thing_in_the_records_of_whole_and_resumed_runs(tm
         assert len(points) == len(context.report.points), "a point of a curve was told twice"
         assert not {"loss", "train_loss", "val_loss"} & context.report.results.keys()
         rows = list(csv.DictReader((context.root / "outputs" / "curves" / f"{name}.csv").open()))
-        curve = {(key, int(row["step"])): float(value) for row in rows for key, value in row.items() if value}
+        curve = {(key, int(row["step"])): float(value) for row in rows for key, value in row.items() if value != "nan"}
         windows = {key: value for key, value in points.items() if key[0].startswith(("train_", "val_"))}
         assert windows == pytest.approx({key: value for key, value in curve.items() if key[0] != "step"}, rel=1e-5)
         for step in (20, 40):
@@ -389,11 +382,12 @@ import json, pathlib, sys
 import torch
 import torch.distributed as dist
 from torch import nn
-from bigr.context import Context
+from bigr.runtime.context import Context
 from bigr.data.codes import CodesDataset
-from bigr.models.bigr import BiGR
-from bigr.stages import generator
-from bigr.training import distributed, loop
+from bigr.models.masked.generator import BiGR
+from bigr.stages import train_generator as generator
+from bigr.runtime import distributed
+from bigr.training import loop
 from bigr.training.masked import MaskedBatches
 from tests.worlds import settings
 
@@ -470,16 +464,17 @@ _RESUMED_APART = """
 # One of two processes: trains once without and twice with an interruption, in folders of its own.
 import hashlib, json, pathlib, sys
 import torch
-from bigr.context import Context
-from bigr.stages import generator, tokenizer
-from bigr.training import distributed
-from bigr.training.optimiser import Average
+from bigr.runtime.context import Context
+from bigr.stages import train_generator as generator
+from bigr.stages import train_tokenizer as tokenizer
+from bigr.runtime import distributed
+from bigr.training.optimiser import EMA
 from tests.worlds import settings
 
 class Killed(Exception):
     pass
 
-update, seen = Average.update, {}
+update, seen = EMA.update, {}
 
 def watched(self, source):
     update(self, source)
@@ -491,7 +486,7 @@ def watched(self, source):
     if seen["steps"] == seen["last"]:
         raise Killed
 
-Average.update = watched
+EMA.update = watched
 own = {"run__device": "cpu", "run__precision": "float32", "run__checkpoint_every": 1, "run__workers": 1}
 adversarial = {
     "tokenizer__steps": 4, "tokenizer__batch_size": 4, "tokenizer__channel_multipliers": [1, 1],
@@ -503,7 +498,7 @@ with distributed.process_group(torch.device("cpu")):
     root, rank, found = pathlib.Path(sys.argv[1]), distributed.rank(), {}
     for place in ("whole", "absent", "broken"):
         for stage, last, chosen in stages:
-            name = stage.__name__.rpartition(".")[2]
+            name = stage.__name__.rpartition(".")[2].removeprefix("train_")
             context = Context(root / place / str(rank), "f")
             if place != "whole":
                 seen.update(steps=0, last=last + 1)  # killed after the step that follows the checkpoint's
@@ -524,10 +519,10 @@ with distributed.process_group(torch.device("cpu")):
 _OTHER_INPUTS = """
 import pathlib, sys
 import torch
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.stages import generator
-from bigr.training import distributed
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.stages import train_generator as generator
+from bigr.runtime import distributed
 from tests.worlds import settings
 
 with distributed.process_group(torch.device("cpu")):

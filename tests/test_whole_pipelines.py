@@ -14,11 +14,19 @@ import pytest
 from PIL import Image
 
 import bigr
-from bigr.context import Context
-from bigr.stages import codes, evaluation, generator, samples, shards, tokenizer, transcoder
+from bigr.runtime.context import Context
+from bigr.stages import (
+    draw_samples,
+    encode_codes,
+    evaluate_model,
+    pack_shards,
+    train_generator,
+    train_tokenizer,
+    train_transcoder,
+)
 from tests import worlds
 
-STAGES = (shards, tokenizer, codes, generator, transcoder, samples, evaluation)
+STAGES = (pack_shards, train_tokenizer, encode_codes, train_generator, train_transcoder, draw_samples, evaluate_model)
 
 
 def write_images(root: Path, *, size: int, classes: int, train: int, val: int) -> None:

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bigr import config
-from bigr.context import Context
 from bigr.data.codes import CodesDataset
-from bigr.evaluation.features import Features, write_features
-from bigr.files import write_json, write_tensors
+from bigr.evaluation.representation.features import Features, write_features
 from bigr.interop.folders import model_hash, save
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
-from bigr.stages import shards
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.context import Context
+from bigr.runtime.files import write_json, write_tensors
+from bigr.stages import pack_shards
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def write_shards(root: Path, *, size=32, classes=2, images=12, prefix="") -> Non
             path.parent.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(draws.integers(0, 256, (4, 4, 3), dtype=np.uint8))
             coarse.resize((size, size), Image.Resampling.BICUBIC).save(path)
-    shards.run(
+    pack_shards.run(
         settings(shards__source="pictures", shards__image_size=size, tokenizer__attention_resolutions=[]), Context(root)
     )
 

@@ -1,8 +1,8 @@
 """The page that `bigr app` serves: what the model does, in the browser.
 
-`serving.py` starts and ends it; `page.py` lays it out of what `controls.py` has, `tasks.py` does what its buttons say;
+`server.py` starts and ends it; `page.py` lays it out of what `controls.py` has, `tasks.py` does what its buttons say;
 `links.py` has the addresses that open a tab with settings; `running.py` lets a call be watched; `panel.py` draws what
-it comes to; `uploads.py` reads what people bring; `dataset.py` has the pictures that are there; `guard.py` refuses what
+it comes to; `uploads.py` reads what people bring; `gallery.py` has the pictures that are there; `guard.py` refuses what
 other sites send and what is too much, by the numbers of `bounds.py`.
-Only this room imports gradio. It knows no networks and no settings: `ImageModel` does all the work.
+Only this package imports gradio. It knows no networks and no settings: `ImageModel` does all the work.
 """

@@ -13,8 +13,8 @@ from bigr.app import panel
 from bigr.app.bounds import MAX_GUIDANCE, MAX_SEED, MAX_VARIANTS
 from bigr.app.tasks import NO_CLASS
 from bigr.app.uploads import read_upload
-from bigr.errors import BigrError
 from bigr.imaging.model import ImageModel
+from bigr.runtime.errors import BigrError
 
 HERE = Path(__file__).parent
 STATE_SECONDS = 3600
@@ -43,14 +43,16 @@ def spoken(error: BigrError) -> gr.Error:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageInput:
     """A picture to work on. picture: the session's own, as it was given; view: what shows it, a brush or a panel."""
 
     picture: gr.State
     view: gr.HTML
 
 
-def source(examples: Examples, shown: Callable[..., Any], *, brush: bool = False, beside: Sequence[Any] = ()) -> Source:
+def source(
+    examples: Examples, shown: Callable[..., Any], *, brush: bool = False, beside: Sequence[Any] = ()
+) -> ImageInput:
     """Examples, an upload button, and the picture that was chosen; the first example is there from the start.
 
     shown: from the picture (and the values of the components `beside`) to the value of what shows it. brush: it is
@@ -64,10 +66,12 @@ def source(examples: Examples, shown: Callable[..., Any], *, brush: bool = False
             html_template=(HERE / "brush.html").read_text(encoding="utf-8"),
             js_on_load=(HERE / "brush.js").read_text(encoding="utf-8"),
             apply_default_css=False,
-            elem_classes="easel",
+            elem_classes="image-input",
         )
     else:
-        view = gr.HTML(shown(first, *(one.value for one in beside)), apply_default_css=False, elem_classes="easel")
+        view = gr.HTML(
+            shown(first, *(one.value for one in beside)), apply_default_css=False, elem_classes="image-input"
+        )
     with gr.Row(elem_classes="sources"):
         if examples:
             thumbnails = gr.HTML(
@@ -95,7 +99,7 @@ def source(examples: Examples, shown: Callable[..., Any], *, brush: bool = False
         return picture, shown(picture, *values)
 
     button.upload(uploaded, [button, *beside], [state, view], **READING)
-    return Source(state, view)
+    return ImageInput(state, view)
 
 
 def class_choices(model: ImageModel, nobody: str | None = None) -> list[tuple[str, int]]:

@@ -15,11 +15,11 @@ from PIL import Image
 from bigr.app import panel
 from bigr.app.bounds import MAX_CLASSES, MAX_STEPS, UPLOAD_SECONDS
 from bigr.app.controls import HERE, QUIET, READING, Examples, class_choices, options, source, spoken
-from bigr.app.dataset import Dataset
+from bigr.app.gallery import Dataset
 from bigr.app.links import COPY, Link
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
-from bigr.errors import BigrError
 from bigr.imaging.model import INTERPOLATION_STEPS, ImageModel
+from bigr.runtime.errors import BigrError
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from bigr.app import panel
 from bigr.app.bounds import MAX_CLASSES, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARIANTS
-from bigr.app.dataset import Dataset
+from bigr.app.gallery import Dataset
 from bigr.app.running import Done, watched
 from bigr.app.uploads import read_mask
-from bigr.errors import BigrError
 from bigr.imaging.drawing import Frame, OnStep
 from bigr.imaging.model import ImageModel
+from bigr.runtime.errors import BigrError
 
 NO_CLASS = -1
 """The page's value for no class."""

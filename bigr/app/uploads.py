@@ -10,7 +10,7 @@ from PIL import Image
 
 from bigr.app.bounds import MAX_MASK_PIXELS, MAX_SIDE, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from bigr.data.images import FORMATS, decode
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 
 _PNG = "data:image/png;base64,"
 

@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigr import bits, seeds
 from bigr.data.shards import Shard, ShardIndex, read_shard
-from bigr.errors import BigrError
-from bigr.files import write_json, write_tensors
+from bigr.models import bits
+from bigr.runtime import seeds
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_json, write_tensors
 
 _CHUNK = 4096
 """Images whose bits are unpacked at a time where a whole split is counted."""
 
 
-class Encoder(Protocol):
+class CodeEncoder(Protocol):
     """What is needed of a tokenizer."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def place_shards(images: ShardIndex) -> Iterator[PlacedShard]:
 
 @torch.no_grad()
 def encode_shard(
-    encoder: Encoder,
+    encoder: CodeEncoder,
     placed: PlacedShard,
     path: Path,
     encoding: Encoding,
@@ -185,6 +186,11 @@ class CodesDataset:
             )
         mapped = [_map(folder / shard["name"], found, shard["images"], entries) for shard in shards]
         return cls(index, split, [codes for codes, _ in mapped], [labels for _, labels in mapped])
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What the codes say of their generator: fields of `BiGRConfig`."""
+        return {"code_bits": self.code_bits, "grid": self.grid, "num_classes": self.num_classes}
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from bigr.files import atomic_folder
+from bigr.runtime.files import atomic_folder
 
 _SPLIT_SEED = 0
 _FULL = 16.0

@@ -27,9 +27,9 @@ from webdataset import TarWriter
 
 from bigr.data.images import ImageError, center_crop, decode, encode_png
 from bigr.data.sources import SPLITS, Item, Source, printable
-from bigr.errors import BigrError
-from bigr.files import atomic_folder, sha256_file, write_json
-from bigr.progress import Progress
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import atomic_folder, sha256_file, write_json
+from bigr.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from bigr import seeds
-from bigr.errors import BigrError
+from bigr.runtime import seeds
+from bigr.runtime.errors import BigrError
 
 _IN_MEMORY_BYTES = 2 << 30
 """A split whose pixels fit in this is decoded once and kept."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from bigr.errors import BigrError
-from bigr.seeds import derive_seed
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
 
 log = logging.getLogger(__name__)
 

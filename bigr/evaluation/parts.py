@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bigr.evaluation.probe import LayerAccuracies
+from bigr.evaluation.representation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage
-from bigr.files import atomic_path
+from bigr.runtime.files import atomic_path
 
 _BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9822b", "#b8bec6", "#2b2f36"
 _STYLE: Any = {

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigr import bits
 from bigr.data.codes import CodesDataset
+from bigr.models import bits
 
 _CHUNK = 4096  # images at a time
 

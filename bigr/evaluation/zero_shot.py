@@ -16,40 +16,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bigr.evaluation.classifier import INSTRUMENT_SEED, Classifier
+from bigr.evaluation.fidelity.classifier import INSTRUMENT_SEED, Classifier
 from bigr.evaluation.parts import NotApplicable
-from bigr.imaging.resolution import consistent_with
-from bigr.models.bigr import BiGR
-from bigr.models.tokenizer import Tokenizer
-from bigr.progress import Progress
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.progress import Progress
+from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, painting, unknown_tokens
+from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, check_finite
-from bigr.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from bigr.config import Settings as PipelineSettings
+    from bigr.config import EditingSettings, SamplesSettings
 
 SUBJECT_CONTRAST = 0.2
 """How far a pixel's brightness must be from the background's for it to belong to the subject, of 1."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ZeroShotSettings:
     """Samplers. free: without a label; editing: where a class is painted, and of interpolation."""
 
     free: Sampling
     editing: Sampling
     enrich_rounds: int
 
-
-def zero_shot_settings(of: "PipelineSettings") -> Settings:
-    """The samplers of `bigr.load` under the settings `of` a pipeline."""
-    samples, editing = of.samples, of.editing
-    sampling = Sampling(**{name: getattr(samples, name) for name in Sampling.__dataclass_fields__})
-    free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
-    painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
-    return Settings(free, painted, editing.enrich_rounds)
+    @classmethod
+    def of(cls, samples: "SamplesSettings", editing: "EditingSettings") -> "ZeroShotSettings":
+        """The samplers of `bigr.load` under these sections of params.yaml."""
+        sampling = Sampling.of(samples)
+        free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
+        painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
+        return cls(free, painted, editing.enrich_rounds)
 
 
 class ZeroShot:
@@ -63,7 +62,7 @@ class ZeroShot:
         tokenizer: Tokenizer,
         network: BiGR,
         classifier: Classifier,
-        settings: Settings,
+        settings: ZeroShotSettings,
         batch_size: int,
         *,
         knows_labels: bool = True,

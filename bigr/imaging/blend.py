@@ -5,8 +5,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from bigr.errors import BigrError
 from bigr.imaging.pictures import Mask
+from bigr.runtime.errors import BigrError
 
 Blend: TypeAlias = Literal["feather", "poisson", "none"]
 

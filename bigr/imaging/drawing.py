@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from bigr.errors import BigrError
-from bigr.models.bigr import BiGR
-from bigr.models.tokenizer import Tokenizer
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.editing import OnIteration
 from bigr.sampling.unmask import Iteration, Sampling, check_finite
-from bigr.seeds import derive_seed
 
 GREY = 160
 """The brightness of what is not decided yet, in a `Frame`."""
@@ -66,7 +66,7 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class How:
+class SamplingOptions:
     """`Options`, with its defaults."""
 
     seed: int = 0
@@ -124,7 +124,7 @@ Draw: TypeAlias = Callable[[range, OnIteration | None], Tensor]
 """From places among the pictures of a call, and an onlooker, to their codes bool [B, N, K]."""
 
 
-class Easel:
+class Sampler:
     """The two networks, and how batches of pictures are drawn with them and shown meanwhile."""
 
     def __init__(
@@ -142,11 +142,11 @@ class Easel:
         """Where the networks are."""
         return self.network.backbone.mask_tok.device
 
-    def draw(self, count: int, draw: Draw, watch: "Watch") -> list[Image.Image]:
+    def draw(self, count: int, draw: Draw, watch: "ProgressReporter") -> list[Image.Image]:
         """`count` pictures, batch by batch."""
         return [Image.fromarray(picture.numpy()) for picture in decoded(self.tokenizer, self.codes(count, draw, watch))]
 
-    def codes(self, count: int, draw: Draw, watch: "Watch") -> Tensor:
+    def codes(self, count: int, draw: Draw, watch: "ProgressReporter") -> Tensor:
         """Their codes, bool [count, N, K]."""
         parts = []
         for places in batched(count, self.batch_size):
@@ -169,20 +169,20 @@ class Easel:
         return torch.cat([self.tokenizer.codes(self.pixels([picture])) for picture in pictures])
 
 
-class Watch:
+class ProgressReporter:
     """Counts the iterations of a call and shows each to the onlooker. of: how many there will be."""
 
     def __init__(self, on_step: OnStep | None, of: int) -> None:
         self._on_step, self._of, self._number = on_step, of, 0
 
-    def on_iteration(self, easel: Easel) -> OnIteration | None:
+    def on_iteration(self, sampler: Sampler) -> OnIteration | None:
         """What the sampler calls; None where nobody looks on."""
-        return None if self._on_step is None else lambda done: self._show(easel, done)
+        return None if self._on_step is None else lambda done: self._show(sampler, done)
 
-    def _show(self, easel: Easel, done: Iteration) -> None:
+    def _show(self, sampler: Sampler, done: Iteration) -> None:
         self._number += 1
-        grid = easel.network.config.grid
-        pictures = decoded(easel.tokenizer, done.codes).numpy()  # [B, H, W, 3]
+        grid = sampler.network.config.grid
+        pictures = decoded(sampler.tokenizer, done.codes).numpy()  # [B, H, W, 3]
         patch = pictures.shape[1] // grid
         undecided = done.masked.cpu().numpy().reshape(-1, grid, grid).repeat(patch, 1).repeat(patch, 2)
         pictures[undecided] = GREY

@@ -17,14 +17,13 @@ from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from bigr.data.images import center_crop
-from bigr.errors import BigrError
 from bigr.imaging import drawing
 from bigr.imaging.blend import Blend, blended, check
-from bigr.imaging.drawing import Easel, How, Label, Options, Watch
+from bigr.imaging.drawing import Label, Options, ProgressReporter, Sampler, SamplingOptions
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
-from bigr.imaging.resolution import consistent_with
 from bigr.imaging.windows import Window, scaled_mask, windows
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.runtime.errors import BigrError
 from bigr.sampling.decode import batched
 from bigr.sampling.editing import (
     enrich_codes,
@@ -35,6 +34,7 @@ from bigr.sampling.editing import (
     painting,
     unknown_tokens,
 )
+from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
 
 INTERPOLATION_STEPS = 9
@@ -83,7 +83,7 @@ class ImageModel:
 
     def __init__(
         self,
-        easel: Easel,
+        sampler: Sampler,
         sampling: Sampling,
         editing: Editing,
         classes: Sequence[str],
@@ -91,19 +91,19 @@ class ImageModel:
         knows_labels: bool = True,
         statistics: FeatureStatistics | None = None,
     ) -> None:
-        self._easel, self.sampling, self.editing = easel, sampling, editing
+        self._sampler, self.sampling, self.editing = sampler, sampling, editing
         self.classes, self.knows_labels = tuple(classes), knows_labels
         self.statistics = statistics
 
     @property
     def size(self) -> int:
         """The side in pixels of the squares that the model sees and draws."""
-        return int(self._easel.tokenizer.config.image_size)
+        return int(self._sampler.tokenizer.config.image_size)
 
     @property
     def num_layers(self) -> int:
         """How many layers `features` can be taken of."""
-        return int(self._easel.network.config.layers)
+        return int(self._sampler.network.config.layers)
 
     @property
     def feature_layer(self) -> int:
@@ -113,14 +113,14 @@ class ImageModel:
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """The least and the most of `iterations`, and of `diffusion_steps` where the model takes any."""
-        return drawing.limits(self._easel.network)
+        return drawing.limits(self._sampler.network)
 
     def generate(self, labels: Label | Sequence[Label], **options: Unpack[Options]) -> list[Image.Image]:
         """Pictures of each class asked for: all variants of the first, then of the second, and so on.
 
         Image i is image i of the stage `samples` for the same labels, seed and settings.
         """
-        how = How(**options)
+        how = SamplingOptions(**options)
         listed = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if not listed:
             raise BigrError("labels: none are given")
@@ -130,10 +130,10 @@ class ImageModel:
 
         def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
             some = slice(places.start, places.stop)
-            return sample_codes(self._easel.network, numbers[some], sampling, seeds[some], on_iteration=on_iteration)
+            return sample_codes(self._sampler.network, numbers[some], sampling, seeds[some], on_iteration=on_iteration)
 
-        steps = working_iterations(sampling, self._tokens) * self._easel.batches(len(numbers))
-        return self._easel.draw(len(numbers), draw, Watch(how.on_step, steps))
+        steps = working_iterations(sampling, self._tokens) * self._sampler.batches(len(numbers))
+        return self._sampler.draw(len(numbers), draw, ProgressReporter(how.on_step, steps))
 
     def inpaint(
         self,
@@ -150,7 +150,7 @@ class ImageModel:
         blend: see `bigr.imaging.blend.blended`; pixels outside the mask and its seam are those of the image.
         """
         picture = read_picture(image)
-        return self._paint(picture, read_mask(mask, picture.size), label, blend, How(**options))
+        return self._paint(picture, read_mask(mask, picture.size), label, blend, SamplingOptions(**options))
 
     def edit(
         self, image: Picture, mask: Picture, label: Label, *, blend: Blend = "feather", **options: Unpack[Options]
@@ -190,7 +190,7 @@ class ImageModel:
         mask[top:bottom, left:right] = False
         if not mask.any():
             raise BigrError("outpaint: nothing is left to paint: the box is the whole picture, or all margins are 0")
-        return self._paint(picture, mask, label, blend, How(**options))
+        return self._paint(picture, mask, label, blend, SamplingOptions(**options))
 
     def interpolate(
         self, first: Label, second: Label, steps: int = INTERPOLATION_STEPS, **options: Unpack[Options]
@@ -199,7 +199,7 @@ class ImageModel:
 
         The condition is r·e(first) + (1 − r)·e(second), r from 1 to 0; all pictures of a variant share their draws.
         """
-        how = How(**options)
+        how = SamplingOptions(**options)
         if not (isinstance(steps, int) and 2 <= steps <= 1024):
             raise BigrError(f"steps: {steps} cannot be; allowed: 2 to 1024, the ends included")
         if not self.knows_labels:
@@ -213,11 +213,11 @@ class ImageModel:
         def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
             some = slice(places.start, places.stop)
             a, b = (end.expand(len(places)) for end in ends)
-            network = self._easel.network
+            network = self._sampler.network
             return interpolate_codes(network, a, b, ratios[some], sampling, seeds[some], on_iteration=on_iteration)
 
-        total = working_iterations(sampling, self._tokens) * self._easel.batches(count)
-        return self._easel.draw(count, draw, Watch(how.on_step, total))
+        total = working_iterations(sampling, self._tokens) * self._sampler.batches(count)
+        return self._sampler.draw(count, draw, ProgressReporter(how.on_step, total))
 
     def enrich(
         self,
@@ -231,10 +231,10 @@ class ImageModel:
         """A small picture enlarged to the model's size, its detail drawn by the model (METHOD section 5).
 
         rounds: how often every token is drawn anew, 1 to 4; consistent: the result, made small again, is the picture
-        given (bigr/imaging/resolution.py). A picture of the model's size or more is first made half that size.
+        given (bigr/sampling/resolution.py). A picture of the model's size or more is first made half that size.
         Guidance acts where a label is given.
         """
-        how = How(**options)
+        how = SamplingOptions(**options)
         picture = read_picture(image)
         rounds = self.editing.enrich_rounds if rounds is None else rounds
         if not (isinstance(rounds, int) and 1 <= rounds <= 4):
@@ -245,14 +245,14 @@ class ImageModel:
         large = small.resize((self.size, self.size), Image.Resampling.BICUBIC)
         own = replace(self.sampling, guidance_scale=self.editing.enrich_guidance_scale, guidance_schedule="constant")
         sampling = self._sampling(own, how, guided=label is not None)
-        codes = self._easel.encode([large]).expand(how.variants, -1, -1)
+        codes = self._sampler.encode([large]).expand(how.variants, -1, -1)
         numbers = self._labels([label] * how.variants)
         seeds = how.seeds(how.variants, "enrich")
 
         def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
             some = slice(places.start, places.stop)
             return enrich_codes(
-                self._easel.network,
+                self._sampler.network,
                 codes[some],
                 numbers[some],
                 sampling,
@@ -261,15 +261,17 @@ class ImageModel:
                 on_iteration=on_iteration,
             )
 
-        steps = enrich_iterations(sampling, self._easel.network.config.grid, rounds=rounds)
-        drawn = self._easel.draw(how.variants, draw, Watch(how.on_step, steps * self._easel.batches(how.variants)))
+        steps = enrich_iterations(sampling, self._sampler.network.config.grid, rounds=rounds)
+        drawn = self._sampler.draw(
+            how.variants, draw, ProgressReporter(how.on_step, steps * self._sampler.batches(how.variants))
+        )
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
 
     def reconstruct(self, image: Picture) -> Image.Image:
         """What the tokenizer keeps of a picture: its centre square encoded and decoded, at the model's size."""
-        easel = self._easel
-        codes = easel.encode([center_crop(read_picture(image), self.size)])
-        return Image.fromarray(drawing.decoded(easel.tokenizer, codes)[0].numpy())
+        sampler = self._sampler
+        codes = sampler.encode([center_crop(read_picture(image), self.size)])
+        return Image.fromarray(drawing.decoded(sampler.tokenizer, codes)[0].numpy())
 
     def features(self, images: Picture | Sequence[Picture], layer: int | None = None) -> Tensor:
         """What the model sees in pictures: float32 [n, D] on the CPU, tokens averaged (METHOD section 5).
@@ -314,8 +316,8 @@ class ImageModel:
             raise BigrError("images: none are given")
         for places in batched(len(given), _SEEN_TOGETHER):
             pictures = [center_crop(read_picture(given[place]), self.size) for place in places]
-            codes = self._easel.tokenizer.codes(self._easel.pixels(pictures))
-            streams = self._easel.network.features(codes)
+            codes = self._sampler.tokenizer.codes(self._sampler.pixels(pictures))
+            streams = self._sampler.network.features(codes)
             yield torch.stack([stream.float().mean(1) for stream in streams], dim=1).cpu()
 
     def _layer(self, layer: int | None) -> int:
@@ -327,16 +329,16 @@ class ImageModel:
 
     @property
     def _tokens(self) -> int:
-        return int(self._easel.network.config.grid**2)
+        return int(self._sampler.network.config.grid**2)
 
     def _labels(self, labels: Sequence[Label]) -> Tensor:
         """int64 [n] on the device; a model trained without labels knows the unconditional row alone."""
         numbers = [drawing.label_number(label, self.classes) for label in labels]
         if not self.knows_labels:
             numbers = [len(self.classes)] * len(numbers)
-        return torch.tensor(numbers, device=self._easel.device)
+        return torch.tensor(numbers, device=self._sampler.device)
 
-    def _sampling(self, sampling: Sampling, how: How, guided: bool = True) -> Sampling:
+    def _sampling(self, sampling: Sampling, how: SamplingOptions, guided: bool = True) -> Sampling:
         """The sampler of one call; without a class to guide to, guidance is left out: it would change nothing."""
         found = how.applied(sampling, self.limits())
         return found if guided and self.knows_labels else replace(found, guidance_scale=1.0)
@@ -344,7 +346,9 @@ class ImageModel:
     def _class_painting(self) -> Sampling:
         return painting(self.sampling, self.editing.guidance_scale, self.editing.gumbel_temperature)
 
-    def _paint(self, picture: Image.Image, mask: Mask, label: Label, blend: Blend, how: How) -> list[Image.Image]:
+    def _paint(
+        self, picture: Image.Image, mask: Mask, label: Label, blend: Blend, how: SamplingOptions
+    ) -> list[Image.Image]:
         """`variants` copies of `picture`, each painted where `mask` bool [H, W] is True."""
         check(blend)
         if label is not None and not self.knows_labels:
@@ -358,11 +362,11 @@ class ImageModel:
         each = [
             working_iterations(in_proportion(sampling, n, self._tokens), n) for n in (int(u.sum()) for u in unknowns)
         ]
-        watch = Watch(how.on_step, sum(each) * self._easel.batches(how.variants))
+        watch = ProgressReporter(how.on_step, sum(each) * self._sampler.batches(how.variants))
         for place, ((window, part), unknown) in enumerate(zip(plan, unknowns, strict=True)):
             views = [array[window.slices] for array in drawn]
             painted = self._window(views, unknown, labels, sampling, how.seeds(how.variants, "inpaint", place), watch)
-            seam = self.editing.feather * window.side / self._easel.network.config.grid
+            seam = self.editing.feather * window.side / self._sampler.network.config.grid
             for view, new in zip(views, painted, strict=True):
                 large = np.asarray(new.resize((window.side, window.side), Image.Resampling.BICUBIC))
                 view[...] = blended(view, large, part, blend, seam)
@@ -387,7 +391,7 @@ class ImageModel:
     def _unknown(self, part: Mask) -> Tensor:
         """The unknown tokens of a window's part of the mask, bool [N] on the device."""
         pixels = torch.from_numpy(scaled_mask(part, self.size)).unsqueeze(0)
-        return unknown_tokens(pixels, self._easel.network.config.grid)[0].to(self._easel.device)
+        return unknown_tokens(pixels, self._sampler.network.config.grid)[0].to(self._sampler.device)
 
     def _window(
         self,
@@ -396,15 +400,15 @@ class ImageModel:
         labels: Tensor,
         sampling: Sampling,
         seeds: Sequence[int],
-        watch: Watch,
+        watch: ProgressReporter,
     ) -> list[Image.Image]:
         """Square pictures uint8 [S, S, 3], painted; of the model's size."""
-        codes = self._easel.encode([center_crop(Image.fromarray(view), self.size) for view in views])
+        codes = self._sampler.encode([center_crop(Image.fromarray(view), self.size) for view in views])
 
         def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
             some = slice(places.start, places.stop)
             return inpaint_codes(
-                self._easel.network,
+                self._sampler.network,
                 codes[some],
                 unknown.expand(len(places), -1),
                 labels[some],
@@ -413,7 +417,7 @@ class ImageModel:
                 on_iteration=on_iteration,
             )
 
-        return self._easel.draw(len(views), draw, watch)
+        return self._sampler.draw(len(views), draw, watch)
 
 
 def _four(numbers: object, name: str) -> tuple[int, int, int, int]:

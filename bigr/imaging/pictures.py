@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.data.images import ImageError, check_pixels, decode, upright_rgb
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 
 Picture: TypeAlias = Image.Image | Path | str | Tensor | NDArray[np.uint8]
 """A PIL image of any mode, a file of it, a tensor [3, H, W] or [1, H, W] (uint8, bool, or float in [0, 1]), or an array

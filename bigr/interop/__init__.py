@@ -1,7 +1,7 @@
 """Weights on disk: this project's model folders and the published checkpoints.
 
 What `bigr import` and `bigr export` do is here as functions, taken from `bigr.interop.exchange` when they are first
-asked for, so that a stage that needs a model folder alone does not depend on them.
+asked for.
 """
 
 from importlib import import_module

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigr.errors import BigrError
-from bigr.files import StoredTensor, atomic_folder, atomic_path, fill_tensors
 from bigr.interop import published
 from bigr.interop.folders import fill_folder, load_config, model_hash, tokenizer_of, write_model
-from bigr.interop.found import Found, expected_state
+from bigr.interop.found import PublishedModel, expected_state
 from bigr.interop.generators import read_generator
 from bigr.interop.tensorfiles import FileTensor, open_tensors
 from bigr.interop.tokenizers import read_tokenizer
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.diffusion import BernoulliDiffusion
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.diffusion import BernoulliDiffusion
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import StoredTensor, atomic_folder, atomic_path, fill_tensors
 
 TOKENIZER_FILE, GENERATOR_FILE = "tokenizer.safetensors", "generator.safetensors"
 _FOLDER_HOLDS = {"config.json", "model.safetensors"}
@@ -35,7 +35,7 @@ _FOLDER_HOLDS = {"config.json", "model.safetensors"}
 
 def import_tokenizer(
     path: Path, folder: Path, *, image_size: int | None = None, grid: int | None = None, force: bool = False
-) -> Found:
+) -> PublishedModel:
     """Write the tokenizer of a published file to the model folder `folder`; see `read_tokenizer`.
 
     Raises `BigrError` where `folder` exists, unless it is a model folder and `force`, or cannot be written.
@@ -49,7 +49,7 @@ def import_tokenizer(
 
 def import_generator(
     path: Path, folder: Path, *, heads: int | None = None, tokenizer: str | None = None, force: bool = False
-) -> Found:
+) -> PublishedModel:
     """Write the generator of a published file to the model folder `folder`; see `read_generator`.
 
     tokenizer: the hash (`model_hash`) of the tokenizer that it goes with, where it is known. Errors as
@@ -70,7 +70,7 @@ def import_pair(
     image_size: int | None = None,
     heads: int | None = None,
     force: bool = False,
-) -> tuple[Found, Found]:
+) -> tuple[PublishedModel, PublishedModel]:
     """Write `folder`/tokenizer and `folder`/bigr from two published files that go together.
 
     The arguments are those of `import_tokenizer` and `import_generator`. Raises `BigrError`, before anything is
@@ -89,7 +89,7 @@ def import_pair(
     return first, second
 
 
-def check_pair(tokenizer: Found, generator: Found) -> None:
+def check_pair(tokenizer: PublishedModel, generator: PublishedModel) -> None:
     """Raise `BigrError` where a tokenizer and a generator do not speak of the same codes."""
     shape, model = tokenizer.config, generator.config
     if shape.code_bits != model.code_bits:
@@ -205,7 +205,7 @@ def _refuse_unpublished(folder: Path, field: str, value: Any, published_value: A
         )
 
 
-def title(found: Found) -> str:
+def title(found: PublishedModel) -> str:
     """What it is, in a line: "L-d24, 256²: 336,346,136 parameters"."""
     numbers = sum(torch.Size(tensor.shape).numel() for tensor in found.weights.values())
     return f"{_name(found.config)}: {numbers:,} parameters"

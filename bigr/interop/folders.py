@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from bigr.errors import BigrError
-from bigr.files import StoredTensor, atomic_folder, sha256_file, write_json, write_tensors
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import StoredTensor, atomic_folder, sha256_file, write_json, write_tensors
 
 
 class Model(Protocol):

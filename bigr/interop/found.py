@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigr.errors import BigrError
 from bigr.interop.folders import M, config_from, without_weights
 from bigr.interop.published import Shaped
 from bigr.interop.tensorfiles import FileTensor, TensorFile
+from bigr.runtime.errors import BigrError
 
 
 @dataclass(frozen=True)
-class Found:
+class PublishedModel:
     """A model in a published file, checked, its weights not yet read.
 
     weights: this project's names; tokenizer: the hash of the tokenizer that the generator was trained on, where known.

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bigr.errors import BigrError
-from bigr.interop.found import Found, expected_state, floats, recorded, refuse, shape_of
+from bigr.interop.found import PublishedModel, expected_state, floats, recorded, refuse, shape_of
 from bigr.interop.published import (
     SCHEDULE,
     SCHEDULE_TABLES,
@@ -21,9 +20,11 @@ from bigr.interop.published import (
     generator_state,
     with_transcoder,
 )
+from bigr.interop.ready import PretrainedSource
 from bigr.interop.tensorfiles import TensorFile, open_tensors
-from bigr.models.bigr import BiGR, BiGRConfig
-from bigr.models.diffusion import BernoulliDiffusion
+from bigr.models.masked.diffusion import BernoulliDiffusion
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.errors import BigrError
 
 PUBLISHED_WIDTHS = (1024, 1280, 1536)
 """D of the published models."""
@@ -31,7 +32,7 @@ HEAD_WIDTH = 64
 """D / heads of all of them; tensors do not tell it."""
 
 
-def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | None = None) -> Found:
+def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | None = None) -> PublishedModel:
     """The generator in a published file: its entry `ema`, or tensors at the top. Errors as `read_tokenizer`.
 
     heads: attention heads, which tensors do not tell; None: those of `like`, a model of the same width as this one is
@@ -42,7 +43,7 @@ def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | N
     if config is None or heads not in (None, config.heads):
         config = generator_config(file.tensors, str(path), heads, like)
     weights = generator_state(file.tensors, expected_state(BiGR, config, path), str(path))
-    found = Found(path, config, floats(path, weights), file.metadata.get("tokenizer"))
+    found = PublishedModel(path, config, floats(path, weights), file.metadata.get("tokenizer"))
     _check_transcoders(file)
     _check_schedule(file, config)
     return found
@@ -134,3 +135,8 @@ def _diffusion_steps(tensors: Mapping[str, Shaped], source: str) -> int:
 def _count(tensors: Mapping[str, Shaped], prefix: str) -> int:
     """How many blocks there are behind `prefix`; where the indices have gaps, a missing tensor is found later."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
+
+
+def ready_generator(root: Path, named: str) -> PretrainedSource[BiGR]:
+    """The model that `generator.from` names. Where a file does not tell the heads, the settings do."""
+    return PretrainedSource("generator.from", root, named, BiGR, lambda path, shape: read_generator(path, like=shape))

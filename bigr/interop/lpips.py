@@ -5,8 +5,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from bigr.errors import BigrError
-from bigr.models.perceptual import Lpips
+from bigr.models.autoencoder.perceptual import Lpips
+from bigr.runtime.errors import BigrError
 
 
 def load_lpips(path: Path) -> Lpips:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from bigr.errors import BigrError
+from bigr.runtime.errors import BigrError
 
 # Beginnings of names, theirs and ours; the first that fits counts.
 TOKENIZER_NAMES = (

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from bigr.errors import BigrError
 from bigr.interop.folders import M, load_config, load_model, tokenizer_of
-from bigr.interop.found import Found
+from bigr.interop.found import PublishedModel
+from bigr.runtime.errors import BigrError
 
 START_ONLY = ("dropout", "init_std", "position_std")
 """Fields of a shape that change nothing of a model that is trained."""
 
 
 @dataclass(frozen=True)
-class Ready(Generic[M]):
+class PretrainedSource(Generic[M]):
     """setting: the key that names the model; named: its value, a path below `root` or absolute; cls: the class; read:
     finds the model in a published file, given the shape that is expected, which tells what tensors do not."""
 
@@ -30,9 +30,9 @@ class Ready(Generic[M]):
     root: Path
     named: str
     cls: type[M]
-    read: Callable[[Path, Any], Found]
+    read: Callable[[Path, Any], PublishedModel]
 
-    def find(self, expected: Any) -> Found:
+    def find(self, expected: Any) -> PublishedModel:
         """The model, its weights not yet read. `expected`: the shape that the settings describe. Raises `BigrError`
         where there is no such model."""
         path = self.root / self.named
@@ -40,10 +40,10 @@ class Ready(Generic[M]):
             if path.is_dir():
                 if not (path / "model.safetensors").is_file():
                     raise BigrError(f"{path / 'model.safetensors'}: no such file; {path} is not a whole model folder")
-                return Found(path, load_config(path, self.cls), {}, tokenizer_of(path))
+                return PublishedModel(path, load_config(path, self.cls), {}, tokenizer_of(path))
             return self.read(path, expected)
 
-    def differences(self, found: Found, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
+    def differences(self, found: PublishedModel, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
         """A line for each setting that is not as the model is.
 
         keys: the settings behind fields that are not of the section of `setting`.
@@ -57,7 +57,7 @@ class Ready(Generic[M]):
                 lines.append(f"{key} is {ours}, but {self.named} has {theirs}; set it to {theirs}")
         return lines
 
-    def problems(self, found: Found, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
+    def problems(self, found: PublishedModel, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
         """The `differences`; where there are none, a line if the weights of a model folder are damaged or of another
         shape. None is computed with: they are mapped from the file."""
         lines = self.differences(found, expected, keys)
@@ -68,7 +68,7 @@ class Ready(Generic[M]):
                 lines = [str(error)]
         return lines
 
-    def load(self, found: Found, expected: Any, keys: Mapping[str, str] | None = None) -> M:
+    def load(self, found: PublishedModel, expected: Any, keys: Mapping[str, str] | None = None) -> M:
         """The model, in eval mode, on the CPU, with `expected` for its shape.
 
         Raises `BigrError` with the `differences`, if there are any, and where weights are missing or damaged.

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bigr.errors import BigrError
-from bigr.files import atomic_folder, write_json, write_tensors
 from bigr.interop.folders import model_hash
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import atomic_folder, write_json, write_tensors
 
 log = logging.getLogger(__name__)
 

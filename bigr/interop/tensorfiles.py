@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigr.errors import BigrError
 from bigr.interop import pickles
+from bigr.runtime.errors import BigrError
 
 _ZIP, _LOCAL_HEADER, _ENCRYPTED = b"PK\x03\x04", 30, 1
 _NUMBERS = {

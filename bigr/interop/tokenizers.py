@@ -8,18 +8,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bigr.errors import BigrError
-from bigr.interop.found import Found, expected_state, floats, recorded, refuse, shape_of
+from bigr.interop.found import PublishedModel, expected_state, floats, recorded, refuse, shape_of
 from bigr.interop.published import Shaped, tokenizer_state
+from bigr.interop.ready import PretrainedSource
 from bigr.interop.tensorfiles import open_tensors
-from bigr.models.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.runtime.errors import BigrError
 
 PUBLISHED_ATTENTION = 16
 """Side of the feature maps that get attention in the published tokenizers, in pixels."""
 _PUBLISHED_TOKENIZER = (128, (1, 1, 2, 2, 4), 2, 256)  # base width, multipliers, residual blocks a level, embed_dim
 
 
-def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | None = None) -> Found:
+def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | None = None) -> PublishedModel:
     """The tokenizer in a published file. Raises `BigrError` naming the file, and the tensor or shape that does not fit.
 
     image_size: side of its images in pixels; None: inferred. grid: tokens along a side, of the generator that goes
@@ -30,7 +31,7 @@ def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | Non
     if config is None or image_size not in (None, config.image_size):
         config = tokenizer_config(file.tensors, str(path), image_size, grid)
     weights = tokenizer_state(file.tensors, expected_state(Tokenizer, config, path), str(path))
-    return Found(path, config, floats(path, weights))
+    return PublishedModel(path, config, floats(path, weights))
 
 
 def tokenizer_config(
@@ -105,3 +106,14 @@ def _kind_of_block(tensors: Mapping[str, Shaped], name: str) -> str | None:
             return letter
     weight = tensors.get(f"{name}.weight")
     return None if weight is None else "n" if len(weight.shape) == 1 else "c"
+
+
+OF_SHARDS = {"image_size": "shards.image_size"}
+"""The settings behind the fields of a tokenizer's shape that its own section does not have."""
+
+
+def ready_tokenizer(root: Path, named: str) -> PretrainedSource[Tokenizer]:
+    """The model that `tokenizer.from` names. Where a file does not tell the size of its images, the settings do."""
+    return PretrainedSource(
+        "tokenizer.from", root, named, Tokenizer, lambda path, shape: read_tokenizer(path, grid=shape.grid)
+    )

@@ -3,8 +3,8 @@
 Shapes only; recipes/ holds the settings that train and sample them. Another K is `dataclasses.replace(…, code_bits=K)`.
 """
 
-from bigr.models.bigr import BiGRConfig
-from bigr.models.tokenizer import TokenizerConfig
+from bigr.models.autoencoder.tokenizer import TokenizerConfig
+from bigr.models.masked.generator import BiGRConfig
 
 PRESETS: dict[str, BiGRConfig] = {
     name: BiGRConfig(

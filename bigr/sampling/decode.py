@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bigr.models.tokenizer import Tokenizer
+from bigr.models.autoencoder.tokenizer import Tokenizer, to_uint8
 
 DECODED_TOGETHER = 16
 """Codes in one pass of the decoder, always."""
@@ -15,11 +15,6 @@ def batched(count: int, size: int) -> Iterator[range]:
     """0..count in ranges of at most `size`."""
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Floats in [0, 1] (clamped) → uint8, rounded to the nearest."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 @torch.no_grad()

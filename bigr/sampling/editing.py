@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigr.models.bigr import BiGR
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.seeds import derive_seed, generator
 from bigr.sampling.unmask import Iteration, Sampling, sample_codes, working_iterations
-from bigr.seeds import derive_seed, generator
 
 OnIteration = Callable[[Iteration], None]
 

@@ -9,8 +9,8 @@ Shapes: M tokens, S steps, K bits, D width of h.
 import torch
 from torch import Tensor
 
-from bigr.models.transcoder import Transcoder
-from bigr.transfer import to_device
+from bigr.models.masked.transcoder import Transcoder
+from bigr.runtime.transfer import to_device
 
 
 def guided_logits(

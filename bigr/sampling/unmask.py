@@ -15,11 +15,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bigr.bits import entropy as binary_entropy
-from bigr.errors import BigrError
-from bigr.models.bigr import BiGR, gather_tokens
+from bigr.models.bits import entropy as binary_entropy
+from bigr.models.described import described
+from bigr.models.masked.generator import BiGR, gather_tokens
+from bigr.runtime.errors import BigrError
+from bigr.runtime.transfer import to_device
 from bigr.sampling.reverse import bit_probabilities
-from bigr.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Sampling:
     gumbel_temperature: float = 0.0
     gumbel_schedule: str = "constant"
     deterministic_bits: bool = False
+
+    @classmethod
+    def of(cls, section: object) -> "Sampling":
+        """The sampler that the section `samples` of params.yaml describes."""
+        return described(cls, section)
 
 
 @dataclass(frozen=True)
@@ -198,3 +204,8 @@ def _noise_of(noise: Tensor, positions: Tensor) -> Tensor:
     """The noise [B, S, N, K] of the tokens at positions [B, m], as [S, B·m, K]."""
     index = positions[:, None, :, None]
     return torch.take_along_dim(noise, index, dim=2).transpose(0, 1).flatten(1, 2)
+
+
+def balanced_labels(count: int, classes: int) -> Tensor:
+    """int64 [count]: 0, 1, … over and over, so that classes differ by one image at most."""
+    return torch.arange(count) % classes

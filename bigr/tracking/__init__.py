@@ -1,4 +1,4 @@
-"""What happened, in MLflow: the only room that imports `mlflow`, and only when a stage runs.
+"""What happened, in MLflow: the only package that imports `mlflow`, and only when a stage runs.
 
 Each executed stage is a run named after it, nested under one parent run per pipeline execution (`executions`). A
 stage run holds the stage's settings, its curves by step, final figures, pictures, the model files that it wrote, the

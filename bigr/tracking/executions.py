@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from bigr.masking import masked
+from bigr.runtime.masking import masked
 
 
 @dataclass(frozen=True)

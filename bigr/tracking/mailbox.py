@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from bigr.masking import masked
+from bigr.runtime.masking import masked
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""A stage's report (`bigr.context.Report`) that goes to MLflow."""
+"""A stage's report (`bigr.runtime.context.Report`) that goes to MLflow."""
 
 import io
 import logging
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bigr.context import Report
-from bigr.headline import in_words
-from bigr.masking import masked
+from bigr.evaluation.headline import in_words
+from bigr.runtime.context import Report
+from bigr.runtime.masking import masked
 from bigr.tracking import executions
 from bigr.tracking.machine import MachineMonitor
 from bigr.tracking.mailbox import Mailbox
@@ -152,7 +152,7 @@ class Tracker(Report):
 
     def _register(self, written: Mapping[str, str]) -> None:
         """Make the finished pipeline's model a version in the registry; `bigr promote` makes up for a failure."""
-        from bigr.tracking.registry import Candidate, Registry
+        from bigr.tracking.registry.versions import Candidate, Registry
 
         candidate = Candidate(self.root, self._settings, {**self._inputs, **written})
         try:

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigr.errors import BigrError
-from bigr.headline import HEADLINE
-from bigr.masking import masked
+from bigr.evaluation.headline import HEADLINE
+from bigr.runtime.errors import BigrError
+from bigr.runtime.masking import masked
+from bigr.runtime.paths import is_code
 from bigr.tracking import executions
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def asking(root: Path) -> Iterator[None]:
 
 def read_tags(hashes: Mapping[str, str]) -> dict[str, str]:
     """Tags of a run that read `hashes`, path → DVC hash: `dvc.dep.<path>` of data, and `bigr.code` for all code."""
-    data = ((os.path.normpath(path), md5) for path, md5 in hashes.items() if not path.endswith(".py"))
+    data = ((os.path.normpath(path), md5) for path, md5 in hashes.items() if not is_code(path))
     return {f"dvc.dep.{tag_name(path)}": md5 for path, md5 in data} | {"bigr.code": code_digest(hashes)}
 
 
@@ -95,7 +96,7 @@ def code_digest(hashes: Mapping[str, str]) -> str:
 
 
 def _code(hashes: Mapping[str, str]) -> dict[str, str]:
-    return {os.path.normpath(path): md5 for path, md5 in hashes.items() if path.endswith(".py")}
+    return {os.path.normpath(path): md5 for path, md5 in hashes.items() if is_code(path)}
 
 
 def tag_name(text: str) -> str:
@@ -197,7 +198,7 @@ class Store:
         read = [
             Dataset(path[-_LONGEST_NAME:], md5, source_type="local", source=json.dumps({"uri": path}))
             for path, md5 in ((os.path.normpath(path), md5) for path, md5 in hashes.items())
-            if not path.endswith(".py")
+            if not is_code(path)
         ]
         if read:
             self.client.log_inputs(run, datasets=[DatasetInput(dataset, tags) for dataset in read])

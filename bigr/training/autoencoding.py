@@ -1,7 +1,7 @@
 """What the tokenizer is trained on: L1 + LPIPS + λ·hinge-GAN + the quantizer's penalties (METHOD section 1).
 
-The weights of the terms are settings; a term of weight 0 costs nothing. The discriminator is a second player of the
-same loop, and sees the reconstructions of the step that the tokenizer has just made.
+The weights of the terms are settings; a term of weight 0 costs nothing. The discriminator is a second trained module of
+the same loop, and sees the reconstructions of the step that the tokenizer has just made.
 """
 
 from typing import TYPE_CHECKING
@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bigr.models.tokenizer import Tokenizer
-from bigr.seeds import generator
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.runtime.distributed import parallel, rank
+from bigr.runtime.seeds import generator
 from bigr.training.adversarial import adaptive_weight, diff_augment, discriminator_loss, generator_loss
-from bigr.training.distributed import parallel, rank
 
 if TYPE_CHECKING:
-    from bigr.config import Tokenizer as Section
+    from bigr.config import TokenizerSettings as Section
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Autoencoding:
-    """The two losses of a batch (images float [B, 3, H, W] in [0, 1], labels): the tokenizer's and its critic's."""
+    """The two losses of a batch (images float [B, 3, H, W] in [0, 1], labels): tokenizer's, discriminator's."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Autoencoding:
         return {"loss": loss, **losses}
 
     def discriminator_loss(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
-        """The critic's hinge loss on the batch and the tokenizer's last reconstructions; None before `gan_start`."""
+        """The discriminator's hinge loss on the batch and its last reconstructions; None before `gan_start`."""
         if not self._adversarial(step) or self._discriminate is None or self._restored is None:
             return None
         real = self._discriminate(self._augment(batch[0], "real", step))

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from bigr.errors import BigrError
-from bigr.files import write_tensors
-from bigr.training.distributed import copy_from_first, from_first, is_main, of_each
+from bigr.runtime.distributed import copy_from_first, from_first, is_main, of_each
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_tensors
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The one training loop: every trained stage runs it, in one process or in many.
 
-A stage brings *players* (a module, its optimiser, its loss), a stream of batches, and a validation. The first player's
-moving average is what is validated and returned. Every draw is derived from the seed and the step, so that a run that
+A stage brings trained modules (each with its optimiser and its loss), a stream of batches, and a validation. The first
+one's EMA is what is validated and returned. Every draw is derived from the seed and the step, so that a run that
 was killed continues with the same weights, bit for bit. Losses stay on the device until they are looked at.
 """
 
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bigr.context import Context
-from bigr.errors import BigrError
-from bigr.files import write_bytes
-from bigr.progress import Progress
-from bigr.seeds import derive_seed
+from bigr.runtime.context import Context
+from bigr.runtime.device import autocast
+from bigr.runtime.distributed import barrier, is_main, rank, world
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_bytes
+from bigr.runtime.progress import Progress
+from bigr.runtime.seeds import derive_seed
 from bigr.training.checkpoints import Checkpoint
-from bigr.training.device import autocast
-from bigr.training.distributed import barrier, is_main, rank, world
-from bigr.training.optimiser import Average, learning_rate
+from bigr.training.optimiser import EMA, learning_rate
 
 if TYPE_CHECKING:
-    from bigr.config import Run, Training
+    from bigr.config import RunSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
@@ -37,7 +37,7 @@ READ_BACK_EVERY = 20  # steps between two looks at the losses of a device that c
 
 
 @dataclass(frozen=True)
-class Player(Generic[Batch]):
+class TrainedModule(Generic[Batch]):
     """One module that learns.
 
     loss: batch and step (from 0) → named scalars; "loss" is the one that is minimised. None: nothing to learn in this
@@ -51,12 +51,12 @@ class Player(Generic[Batch]):
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Which run this is: the stage's name and settings, and those of the whole run."""
 
     stage: str
-    settings: "Training"
-    run: "Run"
+    settings: "TrainingSettings"
+    run: "RunSettings"
     seed: int
     device: torch.device
     width: int
@@ -64,15 +64,15 @@ class Plan:
 
 
 def train(
-    plan: Plan,
-    players: list[Player[Batch]],
+    plan: TrainingPlan,
+    trained_modules: list[TrainedModule[Batch]],
     batches: Callable[[int], Iterator[Batch]],
     validate: Callable[[nn.Module, int], Mapping[str, float]],
     context: Context,
     describe: Callable[[int], str] = lambda step: "",
     first_row: Mapping[str, float] | None = None,
 ) -> nn.Module:
-    """Train, and return the moving average of the first player's module, on its device, in eval mode.
+    """Train, and return the EMA of the first trained module, on its device, in eval mode.
 
     batches: the stream from a given step on; validate: the average and the steps done → named figures, called every
     `validate_every` steps and at the end, on the first process only; describe: names the batch of a step, for errors;
@@ -86,9 +86,11 @@ def train(
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
         # Not `warn_only`: attention would then take its kernels that add in any order.
         torch.use_deterministic_algorithms(True)
-    average = Average(players[0].module, settings.ema_decay)
-    modules = {player.name: player.module for player in players} | {"average": average.module}
-    optimisers = {player.name: player.optimiser for player in players}
+    average = EMA(trained_modules[0].module, settings.ema_decay)
+    modules = {trained_module.name: trained_module.module for trained_module in trained_modules} | {
+        "average": average.module
+    }
+    optimisers = {trained_module.name: trained_module.optimiser for trained_module in trained_modules}
     checkpoint = _checkpoint(plan, context)
     progress = checkpoint.resume(modules, optimisers) or {
         "step": 0,
@@ -109,9 +111,9 @@ def train(
             torch.manual_seed(derive_seed(plan.seed, plan.stage, "dropout", step, rank()))
             rate = learning_rate(settings, step)
             found: dict[str, Tensor] = {}
-            for player in players:
-                found |= _update(plan, player, batch, step, rate)
-            average.update(players[0].module)
+            for trained_module in trained_modules:
+                found |= _update(plan, trained_module, batch, step, rate)
+            average.update(trained_modules[0].module)
             losses.add(found)
 
             done = step + 1
@@ -145,31 +147,33 @@ def _report(row: Mapping[str, Any], context: Context) -> None:
     context.report.metrics({name: value for name, value in row.items() if name != "step"}, step=row["step"])
 
 
-def forget_checkpoint(plan: Plan, context: Context) -> None:
+def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
     """Remove the checkpoint of a stage whose outputs are written."""
     if is_main():
         _checkpoint(plan, context).remove()
 
 
-def _checkpoint(plan: Plan, context: Context) -> Checkpoint:
+def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
     # Draws are derived from the process's number, and kinds of devices round differently: both belong to the run.
     fingerprint = f"{context.fingerprint} on {world()} × {plan.device.type}"
     return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint)
 
 
-def _update(plan: Plan, player: Player[Batch], batch: Batch, step: int, rate: float) -> dict[str, Tensor]:
+def _update(
+    plan: TrainingPlan, trained_module: TrainedModule[Batch], batch: Batch, step: int, rate: float
+) -> dict[str, Tensor]:
     with autocast(plan.device, plan.run.precision, plan.width):
-        losses = player.loss(batch, step)
+        losses = trained_module.loss(batch, step)
     if losses is None:
         return {}
-    player.optimiser.zero_grad(set_to_none=True)
+    trained_module.optimiser.zero_grad(set_to_none=True)
     losses["loss"].backward()
-    parameters = [p for group in player.optimiser.param_groups for p in group["params"]]
+    parameters = [p for group in trained_module.optimiser.param_groups for p in group["params"]]
     gradient_norm = nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip)
-    for group in player.optimiser.param_groups:
+    for group in trained_module.optimiser.param_groups:
         group["lr"] = rate
-    player.optimiser.step()
-    prefix = "" if player.name == "model" else f"{player.name}_"
+    trained_module.optimiser.step()
+    prefix = "" if trained_module.name == "model" else f"{trained_module.name}_"
     return {prefix + name: value.detach() for name, value in losses.items()} | {prefix + "gradient_norm": gradient_norm}
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from bigr.data.codes import CodesDataset
-from bigr.models.bigr import masked_count
-from bigr.seeds import derive_seed, generator
-from bigr.training.distributed import rank, share
-from bigr.transfer import to_device
+from bigr.models.masked.generator import BiGR, gather_tokens, masked_count
+from bigr.runtime.distributed import rank, share
+from bigr.runtime.seeds import derive_seed, generator
+from bigr.runtime.transfer import to_device
 
 
 class MaskedBatch(NamedTuple):
@@ -124,3 +124,10 @@ class FixedMasks:
     def noise(self) -> torch.Generator:
         """A generator for the diffusion's draws, in the same state at every call."""
         return generator(self.seed, "validation", "noise", device=self.device)
+
+
+@torch.no_grad()
+def hidden_of(model: BiGR, batch: MaskedBatch) -> Tensor:
+    """h of the masked tokens of a batch, as rows [B·m, D], from the frozen backbone."""
+    mask = torch.zeros(batch.codes.shape[:2], dtype=torch.bool, device=batch.codes.device)
+    return gather_tokens(model.hidden(batch.codes, batch.labels, mask.scatter_(1, batch.masked, True)), batch.masked)

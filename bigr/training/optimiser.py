@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from bigr.config import Training
+    from bigr.config import TrainingSettings
 
 
-def adamw(module: nn.Module, settings: "Training", undecayed: tuple[str, ...] = ()) -> torch.optim.AdamW:
+def adamw(module: nn.Module, settings: "TrainingSettings", undecayed: tuple[str, ...] = ()) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; no decay on vectors, biases, or names that start with one of `undecayed`."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -29,7 +29,7 @@ def adamw(module: nn.Module, settings: "Training", undecayed: tuple[str, ...] = 
     )
 
 
-def learning_rate(settings: "Training", step: int) -> float:
+def learning_rate(settings: "TrainingSettings", step: int) -> float:
     """The rate of a step counted from 0: a linear warm-up, then constant, or a cosine down to zero at the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
@@ -39,7 +39,7 @@ def learning_rate(settings: "Training", step: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Average:
+class EMA:
     """The exponential moving average of a module's parameters; buffers are copied."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:

@@ -1,0 +1,94 @@
+"""The pictures that are there already: examples to start with, and those that look most alike to the model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bigr.app.bounds import MAX_COMPARED
+from bigr.data.shards import ShardIndex, load_split
+from bigr.imaging.model import ImageModel
+from bigr.runtime.errors import BigrError
+
+EXAMPLES = 10
+_AT_ONCE = 32
+_LOOKED_AT = 400
+"""Pictures among which examples of different classes are sought."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A picture of the data set, the name of its class, and how alike its features are, from -1 to 1."""
+
+    picture: Image.Image
+    name: str
+    similarity: float
+
+
+class Dataset:
+    """The shards in a folder. Raises `BigrError` where they cannot be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.index = folder, ShardIndex.load(folder)
+        self._features: WeakKeyDictionary[ImageModel, list[Tensor]] = WeakKeyDictionary()
+
+    @cached_property
+    def examples(self) -> list[tuple[Image.Image, str]]:
+        """A few held-out pictures and their classes' names: of as many classes as there are, in their order."""
+        split = "val" if self.index.images("val") else "train"
+        pixels, labels = load_split(self.folder, split, _LOOKED_AT)
+        order = torch.arange(len(labels))
+        rounds = torch.tensor([int((labels[:place] == labels[place]).sum()) for place in order])
+        chosen = sorted(order.tolist(), key=lambda place: (int(rounds[place]), int(labels[place])))[:EXAMPLES]
+        return [(_picture(pixels[place]), self.index.classes[labels[place]]) for place in chosen]
+
+    @cached_property
+    def _training(self) -> tuple[Tensor, Tensor]:
+        return load_split(self.folder, "train", MAX_COMPARED)
+
+    @property
+    def compared(self) -> int:
+        """How many pictures the nearest are sought among."""
+        return min(self.index.images("train"), MAX_COMPARED)
+
+    def look(self, model: ImageModel) -> Iterator[int]:
+        """Take the features of all pictures that are compared, once for a model; yields how many are done.
+
+        Of every layer: what takes the time is common to all. Whoever is stopped has done for the next what was done.
+        """
+        pixels, _ = self._training
+        rows = self._features.setdefault(model, [])
+        for part in pixels.split(_AT_ONCE)[len(rows) :]:
+            rows.append(model.layer_features([_picture(one) for one in part]))
+            yield len(rows) * _AT_ONCE
+
+    def nearest(self, model: ImageModel, picture: Image.Image, layer: int, count: int) -> list[Neighbour]:
+        """The `count` pictures whose features in `layer` are most alike, the most alike first."""
+        asked = model.features(picture, layer)
+        for _ in self.look(model):
+            pass
+        pixels, labels = self._training
+        known = torch.cat([rows[:, layer - 1] for rows in self._features[model]])
+        values, places = model.nearest(asked, known, count, layer)
+        return [
+            Neighbour(_picture(pixels[place]), self.index.classes[int(labels[place])], value)
+            for value, place in zip(values[0].tolist(), places[0].tolist(), strict=True)
+        ]
+
+
+def find(folder: Path) -> Dataset | None:
+    """The shards in `folder`, None where there are none."""
+    try:
+        return Dataset(folder)
+    except BigrError:
+        return None
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """uint8 [3, H, W] as a PIL image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

@@ -1,0 +1,67 @@
+"""`bigr app`: the model in the browser."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="app")(serve)
+
+
+def serve(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="A project's folder, one with tokenizer/ and bigr/, or a version: models:/bigr@champion.",
+        ),
+    ] = ".",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; the default is this machine alone.")
+    ] = ("127.0.0.1"),
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="PORT")] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Another name by which the page may be asked for, as behind a proxy."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Uploads are kept below it while the page is served.")
+    ] = Path("outputs/app"),
+    params: Annotated[
+        Path | None, typer.Option("--params", metavar="FILE", help="The sampler's settings, else the model's own.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Shards with examples and pictures to compare with, else the project's."),
+    ] = None,
+) -> None:
+    """Serve a page that does all that the model can.
+
+    Generate, inpaint, outpaint, edit, interpolate, enrich, compare.
+
+    It is served to this machine alone unless --host says otherwise, and under this machine's names and --allow-host
+    alone. Nothing is fetched from elsewhere, and nothing is
+    written outside --out. Ctrl-C ends it.
+    """
+    import bigr
+    from bigr.app import gallery, server
+
+    server.check_port(host, port)
+    loaded = bigr.load(model, params=params)
+    there = gallery.Dataset(data) if data is not None else gallery.find(Path(model) / "data" / "shards")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the uploads go too where a terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
+    try:
+        server.serve(loaded, there, out, host, port, allow_host or ())
+    except KeyboardInterrupt:  # at once: a thread may be drawing, and torch aborts where the interpreter goes first
+        logging.shutdown()
+        os._exit(INTERRUPTED)

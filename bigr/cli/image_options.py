@@ -1,0 +1,222 @@
+"""The options that the commands of bigr/cli/images_command.py share, each in one place.
+
+A class holds options as fields; `takes` gives a command those of a class. What `ImageModel` says of an argument of its
+own is said of the option that it came from.
+"""
+
+import inspect
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+
+import typer
+
+from bigr.runtime.errors import BigrError
+
+if TYPE_CHECKING:
+    from bigr.imaging.model import ImageModel
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+Box = tuple[int, int, int, int]
+
+_OPTIONS = {
+    "seed": "--seed",
+    "variants": "--variants",
+    "iterations": "--iterations",
+    "guidance_scale": "--guidance",
+    "diffusion_steps": "--steps",
+    "label": "--label",
+    "mask": "--mask",
+    "margins": "--margins",
+    "rounds": "--rounds",
+    "steps": "--frames",
+    "layer": "--layer",
+}
+"""The arguments of `ImageModel`, and what they are called here."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes."""
+
+    model: Annotated[
+        str,
+        typer.Option(metavar="SOURCE", help="A project, a folder with tokenizer/ and bigr/, or models:/bigr@champion."),
+    ] = "models"
+    params: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings in place of the model's own.", show_default=False)
+    ] = None
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto takes what there is.")] = (
+        "auto"
+    )
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the files go.")] = Path("outputs")
+
+    def load(self) -> "ImageModel":
+        """The model. Raises `BigrError` where there is none."""
+        import bigr
+
+        model: ImageModel = bigr.load(self.model, params=self.params, device=self.device)
+        return model
+
+
+@dataclass(frozen=True)
+class Drawn(Common):
+    """What every command takes that draws pictures."""
+
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same pictures.")] = 0
+    variants: Annotated[int, typer.Option(metavar="N", help="Pictures of each, by other draws.")] = 1
+    iterations: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="In how many a whole picture is decided; the settings' where not given."),
+    ] = None
+    guidance: Annotated[
+        float | None, typer.Option(metavar="X", help="Towards the class: 1 is none, more is more typical.")
+    ] = None
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Diffusion steps of each iteration.")] = None
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also show in which order it was decided: a strip and an animation.")
+    ] = False
+
+    def options(self) -> dict[str, Any]:
+        """As `ImageModel` takes them."""
+        return {
+            "seed": self.seed,
+            "variants": self.variants,
+            "iterations": self.iterations,
+            "guidance_scale": self.guidance,
+            "diffusion_steps": self.steps,
+        }
+
+
+@dataclass(frozen=True)
+class Blended(Drawn):
+    """What a command takes that paints into a picture."""
+
+    blend: Annotated[
+        Literal["feather", "poisson", "none"], typer.Option(help="How what is painted joins the picture.")
+    ] = "feather"
+
+
+@dataclass(frozen=True)
+class Masked(Blended):
+    """What a command takes that paints a marked part of a picture."""
+
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A picture, white (or opaque) where to paint; scaled to each image."),
+    ] = None
+    box: Annotated[
+        str | None,
+        typer.Option(metavar="L,T,R,B", help="In place of a mask: the part to paint, in pixels or per cent (0,50%,…)."),
+    ] = None
+
+
+Options = TypeVar("Options", bound=Common)
+
+
+def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of `options` as its own options; they reach it together, as its argument `how`.
+
+    Its files go to outputs/<command> unless `--out` says otherwise. Interrupted, it says so in one line.
+    """
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command).parameters.values())
+        hints = get_type_hints(options, include_extras=True)
+        default = {"out": Path("outputs", command.__name__)}
+        shared = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default.get(field.name, field.default),
+                annotation=hints[field.name],
+            )
+            for field in fields(options)
+        ]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            how = options(**{field.name: given.pop(field.name) for field in fields(options)})
+            try:
+                _check_folder(how.out)
+                command(**given, how=how)
+            except BigrError as error:
+                raise BigrError(_in_words_of_the_shell(str(error), {*given, *_names(how)})) from None
+            except KeyboardInterrupt:
+                typer.echo(f"interrupted; pictures that were finished are in {how.out}", err=True)
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own if p.name != "how"] + shared
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return give
+
+
+def _names(how: Common) -> set[str]:
+    return {field.name for field in fields(how)}
+
+
+def _check_folder(out: Path) -> None:
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise BigrError(f"--out {out}: {path} is a file; name a folder")
+
+
+def _in_words_of_the_shell(message: str, names: set[str]) -> str:
+    """An error of `ImageModel` under the name of the option, where the command has that option; see `_OPTIONS`."""
+    name, colon, rest = message.partition(":")
+    if not colon or name not in _OPTIONS | {"image": ""}:
+        return message
+    if name == "image":  # its file's name follows
+        return rest.strip()
+    option = _OPTIONS[name]
+    return f"{option}:{rest}" if option.removeprefix("--") in names else message
+
+
+def box_of(text: str, size: tuple[int, int], what: str) -> Box:
+    """`L,T,R,B` in pixels, or per cent of a picture of `size` (width, height); what: the picture, for errors."""
+    values = _numbers(text, "--box", (4,), "left,top,right,bottom")
+    left, top, right, bottom = _in_pixels(values, size)
+    width, height = size
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise BigrError(
+            f"--box {text} does not fit {what}, {width}×{height} pixels: give left,top,right,bottom with "
+            f"0 ≤ left < right ≤ {width} and 0 ≤ top < bottom ≤ {height}"
+        )
+    return left, top, right, bottom
+
+
+def margins_of(text: str, size: tuple[int, int]) -> Box:
+    """One number of pixels (or per cent) for all sides of a picture of `size`, or `L,T,R,B`."""
+    values = _numbers(text, "--margins", (1, 4), "one for all sides, or left,top,right,bottom")
+    found = _in_pixels(values * (4 // len(values)), size)
+    if not any(found):
+        raise BigrError(f"--margins {text}: nothing would be added; give at least one side more than 0")
+    return found
+
+
+def _numbers(text: str, option: str, counts: tuple[int, ...], meaning: str) -> list[str]:
+    values = [value.strip() for value in text.split(",")]
+    if len(values) not in counts or not all(re.fullmatch(r"\d{1,6}|\d{1,3}(\.\d+)?%", value) for value in values):
+        raise BigrError(f"{option} {text}: give {meaning}, in pixels or per cent of the picture, as 0,50%,100%,100%")
+    return values
+
+
+def _in_pixels(values: list[str], size: tuple[int, int]) -> Box:
+    left, top, right, bottom = (
+        round(float(value[:-1]) / 100 * side) if value.endswith("%") else int(value)
+        for value, side in zip(values, (*size, *size), strict=True)
+    )
+    return left, top, right, bottom
+
+
+def seconds(since: float) -> str:
+    """The time since `time.monotonic()` was `since`, for people."""
+    passed = time.monotonic() - since
+    return f"{passed:.1f} s" if passed < 60 else f"{int(passed) // 60}:{int(passed) % 60:02} min"

@@ -1,0 +1,439 @@
+"""What a trained model does without further training, from the shell: pictures in, pictures out.
+
+`bigr generate`, `inpaint`, `outpaint`, `edit`, `interpolate`, `enrich`, `reconstruct`, `features`; docs/applications.md
+shows them beside the same in Python. The work is `bigr.imaging.model.ImageModel`'s.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bigr.cli import image_files
+from bigr.cli.image_files import Folder, Input
+from bigr.cli.image_options import Blended, Box, Common, Drawn, Masked, box_of, margins_of, seconds, takes
+from bigr.runtime.errors import BigrError
+from bigr.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from bigr.imaging.drawing import Frame
+    from bigr.imaging.model import ImageModel
+
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Pictures, or folders of them.")]
+PaintLabel = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The class to paint; without one the rest of the picture decides.")
+]
+_GIVEN = ("given", "to paint")
+_GREY = 160  # as what is undecided
+_MEASURED_TOGETHER = 64
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (generate, inpaint, outpaint, edit, interpolate, enrich, reconstruct, features):
+        app.command()(command)
+
+
+@takes(Drawn)
+def generate(
+    labels: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[LABELS…]", help="Classes, by name or number; none: a picture of no class."),
+    ] = None,
+    *,
+    how: Drawn,
+) -> None:
+    """Draw pictures of classes."""
+    model = how.load()
+    numbers: list[int | None] = [_number(model, label) for label in labels or []] or [None]
+    names = image_files.names_of("any" if number is None else model.classes[number] for number in numbers)
+    folder, started = Folder(how.out), time.monotonic()
+    with _Onlooker("generate", how.trace) as onlooker:
+        pictures = model.generate(numbers, **how.options(), on_step=onlooker.on_step)
+    stems = [f"{name}-seed{how.seed}-{place}" for name in names for place in range(1, how.variants + 1)]
+    paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
+    _say("generate", paths, pictures, started)
+    if len(pictures) > 1:
+        classes = ["any" if number is None else model.classes[number] for number in numbers]
+        rows = [pictures] if how.variants == 1 else _in_rows(pictures, how.variants)
+        told = (classes,) if how.variants == 1 else (_variants(how.variants), classes)
+        _say_also(folder.grid(f"grid-seed{how.seed}", rows, *told), "all of them")
+    onlooker.draw(folder, stems)
+
+
+@takes(Masked)
+def inpaint(images: Images, label: PaintLabel = None, *, how: Masked) -> None:
+    """Paint a marked part of pictures anew; the rest stays."""
+    _paint_marked("inpaint", images, label, how)
+
+
+@takes(Masked)
+def edit(
+    images: Images,
+    label: Annotated[str, typer.Option(metavar="NAME", help="The class to paint there.", show_default=False)],
+    *,
+    how: Masked,
+) -> None:
+    """Paint another class into a marked part of pictures."""
+    _paint_marked("edit", images, label, how)
+
+
+@takes(Blended)
+def outpaint(
+    images: Images,
+    margins: Annotated[
+        str | None,
+        typer.Option(metavar="N|L,T,R,B", help="How much to add: on all sides, or on each; pixels or per cent."),
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="L,T,R,B", help="Or the part to keep; all around it is painted anew.")
+    ] = None,
+    label: PaintLabel = None,
+    *,
+    how: Blended,
+) -> None:
+    """Paint what surrounds pictures, or a part of them."""
+    if (margins is None) == (box is None):
+        raise BigrError("give either --margins (how much to add) or --box (the part to keep)")
+    found = image_files.inputs(images)
+
+    def where(one: Input) -> tuple[Box | None, Box | None]:
+        kept = None if box is None else box_of(box, one.size, str(one.path))
+        return kept, None if margins is None else margins_of(margins, one.size)
+
+    for one in found:
+        where(one)  # what is wrong with one of them comes before anything is drawn
+
+    def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
+        kept, added = where(one)
+        return model.outpaint(one.path, box=kept, margins=added, label=label, blend=how.blend, **options)
+
+    def given(one: Input) -> "list[Image.Image]":
+        return [_surrounded(one, *where(one))]
+
+    _each("outpaint", found, how, draw, given, label, windows=True)
+
+
+@takes(Drawn)
+def interpolate(
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="A class, by name or number.", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Another.", show_default=False)],
+    frames: Annotated[int, typer.Option(metavar="N", help="Pictures on the way, both ends included.")] = 9,
+    *,
+    how: Drawn,
+) -> None:
+    """Draw the way from one class to another.
+
+    As pictures, a strip and an animation there and back.
+    """
+    from bigr.imaging.trace import there_and_back
+
+    model = how.load()
+    ends = [_number(model, label) for label in (first, second)]
+    name = "-to-".join(image_files.names_of([model.classes[end]])[0] for end in ends)
+    folder, started = Folder(how.out), time.monotonic()
+    with _Onlooker("interpolate", how.trace) as onlooker:
+        pictures = model.interpolate(ends[0], ends[1], frames, **how.options(), on_step=onlooker.on_step)
+    rows, digits = _in_rows(pictures, frames), len(str(frames))
+    stems = [
+        f"{name}-seed{how.seed}-{variant}-frame{place:0{digits}}"
+        for variant in range(1, how.variants + 1)
+        for place in range(1, frames + 1)
+    ]
+    paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
+    _say("interpolate", paths, pictures, started)
+    for variant, row in enumerate(rows, start=1):
+        stem = f"{name}-seed{how.seed}-{variant}"
+        shares = [f"{place / max(frames - 1, 1):.0%}" for place in range(frames)]
+        _say_also(folder.grid(f"{stem}-strip", [row], shares, across=None), "side by side")
+        _say_also(folder.animation(stem, *there_and_back(row)), "there and back")
+    onlooker.draw(folder, stems)
+
+
+@takes(Drawn)
+def enrich(
+    images: Images,
+    label: PaintLabel = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="How often all is drawn anew, 1 to 4; the settings' by default.")
+    ] = None,
+    free: Annotated[
+        bool, typer.Option("--free", help="Let the result differ from the input when it is made small again.")
+    ] = False,
+    *,
+    how: Drawn,
+) -> None:
+    """Enlarge small pictures, their detail drawn by the model.
+
+    To the size of the model's own pictures.
+    """
+
+    def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
+        return model.enrich(one.path, label=label, rounds=rounds, consistent=not free, **options)
+
+    _each("enrich", image_files.inputs(images), how, draw, lambda one: [_picture(one)], label)
+
+
+@takes(Common)
+def reconstruct(images: Images, *, how: Common) -> None:
+    """Encode and decode pictures: what the tokenizer keeps of them."""
+    from bigr.imaging.grid import preview
+
+    found, started = image_files.inputs(images), time.monotonic()
+    folder, model = Folder(how.out, (one.path for one in found)), how.load()
+    pictures, paths = [], []
+    for one in found:
+        pictures.append(model.reconstruct(one.path))
+        paths.append(folder.picture(f"{one.name}-reconstruction", pictures[-1]))
+    _say("reconstruct", paths, pictures, started)
+    rows = [[preview(_picture(one)), made] for one, made in zip(found, pictures, strict=True)]
+    names = [one.name for one in found]
+    _say_also(folder.grid("grid", rows, ("given", "reconstructed"), names), "each beside what it was")
+
+
+@takes(Common)
+def features(
+    images: Images,
+    layer: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Of the model's layers, from 1; the probe's best by default, else the middle one."
+        ),
+    ] = None,
+    nearest: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Also the N pictures among them that are most alike to each.")
+    ] = 0,
+    *,
+    how: Common,
+) -> None:
+    """Write what the model sees in pictures, as numbers.
+
+    In features.npz: `features` float32 [n, D] and `files` [n].
+
+    With --nearest also `nearest` int64 [n, N], places in `files`, and `similarity` float32 [n, N], the cosine of
+    features that were standardised.
+    """
+    import numpy as np
+
+    from bigr.runtime.files import write_npz
+
+    found, started = image_files.expanded(images), time.monotonic()
+    folder, model = Folder(how.out, found), how.load()
+    parts = []
+    with Progress("features", len(found), unit="image") as progress:
+        for some in image_files.batches(found, _MEASURED_TOGETHER):
+            parts.append(model.features(list(some), layer).numpy())
+            progress.advance(len(some))
+    numbers = np.concatenate(parts)
+    path = folder.file("features.npz")
+    beside = _alike(model, numbers, nearest, layer) if nearest else {}
+    write_npz(path, features=numbers, files=np.array([str(one) for one in found], dtype=np.str_), **beside)
+    number = model.feature_layer if layer is None else layer
+    told = f"{len(numbers):,} pictures, {numbers.shape[1]} numbers each, of layer {number}"
+    typer.echo(f"{path}: {told}, {seconds(started)}")
+    if nearest and model.statistics is None:
+        typer.echo(
+            "compared by these pictures' own mean: the model comes without its training split's (models/features)"
+        )
+
+
+def _alike(model: "ImageModel", features: "np.ndarray", count: int, layer: int | None) -> dict[str, "np.ndarray"]:
+    """The `count` others that are most alike to each of features [n, D]; fewer where there are fewer."""
+    import numpy as np
+    import torch
+
+    if len(features) < 2:
+        raise BigrError("--nearest: give two pictures or more")
+    rows = torch.from_numpy(features)
+    similarity, place = (found.numpy() for found in model.nearest(rows, rows, count + 1, layer))
+    others = place != np.arange(len(rows))[:, None]
+    others[others.all(axis=1), -1] = False  # so many are the same picture that it is not among its own nearest
+    return {
+        name: found[others].reshape(len(rows), -1) for name, found in (("nearest", place), ("similarity", similarity))
+    }
+
+
+def _paint_marked(command: str, images: Sequence[Path], label: str | None, how: Masked) -> None:
+    import numpy as np
+
+    if (how.mask is None) == (how.box is None):
+        raise BigrError("say where to paint: give either --mask FILE or --box L,T,R,B")
+    found = image_files.inputs(images)
+    for one in found:
+        _marked(how, one)  # what is wrong with one of them comes before anything is drawn
+
+    def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
+        mask = np.uint8(255) * _marked(how, one)
+        if command == "edit":
+            return model.edit(one.path, mask, label, blend=how.blend, **options)
+        return model.inpaint(one.path, mask, label=label, blend=how.blend, **options)
+
+    def given(one: Input) -> "list[Image.Image]":
+        return [_picture(one), _greyed(one, _marked(how, one))]
+
+    _each(command, found, how, draw, given, label, [how.mask] if how.mask else [], windows=True)
+
+
+def _each(
+    command: str,
+    found: Sequence[Input],
+    how: Drawn,
+    draw: "Callable[..., list[Image.Image]]",
+    given: "Callable[[Input], list[Image.Image]]",
+    label: str | None = None,
+    read: Sequence[Path] = (),
+    *,
+    windows: bool = False,
+) -> None:
+    """Draw the variants of each picture and write them, and a grid of what was given and what came of it.
+
+    label: goes into the files' names; read: further files that are not to be overwritten; windows: long pictures are
+    drawn window by window.
+    """
+    from bigr.imaging.grid import preview
+
+    folder, model = Folder(how.out, [*(one.path for one in found), *read]), how.load()
+    named = "" if label is None else f"-{image_files.names_of([model.classes[_number(model, label)]])[0]}"
+    rows = []
+    for one in found:
+        started = time.monotonic()
+        with _Onlooker(one.path.name, how.trace) as onlooker:
+            pictures = draw(model, one, **how.options(), on_step=onlooker.on_step)
+        stems = [f"{one.name}{named}-seed{how.seed}-{place}" for place in range(1, how.variants + 1)]
+        paths = [folder.picture(stem, picture) for stem, picture in zip(stems, pictures, strict=True)]
+        _say(str(one.path), paths, pictures, started)
+        onlooker.draw(folder, stems, windows=windows)
+        rows.append([preview(picture) for picture in (*given(one), *pictures)])
+    captions = [*_GIVEN[: len(rows[0]) - how.variants], *_variants(how.variants)]
+    names = [one.name for one in found]
+    _say_also(
+        folder.grid(f"grid-{command}-seed{how.seed}", rows, captions, names), "what was given, and what came of it"
+    )
+
+
+class _Onlooker:
+    """Shows on a terminal how far a call of the model is, and keeps its iterations where they are to be traced."""
+
+    def __init__(self, name: str, trace: bool) -> None:
+        self._name, self._trace = name, trace
+        self._frames: list[Frame] = []
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> "_Onlooker":
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+
+    @property
+    def on_step(self) -> "Callable[[Frame], None] | None":
+        """What the model is to call; None where nobody would see it: then nothing is decoded on the way."""
+        return self._see if self._trace or sys.stderr.isatty() else None
+
+    def _see(self, frame: "Frame") -> None:
+        if self._progress is None:
+            self._progress = Progress(self._name, frame.of, unit="iteration", enabled=sys.stderr.isatty())
+        self._progress.advance()
+        if self._trace:
+            self._frames.append(frame)
+
+    def draw(self, folder: Folder, stems: Sequence[str], *, windows: bool = False) -> None:
+        """Write a strip and an animation for each picture of the call (of each window, where there are several)."""
+        if not self._frames:
+            return
+        from bigr.imaging.trace import episodes
+
+        together = len(self._frames[0].pictures)
+        batches = ceil(len(stems) / together)
+        ended = episodes(self._frames)
+        each = len(ended) // batches
+        written: list[Path] = []
+        for place, stem in enumerate(stems):
+            batch, image = divmod(place, together)
+            if windows:  # window by window, and within each batch by batch
+                parts = ended[batch::batches]
+            else:
+                parts = [[frame for part in ended[batch * each : (batch + 1) * each] for frame in part]]
+            for number, part in enumerate(parts, start=1):
+                name = f"{stem}-window{number}" if len(parts) > 1 else stem
+                written += folder.trace(name, part, image)
+        _say_also(written[0], f"how it came about; {len(written)} files *-trace.png and .gif in all")
+
+
+def _number(model: "ImageModel", label: str) -> int:
+    """A class by its name or number. Raises `BigrError` for one that there is not."""
+    from bigr.imaging.drawing import label_number
+
+    return label_number(label, model.classes)
+
+
+def _marked(how: Masked, one: Input) -> "NDArray[np.bool_]":
+    """Where to paint, bool [H, W] of the picture's size."""
+    import numpy as np
+
+    from bigr.imaging.pictures import read_mask
+
+    if how.box is not None:
+        left, top, right, bottom = box_of(how.box, one.size, str(one.path))
+        mask = np.zeros(one.size[::-1], dtype=bool)
+        mask[top:bottom, left:right] = True
+        return mask
+    assert how.mask is not None  # as the command has seen
+    try:
+        return read_mask(how.mask, one.size)
+    except BigrError as error:
+        reason = str(error).removeprefix("mask: ").removeprefix(f"{how.mask}: ")
+        raise BigrError(f"--mask {how.mask}: {reason}") from None
+
+
+def _picture(one: Input) -> "Image.Image":
+    from bigr.imaging.pictures import read_picture
+
+    return read_picture(one.path)
+
+
+def _greyed(one: Input, mask: "NDArray[np.bool_]") -> "Image.Image":
+    """The picture, grey where it is painted anew."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.where(mask[..., None], np.uint8(_GREY), np.asarray(_picture(one))))
+
+
+def _surrounded(one: Input, box: Box | None, margins: Box | None) -> "Image.Image":
+    """The picture amid its margins, or the part of it in the box; grey around."""
+    from PIL import Image
+
+    picture, (width, height) = _picture(one), one.size
+    left, top, right, bottom = margins or (0, 0, 0, 0)
+    page = Image.new("RGB", (left + width + right, top + height + bottom), (_GREY,) * 3)
+    page.paste(picture.crop(box) if box else picture, box[:2] if box else (left, top))
+    return page
+
+
+def _variants(count: int) -> list[str]:
+    return [f"variant {number}" for number in range(1, count + 1)]
+
+
+def _in_rows(pictures: "Sequence[Image.Image]", length: int) -> "list[Sequence[Image.Image]]":
+    return [pictures[start : start + length] for start in range(0, len(pictures), length)]
+
+
+def _say(what: str, paths: Sequence[Path], pictures: "Sequence[Image.Image]", started: float) -> None:
+    """One line: what was drawn, where it is, how long it took."""
+    width, height = pictures[0].size
+    count = f"{len(paths):,} pictures" if len(paths) > 1 else "1 picture"
+    typer.echo(f"{what}: {count} of {width}×{height} in {seconds(started)}: {image_files.spread(paths)}")
+
+
+def _say_also(path: Path, what: str) -> None:
+    typer.echo(f"{path}: {what}")

@@ -1,0 +1,161 @@
+"""The command line: `bigr check`, `bigr run <stage>`, the commands of bigr/cli.
+
+What a user can put right is one line and exit status 2.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import bigr
+from bigr.cli import (
+    app_command,
+    evaluate_command,
+    images_command,
+    lineage_command,
+    metrics_command,
+    plan_command,
+    probe_command,
+    promote_command,
+    serve_command,
+    weights_command,
+)
+from bigr.pipeline.stage_table import STAGES
+from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.masking import MaskingFormatter, masked
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
+"""How OpenMP's threads wait: `let_threads_wait`."""
+
+
+def _help() -> str:
+    stages = (
+        textwrap.fill(stage.help, 78, initial_indent=f"  {name:<12}", subsequent_indent=" " * 14)
+        for name, stage in STAGES.items()
+    )
+    return "\n\n".join(
+        [
+            "BiGR: image generation and visual representation from binary latent codes.",
+            "\b\n`dvc repro` runs the whole pipeline, stage by stage, and only what is out of date.\n"
+            "The settings are in params.yaml, a section per stage. The stages, in order:",
+            *(f"\b\n{stage}" for stage in stages),
+        ]
+    )
+
+
+app = typer.Typer(
+    help=_help(),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+Params = Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings.", show_default=True)]
+
+
+@app.command()
+def run(
+    stage: Annotated[str, typer.Argument(help="Its name, as `bigr --help` lists them.", show_default=False)],
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Run one stage in this folder, as DVC does.
+
+    Its inputs must be there. Killed or interrupted, a training continues from its last checkpoint when it is run again.
+    """
+    from bigr.pipeline.runner import run_stage
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_TERMINATED))
+    try:
+        run_stage(stage, Path.cwd(), params)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; `dvc repro` continues from the last checkpoint", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@app.command()
+def check(params: Params = Path("params.yaml")) -> None:
+    """Find what would stop a stage, without running any.
+
+    Says what the settings amount to.
+
+    Looks at the settings, dvc.yaml, the files that the settings name, and how many images there are; opens no image.
+    """
+    from bigr.pipeline.check import summary
+
+    for line in summary(Path.cwd(), params):
+        typer.echo(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of params.yaml, by which editors complete and check it."""
+    from bigr.config import Settings
+
+    typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+weights_command.register(app)
+plan_command.register(app)
+evaluate_command.register(app)
+metrics_command.register(app)
+lineage_command.register(app)
+promote_command.register(app)
+probe_command.register(app)
+images_command.register(app)
+app_command.register(app)
+serve_command.register(app)
+
+
+def main() -> NoReturn:
+    """The entry point. Exit status 2: a mistake that the user can put right, said in one line on stderr."""
+    let_threads_wait()
+    _use_code_at_hand()
+    _set_up_logging()
+    try:
+        app(prog_name="bigr")
+    except BigrError as error:
+        from bigr.pipeline.runner import hand_up
+
+        if not hand_up(error):
+            typer.echo(masked(str(error)), err=True)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(0)
+
+
+def let_threads_wait() -> None:
+    """Before torch is loaded: how OpenMP's threads wait for each other, unless the user says otherwise.
+
+    By default they spin for milliseconds, and one other busy process on the machine, which takes the core of one of
+    them away, makes every operation wait for it. Asleep at once, they take longer to wake than a small operation takes.
+    So GNU's, which torch brings on Linux, spin for some tens of microseconds first (benchmarks/busy.py).
+    """
+    if not WAITING.keys() & os.environ.keys():
+        os.environ.update(WAITING)
+
+
+def _use_code_at_hand() -> None:
+    """In a copy of the project (one that DVC makes for an experiment, say) run the copy's code: DVC hashed that."""
+    here = Path.cwd()
+    code = here / "bigr" / "__init__.py"
+    if (here / "dvc.yaml").is_file() and code.is_file() and not code.samefile(str(bigr.__file__)):
+        path = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
+        os.execve(sys.executable, [sys.executable, "-m", "bigr", *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("bigr").setLevel(logging.INFO if first else logging.WARNING)

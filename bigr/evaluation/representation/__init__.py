@@ -1,0 +1,1 @@
+"""What the features of a frozen backbone tell: linear probe, nearest neighbours, t-SNE."""

@@ -1,0 +1,180 @@
+"""The representation of any trained model on any labelled images: what `bigr probe` does.
+
+Reads an image folder and two model folders, no shards and no codes. The features are in a folder of their own: removed
+at the end, or kept under a hash of everything that they follow from.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bigr.data.sources import SPLITS, Source, discover, printable
+from bigr.evaluation.imagesets.labelled import content_hash, folder_codes
+from bigr.evaluation.representation.features import Features, token_averages, write_features
+from bigr.evaluation.representation.represent import Representation, represent
+from bigr.interop.folders import load_model, model_hash, tokenizer_of
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.device import resolve_device
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import atomic_folder, write_json
+from bigr.runtime.locks import Held, only_one
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+"""Of kept features: another number where what is computed or stored changes."""
+_WRITTEN = {"metrics.json", "probe.csv", "probe.png", "tsne.png"}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was measured. images: measured and there, of each split; classes: their names."""
+
+    representation: Representation
+    images: dict[str, tuple[int, int]]
+    classes: list[str]
+
+
+def probe_folder(
+    images: Path,
+    tokenizer_folder: Path,
+    model_folder: Path,
+    out: Path,
+    settings: "Settings",
+    *,
+    kept: Path | None = None,
+    max_images: int | None = None,
+) -> Probed:
+    """Write metrics.json, probe.csv, probe.png and tsne.png to `out`, which appears whole or not at all.
+
+    kept: the folder of kept features; max_images: of a split, in place of `evaluation.probe_images` and, held out,
+    `evaluation.reference_images`. Raises `BigrError` where the folders do not fit each other, where `out` holds
+    anything that no probe wrote, is where this process stands, or cannot be written, and where another probe is at work
+    on it.
+    """
+    check_out(out)
+    section, device = settings.evaluation, resolve_device(settings.run.device)
+    tokenizer, model = load_model(tokenizer_folder, Tokenizer), load_model(model_folder, BiGR)
+    hashes = {"tokenizer": model_hash(tokenizer_folder), "model": model_hash(model_folder)}
+    check_pair(tokenizer, model, hashes["tokenizer"], tokenizer_of(model_folder))
+    source = labelled(images, settings)
+    there = {split: len(source.items[split]) for split in SPLITS}
+    limits = {"train": section.probe_images, "val": section.reference_images}
+    counts = {split: min(max_images or limits[split], there[split]) for split in SPLITS}
+    tokenizer.to(device)
+    model.to(device)
+
+    def compute(split: str, path: Path) -> Features:
+        codes = folder_codes(
+            source,
+            split,
+            counts[split],
+            tokenizer,
+            batch_size=section.batch_size,
+            workers=settings.run.workers,
+            bad_fraction=settings.shards.max_bad_fraction,
+            max_pixels=settings.shards.max_pixels,
+        )
+        return write_features(path, token_averages(model, codes), counts[split])
+
+    exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with exact, _scratch(out) as scratch:
+        if kept is None:
+            train, val = (compute(split, scratch / f"{split}.npy") for split in SPLITS)
+        else:
+            origin = {**hashes, "images": content_hash(source, counts, settings.run.workers)}
+            train, val = _kept(kept, origin, compute)
+        classes = [printable(name) for name in source.classes]
+        found = represent(section, train, val, len(classes), device)
+        measured = {"train": len(train), "val": len(val)}
+        about = {"source": str(images), "classes": len(classes), **measured}
+        with atomic_folder(out) as new:
+            write_json(new / "metrics.json", {**found.figures(), "images": about, "hashes": hashes})
+            found.draw(new, classes)
+    return Probed(found, {split: (measured[split], there[split]) for split in SPLITS}, classes)
+
+
+def check_out(out: Path) -> None:
+    """Raise `BigrError` where `out` could not be replaced without losing something, or not be written at all."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise BigrError(f"--out {out} is the folder that this runs in, or one above; name a new folder")
+    if out.is_dir():
+        others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN)
+        if not others:
+            return
+        raise BigrError(f"--out {out} holds {others[0]!r}, which no probe wrote; name a new folder")
+    if out.exists():
+        raise BigrError(f"--out {out} is a file; name a folder")
+
+
+def check_pair(tokenizer: Tokenizer, model: BiGR, tokenizer_hash: str, named: str | None) -> None:
+    """Raise `BigrError` where the model cannot read this tokenizer's codes, or names another one as its own."""
+    ours, theirs = (model.config.code_bits, model.config.grid), (tokenizer.config.code_bits, tokenizer.grid)
+    if ours != theirs:
+        raise BigrError(f"--model reads codes of (bits, grid) = {ours}, --tokenizer makes {theirs}; name its own")
+    if named not in (None, tokenizer_hash):
+        raise BigrError("--model was trained on codes of another tokenizer than --tokenizer; name its own")
+
+
+def labelled(images: Path, settings: "Settings") -> Source:
+    """The pictures of `images`, split as the stage `shards` would; its errors name --images."""
+    try:
+        return discover(images, val_fraction=settings.shards.val_fraction, seed=settings.seed)
+    except BigrError as error:
+        raise BigrError(str(error).replace("shards.source: ", "--images: ")) from None
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, removed at the end, and with it the right to write `out`."""
+    folder = out.absolute().with_name(f".{out.absolute().name}.features")
+    with _holding(folder, f"--out {out}"):
+        for left in folder.iterdir():  # by one that was killed
+            left.unlink()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept(folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path], Features]) -> list[Features]:
+    """Both splits' features of this origin: those that are kept, or computed now to be kept."""
+    text = json.dumps({"format": _FORMAT, **origin}, sort_keys=True)
+    place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def wait() -> None:
+        log.info("another `bigr probe` computes features in %s; waiting for it", folder)
+
+    with _holding(folder, f"--features {folder}", wait):
+        if place.is_dir():
+            log.info("features: those kept in %s", place)
+        else:
+            with atomic_folder(place) as new:
+                for split in SPLITS:
+                    compute(split, new / f"{split}.npy")
+    return [Features.open(place / f"{split}.npy") for split in SPLITS]
+
+
+@contextmanager
+def _holding(folder: Path, option: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """`only_one`, whose failures are lines that name the option."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_one(folder, waiting))
+        except Held:
+            raise BigrError(f"{option}: another `bigr probe` is at work on it; wait for it, or name another") from None
+        except OSError as error:
+            raise BigrError(f"{option}: nothing can be written there ({error.strerror}: {error.filename})") from None
+        yield

@@ -1,0 +1,1 @@
+"""The generator: the masked backbone, and the transcoder with its Bernoulli diffusion."""

@@ -1,0 +1,106 @@
+"""BiGR: the masked backbone and its transcoder as one model (METHOD sections 2 and 3).
+
+`loss` is the paper's training objective; sampling is in bigr/sampling. Knows nothing about files or optimisers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bigr.models.described import described
+from bigr.models.masked.backbone import Backbone, BackboneConfig
+from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
+
+
+@dataclass(frozen=True)
+class BiGRConfig:
+    """The shape of the model, flat: the backbone's fields, and the transcoder's with their prefix."""
+
+    code_bits: int
+    grid: int
+    num_classes: int
+    dim: int
+    layers: int
+    heads: int
+    transcoder_dim: int
+    transcoder_blocks: int
+    ffn_multiple_of: int = 256
+    dropout: float = 0.1
+    condition_rope: bool = False
+    init_std: float = 0.02
+    position_std: float = 0.02
+    diffusion_steps: int = 256
+    target: str = "flip"
+
+    @classmethod
+    def of(cls, section: object, *, code_bits: int, grid: int, num_classes: int) -> "BiGRConfig":
+        """The shape that the section `generator` of params.yaml describes, for such codes."""
+        return described(cls, section, code_bits=code_bits, grid=grid, num_classes=num_classes)
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The backbone's part."""
+        return BackboneConfig(**{name: getattr(self, name) for name in BackboneConfig.__dataclass_fields__})
+
+    @property
+    def transcoder(self) -> TranscoderConfig:
+        """The transcoder's part."""
+        return TranscoderConfig(
+            code_bits=self.code_bits,
+            condition_dim=self.dim,
+            dim=self.transcoder_dim,
+            blocks=self.transcoder_blocks,
+            diffusion_steps=self.diffusion_steps,
+            target=self.target,
+            init_std=self.init_std,
+        )
+
+
+class BiGR(nn.Module):
+    """The complete generator: codes, labels and masks to bit probabilities."""
+
+    kind: ClassVar[str] = "bigr"
+    config_class: ClassVar[type[Any]] = BiGRConfig
+
+    def __init__(self, config: BiGRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.transcoder = Transcoder(config.transcoder)
+
+    def hidden(self, codes: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Codes [B, N, K], labels int64 [B] (num_classes: unconditional), mask bool [B, N] → h [B, N, D]."""
+        return self.backbone(codes, self.backbone.condition(labels), mask)
+
+    def features(self, codes: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        """Codes [B, N, K] → the residual stream after each block, [B, N, D] each; see `Backbone.features`."""
+        return self.backbone.features(codes, labels)
+
+    def loss(
+        self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator, noise_draws: int = 1
+    ) -> Tensor:
+        """Mean wBCE over the masked tokens, a scalar (METHOD sections 2 and 3).
+
+        codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
+        generator: on the codes' device, for steps and corruptions; noise_draws: how many of them share the backbone's
+        pass, which lowers the noise of the gradient and leaves its mean.
+        """
+        mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)
+        h = gather_tokens(self.hidden(codes, labels, mask), masked)
+        x0 = gather_tokens(codes, masked)
+        return self.transcoder.loss(x0, h, generator, noise_draws).mean()
+
+    forward = loss
+
+
+def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """Tokens of x [B, N, C] at positions int64 [B, m], as rows [B·m, C]."""
+    return torch.take_along_dim(x, positions.unsqueeze(-1), dim=1).flatten(0, 1)
+
+
+def masked_count(u: float, tokens: int) -> int:
+    """How many of N tokens a training batch masks, for u in {0..N−1}: max(1, ⌊N·cos(π/2 · u/N)⌋) (METHOD section 2)."""
+    return max(1, math.floor(tokens * math.cos(math.pi / 2 * u / tokens)))

@@ -1,0 +1,151 @@
+"""The Bernoulli transcoder: a per-token MLP that denoises bits under a condition h (METHOD section 3).
+
+What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice), x₀ itself, or, as
+"direct", x₀ without any diffusion (one pass, nothing noisy goes in). Knows nothing about images or positions.
+
+Shapes: M tokens, K bits, D width of h, H width of the transcoder.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bigr.models.masked.diffusion import BernoulliDiffusion, weighted_bce
+
+SINUSOIDS = 256
+
+
+@dataclass(frozen=True)
+class TranscoderConfig:
+    """The shape of a transcoder. `condition_dim` is D, `dim` is H, `diffusion_steps` is T."""
+
+    code_bits: int
+    condition_dim: int
+    dim: int
+    blocks: int
+    diffusion_steps: int = 256
+    target: str = "flip"
+    init_std: float = 0.02
+
+
+class Transcoder(nn.Module):
+    """The denoiser ε(xₜ, t, h), its training loss, and the guided reverse process."""
+
+    def __init__(self, config: TranscoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.diffusion = BernoulliDiffusion(config.diffusion_steps)
+        self.x_embedder = nn.Linear(config.code_bits, config.dim)
+        self.c_embedder = nn.Linear(config.condition_dim, config.dim)
+        self.t_embedder = TimestepEmbedder(config.dim)
+        self.blocks = nn.ModuleList(TranscoderBlock(config.dim) for _ in range(config.blocks))
+        self.final_layer = FinalLayer(config.dim, config.code_bits)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linears N(0, init_std²), biases 0; every modulation and the last linear 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, TranscoderBlock | FinalLayer):
+                nn.init.zeros_(cast(nn.Linear, module.adaLN_modulation[1]).weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, xt: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Bits xt [M, K], steps t int64 [M] in 1..T, conditions h [M, D] → logits [M, K]."""
+        return self.denoise(xt, self.c_embedder(condition) + self.t_embedder(t - 1))
+
+    def denoise(self, xt: Tensor, c: Tensor) -> Tensor:
+        """Bits xt [M, K] and the sum c of embedded condition and step [M, H] → logits [M, K]."""
+        x = self.x_embedder((2 * xt - 1).to(self.x_embedder.weight.dtype))
+        c = F.silu(c)
+        for block in self.blocks:
+            x = block(x, c)
+        return self.final_layer(x, c)
+
+    def x0_logits(self, logits: Tensor, xt: Tensor) -> Tensor:
+        """The network's logits, read as logits of x₀: a flip is turned round where xₜ = 1. All [M, K]."""
+        return logits * (1 - 2 * xt) if self.config.target == "flip" else logits
+
+    def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator, noise_draws: int = 1) -> Tensor:
+        """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
+
+        noise_draws: how many each token gets; they share what depends on h alone, and every draw of a step shares its
+        embedding. Drawn from `generator`, which must be on x0's device. Source: METHOD section 3, "Loss".
+        """
+        x0 = x0.float()
+        if self.config.target == "direct":  # nothing is drawn: one is as good as many
+            return weighted_bce(self.direct_logits(condition), x0).mean(-1)
+        steps = self.config.diffusion_steps
+        embedded = self.c_embedder(condition).repeat(noise_draws, 1)
+        step_embeddings = self.t_embedder(torch.arange(steps, device=x0.device))
+        x0 = x0.repeat(noise_draws, 1)
+        t = torch.randint(1, steps + 1, (len(x0),), generator=generator, device=x0.device)
+        noise = torch.rand(x0.shape, generator=generator, device=x0.device)
+        xt = (noise < self.diffusion.noisy_probability(x0, t)).float()
+        target = (x0 - xt).abs() if self.config.target == "flip" else x0
+        return weighted_bce(self.denoise(xt, embedded + F.embedding(t - 1, step_embeddings)), target).mean(-1)
+
+    def direct_logits(self, condition: Tensor) -> Tensor:
+        """Logits of x₀ [M, K] in one pass, from h [M, D] alone (target "direct"): the input bits are all ones."""
+        # Not all one half: the normed activations would be zero, and as every modulation and the last linear start at
+        # zero, nothing but that linear's bias would ever have a gradient.
+        ones = torch.ones(len(condition), self.config.code_bits, device=condition.device)
+        return self(ones, torch.ones(len(condition), dtype=torch.long, device=condition.device), condition)
+
+
+class TranscoderBlock(nn.Module):
+    """[M, H] → same: x + gate · MLP(LN(x)·(1 + scale) + shift), the three from the condition."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.adaLN_modulation = nn.Sequential(
+            nn.Identity(), nn.Linear(dim, 3 * dim)
+        )  # index 0: SiLU, done once outside
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale, gate = self.adaLN_modulation(c).chunk(3, dim=-1)
+        return x + gate * self.mlp(modulated_norm(x, shift, scale))
+
+
+class FinalLayer(nn.Module):
+    """[M, H] → [M, K]: modulated LayerNorm, linear."""
+
+    def __init__(self, dim: int, code_bits: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, code_bits)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(dim, 2 * dim))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulated_norm(x, shift, scale))
+
+
+class TimestepEmbedder(nn.Module):
+    """Step index int64 [M] (t − 1, from 0) → [M, H]: 256 sinusoids [cos, sin] of period 10000, then a small MLP."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(SINUSOIDS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        half = SINUSOIDS // 2
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half).float() / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, index: Tensor) -> Tensor:
+        angles = index.float().unsqueeze(-1) * self.frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm(x) without affine, eps 1e-6, then · (1 + scale) + shift."""
+    y = F.layer_norm(x, (x.shape[-1],), eps=1e-6)
+    return torch.addcmul(y + shift, y, scale)

@@ -1,0 +1,154 @@
+"""What dvc.yaml says about each stage, and the hashes by which DVC knows files.
+
+Paths are as dvc.yaml writes them, with `${…}` filled in from the settings; a hash is what dvc.lock would hold for the
+path: MD5 of a file's bytes, or of a folder's listing (`….dir`). DVC's own library computes them and remembers them in
+DVC's cache of file states, so that what `dvc repro` has hashed is not read again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigr.config import read
+from bigr.runtime.errors import BigrError
+from bigr.runtime.paths import is_code
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of dvc.yaml: paths that it reads (code and data), keys of params.yaml, paths that it writes."""
+
+    name: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]
+    outs: tuple[str, ...]
+    about: str = ""
+    """What it does, in words."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The deps that are not this project's code."""
+        return tuple(dep for dep in self.deps if not is_code(dep))
+
+
+def stages(root: Path, values: Mapping[str, Any]) -> dict[str, StageSpec]:
+    """Every stage of `root`/dvc.yaml, in its order. `values`: params.yaml as plain values. Raises `BigrError`."""
+    path = root / "dvc.yaml"
+    if not path.is_file():
+        raise BigrError(f"{path}: no such file; run in the project's folder")
+    described = read(path).get("stages")
+    if not isinstance(described, dict):
+        raise BigrError("dvc.yaml: has no section `stages`")
+    return {name: _spec(name, stage, values) for name, stage in described.items()}
+
+
+def _spec(name: str, stage: Any, values: Mapping[str, Any]) -> StageSpec:
+    def paths(*keys: str) -> tuple[str, ...]:
+        entries = [entry for key in keys for entry in stage.get(key) or []]
+        names = [next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries]
+        return tuple(dict.fromkeys(_fill(text, values, name) for text in names))
+
+    outs = paths("outs", "metrics", "plots")
+    return StageSpec(name, paths("deps"), paths("params"), outs, str(stage.get("desc") or ""))
+
+
+def _fill(text: str, values: Mapping[str, Any], stage: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        return str(setting(values, match[1].strip(), f"dvc.yaml: stage {stage}"))
+
+    return re.sub(r"\$\{([^}]+)\}", value, text)
+
+
+def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any:
+    """The value, or the section, at a dotted key. Raises `BigrError` that starts with `where`."""
+    found: Any = values
+    for part in key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise BigrError(f"{where} names the setting {key}, which params.yaml does not have")
+        found = found[part]
+    return found
+
+
+def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
+    """The values of a YAML file, to be changed in place; written as `dvc exp run -S` does, other lines as they are."""
+    from dvc.utils.serialize import modify_yaml
+
+    changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
+    return changed
+
+
+def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:
+    """Raise `BigrError` for the first thing that the stage reads and that is not there."""
+    for dep in spec.deps:
+        if (root / dep).exists():
+            continue
+        made = any(Path(dep).is_relative_to(out) for other in pipeline.values() for out in other.outs)
+        remedy = f"run `dvc repro {spec.name}`" if made else "put it there, or name another path in params.yaml"
+        raise BigrError(f"stage {spec.name} reads {dep}, which does not exist; {remedy}")
+
+
+def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """DVC's hash of each path below `root` (or absolute). Raises `BigrError` where `root` is no DVC project."""
+    from dvc.fs import localfs
+    from dvc_data.hashfile.build import build
+
+    repo = _repo(root)
+
+    def hash_of(path: str) -> str:
+        absolute = str((root / path).absolute())
+        built = build(repo.cache.local, absolute, localfs, "md5", ignore=repo.dvcignore, dry_run=True)
+        return str(built[2].hash_info.value)
+
+    with repo:
+        return {path: hash_of(path) for path in paths}
+
+
+def cache_folder(root: Path) -> Path:
+    """Where DVC keeps the contents that it knows and its records of runs. Raises `BigrError` as above."""
+    with _repo(root) as repo:
+        return Path(repo.cache.legacy.path)
+
+
+def _repo(root: Path) -> "Repo":
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+    from dvc.scm import SCMError
+
+    try:
+        return Repo(str(root))
+    except NotDvcRepoError:
+        raise BigrError(f"{root}: not a DVC project (it has no .dvc folder); run `dvc init` there") from None
+    except SCMError:  # DVC's settings say that git holds the project: a copy without its history, say
+        remedy = "run `git init` there, or `dvc config core.no_scm true`"
+        raise BigrError(f"{root}: not a git repository, as DVC expects; {remedy}") from None
+
+
+def outdated(root: Path, names: Iterable[str]) -> list[str]:
+    """Those stages whose inputs, settings or outputs are not as dvc.lock has them.
+
+    Raises `BigrError` where `root` is no DVC project, or DVC is at work there.
+    """
+    from dvc.exceptions import DvcException
+
+    try:
+        with _repo(root) as repo:
+            return [name for name in names if repo.status(targets=[name])]
+    except DvcException as error:
+        raise BigrError(f"DVC: {' '.join(str(error).split())}") from error
+
+
+def fingerprint(spec: StageSpec, values: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
+    """SHA-256 over everything that dvc.yaml says the stage's result depends on: contents of deps, values of params."""
+    named = {
+        "deps": {dep: hashes[dep] for dep in spec.deps},
+        "params": {key: setting(values, key) for key in spec.params},
+    }
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

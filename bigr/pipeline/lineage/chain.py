@@ -1,0 +1,144 @@
+"""The chain of an artifact: who wrote it, from what, and so on, back to what no stage wrote.
+
+At each step DVC's record and MLflow's run of the same execution are brought together: they agree where the run read
+what the record says was read. Where one is missing the other suffices, and the step says so.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigr.pipeline.lineage.records import Content, Record, Records, git
+from bigr.pipeline.lineage.runs import RecordedRun, Runs
+from bigr.pipeline.lineage.target import Target, find
+from bigr.tracking.store import code_digest
+
+
+@dataclass(frozen=True)
+class Step:
+    """One artifact and the execution that wrote it; `stage` is empty where none did.
+
+    inputs: data that the execution read; settings: as DVC recorded them, else as MLflow did; execution: name of the
+    MLflow run above `run`; subject: the first line of the commit's message.
+    """
+
+    artifact: Content
+    notes: tuple[str, ...]
+    stage: str = ""
+    command: str = ""
+    settings: dict[str, Any] | None = None
+    inputs: tuple[Content, ...] = ()
+    code: tuple[Content, ...] = ()
+    recorded_in: tuple[str, ...] = ()
+    run: RecordedRun | None = None
+    execution: str = ""
+    subject: str = ""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """starts: the artifacts asked for; steps: they and all that they come from, each once, makers after made.
+
+    trouble: why MLflow could not be asked, where it could not.
+    """
+
+    steps: tuple[Step, ...]
+    starts: tuple[Content, ...]
+    trouble: str
+
+    def step(self, content: Content) -> Step:
+        """The step of an artifact in the chain."""
+        return next(s for s in self.steps if (s.artifact.path, s.artifact.md5) == (content.path, content.md5))
+
+
+def trace(root: Path, text: str, revision: str | None = None) -> Chain:
+    """The chain of the artifact that `text` names: a path, `md5:HASH`, the id of a run, a version.
+
+    revision: of git, or an experiment of DVC: paths then mean what its dvc.lock holds. Raises `BigrError` where there
+    is no such artifact, or where nobody recorded the version at hand.
+    """
+    records, runs = Records(root, revision), Runs(root)
+    targets = find(root, text, records, runs, revision=revision is not None)
+    steps: dict[tuple[str, str], Step] = {}
+    waiting = list(targets)
+    while waiting:
+        target = waiting.pop(0)
+        key = target.artifact.path, target.artifact.md5
+        if key in steps:
+            continue
+        steps[key] = step = _step(root, target, records, runs)
+        waiting += [Target(content) for content in step.inputs]
+    return Chain(tuple(steps.values()), tuple(target.artifact for target in targets), runs.trouble)
+
+
+def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
+    artifact = target.artifact
+    note: tuple[str, ...] = (target.note,) if target.note else ()
+    record = records.writer(artifact.path, artifact.md5)
+    found = [target.run] if target.run else runs.writers(artifact.path, artifact.md5)
+    run = found[0] if found else None
+    if record and found:
+        run = next((run for run in found if _agree(record, run)), None)
+        if run is None and target.run:  # a run was asked for: what it read counts, not what another execution did
+            record, run = None, target.run
+        elif run is None:
+            note += (f"MLflow has no run of this execution, but {found[0].id} wrote the same from other inputs",)
+    if record is None and run is None:
+        return Step(artifact, (*note, *_origin(artifact, records)))
+    if run is None and not found and not runs.trouble:
+        note += ("MLflow has no run that wrote it",)
+    deps = _deps(record, run, records, {} if record or run is None else runs.code(run))
+    inputs, inside = _whole(deps, records)
+    if not inputs:
+        inside = ["it read no files but code"]
+    return Step(
+        artifact,
+        (*note, *inside),
+        stage=record.stage if record else run.stage if run else "",
+        command=record.command if record else f"bigr run {run.stage}" if run else "",
+        settings=dict(record.settings if record else run.settings if run else {}),
+        inputs=inputs,
+        code=tuple(dep for dep in deps if dep.is_code),
+        recorded_in=tuple(filter(None, [record.source if record else "", "MLflow" if run else ""])),
+        run=run,
+        execution=runs.name(run.parent) if run and run.parent else "",
+        subject=git(root, "log", "-1", "--format=%s", run.commit, "--").strip() if run and run.commit else "",
+    )
+
+
+def _agree(record: Record, run: RecordedRun) -> bool:
+    """Whether they tell of the same execution, or of one that read the same. (Tags spell odd paths otherwise.)"""
+    if run.code and run.code != code_digest({dep.path: dep.md5 for dep in record.deps}):
+        return False
+    return {dep.md5 for dep in record.deps if not (dep.is_code and run.code)} <= set(run.deps.values())
+
+
+def _deps(record: Record | None, run: RecordedRun | None, records: Records, code: Mapping[str, str]) -> list[Content]:
+    """All that was read. The run alone knows ready models and weights that settings name: DVC does not watch those."""
+    deps = list(record.deps) if record else []
+    known = {dep.md5 for dep in deps}
+    for path, md5 in {**run.deps, **code}.items() if run else ():
+        if md5 not in known:
+            deps.append(Content(path, md5, files=len(records.listing(md5)) or None))
+    return deps
+
+
+def _whole(deps: Iterable[Content], records: Records) -> tuple[tuple[Content, ...], list[str]]:
+    """The data among `deps`; for a part of what a stage wrote, as data/digits/train is, the whole, and a note."""
+    inputs, notes = [], []
+    for dep in deps:
+        if dep.is_code:
+            continue
+        out = records.holder(dep)
+        if out:
+            notes.append(f"of {out.path} it read {os.path.relpath(dep.path, out.path)}, md5:{dep.md5}")
+        inputs.append(out or dep)
+    return tuple(dict.fromkeys(inputs)), notes
+
+
+def _origin(artifact: Content, records: Records) -> list[str]:
+    if artifact.path in records.outs:
+        return ["who wrote this version is not recorded: neither DVC nor MLflow has it; the chain ends here"]
+    return ["given: no stage writes it"]

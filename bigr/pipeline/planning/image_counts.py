@@ -1,0 +1,113 @@
+"""How many images there are, of how many classes, and what they take on disk."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from bigr.config import Settings
+from bigr.data.shards import ShardIndex
+from bigr.data.sources import discover
+
+EMBEDDED_IMAGES, EMBEDDED_CLASSES = 1797, 10
+_ASSUMED_CLASSES = 1000  # ImageNet-1K: changes the class table alone
+_LABEL = 8  # bytes of an int64
+_HALF = 2  # bytes of a float16
+_RECORD = 512  # bytes to which tar fills up
+_PNG_SHARE = 0.6
+"""A PNG's size as a share of 3 bytes a pixel: scikit-learn's two sample photographs take 0.51 to 0.66 at 256 and 64."""
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """train, val: images of each split, None where it is not known; classes: of labels; basis: how that was found."""
+
+    train: int | None
+    val: int | None
+    classes: int
+    basis: str
+    classes_basis: str
+
+    @property
+    def total(self) -> int | None:
+        """Images of both splits."""
+        return None if self.train is None or self.val is None else self.train + self.val
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of one image in the shards, in the codes, and while `evaluation` runs in its features; how they were found.
+
+    featured: images of the training and of the validation split whose features are taken, at most.
+    """
+
+    shard: float
+    code: int
+    feature: int
+    featured: tuple[int, int]
+    shard_basis: str
+    code_basis: str
+    feature_basis: str
+
+
+def count_images(settings: Settings, root: Path, images: int | None, classes: int | None) -> ImageCounts:
+    """What is given, else what data/shards holds, else the embedded digits, else what is in the source folder.
+
+    images: of both splits; classes. Raises `BigrError` for a source folder or an index that cannot be read.
+    """
+    train: int | None = None
+    val: int | None = None
+    found, basis, of_classes = None, "not known", "of ImageNet-1K, assumed; --classes names another number"
+    index = _index(settings, root)
+    if index is not None:
+        train, val = index.images("train"), index.images("val")
+        found, basis, of_classes = len(index.classes), "in data/shards", "in data/shards"
+    elif settings.shards.embedded:
+        val = settings.digits.val_count
+        train, found, basis, of_classes = EMBEDDED_IMAGES - val, EMBEDDED_CLASSES, "the embedded digits", "of digits"
+    elif images is None and (root / settings.shards.source).is_dir():
+        source = discover(root / settings.shards.source, val_fraction=settings.shards.val_fraction, seed=settings.seed)
+        train, val = len(source.items["train"]), len(source.items["val"])
+        found, basis = len(source.classes), f"files in {settings.shards.source}, none of them opened"
+        of_classes = f"in {settings.shards.source}"
+    if images is not None:
+        val = round(images * settings.shards.val_fraction)
+        train, basis = images - val, f"as given; shards.val_fraction = {settings.shards.val_fraction} of them held out"
+    if classes is not None:
+        found, of_classes = classes, "as given"
+    return ImageCounts(train, val, found or _ASSUMED_CLASSES, basis, of_classes)
+
+
+def disk(settings: Settings, root: Path) -> Disk:
+    """Shards as they are, where there are some, else estimated; codes to the byte, but for a header in each file."""
+    index = _index(settings, root)
+    tars = [tar for split in index.splits for tar in index.tars(split)] if index is not None else []
+    if index is not None and all(tar.is_file() for tar in tars):
+        images = sum(index.images(split) for split in index.splits)
+        shard, basis = sum(tar.stat().st_size for tar in tars) / images, "measured in data/shards"
+    else:
+        pixels = 3 * settings.shards.image_size**2
+        records = math.ceil(_PNG_SHARE * pixels / _RECORD) + 3  # the picture's header, the label's, the label
+        shard = float(records * _RECORD)
+        basis = f"estimated: {_PNG_SHARE} of 3 bytes a pixel (photographs as PNG), tar's records"
+    views, tokens, packed = len(settings.codes.views), settings.grid**2, math.ceil(settings.tokenizer.code_bits / 8)
+    draws, plural = settings.codes.draws, "s" if views > 1 else ""
+    stored = f" × (1 + {draws} draw{'s' if draws > 1 else ''})" if draws else ""
+    layers, width = settings.generator.layers, settings.generator.dim
+    return Disk(
+        shard=shard,
+        code=views * (1 + draws) * tokens * packed + _LABEL,
+        feature=_HALF * layers * width,
+        featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
+        shard_basis=basis,
+        code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
+        feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
+    )
+
+
+def _index(settings: Settings, root: Path) -> ShardIndex | None:
+    """The index of data/shards, where it is there and of images of the settings' size."""
+    folder = root / "data" / "shards"
+    if not (folder / "index.json").is_file():
+        return None
+    index = ShardIndex.load(folder)
+    return index if index.image_size == settings.shards.image_size else None

@@ -1,0 +1,246 @@
+"""The whole plan of a params.yaml: parameters, FLOPs, memory, disk, time. Nothing is trained, no data is needed."""
+
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from bigr import config
+from bigr.config import Settings
+from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
+from bigr.pipeline.planning import image_counts, networks, sampling_cost, speed, training_cost
+from bigr.pipeline.planning.image_counts import Disk, ImageCounts
+from bigr.pipeline.planning.meter import Arithmetic, flops, measure, shapes_only
+from bigr.pipeline.planning.networks import Networks
+from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
+from bigr.pipeline.planning.training_cost import TrainingCost
+from bigr.pipeline.stage_table import NAMES
+from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.errors import BigrError
+
+_INCEPTION = 11.4e9
+"""FLOPs of an image through Inception v3 at 299²: 5.7 GMAC (Szegedy et al., 2016)."""
+_RESTORED = 3
+"""How often the evaluation decodes the validation images: for distances, for PSNR, for labels."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """TFLOP/s that one process sustains, under bfloat16 autocast and in float32; basis: how that is known."""
+
+    tflops: float
+    float32_tflops: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Work of one stage over all its processes. note: why there is no figure, or what it leaves out.
+
+    flops: under bfloat16 autocast, None where not known; flops_float32: in float32, by the settings or regardless.
+    """
+
+    name: str
+    flops: float | None
+    flops_float32: float
+    processes: int
+    note: str = ""
+
+    def seconds(self, speed: Speed) -> float | None:
+        """The time that the arithmetic takes at that speed."""
+        if self.flops is None:
+            return None
+        work = self.flops / speed.tflops + self.flops_float32 / speed.float32_tflops
+        return work / 1e12 / self.processes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `bigr plan` says. FLOPs and bytes are plain numbers; encoder: FLOPs of one view of an image."""
+
+    params: str
+    device: str
+    processes: int
+    precision: dict[str, str]
+    images: ImageCounts
+    parameters: dict[str, dict[str, int]]
+    training: list[TrainingCost]
+    encoder: float
+    sampling: SamplingCost
+    disk: Disk
+    speed: Speed | None
+    stages: list[StageCost]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, in FLOPs, bytes and seconds; the times of stages are null where they are not known."""
+        values = asdict(self)
+        for stage, row in zip(self.stages, values["stages"], strict=True):
+            row["seconds"] = stage.seconds(self.speed) if self.speed else None
+        values["images"]["total"] = self.images.total
+        return values
+
+
+def make_plan(
+    params: Path,
+    root: Path,
+    *,
+    tflops: float | None = None,
+    float32_tflops: float | None = None,
+    images: int | None = None,
+    classes: int | None = None,
+    processes: int | None = None,
+) -> Plan:
+    """The plan of the settings in `params` for the project at `root`.
+
+    tflops, float32_tflops: what one process sustains; without, measured here where the settings' device is here.
+    images, classes, processes: in place of what is found and set. Raises `BigrError` as `bigr check` does.
+    """
+    given = {"tflops": tflops, "float32-tflops": float32_tflops, "images": images, "classes": classes}
+    for name, number in {**given, "processes": processes}.items():
+        if number is not None and not 0 < number < float("inf"):
+            raise BigrError(f"--{name} is {number}; allowed: a number above 0")
+    settings = config.load(params)
+    if processes is not None:
+        values = settings.model_dump()
+        values["run"]["processes"] = processes
+        settings = config.validate(values, params.name)
+    found = image_counts.count_images(settings, root, images, classes)
+    device = _device(settings.run.device)
+    with shapes_only() as mode:
+        built = networks.build(settings, found.classes, mode)
+        widths = {"tokenizer": built.tokenizer.width}
+        widths |= dict.fromkeys(("generator", "transcoder", "samples"), settings.generator.dim)
+        arithmetic = {name: _arithmetic(device, settings.run.precision, width) for name, width in widths.items()}
+        parameters = networks.parameters(built)
+        trained = [
+            work(settings, built, arithmetic[name], settings.run.processes)
+            for name, work in (
+                ("tokenizer", training_cost.tokenizer_training),
+                ("generator", training_cost.generator_training),
+                ("transcoder", training_cost.transcoder_training),
+            )
+            if getattr(settings, name).trains
+        ]
+        size = settings.shards.image_size
+        encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
+        sampled = sampling_cost.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
+        evaluated = evaluation_flops(settings, built, found)
+    stages = _stages(settings, found, arithmetic, trained, encoder, sampled, evaluated)
+    return Plan(
+        params=str(params),
+        device=str(device),
+        processes=settings.run.processes,
+        precision={name: "bfloat16" if a.bfloat16 else "float32" for name, a in arithmetic.items()},
+        images=found,
+        parameters=parameters,
+        training=trained,
+        encoder=encoder,
+        sampling=sampled,
+        disk=image_counts.disk(settings, root),
+        speed=_speed(device, any(a.bfloat16 for a in arithmetic.values()), tflops, float32_tflops),
+        stages=stages,
+    )
+
+
+def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -> float:
+    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe, k-NN,
+    and what is drawn without further training.
+
+    Where the number of images is not known, as many as the settings allow.
+    """
+    section, size, count = settings.evaluation, settings.shards.image_size, settings.samples.count
+    limit = section.reference_images
+    train, val = (min(limit, n or limit) for n in (images.train, images.val))
+    probed = min(section.probe_images, images.train or section.probe_images)
+    shape = ClassifierConfig(size, images.classes, section.classifier_channels, section.classifier_features)
+    classifier = Classifier(shape).train()
+    batch, labels = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.long)
+    step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False)).flops / 2
+    seen = flops(lambda: classifier(batch)) / 2
+    extractor = seen if section.extractor == "classifier" else _INCEPTION
+    decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
+    probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * probed
+    neighbours = 2 * settings.generator.layers * settings.generator.dim * probed * val
+    return (
+        section.classifier_steps * section.classifier_batch_size * step
+        + (count + 2 * val) * seen
+        + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
+        + _RESTORED * val * decoder
+        + (probed + val) * backbone_flops(built.bigr)
+        + probe
+        + neighbours
+        + (zero_shot_flops(settings, built, drawn) if (drawn := min(section.zero_shot_images, val)) else 0)
+    )
+
+
+def _stages(
+    settings: Settings,
+    images: ImageCounts,
+    arithmetic: dict[str, Arithmetic],
+    trained: list[TrainingCost],
+    encoder: float,
+    sampled: SamplingCost,
+    evaluated: float,
+) -> list[StageCost]:
+    def split(name: str, work: float) -> tuple[float, float]:
+        return (work, 0.0) if arithmetic[name].bfloat16 else (0.0, work)
+
+    processes, views = settings.run.processes, len(settings.codes.views)
+    by_name = {t.stage: t for t in trained}
+    stages = []
+    for name in NAMES:
+        if name in ("digits", "shards"):
+            stages.append(StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs"))
+        elif name in by_name:
+            stages.append(StageCost(name, *split(name, by_name[name].flops), processes))
+        elif name == "codes":
+            total, note = images.total, f"{views} view{'s' if views > 1 else ''}, in float32"
+            work = 0.0 if total is None else encoder * views * total
+            stages.append(StageCost(name, None if total is None else 0.0, work, processes, note))
+        elif name == "samples":
+            fast, full = split(name, sampled.flops)
+            stages.append(StageCost(name, fast, full + sampled.flops_float32, processes, "the decoder in float32"))
+        elif name == "evaluation":
+            stages.append(StageCost(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID"))
+        else:
+            ready = getattr(getattr(settings, name), "from_", None)
+            note = f"nothing is trained: from {ready}" if ready else "nothing is trained: steps is 0"
+            stages.append(StageCost(name, 0.0, 0.0, processes, note))
+    return stages
+
+
+def _device(name: str) -> torch.device:
+    """The device to plan for; a GPU need not be here."""
+    try:
+        return resolve_device(name)
+    except BigrError:
+        return torch.device(name)
+
+
+def _here(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available()
+    return device.type != "mps" or torch.backends.mps.is_available()
+
+
+def _arithmetic(device: torch.device, precision: str, width: int) -> Arithmetic:
+    """What the training loop would compute in; a GPU that is not here is taken for one that has bfloat16."""
+    gpu = device.type == "cuda"
+    if precision != "auto" or (gpu and not _here(device)):
+        return Arithmetic(gpu, bfloat16=precision != "float32")
+    return Arithmetic(gpu, bfloat16=not isinstance(autocast(device, precision, width), nullcontext))
+
+
+def _speed(device: torch.device, bfloat16: bool, tflops: float | None, float32_tflops: float | None) -> Speed | None:
+    if tflops is not None:
+        if float32_tflops is None:
+            return Speed(tflops, tflops, "as given; also for what is computed in float32, which GPUs do slower")
+        return Speed(tflops, float32_tflops, "as given")
+    if not _here(device):
+        return None
+    full = float32_tflops or speed.measured_tflops(device, torch.float32)
+    fast = speed.measured_tflops(device, torch.bfloat16) if bfloat16 else full
+    return Speed(fast, full, speed.describe(device))

@@ -1,0 +1,197 @@
+"""The plan as a page of text: aligned tables, a unit for every column."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+from bigr.pipeline.planning.plan import Plan, StageCost
+
+WIDTH = 100
+_INDENT = "  "
+
+
+def page(plan: Plan) -> list[str]:
+    """The lines of the page."""
+    sections = [_head(plan), _parameters(plan), _flops(plan), _memory(plan), _disk(plan), _time(plan)]
+    lines = [line for section in sections for line in [*section, ""]][:-1]
+    return [part for line in lines for part in _broken(line)]
+
+
+def _broken(line: str) -> list[str]:
+    """A line of text, not of a table, on several where it is too wide."""
+    if len(line) <= WIDTH:
+        return [line]
+    return textwrap.wrap(line, WIDTH, subsequent_indent=_INDENT * 3, break_long_words=False)
+
+
+def _head(plan: Plan) -> list[str]:
+    images = plan.images
+    counted = "number not known: per image only; --images N names it"
+    if images.total is not None:
+        counted = f"{images.total:,} ({images.train:,} train, {images.val:,} val): {images.basis}"
+    used = sorted(set(plan.precision.values()))
+    stages = {kind: ", ".join(name for name, own in plan.precision.items() if own == kind) for kind in used}
+    precision = used[0] if len(used) == 1 else "; ".join(f"{kind} for {stages[kind]}" for kind in used)
+    return [
+        f"{plan.params}, planned; nothing was trained",
+        f"images     {counted}",
+        f"classes    {images.classes:,} {images.classes_basis}",
+        f"runs on    {plan.processes} × {plan.device}; networks in {precision}",
+    ]
+
+
+def _parameters(plan: Plan) -> list[str]:
+    rows = []
+    for network, parts in plan.parameters.items():
+        if parts:
+            rows.append((network, f"{sum(parts.values()) / 1e6:,.3f}"))
+            rows += [(_INDENT + name, f"{number / 1e6:,.3f}") for name, number in parts.items()]
+    return _table(("Parameters", "M"), rows)
+
+
+def _flops(plan: Plan) -> list[str]:
+    rows = []
+    for stage in plan.training:
+        for part in stage.parts:
+            total = part.forward + part.backward
+            rows.append((f"{stage.stage}: {part.name}", *map(_giga, (part.forward, part.backward, total))))
+    lines = _table(("FLOPs of one image, training", "forward GFLOP", "backward GFLOP", "both GFLOP"), rows)
+    if any(stage.stage != "tokenizer" for stage in plan.training):
+        lines.append(f"{_INDENT}The transcoder runs on masked tokens alone: the mean over the schedule.")
+    cost, passes = plan.sampling, plan.sampling.passes
+    total = cost.backbone + cost.transcoder + cost.decoder
+    sampled = [
+        ("backbone", f"{passes.backbone:,} forward passes", _giga(cost.backbone)),
+        ("transcoder", f"{passes.denoised:,} tokens denoised once", _giga(cost.transcoder)),
+        ("decoder", "1 pass, in float32", _giga(cost.decoder)),
+        ("all", "", _giga(total)),
+    ]
+    other = [("encoder", "1 view, in float32", _giga(plan.encoder))]
+    return [
+        *lines,
+        "",
+        *_table(("FLOPs of one image, sampling", "", "GFLOP"), sampled, left=2),
+        "",
+        *_table(("FLOPs of one image, codes", "", "GFLOP"), other, left=2),
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    names = ("weights", "average", "optimiser", "gradients", "buckets", "activations", "peak")
+    rows = []
+    for stage in plan.training:
+        memory = [_gibi(getattr(stage.memory, name)) for name in names]
+        rows.append((f"{stage.stage}, {_images(stage.images)}", *memory))
+    cost = plan.sampling
+    rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
+    shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
+    return [
+        *_table(("Memory of one process, GiB", *shown), rows),
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: the most at once,",
+        f"{_INDENT}while gradients replace activations; without the device's context, workspaces, fragmentation.",
+    ]
+
+
+def _disk(plan: Plan) -> list[str]:
+    disk, splits = plan.disk, (plan.images.train, plan.images.val)
+
+    def row(
+        name: str, size: float, basis: str, limits: tuple[float, float] = (math.inf, math.inf)
+    ) -> tuple[str, str, str, str]:
+        counted = [min(images or 0, limit) for images, limit in zip(splits, limits, strict=True)]
+        total = None if None in splits else sum(counted)
+        return name, f"{size:,.0f}", "—" if total is None else _gibi(size * total), basis
+
+    rows = [
+        row("data/shards", disk.shard, disk.shard_basis),
+        row("data/codes", disk.code, disk.code_basis),
+        row("features", disk.feature, disk.feature_basis, disk.featured),
+    ]
+    return _table(("Disk", "bytes an image", "GiB", ""), rows, right=(1, 2))
+
+
+def _time(plan: Plan) -> list[str]:
+    rows = []
+    unit, name = (1e15, "PFLOP") if max(_work(stage) or 0 for stage in plan.stages) >= 1e17 else (1e12, "TFLOP")
+    for stage in plan.stages:
+        work, seconds = _work(stage), stage.seconds(plan.speed) if plan.speed else None
+        figure = "—" if work is None else f"{work / unit:,.1f}"
+        rows.append((stage.name, figure, f"{stage.processes}", duration(seconds), stage.note))
+    known = [stage.seconds(plan.speed) for stage in plan.stages] if plan.speed else []
+    if known:
+        total = sum(seconds for seconds in known if seconds is not None)
+        rows.append(("all of these", "", "", duration(total), ""))
+    head = ("Time of the arithmetic", name, "processes", "h:mm:ss", "")
+    lines = _table(head, rows, right=(1, 2, 3))
+    if plan.speed is None:
+        return [
+            *lines,
+            f"{_INDENT}No times: no {plan.device} here to measure; --tflops X says what one sustains.",
+        ]
+    speed = plan.speed
+    figures = f"{speed.tflops:,.4g} TFLOP/s a process"
+    if speed.float32_tflops != speed.tflops:
+        figures += f" in bfloat16, {speed.float32_tflops:,.4g} in float32"
+    return [
+        *lines,
+        f"{_INDENT}At {figures}; {speed.basis}.",
+        f"{_INDENT}Not in it: element-wise work, launches, loading, validation, checkpoints, communication.",
+    ]
+
+
+def _work(stage: StageCost) -> float | None:
+    return None if stage.flops is None else stage.flops + stage.flops_float32
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:,.3f}" if flops < 1e11 else f"{flops / 1e9:,.1f}"
+
+
+def _gibi(size: float) -> str:
+    gibi = size / 2**30
+    return f"{gibi:,.4f}" if gibi < 0.1 else f"{gibi:,.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """h:mm:ss, with days in front from two on."""
+    if seconds is None:
+        return "—"
+    if 0 < seconds < 1:
+        return "< 0:00:01"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24) if hours >= 48 else (0, hours)
+    clock = f"{hours}:{minutes:02}:{rest:02}"
+    return f"{days} d {clock}" if days else clock
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, right: Sequence[int] | None = None
+) -> list[str]:
+    """Lines of aligned columns: the first `left` to the left, the others to the right, or those of `right`."""
+    if not rows:
+        return []
+    lines = [list(head), *([_INDENT + row[0], *row[1:]] for row in rows)]
+    if right is not None and len(head) - 1 not in right:
+        lines = _wrapped(lines)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    rights = set(range(left, len(head))) if right is None else set(right)
+    aligned = [
+        "  ".join(f"{cell:>{width}}" if i in rights else f"{cell:<{width}}" for i, (cell, width) in enumerate(cells))
+        for cells in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return [line.rstrip() for line in aligned]
+
+
+def _wrapped(lines: Sequence[list[str]]) -> list[list[str]]:
+    """The lines with what the last column says on several, where they would be wider than `WIDTH`."""
+    before = sum(max(len(cell) for cell in column) + 2 for column in list(zip(*lines, strict=True))[:-1])
+    found = []
+    for line in lines:
+        first, *others = textwrap.wrap(line[-1], WIDTH - before, break_long_words=False) or [""]
+        found += [[*line[:-1], first], *([""] * (len(line) - 1) + [other] for other in others)]
+    return found

@@ -1,0 +1,173 @@
+"""What the stage `samples` executes: passes of the backbone, the transcoder and the decoder (METHOD section 4).
+
+Follows bigr/sampling: the schedule is its own functions', and the transcoder runs on the tokens that are still masked,
+twice where guidance compares with the unconditional model. A test holds the count against a sampling that runs.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from bigr.config import Settings
+from bigr.evaluation.zero_shot import ZeroShotSettings
+from bigr.models.masked.generator import BiGR
+from bigr.pipeline.planning.meter import Arithmetic, flops, measure
+from bigr.pipeline.planning.networks import Networks, count
+from bigr.sampling.decode import DECODED_TOGETHER, batched
+from bigr.sampling.editing import CELL, group_sizes, in_proportion
+from bigr.sampling.unmask import Sampling, guidance, sample_codes, still_masked
+
+_FLOAT32 = 4  # bytes of a weight
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often each network runs for one image: rows of the backbone, tokens of the transcoder, step embeddings."""
+
+    backbone: int
+    conditions: int
+    denoised: int
+    steps: float
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """FLOPs of one image by part, those of all images, and bytes of one process.
+
+    decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights and all that is alive at
+    once in the first iteration, in which every token is masked.
+    """
+
+    passes: Passes
+    backbone: float
+    transcoder: float
+    decoder: float
+    flops: float
+    flops_float32: float
+    images: int
+    weights: int
+    peak: int
+
+
+def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Passes:
+    """For one image of a batch, all of whose `tokens` are unknown; direct: the transcoder has the target "direct"."""
+    backbone = conditions = denoised = 0
+    steps, left = 0.0, tokens
+    for i in range(sampling.iterations):
+        ratio = (i + 1) / sampling.iterations
+        stay = still_masked(tokens, ratio)
+        if stay == left:
+            continue
+        guided = guidance(sampling, ratio) != 1.0 and sampling.guidance_scale != 1.0
+        rows = 2 if guided else 1
+        backbone += rows
+        conditions += rows * left
+        denoised += rows * left * (1 if direct else sampling.diffusion_steps)
+        steps += rows * left if direct else sampling.diffusion_steps / batch
+        left = stay
+    return Passes(backbone, conditions, denoised, steps)
+
+
+def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> SamplingCost:
+    """The cost of the stage `samples`."""
+    section, model, tokenizer = settings.samples, networks.bigr.eval(), networks.tokenizer
+    sampling, config, tokens = Sampling.of(section), model.config, settings.grid**2
+    share = math.ceil(section.count / processes)
+    images = min(section.batch_size, share)
+    run = passes(sampling, tokens, images, direct=config.target == "direct")
+    codes = torch.zeros(1, tokens, config.code_bits)
+    backbone, inner = network_flops(model, run)
+    decoded = sum(
+        DECODED_TOGETHER * math.ceil(min(images, share - start) / DECODED_TOGETHER) for start in range(0, share, images)
+    )
+    decoder = flops(lambda: tokenizer.decode(codes)) * decoded / share
+    decoding = measure(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)).sum(), _float32(arithmetic))
+    weights = _FLOAT32 * (count(model) + count(tokenizer))
+    peak = weights + max(_peak(model, sampling, images, arithmetic), decoding.peak)
+    return SamplingCost(
+        passes=run,
+        backbone=backbone,
+        transcoder=inner,
+        decoder=decoder,
+        flops=section.count * (backbone + inner),
+        flops_float32=section.count * decoder,
+        images=images,
+        weights=weights,
+        peak=peak,
+    )
+
+
+def network_flops(model: BiGR, run: Passes) -> tuple[float, float]:
+    """FLOPs of one image through the backbone and through the transcoder."""
+    transcoder, config = model.transcoder, model.config
+    c = torch.zeros(1, config.transcoder_dim)
+    inner = (
+        run.conditions * flops(lambda: transcoder.c_embedder(torch.zeros(1, config.dim)))
+        + run.denoised * flops(lambda: transcoder.denoise(torch.zeros(1, config.code_bits), c))
+        + run.steps * flops(lambda: transcoder.t_embedder(torch.zeros(1, dtype=torch.long)))
+    )
+    return run.backbone * backbone_flops(model), inner
+
+
+def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> float:
+    """What the stage `evaluation` draws and decodes without further training, from so many images.
+
+    Where a subject is edited, as if the box around it were the whole image. Left out: the encoder, the classifier.
+    """
+    model, tokenizer = networks.bigr.eval(), networks.tokenizer
+    how = ZeroShotSettings.of(settings.samples, settings.editing)
+    grid, batch = settings.grid, min(images, settings.evaluation.batch_size)
+    lower_half, whole = (grid - grid // 2) * grid, grid**2
+    drawings = [[(how.free, lower_half)], [(how.free, size) for size in group_sizes(grid, CELL)] * how.enrich_rounds]
+    if settings.generator.use_labels:
+        drawings += [[(how.editing, lower_half)], [(how.editing, whole)], [(how.editing, whole)]]
+    decoder = flops(lambda: tokenizer.decode(torch.zeros(1, whole, model.config.code_bits)))
+    decoded = DECODED_TOGETHER * sum(math.ceil(len(part) / DECODED_TOGETHER) for part in batched(images, batch))
+    direct = model.config.target == "direct"
+    drawn = [
+        sum(network_flops(model, passes(in_proportion(sampling, unknown, whole), unknown, batch, direct=direct)))
+        for drawing in drawings
+        for sampling, unknown in drawing
+    ]
+    return images * sum(drawn) + len(drawings) * decoded * decoder
+
+
+def backbone_flops(model: BiGR) -> int:
+    """The backbone's forward pass over one image under one label."""
+    tokens = model.config.grid**2
+    codes, mask = torch.zeros(1, tokens, model.config.code_bits), torch.zeros(1, tokens, dtype=torch.bool)
+    return flops(lambda: model.hidden(codes, torch.zeros(1, dtype=torch.long), mask))
+
+
+def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) -> int:
+    """The most that is alive in one iteration over all tokens, run by the sampler itself.
+
+    Two of the S diffusion steps are run, among noise for all: one is like the other.
+    """
+    once = replace(sampling, iterations=1)
+    labels, seeds = torch.zeros(images, dtype=torch.long), list(range(images))
+    diffusion = model.transcoder.diffusion
+    with _AllUnknown(model.config.grid**2), patch.object(diffusion, "reverse_steps", lambda count: [2, 1]):
+        return measure(lambda: sample_codes(model, labels, once, seeds).float().sum(), arithmetic).peak
+
+
+class _AllUnknown(TorchFunctionMode):
+    """Answers where the sampler looks at values: every token is unknown."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.item:
+            return self.tokens
+        return func(*args, **(kwargs or {}))
+
+
+def _float32(arithmetic: Arithmetic) -> Arithmetic:
+    return Arithmetic(arithmetic.gpu, bfloat16=False)

@@ -1,0 +1,201 @@
+"""One training step of each stage, as the stage's code takes it, on tensors without memory.
+
+FLOPs are those of an average step: the number of masked tokens changes from step to step, and the transcoder runs on
+masked tokens only. Bytes are those of the largest: all tokens masked, the discriminator at work.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bigr.config import Settings
+from bigr.models.masked.generator import BiGR, masked_count
+from bigr.models.masked.transcoder import Transcoder
+from bigr.pipeline.planning.meter import Arithmetic, Cost, measure
+from bigr.pipeline.planning.networks import Networks, count
+from bigr.training.autoencoding import Autoencoding
+from bigr.training.masked import MaskedBatch, hidden_of
+
+_FLOAT32 = 4  # bytes of a weight, a gradient, a moment: autocast leaves them in float32
+_MOMENTS = 2  # AdamW's
+
+
+@dataclass(frozen=True)
+class Part:
+    """FLOPs of one image through one part of a step."""
+
+    name: str
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. peak: all of it at its highest, gradients and what passes by among it."""
+
+    weights: int
+    average: int
+    optimiser: int
+    gradients: int
+    buckets: int
+    activations: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """A trained stage. images: a process's share of a batch; flops: of all steps and images, of all processes."""
+
+    stage: str
+    images: int
+    steps: int
+    batch_size: int
+    parts: list[Part]
+    flops: float
+    memory: Memory
+
+
+def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
+    """The stage `tokenizer`, before and after the discriminator's first step."""
+    section, size = settings.tokenizer, settings.shards.image_size
+    images = section.batch_size // processes
+    tokenizer, discriminator = networks.tokenizer, networks.discriminator
+    batch = torch.zeros(images, 3, size, size), torch.zeros(images, dtype=torch.long)
+    objective = Autoencoding(section, settings.seed, tokenizer, networks.perceptual, discriminator)
+    modules: list[nn.Module] = [m for m in (tokenizer, networks.perceptual, discriminator) if m is not None]
+    trained_modules: list[nn.Module] = [m for m in (tokenizer, discriminator) if m is not None]
+
+    late = section.steps - section.gan_start + 1 if discriminator is not None else 0
+    late = min(max(late, 0), section.steps)
+    parts, flops, saved, peak = [], 0.0, 0, 0
+    if late < section.steps:
+        cost = measure(lambda: objective.tokenizer_loss(batch, 0)["loss"], arithmetic, modules)
+        parts.append(_part("the autoencoder and its losses", [cost], images))
+        flops += (section.steps - late) * cost.flops
+        saved, peak = cost.saved, cost.peak
+    if late:
+        assert discriminator is not None
+        step = section.gan_start - 1
+        _forget_gradients(modules)
+        cost = measure(lambda: objective.tokenizer_loss(batch, step)["loss"], arithmetic, modules)
+        _forget_gradients(modules)
+
+        def discriminator_loss() -> torch.Tensor:
+            losses = objective.discriminator_loss(batch, step)
+            assert losses is not None
+            return losses["loss"]
+
+        second = measure(discriminator_loss, arithmetic, modules)
+        parts.append(_part(f"with the discriminator, from step {section.gan_start:,}", [cost, second], images))
+        flops += late * (cost.flops + second.flops)
+        saved = max(saved, cost.saved, second.saved)
+        peak = max(peak, cost.peak, _FLOAT32 * count(tokenizer, trainable=True) + second.peak)
+    memory = _memory(modules, tokenizer, trained_modules, saved, peak, processes)
+    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, flops * processes, memory)
+
+
+def generator_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
+    """The stage `generator`: the backbone and its joint transcoder."""
+    section, model = settings.generator, networks.generator
+    images, tokens = section.batch_size // processes, settings.grid**2
+    batch = _masked_batch(settings, images)
+    cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
+    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
+    backbone = Part("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
+    parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
+    memory = _memory([model], model, [model], cost.saved, cost.peak, processes)
+    return TrainingCost("generator", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
+
+
+def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
+    """The stage `transcoder`: the backbone is frozen, and only its forward pass runs."""
+    section, model = settings.transcoder, networks.bigr
+    images, tokens = section.batch_size // processes, settings.grid**2
+    batch = _masked_batch(settings, images)
+    forward = measure(lambda: hidden_of(model, batch), arithmetic)
+    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
+    parts = [
+        Part("backbone, frozen", forward.forward / images, 0.0),
+        _transcoder_part(model, inner, images, tokens, arithmetic),
+    ]
+    peak = max(forward.peak, inner.peak)
+    memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, peak, processes)
+    return TrainingCost("transcoder", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
+
+
+def mean_masked_share(tokens: int) -> float:
+    """The share of tokens that an average training step masks."""
+    return sum(masked_count(u, tokens) for u in range(tokens)) / tokens**2
+
+
+def _masked_batch(settings: Settings, images: int) -> MaskedBatch:
+    """A batch with every token masked."""
+    tokens = settings.grid**2
+    codes = torch.zeros(images, tokens, settings.tokenizer.code_bits)
+    labels, masked = (torch.zeros(shape, dtype=torch.long) for shape in ((images,), (images, tokens)))
+    return MaskedBatch(codes, labels, masked)
+
+
+def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arithmetic, *, joint: bool) -> Cost:
+    transcoder: Transcoder = model.transcoder
+    bits, hidden = torch.zeros(rows, model.config.code_bits), torch.zeros(rows, model.config.dim, requires_grad=joint)
+    _forget_gradients([transcoder])
+    return measure(
+        lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder]
+    )
+
+
+def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> Part:
+    """The transcoder's part of a step: what it does with tokens counts for the masked ones, and the embeddings of the
+    diffusion steps, computed once for all, count whole."""
+    transcoder, share = model.transcoder, mean_masked_share(tokens)
+    if transcoder.config.target == "direct":
+        once = Cost(0, 0, 0, 0)
+    else:
+        _forget_gradients([transcoder])
+        steps = torch.arange(transcoder.config.diffusion_steps)
+        once = measure(lambda: transcoder.t_embedder(steps).sum(), arithmetic, [transcoder])
+    forward, backward = (
+        (whole - alone) / images * share + alone / images
+        for whole, alone in ((cost.forward, once.forward), (cost.backward, once.backward))
+    )
+    return Part("transcoder", forward, backward)
+
+
+def _part(name: str, costs: list[Cost], images: int) -> Part:
+    return Part(name, sum(c.forward for c in costs) / images, sum(c.backward for c in costs) / images)
+
+
+def _flops(parts: list[Part], section: object) -> float:
+    steps, batch_size = section.steps, section.batch_size  # type: ignore[attr-defined]
+    return steps * batch_size * sum(part.forward + part.backward for part in parts)
+
+
+def _forget_gradients(modules: list[nn.Module]) -> None:
+    for module in modules:
+        module.zero_grad(set_to_none=True)
+
+
+def _memory(
+    modules: list[nn.Module],
+    averaged: nn.Module,
+    trained_modules: list[nn.Module],
+    saved: int,
+    peak: int,
+    processes: int,
+) -> Memory:
+    learning = sum(count(trained_module, trainable=True) for trained_module in trained_modules)
+    weights = _FLOAT32 * sum(count(module) for module in modules)
+    average = _FLOAT32 * count(averaged)
+    optimiser = _FLOAT32 * _MOMENTS * learning
+    buckets = _FLOAT32 * learning if processes > 1 else 0  # in which gradients are averaged over the processes
+    return Memory(
+        weights=weights,
+        average=average,
+        optimiser=optimiser,
+        gradients=_FLOAT32 * learning,
+        buckets=buckets,
+        activations=saved,
+        peak=weights + average + optimiser + buckets + peak,
+    )

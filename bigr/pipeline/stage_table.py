@@ -1,0 +1,81 @@
+"""The stages, in the order in which they run: the one table of what each is called, where it is, and what it does.
+
+What a stage reads and writes, and by which settings, is in dvc.yaml (`dvcfile.py`). A stage's name is also that of its
+section in params.yaml and of its runs in MLflow.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its module in `bigr.stages`, what it does as the command line says it.
+
+    in_processes: it computes with networks, in `run.processes` processes; the others work in one.
+    """
+
+    module: str
+    help: str
+    in_processes: bool = False
+
+    @property
+    def path(self) -> str:
+        """The module's file, relative to the project's folder."""
+        return f"bigr/stages/{self.module}.py"
+
+
+STAGES = {
+    "digits": Stage(
+        "write_digits",
+        "Writes the embedded data set, scikit-learn's 1,797 handwritten digits, as an ordinary image folder "
+        "data/digits/{train,val}/<class>/ at the size that digits.image_size says. Your own images need no such "
+        "stage: name their folder in shards.source.",
+    ),
+    "shards": Stage(
+        "pack_shards",
+        "Reads the image folder shards.source, whatever its formats, crops and resizes every image to "
+        "shards.image_size, and packs them as webdataset shards in data/shards/. Images that cannot be decoded "
+        "are listed in data/shards/report.json.",
+    ),
+    "tokenizer": Stage(
+        "train_tokenizer",
+        "Trains the binary autoencoder on the shards: it turns an image into a grid of tokens of "
+        "tokenizer.code_bits bits each, and back. Or takes over the model that tokenizer.from names. Writes "
+        "models/tokenizer/.",
+        in_processes=True,
+    ),
+    "codes": Stage(
+        "encode_codes",
+        "Encodes every image of the shards with the tokenizer, once, and writes the bits, packed, to data/codes/: "
+        "the later stages train on these alone.",
+        in_processes=True,
+    ),
+    "generator": Stage(
+        "train_generator",
+        "Trains the masked generator on the codes: a bidirectional transformer that predicts masked tokens, "
+        "together with its Bernoulli transcoder. Or takes over the model that generator.from names. Writes "
+        "models/generator/.",
+        in_processes=True,
+    ),
+    "transcoder": Stage(
+        "train_transcoder",
+        "Trains the transcoder further, or a new one, on the frozen generator, several noise draws for each of "
+        "its passes; transcoder.steps: 0 hands the joint one on. Writes the complete model to models/bigr/.",
+        in_processes=True,
+    ),
+    "samples": Stage(
+        "draw_samples",
+        "Draws class-balanced images from the model by unmasking the most certain tokens first, and writes them "
+        "as outputs/samples.npz, which ADM's evaluator reads, and as a picture, outputs/samples.png.",
+        in_processes=True,
+    ),
+    "evaluation": Stage(
+        "evaluate_model",
+        "Measures samples (Fréchet distance, KID, precision, recall, label agreement), reconstructions, code "
+        "usage, every layer's features (linear probe, k-NN, t-SNE), and inpainting, editing, interpolation and "
+        "enrichment of held-out images. Writes outputs/metrics.json (`bigr metrics` shows it) and outputs/plots/.",
+    ),
+}
+
+NAMES = tuple(STAGES)
+"""Their names, in order."""

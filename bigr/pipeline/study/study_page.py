@@ -1,0 +1,203 @@
+"""docs/ablations.md: the paper's tables beside ours, and for each of the paper's orders whether we see it too.
+
+Everything that the page says about figures is computed from docs/ablations.json; no sentence was written for a result.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from bigr.pipeline.study import study_plots
+from bigr.pipeline.study.results import Claim, Results, claims
+from bigr.pipeline.study.tables import FID, ITERATIONS, POINTS, STEPS, TABLES, TIMED_IMAGES, TIMED_ROUNDS, TOP1, Table
+from bigr.runtime.files import write_bytes
+
+NAMES = {FID: "fd_classifier", TOP1: "top-1"}
+PAPER = {FID: "FID", TOP1: "top-1"}
+
+INTRODUCTION = """\
+# The paper's tables in miniature
+
+`make ablations` repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits: every line is a choice of
+settings, run under {seeds} seeds, {runs} runs in all. This page and its plots are written by that command from
+[ablations.json](ablations.json). The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet
+for 400 epochs; here {layers} layers of width {dim} learn 1,437 digits in {steps} steps. The question is therefore not
+whether the figures are near, but whether the *order* of the variants is the same.
+
+Our figures are mean ± standard deviation over seeds. `fd_classifier` is a Fréchet distance of {count} samples to the
+training images over the features of a small classifier; it stands where the paper has FID over Inception, and is no
+FID. top-1 (in %) is the linear probe's, of its best layer, on the held-out digits.
+
+A seed is that of the whole pipeline: each has its own tokenizer, which all its variants share (as they do the codes,
+and, where only sampling differs, the trained model). Deviations therefore contain all that is drawn; variants are
+compared seed by seed.
+"""
+
+COMMANDS = """\
+## Repeat it
+
+```sh
+make ablations                            # here, in {lanes} lanes; what is done is not done again
+prefect deployment run bigr/ablations     # the same as a flow, under `make services`
+dvc exp show --only-changed --drop '.*/'   # every run: metrics beside the settings that differ
+make ui                                   # every run in MLflow
+```
+
+A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`);
+[comparing.md](comparing.md) tells how to set runs beside each other. All runs differ from the `params.yaml` of the
+commit `{commit}`, whose defaults may be older than today's, in:
+
+{settings}
+
+The run of this page: commit `{commit}`, {machine}, {minutes:.0f} minutes in {lanes} lanes if each run counts as it took
+beside the other, sampling times measured afterwards.
+"""
+
+
+def write(docs: Path, results: Results) -> None:
+    """Write ablations.md and its plots in the folder `docs`."""
+    study_plots.tables(docs / "images" / "ablations-tables.png", results)
+    study_plots.figure3(docs / "images" / "ablations-figure3.png", results)
+    write_bytes(docs / "ablations.md", text(results).encode())
+
+
+def text(results: Results) -> str:
+    """The page, in Markdown."""
+    settings = "\n".join(f"- `{key}: {json.dumps(value)}`" for key, value in results.settings.items())
+    parts = [
+        INTRODUCTION.format(
+            seeds=len(results.seeds()),
+            runs=sum(len(runs) for runs in results.figures.values()),
+            layers=results.settings["generator.layers"],
+            dim=results.settings["generator.dim"],
+            steps=results.settings["generator.steps"],
+            count=results.settings["samples.count"],
+        ),
+        _summary(results),
+        *(_table(table, results) for table in TABLES),
+        _figure3(results),
+        COMMANDS.format(
+            settings=settings,
+            commit=results.commit,
+            machine=results.machine,
+            minutes=results.minutes / results.lanes,
+            lanes=results.lanes,
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _summary(results: Results) -> str:
+    found = [claim for table in TABLES for claim in claims(table, results)]
+    rows = [
+        f"| {c.table}, {PAPER[c.column]} | {c.better} before {c.worse} "
+        f"| {_show(c.column, c.paper[0], scaled=True)}, {_show(c.column, c.paper[1], scaled=True)} "
+        f"| {_show(c.column, c.here[0])}, {_show(c.column, c.here[1])} | {c.agree} of {c.seeds} | {_verdict(c)} |"
+        for c in found
+    ]
+    counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in dict.fromkeys(c.verdict for c in found)}
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return "\n".join(
+        [
+            "## Does the small scale follow?",
+            "",
+            f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” mean",
+            "that every seed says so; where the seeds differ, a difference of this size cannot be seen at this scale.",
+            "",
+            "| | the paper's order | in the paper | here | seeds that agree | verdict |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            "![Every table: a dot for each seed, a bar at the mean](images/ablations-tables.png)",
+            "",
+        ]
+    )
+
+
+def _table(table: Table, results: Results) -> str:
+    head = "".join(f" {PAPER[key]}, paper | {NAMES[key]}, here |" for key in table.columns)
+    lines = [f"## {table.name}: {table.title}", "", f"| |{head}", "| --- |" + " --- |" * (2 * len(table.columns))]
+    for row in table.rows:
+        cells = ""
+        for key, paper in zip(table.columns, row.paper, strict=True):
+            printed = "" if paper is None else _show(key, paper, scaled=True)
+            cells += f" {printed} | {_spread(results, row.variant, key)} |"
+        lines.append(f"| {row.label} |{cells}")
+    lines.append("")
+    for key in table.columns:
+        chain = [claim for claim in claims(table, results) if claim.column == key]
+        lines.append(f"By {NAMES[key]}: " + "; ".join(_sentence(claim) for claim in chain) + ".")
+    return "\n".join([*lines, ""])
+
+
+def _sentence(claim: Claim) -> str:
+    gap = abs(claim.here[0] - claim.here[1])
+    shown = f"{100 * gap:.1f} points" if claim.column == TOP1 else f"{gap:.2f}"
+    return (
+        f"*{claim.better}* before *{claim.worse}* in {claim.agree} of {claim.seeds} seeds, mean difference {shown}: "
+        f"{_verdict(claim)}"
+    )
+
+
+def _figure3(results: Results) -> str:
+    lines = [
+        "## Figure 3: distance against sampling time",
+        "",
+        "![fd_classifier against milliseconds an image](images/ablations-figure3.png)",
+        "",
+        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one",
+        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, nothing else of the study running.",
+        "",
+        "| S | n | ms an image | fd_classifier |",
+        "| --- | --- | --- | --- |",
+    ]
+    for steps in STEPS:
+        for n in ITERATIONS:
+            name = POINTS[n, steps]
+            lines.append(f"| {steps} | {n} | {1e3 * results.seconds[name]:.1f} | {_spread(results, name, FID)} |")
+    lines += ["", *_trends(results), ""]
+    return "\n".join(lines)
+
+
+def _trends(results: Results) -> list[str]:
+    """What more iterations and more steps bring, and which points no other beats in both."""
+
+    def mean(n: int, s: int) -> float:
+        return results.mean(POINTS[n, s], FID)
+
+    few, many = ITERATIONS[0], ITERATIONS[-1]
+    more_n = [f"S = {s}: {mean(few, s):.2f} → {mean(many, s):.2f}" for s in STEPS]
+    more_s = [f"n = {n}: {mean(n, STEPS[0]):.2f} → {mean(n, STEPS[-1]):.2f}" for n in ITERATIONS]
+    front = [
+        f"(n {n}, S {s})"
+        for n, s in sorted(POINTS, key=lambda p: results.seconds[POINTS[p]])
+        if not any(
+            results.seconds[POINTS[other]] < results.seconds[POINTS[n, s]] and mean(*other) <= mean(n, s)
+            for other in POINTS
+        )
+    ]
+    return [
+        f"- From n = {few} to n = {many}: {'; '.join(more_n)}.",
+        f"- From S = {STEPS[0]} to S = {STEPS[-1]}: {'; '.join(more_s)}.",
+        f"- No other point is both faster and at least as near: {', '.join(front)}.",
+    ]
+
+
+def _verdict(claim: Claim) -> str:
+    return claim.verdict if claim.verdict == "as in the paper" else f"**{claim.verdict}**"
+
+
+def _spread(results: Results, variant: str, key: str) -> str:
+    scale = 100 if key == TOP1 else 1
+    deviation = results.deviation(variant, key)
+    spread = "" if math.isnan(deviation) else f" ± {scale * deviation:.{_digits(key)}f}"
+    return f"{_show(key, results.mean(variant, key))}{spread}"
+
+
+def _show(key: str, value: float, scaled: bool = False) -> str:
+    """A figure as the tables have it; `scaled`: top-1 is in % already."""
+    return f"{value * (100 if key == TOP1 and not scaled else 1):.{_digits(key)}f}"
+
+
+def _digits(key: str) -> int:
+    return 1 if key == TOP1 else 2

@@ -1,0 +1,195 @@
+"""The study as data: tables 2, 3, 4, 8 and figure 3 of the paper (METHOD section 8), and the runs that repeat them.
+
+A `Variant` is a choice of settings; a `StudyRun` is a variant under one seed, one experiment of DVC. Variants of the
+same `model` differ in sampling alone and share everything up to the trained model; all variants of a seed share the
+tokenizer and the codes. A seed is that of the whole pipeline, the tokenizer's training included, so that the deviation
+over seeds is that of everything that is drawn. The variant `base` stands in every table.
+
+What it takes: per seed one tokenizer, 4 trainings of a generator (flip, x0, direct, without labels), and as many
+samplings with their evaluation as there are variants.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigr.pipeline import dvcfile
+from bigr.runtime.paths import is_code
+
+SEEDS = (0, 1, 2)
+
+MINIATURE: dict[str, Any] = {
+    "generator.dim": 64,
+    "generator.layers": 4,
+    "generator.transcoder_dim": 64,
+    "generator.steps": 1000,
+    "transcoder.steps": 0,
+    "samples.count": 300,
+    "samples.iterations": 12,
+    "samples.diffusion_steps": 30,
+    "evaluation.kid_subset_size": 200,
+    "evaluation.classifier_steps": 300,
+    "evaluation.probe_epochs": 100,
+    "evaluation.tsne_images": 100,
+    "evaluation.zero_shot_images": 0,
+}
+"""What every run has different from params.yaml: a smaller model, a shorter training, the paper's joint transcoder,
+fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""
+
+FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
+"""The figures of outputs/metrics.json that stand for the paper's FID and linear probe."""
+
+ITERATIONS, STEPS = (4, 8, 12), (5, 30)
+"""Figure 3: n and S."""
+
+TIMED_IMAGES, TIMED_ROUNDS = 50, 3
+"""Figure 3's times: images in a batch, and rounds of which the fastest counts."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """name: in names of runs; model: the variants that share one trained model; settings: dotted key → value."""
+
+    name: str
+    model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A variant under one seed; settings: all that differs from params.yaml."""
+
+    variant: Variant
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the experiment and of the run in MLflow."""
+        return f"ablations-{self.variant.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A line of a table: its label, the variant, and the paper's figure in each of the table's columns."""
+
+    label: str
+    variant: str
+    paper: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper. columns: keys of metrics.json, FID or TOP1."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    note: str = ""
+
+
+def point(iterations: int, steps: int) -> str:
+    """The variant that is a point of figure 3."""
+    own = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
+    return "base" if (iterations, steps) == own else f"figure3-n{iterations}-S{steps}"
+
+
+POINTS = {(n, s): point(n, s) for s in STEPS for n in ITERATIONS}
+"""Figure 3: (n, S) → variant."""
+
+
+BASE = Variant("base", "flip")
+VARIANTS = (
+    BASE,
+    Variant("table2-x0", "x0", {"generator.target": "x0"}),
+    Variant("table2-direct", "direct", {"generator.target": "direct"}),
+    Variant("table3-raster", "flip", {"samples.order": "raster"}),
+    Variant("table3-random", "flip", {"samples.order": "random"}),
+    Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0}),
+    Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True}),
+    *(
+        Variant(name, "flip", {"samples.iterations": n, "samples.diffusion_steps": s})
+        for (n, s), name in POINTS.items()
+        if name != "base"
+    ),
+    Variant("table3-margin", "flip", {"samples.order": "margin"}),
+    Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17}),
+)
+
+TABLES = (
+    Table(
+        "Table 2",
+        "what the transcoder predicts",
+        (FID, TOP1),
+        (
+            TableRow("direct BCE, no diffusion", "table2-direct", (5.84, 63.3)),
+            TableRow("diffusion, predicts x₀", "table2-x0", (4.39, 62.0)),
+            TableRow("diffusion, predicts the flip", "base", (3.17, 64.3)),
+        ),
+    ),
+    Table(
+        "Table 3",
+        "the order in which tokens are fixed",
+        (FID,),
+        (
+            TableRow("raster", "table3-raster", (4.51,)),
+            TableRow("random", "table3-random", (7.12,)),
+            TableRow("entropy", "base", (3.17,)),
+            TableRow("entropy, Gumbel temperature 0.17 (the paper's for L)", "table3-entropy-calm", (None,)),
+            TableRow("margin (the published code's certainty)", "table3-margin", (None,)),
+        ),
+    ),
+    Table(
+        "Table 4",
+        "the representation, trained with labels or without",
+        (TOP1,),
+        (
+            TableRow("with labels", "base", (67.5,)),
+            TableRow("without labels", "table4-unlabelled", (68.3,)),
+        ),
+    ),
+    Table(
+        "Table 8",
+        "bits thresholded or drawn",
+        (FID,),
+        (
+            TableRow("thresholded", "table8-thresholded", (3.19,)),
+            TableRow("drawn", "base", (3.17,)),
+        ),
+    ),
+)
+
+
+def tables_of(variant: str) -> list[str]:
+    """The tables and figures that a variant stands in."""
+    found = [table.name for table in TABLES if any(row.variant == variant for row in table.rows)]
+    return [*found, "Figure 3"] if variant in POINTS.values() else found
+
+
+def runs(
+    seeds: tuple[int, ...] = SEEDS,
+    variants: tuple[Variant, ...] = VARIANTS,
+    miniature: Mapping[str, Any] = MINIATURE,
+) -> list[StudyRun]:
+    """Every run of the study, those of one seed and model beside each other."""
+    models = list(dict.fromkeys(variant.model for variant in variants))
+    order = sorted(variants, key=lambda variant: models.index(variant.model))
+    return [StudyRun(v, seed, {**miniature, "seed": seed, **v.settings}) for seed in seeds for v in order]
+
+
+def digest(root: Path, values: Mapping[str, Any]) -> str:
+    """Names everything that a run's result depends on: the code of every stage, and the settings that dvc.yaml names.
+
+    Not the images: the study is of the embedded ones. values: the run's settings, overrides laid over.
+    """
+    specs = dvcfile.stages(root, values).values()
+    code = sorted({dep for spec in specs for dep in spec.deps if is_code(dep)})
+    named = {
+        "code": dvcfile.content_hashes(root, code),
+        "settings": {key: dvcfile.setting(values, key) for spec in specs for key in spec.params},
+    }
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

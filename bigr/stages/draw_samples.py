@@ -1,0 +1,94 @@
+"""Stage `samples`: draw images, the same number of each class (METHOD section 4).
+
+Reads models/tokenizer and models/bigr; writes outputs/samples.npz in the layout that ADM's evaluator reads (`arr_0`
+uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one column a class.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bigr.interop.belonging import check_fit
+from bigr.interop.folders import load_model
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.context import Context
+from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.distributed import is_main, rank, world
+from bigr.runtime.files import write_npz
+from bigr.runtime.progress import Progress
+from bigr.runtime.seeds import derive_seed
+from bigr.sampling.decode import batched, decoded
+from bigr.sampling.unmask import Sampling, balanced_labels, check_finite, sample_codes
+from bigr.stages.picture_grid import save_grid
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+PICTURED_CLASSES = 16
+GATHERED_TOGETHER = 256
+"""Images that each process hands to the first at a time: no GPU has room for all of them."""
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Sample, decode, and write."""
+    section, device = settings.samples, resolve_device(settings.run.device)
+    tokenizer = load_model(context.root / "models" / "tokenizer", Tokenizer).to(device)
+    model = load_model(context.root / "models" / "bigr", BiGR).to(device)
+    check_fit(context.root / "models", tokenizer, model)
+    check_finite(model)
+    labels = balanced_labels(section.count, model.config.num_classes)
+    # A model trained without labels knows the unconditional row alone.
+    conditions = labels if settings.generator.use_labels else torch.full_like(labels, model.config.num_classes)
+    seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
+    mine = range(rank(), section.count, world())
+
+    images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
+    with Progress("samples", section.count, unit="image", enabled=is_main()) as bar:
+        for places in batched(len(mine), section.batch_size):
+            chosen = [mine[place] for place in places]
+            with autocast(device, settings.run.precision, model.config.dim):
+                codes = sample_codes(
+                    model, conditions[chosen].to(device), Sampling.of(section), [seeds[i] for i in chosen]
+                )
+            images[places.start : places.stop] = decoded(tokenizer, codes)
+            bar.advance(len(chosen) * world())
+
+    images = gathered(images, section.count, device)
+    if is_main():
+        outputs = context.root / "outputs"
+        write_npz(outputs / "samples.npz", arr_0=images.numpy(), arr_1=labels.numpy())
+        picture = outputs / "samples.png"
+        save_class_columns(picture, images.permute(0, 3, 1, 2), labels, section.grid_rows)
+        context.report.picture("samples", picture)
+        context.report.metrics({"images": float(section.count)})
+
+
+def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:
+    """All processes' images, uint8 [count, H, W, 3] in the order of their indices, on the first process."""
+    if world() == 1:
+        return images
+    whole = torch.empty(count if is_main() else 0, *images.shape[1:], dtype=torch.uint8)
+    for places in batched(math.ceil(count / world()), GATHERED_TOGETHER):
+        mine = images[places.start : places.stop].to(device)
+        padded = torch.zeros(len(places), *images.shape[1:], dtype=torch.uint8, device=device)
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(world())] if is_main() else None
+        dist.gather(padded, parts)
+        if parts is not None:
+            here = whole[places.start * world() : places.stop * world()]
+            here.copy_(torch.stack(parts, dim=1).flatten(0, 1)[: len(here)])
+    return whole
+
+
+def save_class_columns(path: Path, images: Tensor, labels: Tensor, rows: int) -> None:
+    """A grid PNG of uint8 images [n, 3, H, W]: one column a class (the first few), `rows` images each."""
+    classes = labels.unique()[:PICTURED_CLASSES]
+    columns = [images[labels == label][:rows] for label in classes]
+    shortest = min(len(column) for column in columns)
+    grid = torch.stack([column[:shortest] for column in columns], dim=1).flatten(0, 1)
+    save_grid(path, grid, columns=len(columns))

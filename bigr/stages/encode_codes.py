@@ -1,0 +1,77 @@
+"""codes: shards, tokenizer → `data/codes/{train,val}-NNNNNN.safetensors`, `index.json`."""
+
+import shutil
+from typing import TYPE_CHECKING
+
+import torch
+
+from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, place_shards, write_index
+from bigr.data.shards import ShardIndex
+from bigr.interop.folders import load_model, model_hash
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.runtime.context import Context
+from bigr.runtime.device import resolve_device
+from bigr.runtime.distributed import barrier, is_main, rank, world
+from bigr.runtime.errors import BigrError
+from bigr.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Encode every image, each process its share of the shards; the first process writes the index and reports.
+
+    Always in float32, whatever `run.precision` is: codes are compared bit by bit, and must not change with the speed
+    at which the networks are trained.
+    """
+    device = resolve_device(settings.run.device)
+    images = ShardIndex.load(context.root / "data" / "shards")
+    model_folder = context.root / "models" / "tokenizer"
+    tokenizer = load_model(model_folder, Tokenizer).to(device)
+    config = tokenizer.config
+    if config.image_size != images.image_size:
+        raise BigrError(
+            f"{model_folder} is a tokenizer for {config.image_size}-pixel images, the shards hold {images.image_size}-"
+            "pixel ones; run the stages shards and tokenizer with the same shards.image_size"
+        )
+    encoding = Encoding(
+        code_bits=config.code_bits,
+        grid=config.grid,
+        views=list(settings.codes.views),
+        tokenizer=model_hash(model_folder),
+        draws=settings.codes.draws,
+        seed=settings.seed,
+    )
+    folder = context.root / "data" / "codes"
+    partial = folder.with_name(".codes.partial")  # one name for all processes; it becomes `folder` when all are done
+    if is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    shards = list(place_shards(images))[rank() :: world()]
+    total = sum(placed.shard.images for placed in shards)
+    with (
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        Progress("codes", total, unit="image", enabled=is_main()) as progress,
+    ):
+        for placed in shards:
+            encode_shard(
+                tokenizer,
+                placed,
+                partial / codes_name(placed.shard),
+                encoding,
+                batch_size=settings.codes.batch_size,
+                device=device,
+                workers=settings.run.workers,
+                advance=progress.advance,
+            )
+    barrier()
+    if is_main():
+        write_index(partial, images, encoding)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+        dataset = CodesDataset.open(folder, "train", encoding.tokenizer)
+        context.report.metrics({"train_images": len(dataset), "val_images": images.images("val"), **bit_usage(dataset)})
+    barrier()

@@ -1,0 +1,284 @@
+"""Stage `evaluation`: fidelity, reconstruction, representation, code usage, and what needs no further training.
+
+Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json, the
+few of it that DVC compares as outputs/headline.json, outputs/plots, models/classifier, models/features (how features
+are made comparable, and the layer that tells most), and outputs/instrument.json: what the distances were measured with
+and against, since those of other extractors or references do not compare; and outputs/evaluation-parts.json: which
+parts were measured, left out, or failed. A part that fails leaves the others theirs: they are written before the stage
+fails. The instruments (classifier, probe, draws of subsets) have a seed of their own, so that the figures of runs with
+different `seed` compare. All in float32, whatever `run.precision` is.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bigr.data.codes import CodesDataset
+from bigr.data.shards import ShardIndex
+from bigr.evaluation import plots
+from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.evaluation.fidelity.distances import names
+from bigr.evaluation.fidelity.extractors import (
+    CLASSIFIER,
+    Extractor,
+    classifier_extractor,
+    inception_extractor,
+    read_inception_weights,
+)
+from bigr.evaluation.fidelity.instrument import instrument, train_offline
+from bigr.evaluation.fidelity.statistics import KEPT, measure
+from bigr.evaluation.headline import headline
+from bigr.evaluation.imagesets.streams import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
+from bigr.evaluation.parts import NotApplicable, Parts
+from bigr.evaluation.representation.features import Features, layer_features, scratch_folder
+from bigr.evaluation.representation.probe import selection
+from bigr.evaluation.representation.represent import COLUMNS, Representation, represent
+from bigr.evaluation.usage import code_usage
+from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.interop.belonging import check_model
+from bigr.interop.folders import load_model, model_hash, save
+from bigr.interop.standardisation import save_statistics
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.context import Context
+from bigr.runtime.device import resolve_device
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import atomic_folder, write_json
+
+if TYPE_CHECKING:
+    from bigr.config import EvaluationSettings as Section
+    from bigr.config import Settings
+
+SPLITS = ("train", "val")
+_SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same images
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Load, measure, write, report."""
+    section, device, root = settings.evaluation, resolve_device(settings.run.device), context.root
+    inception = None
+    if section.extractor != CLASSIFIER:  # before anything takes time
+        inception = read_inception_weights(root / str(section.extractor_weights))
+    folder = root / "data" / "shards"
+    shards = ShardIndex.load(folder)
+    classes = shards.classes
+    tokenizer, model = load_model(root / "models" / "tokenizer", Tokenizer), load_model(root / "models" / "bigr", BiGR)
+    codes = open_codes(root, shards)
+    check_model(model, root, codes["train"])
+    samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
+    counts = {split: min(section.reference_images, shards.images(split)) for split in SPLITS}
+    originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
+    restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
+    val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
+    drawn = InOrder(len(samples), lambda: iter(samples))
+
+    parts, metrics = Parts(), defaultdict[str, dict[str, float]](dict)
+    classifier: Classifier | None = None
+    representation: Representation | None = None
+    with (
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        atomic_folder(root / "outputs" / "plots") as pictures,
+    ):
+        with parts("classifier"):
+            classifier = train_offline(section, folder, shards, settings.run.workers, device)
+            accuracy = agreement(classifier, originals["val"], val_labels, section.batch_size)
+            metrics["classifier"] = {"val_accuracy": accuracy}
+            save(root / "models" / "classifier", classifier)
+        with parts("label_agreement"):
+            seen = predictions(needed(classifier), drawn, section.batch_size)
+            metrics["samples"]["label_agreement"] = float((seen == asked).double().mean())
+            kept = agreement(needed(classifier), restored, val_labels, section.batch_size)
+            metrics["reconstructions"]["label_agreement"] = kept
+            draw_confusion(pictures, asked, seen, classes)
+        with parts("fidelity"):
+            if inception is None:
+                extractor = classifier_extractor(needed(classifier), device)
+            else:
+                extractor = inception_extractor(inception, device)
+            about_it = about(section, extractor.hash, shards, counts)
+            write_json(root / "outputs" / "instrument.json", about_it)
+            sets = {"samples": drawn, "reconstructions": restored, **originals}
+            for name, figures in distances(section, extractor, sets, device, parts).items():
+                metrics[name] |= figures
+        with parts("psnr"):
+            metrics["reconstructions"]["psnr"] = psnr(restored, originals["val"], section.batch_size)
+        with parts("codes"):
+            usage = code_usage(codes["train"], min(counts["train"], KEPT))
+            metrics["codes"] = {
+                "bit_entropy": float(usage.entropy.mean()),
+                "dead_bits": usage.dead,
+                "unique_share": usage.unique_share,
+            }
+            plots.bits_plot(pictures / "bits.png", usage)
+        with parts("representation"):
+            probed = counts | {"train": min(section.probe_images, shards.images("train"))}
+            check_probe(section, len(classes), probed["train"])
+            with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
+                train, val = extract(section, model.to(device), codes, probed, scratch)
+                representation = represent(section, train, val, len(classes), device)
+            metrics |= representation.figures()
+            representation.draw(pictures, classes)
+            save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
+        measure_zero_shot(settings, metrics, parts, tokenizer, model.to(device), classifier, originals, val_labels)
+    for name, images in (("samples", drawn), ("reconstructions", restored), ("val_against_train", originals["val"])):
+        if name in metrics:
+            metrics[name]["images"] = len(images)
+
+    if representation is None:  # DVC expects the folder
+        with atomic_folder(root / "models" / "features"):
+            pass
+    write_json(root / "outputs" / "metrics.json", metrics)
+    write_json(root / "outputs" / "headline.json", headline(metrics))
+    write_json(root / "outputs" / "evaluation-parts.json", parts.as_json())
+    report(context, metrics, representation)
+    parts.check("outputs/metrics.json", "outputs/evaluation-parts.json")
+
+
+def needed(classifier: Classifier | None) -> Classifier:
+    """The classifier, for a part that looks through it. Raises `NotApplicable` where its training failed."""
+    if classifier is None:
+        raise NotApplicable("it needs the classifier, which failed")
+    return classifier
+
+
+def check_probe(section: "Section", classes: int, images: int) -> None:
+    """Raise `NotApplicable` where so many classes and training images leave nothing to tell apart, or to learn from."""
+    if classes < 2:
+        raise NotApplicable("there is one class: nothing to tell it from")
+    try:
+        selection(images, section.selection_fraction)
+    except BigrError as error:
+        raise NotApplicable(str(error)) from None
+
+
+def distances(
+    section: "Section", extractor: Extractor, sets: Mapping[str, InOrder], device: torch.device, parts: Parts
+) -> dict[str, dict[str, float]]:
+    """The distances of samples, reconstructions and the validation split, each under its name in metrics.json."""
+    looks = {name: measure(extractor, images, section.batch_size, name=name) for name, images in sets.items()}
+    fidelity = instrument(section, device)
+    pairs = {
+        "samples": ("samples", section.reference),
+        "reconstructions": ("reconstructions", "val"),
+        "val_against_train": ("val", "train"),
+    }
+    found = {name: fidelity.compare(looks[ours], looks[theirs]) for name, (ours, theirs) in pairs.items()}
+    for name, figures in found.items():
+        if "precision" not in figures:
+            parts.leave_out(f"precision and recall of {name}", fidelity.too_few)
+    distance = names(section.extractor).distance
+    floor = max(found["val_against_train"][distance], _SMALLEST_FLOOR)
+    found["samples"]["over_floor"] = found["samples"][distance] / floor
+    return found
+
+
+def measure_zero_shot(
+    settings: "Settings",
+    metrics: dict[str, dict[str, float]],
+    parts: Parts,
+    tokenizer: Tokenizer,
+    model: BiGR,
+    classifier: Classifier | None,
+    originals: Mapping[str, InOrder],
+    labels: Tensor,
+) -> None:
+    """Add what needs no further training to `metrics`, each application a part of its own."""
+    section = settings.evaluation
+    count = min(section.zero_shot_images, len(originals["val"]))
+    if count == 0:
+        parts.leave_out("zero_shot", "evaluation.zero_shot_images is 0")
+        return
+    with parts("zero_shot"):
+        measured = ZeroShot(
+            tokenizer,
+            model,
+            needed(classifier),
+            ZeroShotSettings.of(settings.samples, settings.editing),
+            section.batch_size,
+            knows_labels=settings.generator.use_labels,
+        )
+        images = originals["val"].first(count, section.batch_size)
+        metrics["zero_shot"]["images"] = float(count)
+        every = measured.applications(images, labels[:count], mean_picture(originals["train"]))
+        for name, application in every.items():
+            with parts(f"zero_shot.{name}"):
+                metrics["zero_shot"] |= application()
+
+
+def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
+    """Both splits' codes. Raises `BigrError` where they are of another tokenizer or of other images."""
+    tokenizer = model_hash(root / "models" / "tokenizer")
+    codes = {split: CodesDataset.open(root / "data" / "codes", split, tokenizer) for split in SPLITS}
+    for split in SPLITS:
+        if codes[split].class_counts != shards.class_counts(split):
+            raise BigrError("data/codes holds codes of other images than data/shards; run the stage codes again")
+    return codes
+
+
+def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mapping[str, int]) -> dict[str, object]:
+    """What the distances depend on besides the images measured: only where all of it agrees do figures compare.
+
+    extractor: the hash of its weights.
+    """
+    reference = section.reference
+    return {
+        "extractor": {"name": section.extractor, "hash": extractor},
+        "reference": {
+            "split": reference,
+            "images": counts[reference],
+            "hash": split_hash(shards, reference),
+        },
+        "kid_subset_size": section.kid_subset_size,
+        "kid_subsets": section.kid_subsets,
+        "precision_recall_neighbours": section.precision_recall_neighbours,
+    }
+
+
+def mean_picture(images: InOrder) -> Tensor:
+    """The mean of a set of images, float [3, H, W] in [0, 1]."""
+    total = sum(batch.double().sum(0) for batch in images.batches(256))
+    return (torch.as_tensor(total) / len(images) / 255).float()
+
+
+def predictions(classifier: Classifier, images: InOrder, batch_size: int) -> Tensor:
+    """The class that the classifier sees in each image, int64 [n]."""
+    return torch.cat([classifier.predict(batch) for batch in images.batches(batch_size)])
+
+
+def agreement(classifier: Classifier, images: InOrder, labels: Tensor, batch_size: int) -> float:
+    """The share of images that the classifier assigns to their label."""
+    return float((predictions(classifier, images, batch_size) == labels).double().mean())
+
+
+def extract(
+    section: "Section", model: BiGR, codes: Mapping[str, CodesDataset], counts: Mapping[str, int], scratch: Path
+) -> list[Features]:
+    """Every layer's features of each split, in `scratch`."""
+    return [
+        layer_features(scratch / f"{split}.npy", model, codes[split], counts[split], section.batch_size)
+        for split in SPLITS
+    ]
+
+
+def draw_confusion(folder: Path, asked: Tensor, seen: Tensor, classes: list[str]) -> None:
+    """Write which class the classifier sees in samples of each class, and the table behind it."""
+    plots.confusion_plot(folder / "confusion.png", asked.numpy(), seen.numpy(), classes)
+    pairs = zip(asked.tolist(), seen.tolist(), strict=True)
+    plots.write_table(folder / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
+
+
+def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation | None) -> None:
+    """Tell the figures under their names in metrics.json, the layers' also as curves over layers, and the pictures."""
+    if representation is not None:
+        for layer, *accuracies in representation.table():
+            names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
+            context.report.metrics(dict(zip(names, accuracies, strict=True)), step=int(layer))
+    context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
+    for name in ("probe", "tsne", "bits", "confusion"):
+        picture = context.root / "outputs" / "plots" / f"{name}.png"
+        if picture.exists():
+            context.report.picture(name, picture)

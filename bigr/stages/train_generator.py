@@ -1,0 +1,121 @@
+"""Stage `generator`: train the masked backbone jointly with its transcoder, the paper's objective, or take a ready one.
+
+METHOD sections 2 and 3.
+
+Reads data/codes, and with `generator.from` the model that it names; writes models/generator (the average of the
+weights, backbone and joint transcoder) and outputs/curves/generator.csv.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bigr.data.codes import CodesDataset
+from bigr.interop.belonging import other_classes, other_tokenizer
+from bigr.interop.folders import model_hash, save
+from bigr.interop.generators import ready_generator
+from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.runtime.context import Context
+from bigr.runtime.device import resolve_device
+from bigr.runtime.distributed import is_main, parallel, rank
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed, generator
+from bigr.training.loop import (
+    VALIDATION_IMAGES,
+    TrainedModule,
+    TrainingPlan,
+    check_batch_size,
+    forget_checkpoint,
+    train,
+    write_untrained,
+)
+from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
+from bigr.training.optimiser import adamw
+
+if TYPE_CHECKING:
+    from bigr.config import GeneratorSettings as Section
+    from bigr.config import Settings
+
+UNDECAYED = ("transcoder.",)  # the paper decays neither vectors and biases nor the transcoder
+
+Validation = Callable[[nn.Module, int], dict[str, float]]
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Train, and write the average of the weights; or write the model that `generator.from` names."""
+    section, device = settings.generator, resolve_device(settings.run.device)
+    folder = context.root / "data" / "codes"
+    tokenizer = context.root / "models" / "tokenizer"
+    made_by = model_hash(tokenizer) if (tokenizer / "config.json").exists() else None  # codes may come without it
+    dataset = CodesDataset.open(folder, "train", made_by)
+    fixed = FixedMasks(
+        CodesDataset.open(folder, "val", None),
+        *(VALIDATION_IMAGES, settings.seed, device, None if section.use_labels else dataset.num_classes),
+    )
+
+    @torch.no_grad()
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, BiGR)
+        noise = fixed.noise()
+        losses = [model.loss(*batch, noise) for batch in fixed.batches]
+        return {"val_loss": float(torch.stack(losses).mean())}
+
+    if section.from_ is None:
+        learn(settings, dataset, device, validate, context)
+    elif is_main():
+        model = take_over(section, dataset, context).to(device)
+        write_untrained("generator", validate(model, 0), context)
+        save(context.root / "models" / "generator", model, dataset.tokenizer)
+
+
+def take_over(section: "Section", dataset: CodesDataset, context: Context) -> BiGR:
+    """The model that `generator.from` names. Raises `BigrError` where it is not of the shape that the settings
+    describe, or not one for these codes: other tokens, another tokenizer's, or other classes."""
+    ready, expected = ready_generator(context.root, str(section.from_)), BiGRConfig.of(section, **dataset.shape)
+    found = ready.find(expected)
+    shape = found.config
+    if (shape.grid, shape.code_bits) != (dataset.grid, dataset.code_bits):
+        raise BigrError(
+            f"generator.from is {section.from_}, for {shape.grid}×{shape.grid} tokens of {shape.code_bits} bits; "
+            f"data/codes has {dataset.grid}×{dataset.grid} of {dataset.code_bits} bits; name the generator's own "
+            "tokenizer in tokenizer.from"
+        )
+    if found.tokenizer not in (None, dataset.tokenizer):
+        raise BigrError(other_tokenizer(ready.named, found.tokenizer, dataset.tokenizer))
+    if shape.num_classes != dataset.num_classes:
+        raise BigrError(other_classes(ready.named, shape.num_classes, dataset.num_classes))
+    return ready.load(found, expected)
+
+
+def learn(
+    settings: "Settings", dataset: CodesDataset, device: torch.device, validate: Validation, context: Context
+) -> None:
+    """Train from nothing, and write the average of the weights."""
+    section = settings.generator
+    check_batch_size("generator", section.batch_size)
+    torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
+    model = BiGR(BiGRConfig.of(section, **dataset.shape)).to(device)
+    loss_of = parallel(model, "loss")
+
+    def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+        noise = generator(settings.seed, "generator", "noise", step, rank(), device=device)
+        return {"loss": loss_of(*batch, noise, section.noise_draws)}
+
+    stream = MaskedBatches(
+        dataset,
+        section.batch_size,
+        stage="generator",
+        seed=settings.seed,
+        label_dropout=section.label_dropout if section.use_labels else 1.0,
+        unconditional=model.config.num_classes,
+        device=device,
+    )
+    plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
+    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss)]
+    average = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
+    if is_main():
+        assert isinstance(average, BiGR)
+        save(context.root / "models" / "generator", average, dataset.tokenizer)
+    forget_checkpoint(plan, context)

@@ -1,0 +1,139 @@
+"""Stage `tokenizer`: train the binary autoencoder on the shards (METHOD section 1), or take a ready one.
+
+Reads data/shards, and with `tokenizer.from` the model that it names; writes models/tokenizer,
+outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the validation split above their
+reconstructions).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from bigr.data.shards import ImageBatches, ShardIndex, load_split
+from bigr.interop.folders import save
+from bigr.interop.lpips import load_lpips
+from bigr.interop.tokenizers import OF_SHARDS, ready_tokenizer
+from bigr.models import bits
+from bigr.models.autoencoder.discriminator import PatchDiscriminator
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.runtime.context import Context
+from bigr.runtime.device import resolve_device
+from bigr.runtime.distributed import is_main, rank, world
+from bigr.runtime.seeds import derive_seed
+from bigr.runtime.transfer import to_device
+from bigr.stages.picture_grid import pairs, save_grid
+from bigr.training.autoencoding import Autoencoding, Batch
+from bigr.training.loop import (
+    VALIDATION_IMAGES,
+    TrainedModule,
+    TrainingPlan,
+    check_batch_size,
+    forget_checkpoint,
+    train,
+    write_untrained,
+)
+from bigr.training.optimiser import adamw
+
+if TYPE_CHECKING:
+    from bigr.config import Settings
+
+PICTURED = 16
+
+Validation = Callable[[nn.Module, int], dict[str, float]]
+
+
+def run(settings: "Settings", context: Context) -> None:
+    """Train, and write the average of the weights; or write the model that `tokenizer.from` names."""
+    section, device = settings.tokenizer, resolve_device(settings.run.device)
+    shards = context.root / "data" / "shards"
+    validate = validation(shards, section.batch_size, device, context)
+    if section.from_ is None:
+        learn(settings, shards, device, validate, context)
+    elif is_main():
+        ready = ready_tokenizer(context.root, section.from_)
+        expected = TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size)
+        tokenizer = ready.load(ready.find(expected), expected, OF_SHARDS).to(device)
+        write_untrained("tokenizer", validate(tokenizer, 0), context)
+        save(context.root / "models" / "tokenizer", tokenizer)
+
+
+def validation(shards: Path, batch_size: int, device: torch.device, context: Context) -> Validation:
+    """What measures a tokenizer on fixed images, and draws them above their reconstructions."""
+    originals = load_split(shards, "val", limit=VALIDATION_IMAGES)[0].to(device) / 255
+    picture = context.root / "outputs" / "reconstructions.png"
+
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Tokenizer)
+        figures, restored = reconstruct(model, originals, batch_size)
+        save_grid(picture, pairs(originals[:PICTURED], restored[:PICTURED]), columns=PICTURED)
+        context.report.picture("reconstructions", picture, step)
+        return figures
+
+    return validate
+
+
+def learn(settings: "Settings", shards: Path, device: torch.device, validate: Validation, context: Context) -> None:
+    """Train from nothing, and write the average of the weights."""
+    section = settings.tokenizer
+    check_batch_size("tokenizer", section.batch_size)
+    torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
+    tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size)).to(device)
+    perceptual = discriminator = None
+    if section.perceptual_weight > 0:
+        perceptual = load_lpips(context.root / str(section.perceptual_weights)).to(device)
+    if section.gan_weight > 0:
+        discriminator = PatchDiscriminator(section.gan_base_channels).to(device)
+    objective = Autoencoding(section, settings.seed, tokenizer, perceptual, discriminator)
+    trained_modules = [TrainedModule("model", tokenizer, adamw(tokenizer, section), objective.tokenizer_loss)]
+    if discriminator is not None:
+        trained_modules.append(
+            TrainedModule("discriminator", discriminator, adamw(discriminator, section), objective.discriminator_loss)
+        )
+
+    stream = ImageBatches(
+        shards,
+        "train",
+        section.batch_size // world(),
+        seed=derive_seed(settings.seed, "tokenizer", "order"),
+        horizontal_flip=section.horizontal_flip,
+        rank=rank(),
+        world=world(),
+        workers=settings.run.workers,
+    )
+
+    def batches(step: int) -> Iterator[Batch]:
+        for images, labels in stream.from_step(step):
+            yield to_device(images, device), labels
+
+    plan = TrainingPlan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
+    average = train(
+        plan, trained_modules, batches, validate, context, lambda step: f"(batch {step} of the training shards)"
+    )
+    if is_main():
+        assert isinstance(average, Tokenizer)
+        save(context.root / "models" / "tokenizer", average)
+    forget_checkpoint(plan, context)
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, images: Tensor, batch_size: int) -> tuple[dict[str, float], Tensor]:
+    """Figures of the deterministic codes of images [n, 3, H, W] in [0, 1], and the images restored from them.
+
+    val_l1; val_psnr: the mean over images, in dB; val_bit_entropy: the mean over bits of the entropy of each bit's
+    frequency, in bits; val_dead_bits: how many bits are on in less than 1 % or more than 99 % of all tokens.
+    """
+    codes = torch.cat([tokenizer.codes(batch) for batch in images.split(batch_size)])
+    restored = torch.cat([tokenizer.decode(batch).clamp(0, 1) for batch in codes.split(batch_size)])
+    squared = (restored - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+    frequency = codes.double().mean(dim=(0, 1))
+    figures = {
+        "val_l1": float((restored - images).abs().mean()),
+        "val_psnr": float((-10 / math.log(10) * squared.log()).mean()),
+        "val_bit_entropy": float(bits.entropy(frequency).mean()),
+        "val_dead_bits": float(bits.dead(frequency)),
+    }
+    return figures, restored

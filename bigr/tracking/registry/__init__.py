@@ -1,0 +1,1 @@
+"""Finished models as versions: packages, the gate, promotion, serving."""

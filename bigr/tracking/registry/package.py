@@ -1,0 +1,91 @@
+"""One version of the model as MLflow keeps it: a folder with weights, code, signature and example, and no pickle.
+
+`MLmodel` names the signature and the sampling settings; `artifacts/tokenizer` and `artifacts/bigr` are the project's
+model folders (config.json, model.safetensors), `artifacts/features` is what makes their features comparable, where that
+was measured; `served.py` is the code that serves them; `samples.png` shows what the model draws.
+"""
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bigr.sampling.unmask import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlflow.models import Model
+
+    from bigr.config import Settings
+
+CODE = Path(__file__).with_name("served.py")
+MODELS = ("tokenizer", "bigr")
+BESIDE = ("features",)
+"""What is kept with the models where the project has it; a version is the same version without it."""
+REQUIREMENTS = ("torch", "numpy", "pillow", "safetensors", "tqdm", "mlflow")
+"""What serving imports, besides the package `bigr` itself."""
+
+
+def write(
+    folder: Path, root: Path, settings: "Settings", classes: "Sequence[str]", about: "Model | None" = None
+) -> None:
+    """Write the new `folder` from the models of the project `root`.
+
+    classes: their names, in the order of labels; about: MLflow's own description, where it has begun one.
+    """
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    samples, models = settings.samples, root / "models"
+    kept = [*MODELS, *(name for name in BESIDE if (models / name).is_dir())]
+    params = [
+        ParamSpec("seed", DataType.long, settings.seed),
+        ParamSpec("iterations", DataType.long, samples.iterations),
+        ParamSpec("diffusion_steps", DataType.long, samples.diffusion_steps),
+        ParamSpec("guidance_scale", DataType.double, samples.guidance_scale),
+    ]
+    # Of any type: MLflow's server would make int64 of whatever it can, 3 of 3.5 and 1 of true. served.py looks at them.
+    # Named: without a name an empty list does not reach served.py.
+    labels = Schema([TensorSpec(np.dtype("object"), (-1,), "labels")])
+    save_model(
+        folder,
+        python_model=CODE,
+        artifacts={name: str(models / name) for name in kept},
+        model_config=served_config(settings, classes),
+        signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), ParamSchema(params)),
+        input_example=np.arange(min(2, len(classes)), dtype=np.int64),
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+        mlflow_model=about,
+    )
+    picture = root / "outputs" / "samples.png"
+    if picture.is_file():
+        shutil.copy(picture, folder / picture.name)
+
+
+def served_config(settings: "Settings", classes: "Sequence[str]") -> dict[str, Any]:
+    """What the code that serves, and a later measurement, must know besides the weights."""
+    return {
+        "samples": sampling_settings(settings),
+        "editing": settings.editing.model_dump(),
+        "seed": settings.seed,
+        "precision": settings.run.precision,
+        "batch_size": settings.samples.batch_size,
+        "max_images": settings.serving.max_images,
+        "use_labels": settings.generator.use_labels,
+        "classes": list(classes),
+    }
+
+
+def sampling_settings(settings: "Settings") -> dict[str, Any]:
+    """The settings of the sampler, as plain values."""
+    return {name: getattr(settings.samples, name) for name in Sampling.__dataclass_fields__}
+
+
+def served_with(package: Path) -> dict[str, Any]:
+    """What `served_config` wrote into `package`."""
+    from mlflow.models import Model
+
+    return dict(Model.load(str(package)).flavors["python_function"]["config"])
