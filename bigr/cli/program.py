@@ -99,7 +99,7 @@ def check(params: Params = Path("params.yaml")) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of params.yaml, by which editors complete and check it."""
+    """Print the JSON schema of params.yaml, for editors."""
     from bigr.config import Settings
 
     typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
