@@ -124,7 +124,7 @@ class _Importable(TrainingSettings):
 
 
 class TokenizerSettings(_Importable):
-    """The binary autoencoder (METHOD section 1)."""
+    """The binary autoencoder (docs/method.md, section 1)."""
 
     quantizer: Literal["bernoulli", "lfq"]
     code_bits: Annotated[int, Field(ge=1, le=256)]
@@ -186,7 +186,7 @@ class CodesSettings(_Section):
 
 
 class GeneratorSettings(_Importable):
-    """The masked backbone and its transcoder, trained jointly (METHOD sections 2 and 3)."""
+    """The masked backbone and its transcoder, trained jointly (docs/method.md, sections 2 and 3)."""
 
     dim: Positive
     layers: Positive
@@ -238,7 +238,7 @@ class TranscoderSettings(TrainingSettings):
 
 
 class SamplesSettings(_Section):
-    """Entropy-ordered sampling (METHOD section 4)."""
+    """Entropy-ordered sampling (docs/method.md, section 4)."""
 
     count: Positive
     batch_size: Positive
@@ -255,7 +255,7 @@ class SamplesSettings(_Section):
 
 
 class EditingSettings(_Section):
-    """What the model does without further training (METHOD section 5)."""
+    """What the model does without further training (docs/method.md, section 5)."""
 
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     gumbel_temperature: Weight

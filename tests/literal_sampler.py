@@ -1,4 +1,4 @@
-"""METHOD sections 3 and 4, transcribed line by line: slow, and with nothing of bigr/sampling in it.
+"""docs/method.md, sections 3 and 4, transcribed line by line: slow, and with nothing of bigr/sampling in it.
 
 Two things are the model's own, because the golden vectors hold them: h, and the logits of the denoiser. All that is
 drawn, ordered or scheduled is written out here, in loops over iterations, tokens and diffusion steps. The images of a

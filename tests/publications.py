@@ -1,4 +1,4 @@
-"""Files as BiGR publishes them (METHOD section 7), small: made from the golden vectors' weights, or of any shape."""
+"""Files as BiGR publishes them (docs/method.md, section 7), small: of the golden vectors' weights, or of any shape."""
 
 import json
 from collections import OrderedDict

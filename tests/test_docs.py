@@ -1,6 +1,7 @@
 """docs/settings.md and params.yaml speak of the same keys, choices and stages.
 
-docs/choices.md names settings and tests that are there.
+docs/choices.md names settings and tests that are there. Every page, and section of docs/method.md, that a file names is
+there.
 """
 
 import re
@@ -112,3 +113,28 @@ def test_each_row_of_the_papers_choices_names_a_setting_and_a_test_that_is_there
         assert tests, cells[0]
         for file, test in tests:
             assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def texts() -> dict[str, str]:
+    """The code, tests, settings and pages of the project, on one line each: comments are wrapped anywhere."""
+    folders = [ROOT / name for name in ("bigr", "flows", "tests", "benchmarks", "recipes", "docs")]
+    paths = [*ROOT.glob("*"), *(path for folder in folders for path in folder.rglob("*"))]
+    chosen = [path for path in paths if path.suffix in (".md", ".py", ".yaml") or path.name == "Makefile"]
+    return {str(path.relative_to(ROOT)): re.sub(r"\n[\s#]*", " ", path.read_text(encoding="utf-8")) for path in chosen}
+
+
+def test_every_page_and_every_section_of_the_method_that_a_file_names_is_there() -> None:
+    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (\d+)\. ", method, flags=re.MULTILINE)
+    assert [path for path in re.findall(r"`((?:bigr|tests)/[\w/.]+)`", method) if not (ROOT / path).exists()] == []
+    named = 0
+    for name, text in texts().items():
+        for page in set(re.findall(r"\bdocs/\w+\.(?:md|json)\b", text)):
+            assert (ROOT / page).is_file(), f"{name}: {page}"
+        for sections in re.findall(r"docs/method\.md, sections? ([\d, and]+)", text):
+            numbers = re.findall(r"\d+", sections)
+            assert set(numbers) <= set(headings), f"{name}: docs/method.md, section {sections}"
+            named += len(numbers)
+        if name == "docs/choices.md":
+            assert set(re.findall(r"§(\d+)", text)) <= set(headings)
+    assert named > 0

@@ -1,4 +1,4 @@
-"""Zero-shot use on codes (METHOD section 5): what is unknown, what is kept, and how it is measured."""
+"""Zero-shot use on codes (docs/method.md, section 5): what is unknown, what is kept, and how it is measured."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Sampling is exact: samples are distributed as those of a literal transcription of METHOD sections 3 and 4.
+"""Sampling is exact: samples are distributed as those of a literal transcription of docs/method.md, sections 3 and 4.
 
 A tiny model of random weights (a grid of 2×2 tokens of 3 bits) is sampled 12,000 times by `sample_codes` and by
 tests/literal_sampler.py. Compared are: each token-bit's frequency; how often both bits of each pair are 1, within a

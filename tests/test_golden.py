@@ -1,8 +1,8 @@
 """The models compute what the published ones compute: every output of every golden vector, to 1e-4 in float32.
 
-`BIGR_GOLDEN_DIR` names another folder of vectors (safetensors files, as METHOD section 9 describes them); the shape of
-the model is read from each file's header. The largest error of each output is printed. Whatever a file holds is either
-an input that is used, or an output that is compared; anything else fails.
+`BIGR_GOLDEN_DIR` names another folder of vectors (safetensors files; docs/method.md, section 9); the shape of the model
+is read from each file's header. The largest error of each output is printed. Whatever a file holds is either an input
+that is used, or an output that is compared; anything else fails.
 """
 
 import ast

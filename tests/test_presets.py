@@ -1,4 +1,4 @@
-"""The published sizes: parameter counts to the unit (METHOD sections 1 and 2). Nothing is allocated."""
+"""The published sizes: parameter counts to the unit (docs/method.md, sections 1 and 2). Nothing is allocated."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the model does without further training, measured on held-out images (METHOD section 5).
+"""What the model does without further training, measured on held-out images (docs/method.md, section 5).
 
 Inpainting: the lower half, with the label and without. Editing: the box around what is in the picture, to another
 class. Interpolation: its midpoint. Enrichment: of images made half as large. The offline classifier says what is seen.

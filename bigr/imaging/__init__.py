@@ -1,1 +1,1 @@
-"""Pictures of any size and form in, pictures out: what the model does without further training (METHOD section 5)."""
+"""Images of any size in, images out: what the model does without further training (docs/method.md, section 5)."""

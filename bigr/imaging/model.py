@@ -1,4 +1,4 @@
-"""The model as one object: everything that METHOD section 5 lists, on pictures of any size and form.
+"""The model as one object: everything that docs/method.md, section 5 lists, on pictures of any size and form.
 
 What is drawn whole (generation, interpolation, enrichment, reconstruction) comes in the model's own size. Inpainting,
 outpainting and editing return the picture that they were given, at its size, changed where the mask says: the model
@@ -228,7 +228,7 @@ class ImageModel:
         consistent: bool = True,
         **options: Unpack[Options],
     ) -> list[Image.Image]:
-        """A small picture enlarged to the model's size, its detail drawn by the model (METHOD section 5).
+        """A small picture enlarged to the model's size, its detail drawn by the model (docs/method.md, section 5).
 
         rounds: how often every token is drawn anew, 1 to 4; consistent: the result, made small again, is the picture
         given (bigr/sampling/resolution.py). A picture of the model's size or more is first made half that size.
@@ -274,7 +274,7 @@ class ImageModel:
         return Image.fromarray(drawing.decoded(sampler.tokenizer, codes)[0].numpy())
 
     def features(self, images: Picture | Sequence[Picture], layer: int | None = None) -> Tensor:
-        """What the model sees in pictures: float32 [n, D] on the CPU, tokens averaged (METHOD section 5).
+        """What the model sees in pictures: float32 [n, D] on the CPU, tokens averaged (docs/method.md, section 5).
 
         images: their centre squares; layer: 1 to `num_layers`, else `feature_layer`. Pictures are encoded in batches:
         those beside a picture move its features by rounding alone, less than 1e-5 of their deviation, unless a bit of

@@ -1,4 +1,4 @@
-"""Published checkpoints to this project's model folders, and back (METHOD section 7). Both ways are exact.
+"""Published checkpoints to this project's model folders, and back (docs/method.md, section 7). Both ways are exact.
 
 `import_tokenizer`, `import_generator`, `import_pair` read a file of tensors, infer the model's shape from them, and
 write a folder as bigr/interop/folders.py does; `export_tokenizer`, `export_generator` write the published names again,

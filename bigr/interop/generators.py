@@ -1,4 +1,6 @@
-"""The generator in a published file: its shape, read off the names and shapes of its tensors (METHOD sections 2, 3, 7).
+"""The generator in a published file: its shape, read off the names and shapes of its tensors.
+
+Source: docs/method.md, sections 2, 3 and 7.
 
 Whatever is inferred here is checked, tensor by tensor, against the model that it describes (bigr/interop/published.py);
 so this reads the few tensors that tell, and says where they tell nothing.
@@ -60,7 +62,10 @@ def _check_transcoders(file: TensorFile) -> None:
 
 
 def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
-    """The buffers, where they are there, must be METHOD's schedule: another one would sample noise, silently."""
+    """The buffers, where they are there, must be the schedule of docs/method.md, section 3.
+
+    Another one would sample noise, silently.
+    """
     diffusion = BernoulliDiffusion(config.diffusion_steps)
     for theirs, ours in SCHEDULE_TABLES.items():
         name = SCHEDULE + theirs

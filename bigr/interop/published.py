@@ -2,7 +2,7 @@
 
 Works on mappings by name of whatever has a shape; reading files is bigr/interop/tensorfiles.py's. What the published
 files hold twice or never use is listed here too, so that every tensor is taken, known to be superfluous, or an error.
-Source: METHOD section 7.
+Source: docs/method.md, section 7.
 """
 
 import re

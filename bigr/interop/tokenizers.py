@@ -1,4 +1,6 @@
-"""The tokenizer in a published file: its shape, read off the names and shapes of its tensors (METHOD sections 1 and 7).
+"""The tokenizer in a published file: its shape, read off the names and shapes of its tensors.
+
+Source: docs/method.md, sections 1 and 7.
 
 Whatever is inferred here is checked, tensor by tensor, against the model that it describes (bigr/interop/published.py);
 so this reads the few tensors that tell, and says where they tell nothing.

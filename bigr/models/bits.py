@@ -1,6 +1,6 @@
 """How sure a bit is, and how well bits are used. The one definition of binary entropy and of a dead bit.
 
-Source: METHOD section 1; a code with every bit on in half of all tokens says most.
+Source: docs/method.md, sections 1 and 4: use of the bits, and certainty of a token.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The published sizes (METHOD sections 1 and 2): the paper's L, XL and XXL at 256², L at 512², and their tokenizers.
+"""The published sizes (docs/method.md, sections 1 and 2): L, XL and XXL at 256², L at 512², and their tokenizers.
 
 Shapes only; recipes/ holds the settings that train and sample them. Another K is `dataclasses.replace(…, code_bits=K)`.
 """

@@ -45,7 +45,7 @@ PAPER_LARGER = {
 PAPER_EDITING = Editing(
     guidance_scale=2.5, gumbel_temperature=0.17, feather=0.5, enrich_guidance_scale=10.0, enrich_rounds=1
 )
-"""METHOD section 5, where no settings come with the model."""
+"""Where no settings come with the model: docs/method.md, sections 4 and 5."""
 BATCH_SIZE = 16
 """Pictures that are drawn together, where no settings come with the model."""
 

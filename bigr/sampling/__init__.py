@@ -1,1 +1,1 @@
-"""Entropy-ordered unmasking (METHOD: section 4 of the paper's method)."""
+"""Entropy-ordered unmasking (docs/method.md, section 4)."""

@@ -1,7 +1,7 @@
 """What the model does without further training, on codes: inpainting, editing, interpolation, enrichment.
 
-METHOD section 5. Everything here is entropy-ordered sampling under other given tokens or another condition. Pixels,
-masks of any size and blending are bigr/imaging's business.
+Source: docs/method.md, section 5. All of it is entropy-ordered sampling under other given tokens or another condition.
+Pixels, masks of any size and blending are bigr/imaging's business.
 
 Shapes: B images, g×g grid of N tokens, K bits, f pixels along one side of a token.
 """
@@ -21,7 +21,7 @@ from bigr.sampling.unmask import Iteration, Sampling, sample_codes, working_iter
 OnIteration = Callable[[Iteration], None]
 
 CELL = 2
-"""d: enrichment deals the tokens of a cell of d×d to d² groups (METHOD section 5)."""
+"""d: enrichment deals the tokens of a cell of d×d to d² groups (docs/method.md, section 5)."""
 
 
 def unknown_tokens(mask: Tensor, grid: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The reverse process of the transcoder: from fair coins to bit probabilities, under guidance (METHOD section 3).
+"""The reverse process: from fair coins to bit probabilities, under guidance (docs/method.md, section 3).
 
 What does not depend on the diffusion step (the embedding of h) is computed once; what depends on the step alone (its
 embedding, the schedule) is computed once for all tokens. No step waits for the device.

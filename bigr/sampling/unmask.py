@@ -1,4 +1,4 @@
-"""Entropy-ordered sampling: from all tokens masked to none, the most certain first (METHOD section 4).
+"""Entropy-ordered sampling: from all tokens masked to none, the most certain first (docs/method.md, section 4).
 
 Each iteration asks the backbone for h, the transcoder for the bit probabilities of the tokens still masked, and fixes
 the most certain of them. Tokens given from the start keep their bits, and the schedule runs over the unknown ones.
@@ -73,7 +73,7 @@ def sample_codes(
 
     labels: int64 [B] on the model's device (num_classes: unconditional, which is then not guided); seeds: one for each
     image; codes [B, N, K] and unknown bool [B, N]: given tokens, and those to sample (all, where not given);
-    condition: embeddings [B, D] to go by in place of the labels' own (METHOD section 5, interpolation);
+    condition: embeddings [B, D] to go by in place of the labels' own (docs/method.md, section 5, interpolation);
     on_iteration: called after each iteration that fixes tokens.
     """
     config, device = model.config, labels.device

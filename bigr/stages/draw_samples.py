@@ -1,4 +1,4 @@
-"""Stage `samples`: draw images, the same number of each class (METHOD section 4).
+"""Stage `samples`: draw images, the same number of each class (docs/method.md, section 4).
 
 Reads models/tokenizer and models/bigr; writes outputs/samples.npz in the layout that ADM's evaluator reads (`arr_0`
 uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one column a class.

@@ -1,6 +1,6 @@
 """Stage `generator`: train the masked backbone jointly with its transcoder, the paper's objective, or take a ready one.
 
-METHOD sections 2 and 3.
+docs/method.md, sections 2 and 3.
 
 Reads data/codes, and with `generator.from` the model that it names; writes models/generator (the average of the
 weights, backbone and joint transcoder) and outputs/curves/generator.csv.

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: train the binary autoencoder on the shards (METHOD section 1), or take a ready one.
+"""Stage `tokenizer`: train the binary autoencoder on the shards (docs/method.md, section 1), or take a ready one.
 
 Reads data/shards, and with `tokenizer.from` the model that it names; writes models/tokenizer,
 outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the validation split above their

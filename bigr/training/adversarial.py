@@ -1,4 +1,4 @@
-"""The adversarial part of the tokenizer's loss (METHOD section 1): hinge losses, their adaptive weight, DiffAugment.
+"""The tokenizer's adversarial loss (docs/method.md, section 1): hinge losses, their adaptive weight, DiffAugment.
 
 Functions of tensors; the networks are `models/discriminator.py` and the tokenizer, the step is the tokenizer stage's.
 """

@@ -1,4 +1,4 @@
-"""What the tokenizer is trained on: L1 + LPIPS + λ·hinge-GAN + the quantizer's penalties (METHOD section 1).
+"""What the tokenizer is trained on: L1 + LPIPS + λ·hinge-GAN + the quantizer's penalties (docs/method.md, section 1).
 
 The weights of the terms are settings; a term of weight 0 costs nothing. The discriminator is a second trained module of
 the same loop, and sees the reconstructions of the step that the tokenizer has just made.

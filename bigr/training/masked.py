@@ -1,4 +1,4 @@
-"""What the generator is trained on: codes with masked tokens (METHOD section 2, "Masking in training").
+"""What the generator is trained on: codes with masked tokens (docs/method.md, section 2, "Masking in training").
 
 A stream of batches from the codes on disk, in an order that seed and epoch fix, and the draws of a step: labels that
 become unconditional, one count of masked tokens per batch, positions per image. Where bits were drawn from their

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and the moving average of weights (METHOD section 6)."""
+"""AdamW, its schedule, and the moving average of weights (docs/method.md, section 6)."""
 
 import copy
 import math

@@ -122,7 +122,7 @@ def layer_features(path: Path, model: BiGR, codes: CodesDataset, count: int, bat
 
 @torch.no_grad()
 def token_averages(model: BiGR, codes: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of codes [B, N, K] and labels [B] → what METHOD section 5 calls the representation: float32 [B, L, D].
+    """Batches of codes [B, N, K] and labels [B] → the representation of docs/method.md, section 5: float32 [B, L, D].
 
     Unconditional, nothing masked: the residual stream after every block, without the condition token, averaged over
     tokens.

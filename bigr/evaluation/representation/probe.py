@@ -1,4 +1,4 @@
-"""The linear probe: what a linear classifier can read from each layer of the frozen backbone (METHOD section 5).
+"""The linear probe: what a linear classifier reads from each layer of the frozen backbone (docs/method.md, section 5).
 
 As in MAE: BatchNorm without affine parameters, then one linear map, on the token average of the residual stream. The
 probes of all layers are trained at once, on the same batches; none sees another. A layer is chosen by training images

@@ -1,4 +1,4 @@
-"""Representation: all that is measured of features, and its figures, tables and pictures (METHOD section 5)."""
+"""Representation: all that is measured of features, its metrics, tables and plots (docs/method.md, section 5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The tokenizer's opponent: a PatchGAN discriminator of three layers (pix2pix, as in VQGAN; METHOD section 1).
+"""The tokenizer's opponent: a PatchGAN discriminator of three layers (pix2pix, as in VQGAN; docs/method.md, section 1).
 
 Every output judges one 70×70 patch of the image, and neighbours overlap. It knows nothing of losses: those are
 `training/adversarial.py`'s.

@@ -1,4 +1,4 @@
-"""LPIPS: how different two images look, by VGG-16's features (Zhang et al., 2018; METHOD section 1).
+"""LPIPS: how different two images look, by VGG-16's features (Zhang et al., 2018; docs/method.md, section 1).
 
 The five stages of VGG-16 end in relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3. At each, the features are scaled to
 unit length over channels, and their squared differences are weighted by a learned, non-negative weight per channel,

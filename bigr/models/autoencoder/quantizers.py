@@ -1,4 +1,4 @@
-"""From the encoder's features to bits and back (METHOD section 1): Bernoulli latent codes, and their sibling, LFQ.
+"""From the encoder's features to bits and back (docs/method.md, section 1): Bernoulli latent codes, and LFQ.
 
 A quantizer turns features z [B,E,h,w] into real logits [B,K,h,w]; everything else starts from those: a bit's
 probability, a drawn bit that gradients pass through, the penalties that its training adds. `embed_bits` leads back to

@@ -1,4 +1,4 @@
-"""The binary tokenizer: an autoencoder whose latent is a grid of K-bit tokens (METHOD section 1).
+"""The binary tokenizer: an autoencoder whose latent is a grid of K-bit tokens (docs/method.md, section 1).
 
 Encoder and decoder are flat lists of blocks, as in the published files, so that a block's index is its name there.
 Images are RGB in [0, 1] on both sides; the decoder has no final activation. Knows nothing about losses or training.

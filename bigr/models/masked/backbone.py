@@ -1,4 +1,4 @@
-"""The bidirectional LLaMA backbone: bits in, with masked tokens; a condition h per token out (METHOD section 2).
+"""The bidirectional LLaMA backbone: masked tokens of bits in, h per token out (docs/method.md, section 2).
 
 One condition token (a class, or "unconditional") stands in front of the N image tokens. Attention is full and gets no
 mask, so that fused kernels apply. The transcoder (bigr/models/masked/transcoder.py) turns h into bit probabilities.
@@ -108,7 +108,7 @@ class Backbone(nn.Module):
     def features(self, codes_BNK: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """Codes [B, N, K], nothing masked → the residual stream after each block, [B, N, D] each.
 
-        labels: int64 [B]; None is unconditional, as for representation (METHOD section 5).
+        labels: int64 [B]; None is unconditional, as for representation (docs/method.md, section 5).
         """
         if labels is None:
             labels = torch.full((len(codes_BNK),), self.config.unconditional, device=codes_BNK.device)

@@ -1,4 +1,4 @@
-"""The Bernoulli diffusion: how bits are corrupted, and how a corrupted bit is taken back (METHOD section 3).
+"""The Bernoulli diffusion: how bits are corrupted, and how a corrupted bit is taken back (docs/method.md, section 3).
 
 Pure formulas on tensors; the network that predicts is in bigr/models/masked/transcoder.py. T steps; tables have T + 1
 entries, entry 0 for t = 0 (nothing corrupted); at t = T a bit is a fair coin.
@@ -53,7 +53,7 @@ class BernoulliDiffusion(nn.Module):
 def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
     """The loss of each bit (wBCE), [M, K]: cross-entropy times (1−ρ)y + ρ(1−y) + 1/K, ρ the share of ones in a token.
 
-    logits and targets y (0/1 floats) are [M, K]. Computed in float32. Source: METHOD section 3.
+    logits and targets y (0/1 floats) are [M, K]. Computed in float32. Source: docs/method.md, section 3.
     """
     logits, target = logits.float(), target.float()
     rho = target.mean(-1, keepdim=True)

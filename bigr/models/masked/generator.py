@@ -1,4 +1,4 @@
-"""BiGR: the masked backbone and its transcoder as one model (METHOD sections 2 and 3).
+"""BiGR: the masked backbone and its transcoder as one model (docs/method.md, sections 2 and 3).
 
 `loss` is the paper's training objective; sampling is in bigr/sampling. Knows nothing about files or optimisers.
 """
@@ -82,7 +82,7 @@ class BiGR(nn.Module):
     def loss(
         self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator, noise_draws: int = 1
     ) -> Tensor:
-        """Mean wBCE over the masked tokens, a scalar (METHOD sections 2 and 3).
+        """Mean wBCE over the masked tokens, a scalar (docs/method.md, sections 2 and 3).
 
         codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
         generator: on the codes' device, for steps and corruptions; noise_draws: how many of them share the backbone's
@@ -102,5 +102,8 @@ def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def masked_count(u: float, tokens: int) -> int:
-    """How many of N tokens a training batch masks, for u in {0..N−1}: max(1, ⌊N·cos(π/2 · u/N)⌋) (METHOD section 2)."""
+    """How many of N tokens a training batch masks, for u in {0..N−1}: max(1, ⌊N·cos(π/2 · u/N)⌋).
+
+    Source: docs/method.md, section 2.
+    """
     return max(1, math.floor(tokens * math.cos(math.pi / 2 * u / tokens)))

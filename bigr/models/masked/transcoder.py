@@ -1,4 +1,4 @@
-"""The Bernoulli transcoder: a per-token MLP that denoises bits under a condition h (METHOD section 3).
+"""The Bernoulli transcoder: a per-token MLP that denoises bits under a condition h (docs/method.md, section 3).
 
 What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice), x₀ itself, or, as
 "direct", x₀ without any diffusion (one pass, nothing noisy goes in). Knows nothing about images or positions.
@@ -77,7 +77,7 @@ class Transcoder(nn.Module):
         """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
 
         noise_draws: how many each token gets; they share what depends on h alone, and every draw of a step shares its
-        embedding. Drawn from `generator`, which must be on x0's device. Source: METHOD section 3, "Loss".
+        embedding. Drawn from `generator`, which must be on x0's device. Source: docs/method.md, section 3, "Loss".
         """
         x0 = x0.float()
         if self.config.target == "direct":  # nothing is drawn: one is as good as many

@@ -1,4 +1,4 @@
-"""What the stage `samples` executes: passes of the backbone, the transcoder and the decoder (METHOD section 4).
+"""What the stage `samples` executes: passes of backbone, transcoder and decoder (docs/method.md, section 4).
 
 Follows bigr/sampling: the schedule is its own functions', and the transcoder runs on the tokens that are still masked,
 twice where guidance compares with the unconditional model. A test holds the count against a sampling that runs.

@@ -1,4 +1,4 @@
-"""The study as data: tables 2, 3, 4, 8 and figure 3 of the paper (METHOD section 8), and the runs that repeat them.
+"""The study as data: tables 2, 3, 4, 8 and figure 3 of the paper (docs/method.md, section 8), and their runs.
 
 A `Variant` is a choice of settings; a `StudyRun` is a variant under one seed, one experiment of DVC. Variants of the
 same `model` differ in sampling alone and share everything up to the trained model; all variants of a seed share the
