@@ -249,7 +249,7 @@ def test_tsne_takes_few_images(images: int) -> None:
 
 # Memory
 
-BUDGET = 50e6
+BUDGET = 40e6
 WORK = """
 import resource, sys
 from pathlib import Path
@@ -296,7 +296,7 @@ print((folder / "train.npy").stat().st_size)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux bounds a process's own memory, maps apart")
 def test_features_far_beyond_the_memory_are_written_and_measured(tmp_path: Path) -> None:
-    """A process that may not take 50 MB more measures 66 MB of features; it fails where it reads them whole."""
+    """A process that may not take 40 MB more measures 66 MB of features; it fails where it reads them whole."""
 
     def run(how: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-c", WORK, str(tmp_path), how, str(int(BUDGET))]
@@ -310,5 +310,5 @@ def test_features_far_beyond_the_memory_are_written_and_measured(tmp_path: Path)
 
     measured = run("by batches")
     assert measured.returncode == 0, measured.stderr[-2000:]
-    assert int(measured.stdout) > 1.3 * BUDGET
+    assert int(measured.stdout) > 1.5 * BUDGET
     assert "memory" in run("whole").stderr.lower()
