@@ -39,7 +39,7 @@ COMMANDS = """\
 ```sh
 make ablations                            # here, in {lanes} lanes; what is done is not done again
 prefect deployment run bigr/ablations     # the same as a flow, under `make services`
-dvc exp show --only-changed --drop '.*/'   # every run: metrics beside the settings that differ
+dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics beside the settings that differ
 make ui                                   # every run in MLflow
 ```
 
