@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 
 log = logging.getLogger(__name__)
 
+_PATIENCE_S = 5
+"""Seconds that a measurement under way may still take, of a driver that hangs, say."""
+
 
 class MachineMonitor:
     """Measures on a thread of its own from its making to `stop`, and hands each measurement and its number to `report`.
@@ -20,9 +23,9 @@ class MachineMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the measuring; nothing is reported afterwards."""
+        """End the measuring. A measurement under way is waited for, but not long: the stage has ended."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_S)
 
     def _work(self) -> None:
         from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
