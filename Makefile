@@ -23,7 +23,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_PORT PREFECT_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline ablations test test-gpu lint ui services nightly serve deps clean
+.PHONY: help install pipeline ablations test test-gpu lint docs ui services nightly serve deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ lint: $(STAMP) ## check style and types
 	ruff check .
 	ruff format --check .
 	mypy
+
+docs: $(STAMP) ## build the documentation as a site, in site/, and check its links
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLFLOW_PORT)
 	@python -m flows.services mlflow
