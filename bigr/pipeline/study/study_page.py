@@ -56,8 +56,8 @@ whose defaults may be older than today's, and change:
 
 {settings}
 
-This page was made at commit `{commit}` on {machine}. The runs took {minutes:.0f} minutes in {lanes} lanes, each measured
-beside the other. Sampling times were measured afterwards.
+This page was made at commit `{commit}` on {machine}. The runs took {minutes:.0f} minutes in {lanes} lanes (the sum of
+their times, divided by the lanes). Sampling times were measured afterwards.
 """
 
 
@@ -152,8 +152,8 @@ def _figure3(results: Results) -> str:
         "",
         "![fd_classifier against milliseconds for each image](images/ablations-figure3.png)",
         "",
-        "Iterations n and diffusion steps S of the same trained models. The time is measured with one thread in batches of",
-        f"{TIMED_IMAGES}, as the fastest of {TIMED_ROUNDS} rounds, while no other run of the study is active.",
+        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one thread,",
+        f"batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, while no other run of the study is active.",
         "",
         "| S | n | ms per image | fd_classifier |",
         "| --- | --- | --- | --- |",
