@@ -1,4 +1,7 @@
-"""What the site does with pages that GitHub shows as they are: the root's pages join docs/, equations become MathML."""
+"""What the site changes in pages that GitHub shows as they are: it adds the root's pages to docs/, and renders equations.
+
+An equation becomes MathML, which browsers show without a script.
+"""
 
 import html
 import re
@@ -7,6 +10,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
@@ -24,8 +28,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(rf"\]\(\.\./({'|'.join(ROOT_PAGES)})", r"](\1", markdown)
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Equations, which arithmatex has marked, as MathML: browsers show it without a script."""
+def on_page_content(content: str, *, page: Page, **_: Any) -> str:
+    """Equations, which arithmatex has marked, as MathML; links for the pages that docstrings name."""
+    if page.url.startswith("api/"):
+        return re.sub(r"\bdocs/(\w+)\.md", r'<a href="../\1.html">docs/\1.md</a>', content)
     content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', _inline, content, flags=re.DOTALL)
     return re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', _block, content, flags=re.DOTALL)
 
