@@ -1,4 +1,4 @@
-"""What the site changes in pages that GitHub shows as they are: it adds the root's pages to docs/, and renders equations.
+"""What the site adds to pages that GitHub shows as they are: the root's pages, equations, and links in docstrings.
 
 An equation becomes MathML, which browsers show without a script.
 """
