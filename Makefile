@@ -64,7 +64,7 @@ lint: $(STAMP) ## check style and types
 	mypy
 
 docs: $(STAMP) ## build the documentation as a site, in site/, and check its links
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 ui: $(STAMP) ## start MLflow, with the records of all runs, on loopback port 5000 (MLFLOW_PORT)
 	@python -m flows.services mlflow
