@@ -104,7 +104,7 @@ def test_the_page_has_mean_and_deviation_beside_the_papers_figures() -> None:
 
 
 def test_what_no_other_point_beats_is_named() -> None:
-    front = re.findall(r"at least as good: (.*)\.", study_page.text(made_up()))
+    front = re.findall(r"at least as near: (.*)\.", study_page.text(made_up()))
     assert front == [f"(n {tables.ITERATIONS[0]}, S {tables.STEPS[0]})"]  # all as near: the fastest
 
 

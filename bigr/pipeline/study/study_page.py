@@ -18,46 +18,39 @@ PAPER = {FID: "FID", TOP1: "top-1"}
 INTRODUCTION = """\
 # The paper's tables in miniature
 
-```sh
-make ablations
-```
+`make ablations` repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits: every line is a choice of
+settings, run under {seeds} seeds, {runs} runs in all. This page and its plots are written by that command from
+[ablations.json](ablations.json). The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet
+for 400 epochs; here {layers} layers of width {dim} learn 1,437 digits in {steps} steps. The question is therefore not
+whether the figures are near, but whether the *order* of the variants is the same.
 
-This command repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits. It writes this page and its
-plots, and their data to [ablations.json](ablations.json). A row of a table is a variant: a choice of settings, run
-with {seeds} seeds. There are {runs} runs in all.
+Our figures are mean ± standard deviation over seeds. `fd_classifier` is a Fréchet distance of {count} samples to the
+training images over the features of a small classifier; it stands where the paper has FID over Inception, and is no
+FID. top-1 (in %) is the linear probe's, of its best layer, on the held-out digits.
 
-The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet for 400 epochs. Here, {layers} layers
-of width {dim} learn 1,437 digits in {steps} steps. So the values differ from the paper's. The question is whether the
-*order* of the variants is the same.
-
-- Results are mean ± standard deviation over seeds.
-- `fd_classifier` is a Fréchet distance between {count} samples and the training images, in the features of a small
-  classifier. It takes the place of the paper's FID, which uses Inception's features.
-- top-1 (in %) is the accuracy of the linear probe at its best layer, on the held-out digits.
-
-A seed is that of the whole pipeline. Each seed has its own tokenizer and codes, which all variants share. Variants that
-differ only in sampling also share the trained model. So the deviations include all random draws. Variants are compared
-seed by seed.
+A seed is that of the whole pipeline: each has its own tokenizer, which all its variants share (as they do the codes,
+and, where only sampling differs, the trained model). Deviations therefore contain all that is drawn; variants are
+compared seed by seed.
 """
 
 COMMANDS = """\
 ## Repeat it
 
 ```sh
-make ablations                            # here, in {lanes} lanes; finished runs are not repeated
-prefect deployment run bigr/ablations     # the same as a flow, while `make services` runs
-dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics and the settings that differ
+make ablations                            # here, in {lanes} lanes; what is done is not done again
+prefect deployment run bigr/ablations     # the same as a flow, under `make services`
+dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics beside the settings that differ
 make ui                                   # every run in MLflow
 ```
 
-A run is an experiment of DVC and a run in MLflow, with the same name (`ablations-table2-x0-seed1`).
-[comparing.md](comparing.md) shows how to compare runs. All runs start from the `params.yaml` of the commit `{commit}`,
-whose defaults may be older than today's, and change:
+A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`);
+[comparing.md](comparing.md) tells how to set runs beside each other. All runs differ from the `params.yaml` of the
+commit `{commit}`, whose defaults may be older than today's, in:
 
 {settings}
 
-This page was made at commit `{commit}` on {machine}. The runs took {minutes:.0f} minutes in {lanes} lanes (the sum of
-their times, divided by the lanes). Sampling times were measured afterwards.
+The run of this page: commit `{commit}`, {machine}, {minutes:.0f} minutes in {lanes} lanes if each run counts as it took
+beside the other, sampling times measured afterwards.
 """
 
 
@@ -109,7 +102,7 @@ def _summary(results: Results) -> str:
             "## Does the small scale follow?",
             "",
             f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” mean",
-            "that all seeds agree. “Undecided” means that they do not: the difference is too small for this scale.",
+            "that every seed says so; where the seeds differ, a difference of this size cannot be seen at this scale.",
             "",
             "| | the paper's order | in the paper | here | seeds that agree | verdict |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -150,12 +143,12 @@ def _figure3(results: Results) -> str:
     lines = [
         "## Figure 3: distance against sampling time",
         "",
-        "![fd_classifier against milliseconds for each image](images/ablations-figure3.png)",
+        "![fd_classifier against milliseconds an image](images/ablations-figure3.png)",
         "",
         "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one",
-        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, no other run at the same time.",
+        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, nothing else of the study running.",
         "",
-        "| S | n | ms per image | fd_classifier |",
+        "| S | n | ms an image | fd_classifier |",
         "| --- | --- | --- | --- |",
     ]
     for steps in STEPS:
@@ -186,7 +179,7 @@ def _trends(results: Results) -> list[str]:
     return [
         f"- From n = {few} to n = {many}: {'; '.join(more_n)}.",
         f"- From S = {STEPS[0]} to S = {STEPS[-1]}: {'; '.join(more_s)}.",
-        f"- No other point is both faster and at least as good: {', '.join(front)}.",
+        f"- No other point is both faster and at least as near: {', '.join(front)}.",
     ]
 
 
