@@ -36,7 +36,7 @@ from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
-from bigr.imaging.drawing import Frame
+from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
 from bigr.runtime.errors import BigrError
 from tests import app_pages, browser, worlds

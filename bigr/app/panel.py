@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bigr.imaging.drawing import Frame
+from bigr.imaging.frames import Frame
 
 CRISP_BELOW = 128
 """Pictures smaller than this along a side are shown with sharp pixels."""

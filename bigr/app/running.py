@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bigr.imaging.drawing import Frame, OnStep
+from bigr.imaging.frames import Frame
+from bigr.imaging.options import OnStep
 
 T = TypeVar("T")
 

@@ -16,8 +16,9 @@ from bigr.app.bounds import MAX_CLASSES, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARI
 from bigr.app.gallery import Dataset
 from bigr.app.running import Done, watched
 from bigr.app.uploads import read_mask
-from bigr.imaging.drawing import Frame, OnStep
+from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
+from bigr.imaging.options import OnStep
 from bigr.runtime.errors import BigrError
 
 NO_CLASS = -1

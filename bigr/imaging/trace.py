@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bigr.imaging.drawing import GREY, Frame
+from bigr.imaging.frames import GREY, Frame
 
 Map: TypeAlias = NDArray[np.floating]
 
