@@ -27,6 +27,7 @@ from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.described import described
 from bigr.runtime.errors import BigrError
 from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes, painting
+from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
 
@@ -100,6 +101,10 @@ class ImageModel:
     def limits(self) -> dict[str, tuple[int, int]]:
         """The range of `iterations`, and of `diffusion_steps` where the model takes any."""
         return limits(self._sampler.network)
+
+    def check_finite(self) -> None:
+        """Raise `BigrError` where a weight of the generator is not finite; `bigr.load` calls it."""
+        check_finite(self._sampler.network)
 
     def generate(self, labels: Label | Sequence[Label], **options: Unpack[Options]) -> list[Image.Image]:
         """Images of each class asked for: all variants of the first, then of the second, and so on.

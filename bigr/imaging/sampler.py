@@ -15,15 +15,11 @@ from torch import Tensor
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.inputs import check_finite
 from bigr.sampling.unmask import Sampling
 
 
 class Sampler:
-    """Tokenizer and generator. autocast: the context in which the generator runs.
-
-    Raises `BigrError` where the generator's weights are not finite.
-    """
+    """Tokenizer and generator. autocast: the context in which the generator runs."""
 
     def __init__(
         self,
@@ -32,7 +28,6 @@ class Sampler:
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        check_finite(network)
         self.tokenizer, self.network, self.batch_size, self._autocast = tokenizer, network, batch_size, autocast
 
     @property
