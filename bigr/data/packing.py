@@ -1,9 +1,9 @@
 """Packs an image folder into webdataset shards, by several processes.
 
-Which picture goes where is decided from the listing alone, before anything is decoded: every shard is a job of its own,
-done by whichever process is free, and the bytes do not depend on how many there are. A picture that cannot be read is
-absent from its shard and named in `report.json`; where there are too many, the report is all that is written,
-beside the folder, which DVC empties. Pixels are in memory one picture per process at a time.
+The listing alone decides which image goes into which shard. Each shard is a job for the next free process, and its
+bytes do not depend on the number of processes. An image that cannot be read is left out and named in `report.json`; if
+there are too many, only the report is written, beside the folder, since DVC deletes the folder. Each process holds one
+image at a time.
 """
 
 import ctypes
@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -36,12 +35,12 @@ log = logging.getLogger(__name__)
 _NAMED = 5
 """Bad files that an error message names; the log names all."""
 _IMAGES_PER_PROCESS = 1000
-"""Fewer do not repay the seconds that another process takes to start."""
+"""With fewer images a process takes longer to start than it saves."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to write. first: place in the split of the first item, from which keys are made."""
+    """One shard to write. first: index in the split of the first item; keys count from it."""
 
     root: Path
     tar: Path
@@ -54,7 +53,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Packed:
-    """One shard written. class_counts: images per label; bad: file and reason of each picture left out."""
+    """One written shard. class_counts: images of each label; bad: file and reason of each image left out."""
 
     split: str
     name: str
@@ -74,12 +73,12 @@ def pack(
     max_pixels: int,
     workers: int,
 ) -> dict[str, int]:
-    """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, whole or not at all.
+    """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, atomically.
 
-    max_pixels: a picture of more cannot be read: it is refused before it is decoded, which bounds memory.
-    Returns counts: images of each split, classes, shards, bad and ignored files. Raises `BigrError` when more than
-    `max_bad_fraction` of the pictures cannot be read, or a class or split has no readable picture left; the report is
-    then `<folder>-report.json`.
+    image_size: of `center_crop`; max_pixels: an image of more pixels counts as unreadable, and is not decoded;
+    workers: the most processes. Returns counts: images of each split, classes, shards, bad and ignored files.
+    Raises `BigrError` if more than `max_bad_fraction` of the images cannot be read, or a class or split has no readable
+    image; the report is then `<folder>-report.json`.
     """
     total = sum(map(len, source.items.values()))
     failed = folder.with_name(f"{folder.name}-report.json")
@@ -88,8 +87,11 @@ def pack(
         jobs = list(_jobs(source, temporary, image_size, images_per_shard, max_pixels))
         with Progress("shards", total, unit="image") as progress:
             processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
-            packed = _in_processes(jobs, processes, progress) if processes > 1 else _here(jobs, progress)
-        bad = [(file, reason) for shard in packed for file, reason in shard.bad]
+            if processes > 1:
+                packed = _in_processes(jobs, processes, progress)
+            else:
+                packed = [write_shard(job, progress.advance) for job in jobs]
+        bad = [entry for shard in packed for entry in shard.bad]
         for file, reason in bad:
             log.warning("%s: %s", source.root / file, reason)
         report = {
@@ -158,9 +160,9 @@ def _index(source: Source, packed: list[Packed], image_size: int) -> dict[str, A
 
 
 def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
-    """Decode, crop and write the pictures of one shard; `advance` is called after each.
+    """Decode, crop and write the images of one shard; `advance` is called after each.
 
-    The tar's headers hold neither the time nor the user, so that the same pictures give the same bytes.
+    The tar's headers hold neither time nor user, so that the same images give the same bytes.
     """
     bad: list[tuple[str, str]] = []
     counts: Counter[int] = Counter()
@@ -183,10 +185,6 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
     return Packed(job.split, job.tar.name, counts.total(), counts, sha256_file(job.tar), bad)
 
 
-def _here(jobs: list[Job], progress: Progress) -> list[Packed]:
-    return [write_shard(job, progress.advance) for job in jobs]
-
-
 def _in_processes(jobs: list[Job], processes: int, progress: Progress) -> list[Packed]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     done, stop = context.Value(ctypes.c_longlong, 0), context.Event()
@@ -202,7 +200,7 @@ def _in_processes(jobs: list[Job], processes: int, progress: Progress) -> list[P
         return [future.result() for future in futures]
     except BrokenProcessPool:
         raise BigrError(
-            "a process that packs images was killed, perhaps for want of memory; lower run.workers"
+            "a process that packs images was killed, perhaps because memory ran out; lower run.workers"
         ) from None
     finally:
         stop.set()
@@ -210,7 +208,7 @@ def _in_processes(jobs: list[Job], processes: int, progress: Progress) -> list[P
 
 
 class _Worker:
-    """What a worker shares with its parent. done: pictures, for the progress bar; stop: set when all should end."""
+    """What a worker shares with its parent. done: images, for the progress bar; stop: set when all must end."""
 
     done: "Synchronized[int]"
     stop: Event
@@ -218,16 +216,16 @@ class _Worker:
 
 def _start_worker(done: "Synchronized[int]", stop: Event) -> None:
     _Worker.done, _Worker.stop = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, for all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A pool's worker would wait for ever for a parent that was killed."""
+    """Without this, a worker would wait for ever for the next job of a parent that was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+        parent.join()
+        signal.raise_signal(signal.SIGKILL)
 
 
 def _work(job: Job) -> Packed:

@@ -11,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from bigr.evaluation.fidelity.classifier import INSTRUMENT_SEED, Classifier
-from bigr.evaluation.parts import NotApplicable
+from bigr.data.images import to_tensor
+from bigr.evaluation.evaluation_parts import NotApplicable
+from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
+from bigr.models.psnr import psnr
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched, decoded
@@ -126,7 +128,7 @@ class ZeroShot:
         size = images.shape[-1]
         half = max(1, size // 2)
         small = [_picture(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
-        large = torch.stack([_tensor(one.resize((size, size), Image.Resampling.BICUBIC)) for one in small])
+        large = torch.stack([to_tensor(one.resize((size, size), Image.Resampling.BICUBIC)) for one in small])
         none = torch.full_like(labels, self._classes)
 
         def draw(places: slice, seeds: list[int]) -> Tensor:
@@ -138,7 +140,7 @@ class ZeroShot:
 
         def consistent(pictures: Tensor) -> Tensor:
             pairs = zip(small, pictures, strict=True)
-            return torch.stack([_tensor(consistent_with(one, _picture(picture))) for one, picture in pairs])
+            return torch.stack([to_tensor(consistent_with(one, _picture(picture))) for one, picture in pairs])
 
         return {
             "enrich_label_agreement": self._agreement(consistent(drawn), labels),
@@ -171,7 +173,7 @@ class ZeroShot:
         parts = []
         with Progress(what, count, unit="image") as progress:
             for places in batched(count, self._batch_size):
-                seeds = [derive_seed(INSTRUMENT_SEED, "zero-shot", place, index) for index in places]
+                seeds = [derive_seed(EVALUATION_SEED, "zero-shot", place, index) for index in places]
                 with torch.no_grad():
                     codes = draw(slice(places.start, places.stop), seeds)
                 parts.append(decoded(self._tokenizer, codes).permute(0, 3, 1, 2))
@@ -214,13 +216,8 @@ def _between(marked: Tensor) -> Tensor:
 
 
 def _psnr(images: Tensor, originals: Tensor) -> float:
-    squared = ((images.double() - originals.double()) / 255).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-    return float((-10 * squared.log10()).mean())
+    return float(psnr(images.double(), originals.double(), peak=255).mean())
 
 
 def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
