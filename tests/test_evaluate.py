@@ -129,7 +129,7 @@ def test_moments_of_more_images_than_are_kept_are_those_of_all_of_them(monkeypat
     numbers = Numbered(range(1000))
     images = ImageStream(1000, lambda: (numbers[i] for i in range(1000)))
     network = Looked("looked", ["rows"], rows)
-    extractor = extractors.Extractor("looked", "", network, "rows", None, CPU)
+    extractor = extractors.Extractor("looked", "", network, "rows", CPU)
     every = measure(extractor, images, 64)
     monkeypatch.setattr(statistics, "KEPT", 300)
     some = measure(extractor, images, 64)

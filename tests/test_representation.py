@@ -107,7 +107,7 @@ def test_damaged_features_are_one_line(tmp_path: Path) -> None:
             Features.open(path)
     write_features(tmp_path / "g.npy", [(x[:30], labels[:30])], 30)
     path.write_bytes((tmp_path / "g.npy").read_bytes())
-    with pytest.raises(BigrError, match="do not belong"):
+    with pytest.raises(BigrError, match="does not match"):
         Features.open(path)
 
 

@@ -188,9 +188,7 @@ def test_same_input_gives_identical_shards_whatever_the_number_of_processes(
     (source / "a" / "bad.png").write_bytes(b"no picture")
     started: list[int] = []
     in_processes = packing._in_processes
-    monkeypatch.setattr(
-        packing, "_in_processes", lambda jobs, n, progress: started.append(n) or in_processes(jobs, n, progress)
-    )
+    monkeypatch.setattr(packing, "_in_processes", lambda jobs, n: started.append(n) or in_processes(jobs, n))
     one = packed(source, tmp_path / "one", workers=1, max_bad_fraction=0.1)
     os.utime(source / "a" / "000.png", (0, 0))
     two = packed(source, tmp_path / "two", workers=2, max_bad_fraction=0.1)

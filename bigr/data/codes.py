@@ -10,7 +10,7 @@ Shapes: B images, V views, N = g² tokens in row-major order, K bits.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -49,13 +49,7 @@ class Encoding:
 
     def metadata(self) -> dict[str, Any]:
         """The values in `index.json` and in the header of every file."""
-        return {
-            "code_bits": self.code_bits,
-            "grid": self.grid,
-            "views": self.views,
-            "tokenizer": self.tokenizer,
-            "draws": self.draws,
-        }
+        return {name: value for name, value in asdict(self).items() if name != "seed"}
 
 
 class PlacedShard(NamedTuple):

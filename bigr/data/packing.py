@@ -6,19 +6,16 @@ there are too many, only the report is written, beside the folder, since DVC del
 image at a time.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +82,12 @@ def pack(
     failed.unlink(missing_ok=True)
     with atomic_folder(folder) as temporary:
         jobs = list(_jobs(source, temporary, image_size, images_per_shard, max_pixels))
+        processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
+        packed: list[Packed] = []
         with Progress("shards", total, unit="image") as progress:
-            processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
-            if processes > 1:
-                packed = _in_processes(jobs, processes, progress)
-            else:
-                packed = [write_shard(job, progress.advance) for job in jobs]
+            for shard in _in_processes(jobs, processes) if processes > 1 else map(write_shard, jobs):
+                packed.append(shard)
+                progress.advance(shard.images + len(shard.bad))
         bad = [entry for shard in packed for entry in shard.bad]
         for file, reason in bad:
             log.warning("%s: %s", source.root / file, reason)
@@ -159,8 +156,8 @@ def _index(source: Source, packed: list[Packed], image_size: int) -> dict[str, A
     return {"image_size": image_size, "classes": [printable(name) for name in source.classes], "splits": splits}
 
 
-def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
-    """Decode, crop and write the images of one shard; `advance` is called after each.
+def write_shard(job: Job) -> Packed:
+    """Decode, crop and write the images of one shard.
 
     The tar's headers hold neither time nor user, so that the same images give the same bytes.
     """
@@ -176,7 +173,6 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
                 else:
                     tar.write({"__key__": f"{place:09d}", "png": encode_png(image), "cls": str(label).encode()})
                     counts[label] += 1
-                advance()
         file.flush()
         os.fsync(file.fileno())
     if not counts:
@@ -185,55 +181,30 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
     return Packed(job.split, job.tar.name, counts.total(), counts, sha256_file(job.tar), bad)
 
 
-def _in_processes(jobs: list[Job], processes: int, progress: Progress) -> list[Packed]:
+def _in_processes(jobs: list[Job], processes: int) -> Iterator[Packed]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    done, stop = context.Value(ctypes.c_longlong, 0), context.Event()
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (done, stop))
+    pool = ProcessPoolExecutor(processes, context, _start_worker)
     try:
-        futures = [pool.submit(_work, job) for job in jobs]
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()  # a failure ends the work at once
-            progress.advance(done.value - progress.done)
-        return [future.result() for future in futures]
+        yield from pool.map(write_shard, jobs)
     except BrokenProcessPool:
         raise BigrError(
             "a process that packs images was killed, perhaps because memory ran out; lower run.workers"
         ) from None
+    except BaseException:
+        for worker in multiprocessing.active_children():  # else each would finish its shard first
+            worker.terminate()
+        raise
     finally:
-        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-class _Worker:
-    """What a worker shares with its parent. done: images, for the progress bar; stop: set when all must end."""
-
-    done: "Synchronized[int]"
-    stop: Event
-
-
-def _start_worker(done: "Synchronized[int]", stop: Event) -> None:
-    _Worker.done, _Worker.stop = done, stop
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     """Without this, a worker would wait for ever for the next job of a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         signal.raise_signal(signal.SIGKILL)
-
-
-def _work(job: Job) -> Packed:
-    return write_shard(job, _count)
-
-
-def _count() -> None:
-    if _Worker.stop.is_set():
-        raise InterruptedError("the stage has ended")
-    with _Worker.done.get_lock():
-        _Worker.done.value += 1

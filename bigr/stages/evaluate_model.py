@@ -5,8 +5,8 @@ few of it that DVC compares as outputs/headline.json, outputs/plots, models/clas
 are made comparable, and the layer that tells most), and outputs/instrument.json: what the distances were measured with
 and against, since those of other extractors or references do not compare; and outputs/evaluation-parts.json: which
 parts were measured, left out, or failed. A part that fails leaves the others theirs: they are written before the stage
-fails. The instruments (classifier, probe, draws of subsets) have a seed of their own, so that the figures of runs with
-different `seed` compare. All in float32, whatever `run.precision` is.
+fails. The evaluation protocol (classifier, probe, draws of subsets) has a seed of its own, so that the metrics of runs
+with different `seed` compare. All in float32, whatever `run.precision` is.
 """
 
 from collections import defaultdict
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex
+from bigr.data.sources import SPLITS
 from bigr.evaluation import plots
 from bigr.evaluation.code_usage import code_usage
 from bigr.evaluation.evaluation_parts import NotApplicable, Parts
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from bigr.config import EvaluationSettings as Section
     from bigr.config import Settings
 
-SPLITS = ("train", "val")
 _SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same images
 
 

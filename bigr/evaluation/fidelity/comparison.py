@@ -158,9 +158,9 @@ def warnings(samples: MeasuredSet, reference: MeasuredSet) -> list[str]:
             f"{names.distance} is biased upwards where there are few images, here by {how}: compare it only with that "
             f"of {count:,} samples (published figures take {USUAL:,})"
         )
-    seen = reference.statistics.count
-    if seen is not None and seen < FEW:
-        lines.append(f"a reference of {seen:,} images is small, which raises {names.distance} too")
+    reference_count = reference.statistics.count
+    if reference_count is not None and reference_count < FEW:
+        lines.append(f"a reference of {reference_count:,} images is small, which raises {names.distance} too")
     for name, measured in sets.items():
         if (measured.statistics.count or 0) > KEPT:
             lines.append(

@@ -11,8 +11,9 @@ import torch
 
 from bigr.evaluation.fidelity.extractors import INCEPTION
 from bigr.evaluation.fidelity.statistics import Statistics
-from bigr.evaluation.protocol import numpy_seed
+from bigr.evaluation.protocol import EVALUATION_SEED, numpy_seed
 from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
 
 # isort: split
 import torch_fidelity
@@ -48,7 +49,7 @@ class Fidelity:
     """Compares two sets of images by one extractor's statistics.
 
     kid_subsets, kid_subset_size: random subsets of the kernel distance; neighbours: k of precision and recall; seed: of
-    the subsets and of the score's shuffle, in [0, 2³²); device: of the search for neighbours.
+    the subsets and of the score's shuffle; device: of the search for neighbours.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Fidelity:
         device: torch.device | str = "cpu",
     ) -> None:
         self.kid_subsets, self.kid_subset_size, self.neighbours = kid_subsets, kid_subset_size, neighbours
-        self._seed = seed
+        self._seed = numpy_seed(seed)
         self._device = "cpu" if torch.device(device).type == "mps" else device  # Metal has no float64
 
     @classmethod
@@ -71,7 +72,7 @@ class Fidelity:
             kid_subsets=section.kid_subsets,
             kid_subset_size=section.kid_subset_size,
             neighbours=section.precision_recall_neighbours,
-            seed=numpy_seed("fidelity"),
+            seed=derive_seed(EVALUATION_SEED, "fidelity"),
             device=device,
         )
 
@@ -85,8 +86,9 @@ class Fidelity:
         ours, theirs = ((s.extractor, s.extractor_hash) for s in (images, reference))
         if not same_extractor(ours, theirs) or images.mu.shape != reference.mu.shape:
             raise BigrError(
-                f"the samples' statistics are of {describe_extractor(*ours)} ({len(images.mu)} features), the "
-                f"reference's of {describe_extractor(*theirs)} ({len(reference.mu)}); distances need one extractor"
+                f"the samples' statistics are of {describe_extractor(*ours)} ({len(images.mu)} features), those of the "
+                f"reference of {describe_extractor(*theirs)} ({len(reference.mu)}); distances need one extractor for "
+                "both"
             )
         names = metric_names(images.extractor)
         metrics = {names.distance: frechet_distance(images, reference)}

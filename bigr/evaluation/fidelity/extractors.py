@@ -12,9 +12,9 @@ import io
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,42 +31,12 @@ from bigr.runtime.errors import BigrError
 import torch_fidelity
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as REGISTRY
-from torch_fidelity.utils import create_feature_extractor
 
 CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
 INCEPTION_WIDTH = 2048
 """Features of Inception."""
 
 _DISTANCES = ("fid", "kid", "prc")
-
-
-class ClassifierExtractor(torch_fidelity.FeatureExtractorBase):
-    """The offline classifier behind torch-fidelity's interface: layers "penultimate" and "logits"."""
-
-    def __init__(self, name: str, features_list: list[str], classifier: Classifier, **_: Any) -> None:
-        super().__init__(name, features_list)
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images uint8 [B, 3, H, W] → the layers of `features_list`: features [B, F], logits [B, C]."""
-        features = self.classifier.features(images.float() / 255)
-        layers = {"penultimate": features, "logits": self.classifier.head(features)}
-        return tuple(layers[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """The names of the layers."""
-        return ("penultimate", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Logits for the score, features for the distances."""
-        return "logits" if metric == "isc" else "penultimate"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Compiling does not pay for a network of this size."""
-        return False
 
 
 class InceptionExtractor(feature_extractor_inceptionv3.FeatureExtractorInceptionV3):
@@ -79,44 +49,43 @@ class InceptionExtractor(feature_extractor_inceptionv3.FeatureExtractorInception
         super().__init__(name, features_list, feature_extractor_weights_path=file)
 
 
-# torch-fidelity has an "inception-v3-compat" of its own, which downloads.
-_OURS = {CLASSIFIER: "bigr-classifier", INCEPTION: "bigr-inception-v3-compat"}
-torch_fidelity.register_feature_extractor(_OURS[CLASSIFIER], ClassifierExtractor)
-torch_fidelity.register_feature_extractor(_OURS[INCEPTION], InceptionExtractor)
-
-
 @dataclass(frozen=True)
 class Extractor:
     """A network with its name and hash.
 
-    network: uint8 [B, 3, H, W] → a tuple of layers; layer: the features that distances compare; score_layer: the class
-    logits, or None; side: pixels of one side of the images that it takes, None for any size.
+    network: images uint8 [B, 3, H, W] → features [B, F], and class logits [B, C] if it has them; layer: the name of the
+    features; side: pixels of one side of the images that it takes, None for any size.
     """
 
     name: str
     hash: str
-    network: torch_fidelity.FeatureExtractorBase
+    network: Callable[[Tensor], Sequence[Tensor]]
     layer: str
-    score_layer: str | None
     device: torch.device
     side: int | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images uint8 [B, 3, H, W] → features [B, F] and logits [B, C] or None, on the extractor's device."""
-        layers = self.network.convert_features_tuple_to_dict(self.network(images.to(self.device)))
-        return layers[self.layer], layers[self.score_layer] if self.score_layer else None
+        features, *logits = self.network(images.to(self.device))
+        return features, logits[0] if logits else None
 
 
 def classifier_extractor(classifier: Classifier, device: torch.device) -> Extractor:
-    """The extractor of an offline classifier."""
-    extractor = _extractor(CLASSIFIER, _OURS[CLASSIFIER], device, classifier=classifier, state=classifier.state_dict())
-    return replace(extractor, side=classifier.config.image_size)
+    """The extractor of an offline classifier, which is moved to `device`."""
+    classifier.to(device).eval()
+
+    def network(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = classifier.features(images.float() / 255)
+        return features, classifier.head(features)
+
+    side = classifier.config.image_size
+    return Extractor(CLASSIFIER, weights_hash(classifier.state_dict()), network, "penultimate", device, side)
 
 
 def inception_extractor(weights: Mapping[str, Tensor], device: torch.device) -> Extractor:
     """Inception with weights of `read_inception_weights` or `download_inception_weights`."""
-    return _extractor(INCEPTION, _OURS[INCEPTION], device, weights=weights)
+    return _extractor(INCEPTION, INCEPTION, InceptionExtractor, device, weights=weights)
 
 
 def other_extractor(
@@ -129,17 +98,18 @@ def other_extractor(
     Raises `BigrError` if there is no such extractor, or its constructor fails.
     """
     own = ":" in name
-    registered = _import(name, root) if own else name
-    if registered not in REGISTRY:
-        known = ", ".join(sorted({CLASSIFIER, *REGISTRY} - set(_OURS.values())))
+    cls = _import(name, root) if own else REGISTRY.get(name)
+    if cls is None:
+        known = ", ".join(sorted({CLASSIFIER, *REGISTRY}))
         raise BigrError(f"--extractor must be module:Class of your own, or one of {known}; got {name!r}")
     if not own and weights is None and not download:
         raise BigrError(f"--extractor {name} has no weights; give --weights FILE, or --download")
+    registered = next((known for known, other in REGISTRY.items() if other is cls), name) if own else name
     path = None if weights is None else str(weights)
-    code = _digest(Path(inspect.getfile(REGISTRY[registered])).read_bytes())
+    code = _digest(Path(inspect.getfile(cls)).read_bytes())
     try:
         with nullcontext() if own or weights is None else _tensors_only():
-            return _extractor(name, registered, device, code=code, feature_extractor_weights_path=path)
+            return _extractor(name, registered, cls, device, code=code, feature_extractor_weights_path=path)
     except BigrError:
         raise
     except Exception as error:  # a user's class may raise any
@@ -149,19 +119,17 @@ def other_extractor(
 def _extractor(
     name: str,
     registered: str,
+    cls: type[torch_fidelity.FeatureExtractorBase],
     device: torch.device,
     *,
     code: str = "",
-    state: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Extractor:
-    layer, score_layer = _layers(name, REGISTRY[registered])
-    layers = list(dict.fromkeys([layer, *([score_layer] if score_layer else [])]))
-    network = create_feature_extractor(registered, layers, cuda=False, verbose=False, **options).to(device)
-    weights = weights_hash(network.state_dict() if state is None else state)
-    return Extractor(
-        name, _digest(f"{weights} {code}".encode()) if code else weights, network, layer, score_layer, device
-    )
+    layer, score_layer = _layers(name, cls)
+    network = cls(registered, [layer, score_layer] if score_layer else [layer], **options)
+    network.to(device).eval().requires_grad_(False)
+    weights = weights_hash(network.state_dict())
+    return Extractor(name, _digest(f"{weights} {code}".encode()) if code else weights, network, layer, device)
 
 
 def _layers(name: str, cls: type[torch_fidelity.FeatureExtractorBase]) -> tuple[str, str | None]:
@@ -176,22 +144,19 @@ def _layers(name: str, cls: type[torch_fidelity.FeatureExtractorBase]) -> tuple[
     return layers["fid"], score if score != layers["fid"] else None
 
 
-def _import(name: str, root: Path) -> str:
-    """Import `module:Class` with `root` on the path, and register it if its module has not; the registered name."""
+def _import(name: str, root: Path) -> type[torch_fidelity.FeatureExtractorBase]:
+    """Import `module:Class` with `root` on the path."""
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(root))
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a user's module may raise any
         raise BigrError(f"--extractor {name}: it cannot be imported: {_reason(error)}") from error
     finally:
         sys.path.remove(str(root))
-    if not (isinstance(found, type) and issubclass(found, torch_fidelity.FeatureExtractorBase)):
+    if not (isinstance(cls, type) and issubclass(cls, torch_fidelity.FeatureExtractorBase)):
         raise BigrError(f"--extractor {name}: not a class derived from torch_fidelity.FeatureExtractorBase")
-    registered = next((known for known, cls in REGISTRY.items() if cls is found), None)
-    if registered is None:
-        torch_fidelity.register_feature_extractor(registered := name, found)
-    return registered
+    return cls
 
 
 @contextmanager
@@ -243,7 +208,7 @@ def read_inception_weights(path: Path, setting: str = "evaluation.extractor_weig
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-        InceptionExtractor(_OURS[INCEPTION], ["2048"], weights)
+        InceptionExtractor(INCEPTION, ["2048"], weights)
     except pickle.UnpicklingError:
         raise BigrError(f"{setting}: {path} does not hold Inception's weights, tensors alone") from None
     except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, OSError, KeyError) as error:

@@ -54,18 +54,18 @@ def measure(extractor: Extractor, images: ImageStream, batch_size: int, *, name:
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with flags, Progress(name, count, unit="image") as progress:
         for batch in images.batches(batch_size):
-            seen, scores = extractor(batch)
-            if seen.ndim != 2 or len(seen) != len(batch) or not seen.isfinite().all():
+            output, scores = extractor(batch)
+            if output.ndim != 2 or len(output) != len(batch) or not output.isfinite().all():
                 raise BigrError(
                     f"extractor {extractor.name}: the output for {len(batch)} images of {name} must be finite features "
-                    f"[{len(batch)}, width], got {list(seen.shape)}"
+                    f"[{len(batch)}, width], got {list(output.shape)}"
                 )
             kept = spread(done, done + len(batch), count)
-            features.append(seen[kept].cpu())
+            features.append(output[kept].cpu())
             if scores is not None:
                 logits.append(scores[kept].cpu())
             if moments is not None:
-                moments.add(seen)
+                moments.add(output)
             done += len(batch)
             progress.advance(len(batch))
     every = torch.cat(features)

@@ -96,7 +96,7 @@ def open_set(
             return _shards(path, split, options)
         if tars := sorted(path.glob("*.tar")):
             return _tars(path, tars, None, options)
-        return _folder(path, options)
+        return _files(path, "folder", lambda: encoded_images.folder_images(path), None, None, options)
     if path.suffix == ".tar":
         return _tars(path, [path], None, options)
     if path.suffix == ".npz":
@@ -112,10 +112,6 @@ def open_set(
 def has_splits(path: Path) -> bool:
     """Whether `path` is a folder of shards with this project's index."""
     return (path / "index.json").is_file()
-
-
-def _folder(path: Path, options: _Options) -> ImageSet:
-    return _files(path, "folder", lambda: encoded_images.folder_images(path), None, None, options)
 
 
 def _shards(path: Path, split: str, options: _Options) -> ImageSet:

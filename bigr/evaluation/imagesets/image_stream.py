@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex, read_split
@@ -15,27 +14,17 @@ from bigr.models.autoencoder.tokenizer import Tokenizer, to_uint8
 from bigr.models.psnr import psnr
 
 
-class ImageStream(Dataset[Tensor]):
-    """A stream of images as a data set, to be read in order: any other index starts the stream again.
+class ImageStream:
+    """A set of images that can be read several times, from the first on. Its length is the number of images.
 
     count: images; start: starts the stream, of uint8 [3, H, W].
     """
 
     def __init__(self, count: int, start: Callable[[], Iterator[Tensor]]) -> None:
         self._count, self._start = count, start
-        self._stream: Iterator[Tensor] = iter(())
-        self._next = -1
 
     def __len__(self) -> int:
         return self._count
-
-    def __getitem__(self, index: int) -> Tensor:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        if index != self._next:
-            self._stream = islice(self._start(), index, None)
-        self._next = index + 1
-        return next(self._stream)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, uint8 [B, 3, H, W], B = `size` except in the last batch."""

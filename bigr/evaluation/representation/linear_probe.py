@@ -4,7 +4,7 @@ As in MAE: BatchNorm without affine parameters, then one linear map, on the toke
 probes of all layers are trained together, on the same batches, independently. Held-out training images choose the
 layer, so that its accuracy on the validation split is not a maximum over layers.
 
-Shapes: n images, L layers, D width, C classes. Layer l is what the backbone's block l, counted from 1, hands on.
+Shapes: n images, L layers, D width, C classes. Layer l, from 1, is the output of the backbone's block l.
 """
 
 from collections.abc import Iterable, Iterator

@@ -8,8 +8,9 @@ import torch
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from bigr.evaluation.protocol import numpy_seed
+from bigr.evaluation.protocol import EVALUATION_SEED, numpy_seed
 from bigr.evaluation.representation.features import Features
+from bigr.runtime.seeds import derive_seed
 
 _EPS = 1e-6
 
@@ -24,6 +25,7 @@ def tsne(features: Features, layer: int, *, images: int, perplexity: float) -> n
     x = (x - x.mean(0)) / (x.var(0, correction=0) + _EPS).sqrt()
     if len(x) < 4 or float(x.abs().max()) < _EPS:  # scikit-learn fails on equal points
         return np.zeros((len(x), 2), dtype=np.float32)
-    method = TSNE(perplexity=min(perplexity, (len(x) - 1) / 3), init="pca", random_state=numpy_seed("tsne"))
+    seed = numpy_seed(derive_seed(EVALUATION_SEED, "tsne"))
+    method = TSNE(perplexity=min(perplexity, (len(x) - 1) / 3), init="pca", random_state=seed)
     with threadpool_limits(1):
         return np.asarray(method.fit_transform(x.float().numpy()), dtype=np.float32)
