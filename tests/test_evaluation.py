@@ -1,4 +1,4 @@
-"""The evaluation stage, and those of its instruments that have no file of their own."""
+"""The evaluation stage, and the parts of its protocol that have no file of their own."""
 
 import csv
 import json
@@ -301,7 +301,7 @@ def test_the_model_is_loaded_with_the_layer_and_the_statistics_that_were_measure
     torch.testing.assert_close(model.statistics.deviation, expected.deviation, rtol=1e-2, atol=1e-3)
 
 
-def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -> None:
+def test_the_runs_seed_does_not_touch_the_evaluation_protocol(evaluated, copied: Path) -> None:
     root, told = evaluated
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
