@@ -50,7 +50,7 @@ READS = {
     "interop/folders.py save": "the finished model",
     "stages/train_tokenizer.py validation": "the validation images, once",
     "stages/train_tokenizer.py validation.<locals>.validate": "a point of the curves",
-    "training/masked.py FixedMasks.__init__": "the validation codes, once",
+    "training/masked_batches.py FixedMasks.__init__": "the validation codes, once",
     "stages/train_generator.py run.<locals>.validate": "a point of the curves",
     "stages/train_transcoder.py run.<locals>.validate": "a point of the curves",
     # what is unknown, once before the iterations, whose shapes hang on it
