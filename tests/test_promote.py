@@ -12,7 +12,7 @@ from PIL import Image
 from bigr import config
 from bigr.cli.promote_command import page
 from bigr.config import PromotionMetric
-from bigr.evaluation.fidelity.distances import names
+from bigr.evaluation.fidelity.distances import metric_names
 from bigr.pipeline import promotion
 from bigr.pipeline.promotion import Decision, settle
 from bigr.pipeline.remeasure import Remeasurement
@@ -106,7 +106,7 @@ def test_a_figure_that_was_not_measured_is_named_with_those_that_were() -> None:
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_the_distances_of_every_extractor_can_be_compared(extractor: str) -> None:
-    called = names(extractor)
+    called = metric_names(extractor)
     assert {f"{part}.{name}" for part in ("samples", "reconstructions") for name in called[:2]} <= LOWER_IS_BETTER
     scores = {f"{part}.{called.score}" for part in ("samples", "reconstructions")}
     assert scores <= set(FIGURES) - LOWER_IS_BETTER
@@ -400,7 +400,7 @@ def test_a_database_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest
 def test_the_settings_of_the_project_name_figures_that_its_extractor_gives() -> None:
     for file in (worlds.ROOT / "params.yaml", *(worlds.ROOT / "recipes").glob("*.yaml")):
         chosen = config.load(file)
-        others = {name for other in EXTRACTORS if other != chosen.evaluation.extractor for name in names(other)}
+        others = {name for other in EXTRACTORS if other != chosen.evaluation.extractor for name in metric_names(other)}
         assert not {by.name.split(".")[1] for by in chosen.promotion.metrics} & others, file.name
 
 

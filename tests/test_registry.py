@@ -46,7 +46,7 @@ HASHES = {
     "models/bigr": "2.dir",
     "data/shards": "3.dir",
     "outputs/metrics.json": "4",
-    "bigr/evaluation/representation/probe.py": "5",
+    "bigr/evaluation/representation/linear_probe.py": "5",
 }
 
 
@@ -228,7 +228,7 @@ def test_what_was_measured_of_a_models_features_makes_no_other_version(
     "changes",
     [
         {"hashes": HASHES | {"data/shards": "new.dir"}},
-        {"hashes": HASHES | {"bigr/evaluation/representation/probe.py": "new"}},
+        {"hashes": HASHES | {"bigr/evaluation/representation/linear_probe.py": "new"}},
         {"settings": settings(evaluation__reference="val")},
         {"settings": settings(samples__count=COUNT + 1)},
     ],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bigr.evaluation.representation.folder_probe import Probed
+    from bigr.evaluation.representation.folder_probe import FolderProbe
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def probe(
     typer.echo(f"written to {out}: metrics.json, probe.csv, probe.png, tsne.png")
 
 
-def page(done: "Probed") -> list[str]:
+def page(done: "FolderProbe") -> list[str]:
     """The accuracies by layer as lines of text; the chosen layer is marked."""
     counts = (
         f"{split} {measured:,}" + (f" of {there:,}" if measured < there else "")

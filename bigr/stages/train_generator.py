@@ -31,7 +31,7 @@ from bigr.training.loop import (
     train,
     write_untrained,
 )
-from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
+from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches
 from bigr.training.optimiser import adamw
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the vali
 reconstructions).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bigr.data.shards import ImageBatches, ShardIndex, load_split
+from bigr.data.image_batches import ImageBatches
+from bigr.data.shards import ShardIndex, load_split
 from bigr.interop.folders import save
 from bigr.interop.lpips import load_lpips
 from bigr.interop.tokenizers import OF_SHARDS, ready_tokenizer
 from bigr.models import bits
 from bigr.models.autoencoder.discriminator import PatchDiscriminator
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.psnr import psnr
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
@@ -128,11 +129,10 @@ def reconstruct(tokenizer: Tokenizer, images: Tensor, batch_size: int) -> tuple[
     """
     codes = torch.cat([tokenizer.codes(batch) for batch in images.split(batch_size)])
     restored = torch.cat([tokenizer.decode(batch).clamp(0, 1) for batch in codes.split(batch_size)])
-    squared = (restored - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     frequency = codes.double().mean(dim=(0, 1))
     figures = {
         "val_l1": float((restored - images).abs().mean()),
-        "val_psnr": float((-10 / math.log(10) * squared.log()).mean()),
+        "val_psnr": float(psnr(restored, images).mean()),
         "val_bit_entropy": float(bits.entropy(frequency).mean()),
         "val_dead_bits": float(bits.dead(frequency)),
     }

@@ -29,7 +29,7 @@ from bigr.training.loop import (
     train,
     write_curves,
 )
-from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches, hidden_of
+from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches, hidden_of
 from bigr.training.optimiser import adamw
 
 if TYPE_CHECKING:
