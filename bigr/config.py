@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from bigr.runtime.errors import BigrError
 from bigr.runtime.explain import InvalidSetting, explain_all, show, some
-from bigr.runtime.figures import FIGURES
+from bigr.runtime.metric_directions import COMPARED_METRICS
 
 EMBEDDED = "data/digits"
 """Where the stage `digits` writes the embedded data set."""
@@ -311,8 +311,8 @@ class PromotionMetric(_Section):
 
     @model_validator(mode="after")
     def _known(self) -> "PromotionMetric":
-        if self.name not in FIGURES:
-            raise InvalidSetting("name", f"one of {', '.join(FIGURES)}")
+        if self.name not in COMPARED_METRICS:
+            raise InvalidSetting("name", f"one of {', '.join(COMPARED_METRICS)}")
         return self
 
 
@@ -439,8 +439,8 @@ class Settings(_Section):
             if images <= (neighbours := self.evaluation.precision_recall_neighbours):
                 raise InvalidSetting(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
         for name in (f"{part}.{name}" for part, names in self.targets.items() for name in names):
-            if name not in FIGURES:
-                raise InvalidSetting(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
+            if name not in COMPARED_METRICS:
+                raise InvalidSetting(f"targets.{name}", f"a target of one of {', '.join(COMPARED_METRICS)}")
         return self
 
     def _has_two_numbers_a_group(self) -> None:

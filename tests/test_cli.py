@@ -346,7 +346,7 @@ def test_a_second_run_of_a_stage_waits_for_the_first(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hold = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.lockf(file, fcntl.LOCK_EX); file.write('4711');"
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX); file.write('4711');"
         "file.flush(); print('held', flush=True); sys.stdin.read()"
     )
     (project / ".dvc/tmp").mkdir()

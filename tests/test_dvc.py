@@ -180,6 +180,16 @@ def test_the_code_of_a_model_reruns_the_stages_that_use_it(project: Path) -> Non
     assert repro(project) == from_stage("tokenizer")
 
 
+def test_plumbing_reruns_nothing(project: Path) -> None:
+    """A progress bar, the text of an error, a comment: all of bigr/runtime but what results depend on."""
+    progress = project / "bigr/runtime/progress.py"
+    progress.write_text(progress.read_text().replace("dynamic_ncols=True", "ncols=60"))
+    for path in (project / "bigr/runtime").glob("*.py"):
+        if path.relative_to(project).as_posix() not in closure.DETERMINING:
+            path.write_text(path.read_text().replace('BigrError(f"', 'BigrError(f"other words: ') + "# changed\n")
+    assert repro(project) == []
+
+
 def test_another_image_folder_is_read_in_place_of_the_digits(project: Path) -> None:
     (project / "mine").mkdir()
     (project / "mine" / "image").write_text("an image")

@@ -71,7 +71,7 @@ class MetricRow:
     @property
     def verdict(self) -> str:
         """`met`, `missed`, or nothing where there is no target or no result."""
-        from bigr.runtime.figures import LOWER_IS_BETTER
+        from bigr.runtime.metric_directions import LOWER_IS_BETTER
 
         if self.target is None or self.result is None:
             return ""
@@ -80,7 +80,7 @@ class MetricRow:
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """Name, result, target, verdict, meaning."""
-        from bigr.runtime.figures import LOWER_IS_BETTER
+        from bigr.runtime.metric_directions import LOWER_IS_BETTER
 
         unit = next((unit for unit, names in _UNITS.items() if re.search(names, self.name)), "")
         result = "not measured" if self.result is None else _number(self.result, unit)

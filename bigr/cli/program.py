@@ -125,7 +125,7 @@ def main() -> NoReturn:
     try:
         app(prog_name="bigr")
     except BigrError as error:
-        from bigr.pipeline.runner import hand_up
+        from bigr.pipeline.processes import hand_up
 
         if not hand_up(error):
             typer.echo(masked(str(error)), err=True)

@@ -40,7 +40,7 @@ def page(decision: "Decision") -> list[str]:
     """The comparison as lines of text, the decision last."""
     lines = []
     if decision.rows:
-        head = ("figure", "champion", "challenger", "at worst", "verdict")
+        head = ("metric", "champion", "challenger", "at worst", "verdict")
         table = [head, *(_cells(row) for row in decision.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(_aligned(cells, widths)).rstrip() for cells in table]

@@ -18,8 +18,9 @@ from bigr.pipeline.planning.networks import Networks
 from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
 from bigr.pipeline.planning.training_cost import TrainingCost
 from bigr.pipeline.stage_table import NAMES
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 
 _INCEPTION = 11.4e9
 """FLOPs of an image through Inception v3 at 299²: 5.7 GMAC (Szegedy et al., 2016)."""

@@ -25,8 +25,9 @@ from bigr.imaging.drawing import SamplingOptions, limits
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.unmask import Iteration, Sampling, check_finite, sample_codes
