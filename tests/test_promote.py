@@ -190,7 +190,7 @@ def test_a_challenger_that_failed_fails_again_and_is_no_new_version(
 def test_the_page_shows_every_figure_and_the_decision_last(offer: Callable[..., Decision]) -> None:
     offer("first", 9.0, 0.8)
     lines = page(offer("worse", 8.0, 0.7))
-    assert lines[0].split() == ["figure", "champion", "challenger", "at", "worst", "verdict"]
+    assert lines[0].split() == ["metric", "champion", "challenger", "at", "worst", "verdict"]
     assert lines[1].split() == [LOWER, "9", "8", "9.9", "better"]
     assert lines[2].split() == [HIGHER, "0.8", "0.7", "0.79", "worse"]
     assert lines[-1].startswith("version 2 is not promoted, version 1 stays the champion: ")
