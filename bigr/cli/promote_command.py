@@ -24,8 +24,7 @@ def promote(
     The model that `dvc repro` made is registered, and becomes the champion where it passes. The metrics, tolerances and
     limits are in the section `promotion` of the settings. A champion that was measured on other images, or with another
     extractor, is first measured again. A model that was measured with fewer samples than the champion is not promoted.
-    Exit status 0: the model is the champion; 3: it is
-    not, and the last line says why.
+    Exit status 0: the model is the champion; 3: it is not, and the last line names the reason.
     """
     from bigr.pipeline.promotion import promote as compare_and_move
 
