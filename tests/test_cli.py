@@ -152,7 +152,7 @@ def test_check_refuses_settings_that_do_not_fit(
     tiny.apply(project / "other.yaml", {"generator.dim": 128, "generator.heads": 5})
     assert bigr(monkeypatch, "check", "--params", "other.yaml") == 2
     error = capsys.readouterr().err
-    assert error.startswith("other.yaml: generator.heads is 5; allowed: a divisor of generator.dim = 128")
+    assert error.startswith("other.yaml: generator.heads must be a divisor of generator.dim = 128")
     assert error.count("\n") == 1
 
 

@@ -244,4 +244,4 @@ def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
 def check_batch_size(stage: str, batch_size: int) -> None:
     """Raise `BigrError` where a global batch cannot be dealt out evenly to the processes."""
     if batch_size % world():
-        raise BigrError(f"{stage}.batch_size is {batch_size}; allowed: a multiple of the {world()} processes")
+        raise BigrError(f"{stage}.batch_size must be a multiple of the {world()} processes, got {batch_size}")
