@@ -105,6 +105,12 @@ def test_closure_names_packages_of_imports_in_functions_too_but_not_for_types_no
     assert found == ["bigr/c.py", "bigr/room", "bigr/runtime/seeds.py", "bigr/stages/a.py", "bigr/stages/b.py"]
 
 
+def test_what_the_stage_measures_with_leaves_out_the_code_of_other_commands() -> None:
+    code = closure.modules(ROOT, stage_table.STAGES["evaluation"].path)
+    assert {"bigr/stages/evaluate_model.py", "bigr/evaluation/fidelity/distances.py"} <= code
+    assert "bigr/evaluation/representation/folder_probe.py" not in code  # of `bigr probe`
+
+
 def test_closure_writes_the_code_and_leaves_the_rest_of_dvc_yaml(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "bigr", tmp_path / "bigr", ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "dvc.yaml").read_text()

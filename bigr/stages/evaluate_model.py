@@ -110,11 +110,7 @@ def run(settings: "Settings", context: Context) -> None:
             metrics["reconstructions"]["psnr"] = psnr(restored, originals["val"], section.batch_size)
         with parts("codes"):
             usage = code_usage(codes["train"], min(counts["train"], KEPT))
-            metrics["codes"] = {
-                "bit_entropy": float(usage.entropy.mean()),
-                "dead_bits": usage.dead,
-                "unique_share": usage.unique_share,
-            }
+            metrics["codes"] = usage.metrics()
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
             probed = counts | {"train": min(section.probe_images, shards.images("train"))}
