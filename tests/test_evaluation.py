@@ -231,7 +231,7 @@ def test_samples_that_are_training_images_lie_within_the_training_images(evaluat
 
 def test_what_the_distances_were_measured_with_and_against_is_named_by_hash(evaluated) -> None:
     root, _ = evaluated
-    about = json.loads((root / "outputs" / "instrument.json").read_text())
+    about = json.loads((root / "outputs" / "protocol.json").read_text())
     kept = load_model(root / "models" / "classifier", Classifier)
     assert about["extractor"] == {"name": "classifier", "hash": weights_hash(kept.state_dict())}
     tars = ShardIndex.load(root / "data" / "shards").tars("train")
@@ -267,7 +267,7 @@ def test_bigr_evaluate_gives_the_figures_of_the_stage(evaluated, tmp_path: Path,
     told = json.loads(done.stdout)
     samples = json.loads((root / "outputs/metrics.json").read_text())["samples"]
     assert told["figures"] == {name: samples[name] for name in told["figures"]}
-    about = json.loads((root / "outputs/instrument.json").read_text())
+    about = json.loads((root / "outputs/protocol.json").read_text())
     assert told["extractor"] == about["extractor"]
     assert told["reference"]["hash"] == about["reference"]["hash"]
 
@@ -316,7 +316,7 @@ def test_no_more_images_of_a_split_are_measured_than_asked(project: Path, copied
     told = Told()
     evaluate_model.run(small_settings(evaluation__reference_images=20), Context(copied, report=told))
     assert told.final["reconstructions.images"] == 20
-    assert json.loads((copied / "outputs/instrument.json").read_text())["reference"]["images"] == 20
+    assert json.loads((copied / "outputs/protocol.json").read_text())["reference"]["images"] == 20
 
 
 def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_of_samples(evaluated, copied) -> None:

@@ -34,8 +34,9 @@ from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 from bigr.sampling import unmask
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, evaluate_model, train_generator, train_tokenizer, train_transcoder

@@ -101,8 +101,8 @@ def test_a_place_that_cannot_be_written_is_one_line(out, reason, project, undraw
 
 
 def test_two_probes_beside_each_other_do_not_take_each_others_features(project, undrawn, monkeypatch, capsys) -> None:
-    """Within one process: `flock` keeps two openings of a folder apart as it does two processes."""
-    with only_one(project / "outputs" / ".probe.features"):
+    """Within one process: `flock` keeps two openings of a file apart as it does two processes."""
+    with only_one(project / "outputs" / ".probe.features" / ".lock"):
         (project / "outputs" / ".probe.features" / "train.npy").touch()
         assert probe(monkeypatch) == 2
         line = "--out outputs/probe: another `bigr probe` is writing to it; wait for it, or name another"
@@ -152,7 +152,7 @@ def test_kept_features_are_used_again_and_only_for_what_they_are_of(project, und
     worlds.write_models(project, classes=11)
     assert probe(monkeypatch, "--out", "fifth", "--features", "kept") == 0
     assert computed == 4 * ["train", "val"]
-    assert len(list((project / "kept").iterdir())) == 4
+    assert len(list((project / "kept").glob("[!.]*"))) == 4
 
 
 def test_no_more_images_than_asked_are_measured_and_a_folder_is_split(project, undrawn, monkeypatch, capsys) -> None:

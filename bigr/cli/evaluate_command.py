@@ -166,7 +166,7 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
     place = CACHE / "classifiers" / hashlib.sha256(json.dumps([*shape, values, *code]).encode()).hexdigest()
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(only_one(place.parent, lambda: log.info("another `bigr evaluate` trains it; waiting")))
+            stack.enter_context(only_one(place.parent / ".lock", _say_waiting))
             if place.is_dir():
                 return load_model(place, Classifier)
         except (BigrError, OSError) as error:
@@ -177,6 +177,10 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
         except OSError as error:
             log.warning("the classifier is not remembered: %s", error)
     return trained
+
+
+def _say_waiting(process: str) -> None:
+    log.info("another `bigr evaluate` (process %s) trains the classifier; waiting for it to end", process)
 
 
 def _as_json(found: "Comparison", settings: "Settings") -> dict[str, Any]:

@@ -18,7 +18,7 @@ def probe(
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="Labelled images: {train,val}/<class>/… or <class>/…")],
     model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model's folder.")] = Path("models/bigr"),
     tokenizer: Annotated[Path, typer.Option(metavar="FOLDER", help="Its tokenizer's.")] = Path("models/tokenizer"),
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where figures and pictures go.")] = Path("outputs/probe"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where metrics and pictures go.")] = Path("outputs/probe"),
     params: Annotated[
         Path, typer.Option("--params", metavar="FILE", help="The settings: evaluation, run, and the split of shards.")
     ] = Path("params.yaml"),

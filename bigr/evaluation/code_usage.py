@@ -29,6 +29,14 @@ class CodeUsage:
         """The number of dead bits; see `bigr.models.bits.dead`."""
         return bits.dead(self.frequency)
 
+    def metrics(self) -> dict[str, float]:
+        """The part `codes` of metrics.json."""
+        return {
+            "bit_entropy": float(self.entropy.mean()),
+            "dead_bits": self.dead,
+            "unique_share": self.unique_share,
+        }
+
 
 def code_usage(codes: CodesDataset, count: int) -> CodeUsage:
     """Over the first `count` images. Holds their packed codes, N·⌈K/8⌉ bytes an image, in memory."""

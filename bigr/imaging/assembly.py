@@ -13,7 +13,8 @@ from bigr.interop.folders import load_model
 from bigr.interop.standardisation import load_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
+from bigr.runtime.precision import autocast
 from bigr.sampling.unmask import Sampling
 
 PAPER = Sampling(

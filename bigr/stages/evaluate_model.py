@@ -2,11 +2,11 @@
 
 Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json, the
 few of it that DVC compares as outputs/headline.json, outputs/plots, models/classifier, models/features (how features
-are made comparable, and the layer that tells most), and outputs/instrument.json: what the distances were measured with
-and against, since those of other extractors or references do not compare; and outputs/evaluation-parts.json: which
-parts were measured, left out, or failed. A part that fails leaves the others theirs: they are written before the stage
-fails. The evaluation protocol (classifier, probe, draws of subsets) has a seed of its own, so that the metrics of runs
-with different `seed` compare. All in float32, whatever `run.precision` is.
+are standardised, and the layer that predicts classes best), outputs/protocol.json (the extractor and the reference of
+the distances: those of others do not compare) and outputs/evaluation-parts.json (which parts were measured, left out,
+or failed). Where a part fails, the metrics of the others are written before the stage fails. Classifier, probe and
+draws of subsets have a seed of their own, so that the metrics of runs with different `seed` compare. All in float32,
+whatever `run.precision` is.
 """
 
 from collections import defaultdict
@@ -47,6 +47,7 @@ from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_csv, write_json
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from bigr.config import EvaluationSettings as Section
     from bigr.config import Settings
 
+PLOTS = ("probe", "tsne", "bits", "confusion")
 _SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same images
 
 
@@ -100,19 +102,15 @@ def run(settings: "Settings", context: Context) -> None:
             else:
                 extractor = inception_extractor(inception, device)
             about_it = about(section, extractor.hash, shards, counts)
-            write_json(root / "outputs" / "instrument.json", about_it)
+            write_json(root / "outputs" / "protocol.json", about_it)
             sets = {"samples": drawn, "reconstructions": restored, **originals}
-            for name, figures in distances(section, extractor, sets, device, parts).items():
-                metrics[name] |= figures
+            for name, measured in distances(section, extractor, sets, device, parts).items():
+                metrics[name] |= measured
         with parts("psnr"):
             metrics["reconstructions"]["psnr"] = mean_psnr(restored, originals["val"], section.batch_size)
         with parts("codes"):
             usage = code_usage(codes["train"], min(counts["train"], KEPT))
-            metrics["codes"] = {
-                "bit_entropy": float(usage.entropy.mean()),
-                "dead_bits": usage.dead,
-                "unique_share": usage.unique_share,
-            }
+            metrics["codes"] = usage.metrics()
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
             probed = counts | {"train": min(section.probe_images, shards.images("train"))}
@@ -146,7 +144,7 @@ def needed(classifier: Classifier | None) -> Classifier:
 
 
 def check_probe(section: "Section", classes: int, images: int) -> None:
-    """Raise `NotApplicable` where so many classes and training images leave nothing to tell apart, or to learn from."""
+    """Raise `NotApplicable` where there is one class, or too few training images to choose a layer by."""
     if classes < 2:
         raise NotApplicable("there is one class: nothing to tell it from")
     try:
@@ -167,8 +165,8 @@ def distances(
         "val_against_train": ("val", "train"),
     }
     found = {name: fidelity.compare(looks[ours], looks[theirs]) for name, (ours, theirs) in pairs.items()}
-    for name, figures in found.items():
-        if "precision" not in figures:
+    for name, measured in found.items():
+        if "precision" not in measured:
             parts.leave_out(f"precision and recall of {name}", fidelity.too_few)
     distance = metric_names(section.extractor).distance
     floor = max(found["val_against_train"][distance], _SMALLEST_FLOOR)
@@ -221,7 +219,7 @@ def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
 
 
 def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mapping[str, int]) -> dict[str, object]:
-    """What the distances depend on besides the images measured: only where all of it agrees do figures compare.
+    """What the distances depend on besides the images measured: metrics compare only where all of it is the same.
 
     extractor: the hash of its weights.
     """
@@ -273,13 +271,13 @@ def draw_confusion(folder: Path, asked: Tensor, seen: Tensor, classes: list[str]
 
 
 def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation | None) -> None:
-    """Tell the figures under their names in metrics.json, the layers' also as curves over layers, and the pictures."""
+    """Report the metrics by their names in metrics.json, those of layers as curves over layers, and the pictures."""
     if representation is not None:
         for layer, *accuracies in representation.table():
             names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
             context.report.metrics(dict(zip(names, accuracies, strict=True)), step=int(layer))
-    context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
-    for name in ("probe", "tsne", "bits", "confusion"):
-        picture = context.root / "outputs" / "plots" / f"{name}.png"
-        if picture.exists():
-            context.report.picture(name, picture)
+    context.report.metrics(flatten(metrics))
+    outputs = context.root / "outputs"
+    pictures = [outputs / "samples.png", *(outputs / "plots" / f"{name}.png" for name in PLOTS)]
+    for picture in filter(Path.is_file, pictures):
+        context.report.picture(picture.stem, picture)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast
 from bigr.runtime.distributed import barrier, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_csv
+from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.training.checkpoints import Checkpoint

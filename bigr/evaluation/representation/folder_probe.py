@@ -142,7 +142,7 @@ def _scratch(out: Path) -> Iterator[Path]:
     """An empty folder beside `out`, removed at the end; its lock keeps other probes from writing `out`."""
     folder = out.absolute().with_name(f".{out.absolute().name}.features")
     with _holding(folder, f"--out {out}"):
-        for left in folder.iterdir():  # by one that was killed
+        for left in folder.glob("*.npy"):  # by one that was killed
             left.unlink()
         try:
             yield folder
@@ -155,8 +155,8 @@ def _kept(folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path]
     text = json.dumps({"format": _FORMAT, **origin}, sort_keys=True)
     place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def wait() -> None:
-        log.info("another `bigr probe` computes features in %s; waiting for it", folder)
+    def wait(process: str) -> None:
+        log.info("another `bigr probe` (process %s) computes features in %s; waiting for it", process, folder)
 
     with _holding(folder, f"--features {folder}", wait):
         if place.is_dir():
@@ -169,11 +169,11 @@ def _kept(folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path]
 
 
 @contextmanager
-def _holding(folder: Path, option: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """`only_one`, with errors that name the option."""
+def _holding(folder: Path, option: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """`only_one`, whose failures are lines that name the option."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(only_one(folder, waiting))
+            stack.enter_context(only_one(folder / ".lock", waiting))
         except Held:
             raise BigrError(f"{option}: another `bigr probe` is writing to it; wait for it, or name another") from None
         except OSError as error:
