@@ -27,7 +27,8 @@ def adaptive_weight(nll: Tensor, gan: Tensor, last_weight: Tensor) -> Tensor:
     It keeps the adversarial gradient no larger than the reconstruction's. `nll` and `gan` are scalars whose graphs
     reach `last_weight`; both graphs are kept. Backward passes belong outside autocast, this one too.
     """
-    with torch.autocast(last_weight.device.type, enabled=False):
+    device = last_weight.device.type if torch.amp.is_autocast_available(last_weight.device.type) else "cpu"  # not meta
+    with torch.autocast(device, enabled=False):
         nll_gradient, gan_gradient = (torch.autograd.grad(l, last_weight, retain_graph=True)[0] for l in (nll, gan))
     return (nll_gradient.norm() / (gan_gradient.norm() + 1e-4)).clamp(0, 1)
 

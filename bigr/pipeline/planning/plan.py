@@ -13,7 +13,7 @@ from bigr.config import Settings
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
 from bigr.pipeline.planning import image_counts, networks, sampling_cost, speed, training_cost
 from bigr.pipeline.planning.image_counts import Disk, ImageCounts
-from bigr.pipeline.planning.meter import Arithmetic, flops, measure, shapes_only
+from bigr.pipeline.planning.meter import Arithmetic, flops, measure
 from bigr.pipeline.planning.networks import Networks
 from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
 from bigr.pipeline.planning.training_cost import TrainingCost
@@ -109,8 +109,8 @@ def make_plan(
         settings = config.validate(values, params.name)
     found = image_counts.count_images(settings, root, images, classes)
     device = _device(settings.run.device)
-    with shapes_only() as mode:
-        built = networks.build(settings, found.classes, mode)
+    with torch.device("meta"):
+        built = networks.build(settings, found.classes)
         widths = {"tokenizer": built.tokenizer.width}
         widths |= dict.fromkeys(("generator", "transcoder", "samples"), settings.generator.dim)
         arithmetic = {name: _arithmetic(device, settings.run.precision, width) for name, width in widths.items()}

@@ -4,6 +4,9 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 from bigr.pipeline.planning.plan import Plan, StageCost
 
 WIDTH = 100
@@ -87,8 +90,8 @@ def _memory(plan: Plan) -> list[str]:
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
-        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: the most at once,",
-        f"{_INDENT}while gradients replace activations; without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the sum,",
+        f"{_INDENT}in sampling the most at once; without the device's context, workspaces, fragmentation.",
     ]
 
 
@@ -172,26 +175,18 @@ def duration(seconds: float | None) -> str:
 def _table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, right: Sequence[int] | None = None
 ) -> list[str]:
-    """Lines of aligned columns: the first `left` to the left, the others to the right, or those of `right`."""
-    if not rows:
-        return []
-    lines = [list(head), *([_INDENT + row[0], *row[1:]] for row in rows)]
-    if right is not None and len(head) - 1 not in right:
-        lines = _wrapped(lines)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    rights = set(range(left, len(head))) if right is None else set(right)
-    aligned = [
-        "  ".join(f"{cell:>{width}}" if i in rights else f"{cell:<{width}}" for i, (cell, width) in enumerate(cells))
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    ]
-    return [line.rstrip() for line in aligned]
+    """Lines of aligned columns: the first `left` to the left, the others, or those of `right`, to the right.
 
-
-def _wrapped(lines: Sequence[list[str]]) -> list[list[str]]:
-    """The lines with what the last column says on several, where they would be wider than `WIDTH`."""
-    before = sum(max(len(cell) for cell in column) + 2 for column in list(zip(*lines, strict=True))[:-1])
-    found = []
-    for line in lines:
-        first, *others = textwrap.wrap(line[-1], WIDTH - before, break_long_words=False) or [""]
-        found += [[*line[:-1], first], *([""] * (len(line) - 1) + [other] for other in others)]
-    return found
+    The last column wraps where the lines would be wider than `WIDTH`.
+    """
+    rights = range(left, len(head)) if right is None else right
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="")
+    for i, title in enumerate(head):
+        last = i == len(head) - 1
+        table.add_column(title, justify="right" if i in rights else "left", no_wrap=not last)
+    for row in rows:
+        table.add_row(_INDENT + row[0], *row[1:])
+    console = Console(width=WIDTH, color_system=None, markup=False, highlight=False)
+    with console.capture() as lines:
+        console.print(table)
+    return [line.rstrip() for line in lines.get().splitlines()] if rows else []

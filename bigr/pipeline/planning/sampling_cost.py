@@ -5,22 +5,19 @@ twice where guidance compares with the unconditional model. A test holds the cou
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
-from unittest.mock import patch
+from dataclasses import dataclass
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from bigr.config import Settings
 from bigr.evaluation.zero_shot import ZeroShotSettings
 from bigr.models.masked.generator import BiGR
-from bigr.pipeline.planning.meter import Arithmetic, flops, measure
+from bigr.pipeline.planning.meter import Arithmetic, flops, peak_bytes
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.sampling.decode import DECODED_TOGETHER, batched
 from bigr.sampling.editing import CELL, group_sizes, in_proportion
-from bigr.sampling.unmask import Sampling, guidance, sample_codes, still_masked
+from bigr.sampling.reverse import bit_probabilities
+from bigr.sampling.unmask import Sampling, guidance, still_masked
 
 _FLOAT32 = 4  # bytes of a weight
 
@@ -86,9 +83,10 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
         DECODED_TOGETHER * math.ceil(min(images, share - start) / DECODED_TOGETHER) for start in range(0, share, images)
     )
     decoder = flops(lambda: tokenizer.decode(codes)) * decoded / share
-    decoding = measure(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)).sum(), _float32(arithmetic))
+    float32 = Arithmetic(arithmetic.gpu, bfloat16=False)
+    decoding = peak_bytes(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)), float32)
     weights = _FLOAT32 * (count(model) + count(tokenizer))
-    peak = weights + max(_peak(model, sampling, images, arithmetic), decoding.peak)
+    peak = weights + max(_peak(model, sampling, images, arithmetic), decoding)
     return SamplingCost(
         passes=run,
         backbone=backbone,
@@ -145,29 +143,17 @@ def backbone_flops(model: BiGR) -> int:
 
 
 def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) -> int:
-    """The most that is alive in one iteration over all tokens, run by the sampler itself.
-
-    Two of the S diffusion steps are run, among noise for all: one is like the other.
-    """
-    once = replace(sampling, iterations=1)
-    labels, seeds = torch.zeros(images, dtype=torch.long), list(range(images))
-    diffusion = model.transcoder.diffusion
-    with _AllUnknown(model.config.grid**2), patch.object(diffusion, "reverse_steps", lambda count: [2, 1]):
-        return measure(lambda: sample_codes(model, labels, once, seeds).float().sum(), arithmetic).peak
-
-
-class _AllUnknown(TorchFunctionMode):
-    """Answers where the sampler looks at values: every token is unknown."""
-
-    def __init__(self, tokens: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item:
-            return self.tokens
-        return func(*args, **(kwargs or {}))
-
-
-def _float32(arithmetic: Arithmetic) -> Arithmetic:
-    return Arithmetic(arithmetic.gpu, bfloat16=False)
+    """The most bytes that are alive in an iteration with every token masked: its noise, and backbone or transcoder."""
+    config, rows = model.config, images * (2 if sampling.guidance_scale != 1.0 else 1)
+    tokens = config.grid**2
+    codes, mask = torch.zeros(rows, tokens, config.code_bits), torch.zeros(rows, tokens, dtype=torch.bool)
+    hidden = torch.zeros(images * tokens, config.dim)
+    noise = torch.zeros(sampling.diffusion_steps, images * tokens, config.code_bits)
+    backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
+    other, scale = (hidden if rows > images else None), sampling.guidance_scale
+    transcoder = peak_bytes(
+        lambda: bit_probabilities(model.transcoder, hidden, noise, hidden_unconditional=other, guidance_scale=scale),
+        arithmetic,
+    )
+    drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions
+    return drawn + max(backbone, rows // images * hidden.nbytes + transcoder)
