@@ -4,13 +4,13 @@ At each step DVC's record and MLflow's run of the same execution are brought tog
 what the record says was read. Where one is missing the other suffices, and the step says so.
 """
 
-import os
-from collections.abc import Iterable, Mapping
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigr.pipeline.lineage.records import Content, Record, Records, git
+from bigr.pipeline.lineage.records import Content, Record, Records
 from bigr.pipeline.lineage.runs import RecordedRun, Runs
 from bigr.pipeline.lineage.target import Target, find
 from bigr.tracking.store import code_digest
@@ -90,12 +90,12 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
     if run is None and not found and not runs.trouble:
         note += ("MLflow has no run that wrote it",)
     deps = _deps(record, run, records, {} if record or run is None else runs.code(run))
-    inputs, inside = _whole(deps, records)
+    inputs = tuple(dict.fromkeys(dep for dep in deps if not dep.is_code))
     if not inputs:
-        inside = ["it read no files but code"]
+        note += ("it read no files but code",)
     return Step(
         artifact,
-        (*note, *inside),
+        note,
         stage=record.stage if record else run.stage if run else "",
         command=record.command if record else f"bigr run {run.stage}" if run else "",
         settings=dict(record.settings if record else run.settings if run else {}),
@@ -104,7 +104,7 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
         recorded_in=tuple(filter(None, [record.source if record else "", "MLflow" if run else ""])),
         run=run,
         execution=runs.name(run.parent) if run and run.parent else "",
-        subject=git(root, "log", "-1", "--format=%s", run.commit, "--").strip() if run and run.commit else "",
+        subject=_subject(root, run.commit) if run and run.commit else "",
     )
 
 
@@ -125,20 +125,16 @@ def _deps(record: Record | None, run: RecordedRun | None, records: Records, code
     return deps
 
 
-def _whole(deps: Iterable[Content], records: Records) -> tuple[tuple[Content, ...], list[str]]:
-    """The data among `deps`; for a part of what a stage wrote, as data/digits/train is, the whole, and a note."""
-    inputs, notes = [], []
-    for dep in deps:
-        if dep.is_code:
-            continue
-        out = records.holder(dep)
-        if out:
-            notes.append(f"of {out.path} it read {os.path.relpath(dep.path, out.path)}, md5:{dep.md5}")
-        inputs.append(out or dep)
-    return tuple(dict.fromkeys(inputs)), notes
-
-
 def _origin(artifact: Content, records: Records) -> list[str]:
     if artifact.path in records.outs:
         return ["who wrote this version is not recorded: neither DVC nor MLflow has it; the chain ends here"]
     return ["given: no stage writes it"]
+
+
+def _subject(root: Path, commit: str) -> str:
+    """The first line of a commit's message; empty where this repository lacks the commit, or git is not installed."""
+    words = ["git", "-C", str(root), "log", "-1", "--format=%s", commit, "--"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace").stdout.strip()
+    except OSError:
+        return ""
