@@ -342,12 +342,12 @@ def test_code_is_compared_with_the_commit_and_with_the_folder(project: Path) -> 
     [
         (["README.md"], "README.md: neither DVC nor MLflow knows this content (md5:"),
         (["nothing.npz"], "nothing.npz: no such file, and no artifact in dvc.lock; name a path, md5:HASH"),
-        (["md5:xyz"], "md5:xyz: not a hash of DVC's; give at least 6 of its hexadecimal digits"),
-        (["md5:ffffff"], "md5:ffffff: no output of a stage has this hash, as far as DVC and MLflow know"),
+        (["md5:xyz"], "md5:xyz: not a hash of DVC; give at least 6 of its hexadecimal digits"),
+        (["md5:ffffff"], "md5:ffffff: neither DVC nor MLflow has an output with this hash"),
         (["f" * 32], f"{'f' * 32}: no run of a stage or of the pipeline in MLflow; for a hash, write md5:{'f' * 32}"),
         (
             ["models:/bigr@hero"],
-            "models:/bigr@hero: MLflow's registry has no such version of this pipeline's; `bigr pro",
+            "models:/bigr@hero: MLflow's registry has no such version of this pipeline; `bigr pro",
         ),
         (["outputs/samples.npz", "nonsense"], "--rev: nonsense is neither a revision of git nor an experiment"),
         (

@@ -483,7 +483,7 @@ def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("option", ["tflops", "float32_tflops", "images", "classes", "processes"])
 def test_an_option_that_cannot_be_is_named(tmp_path: Path, option: str) -> None:
-    with pytest.raises(BigrError, match=f"--{option.replace('_', '-')} is 0; allowed: a number above 0"):
+    with pytest.raises(BigrError, match=f"--{option.replace('_', '-')} must be a number above 0, got 0"):
         plan.make_plan(tmp_path / "params.yaml", tmp_path, **{option: 0})
 
 

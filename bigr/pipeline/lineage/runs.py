@@ -1,6 +1,6 @@
-"""What MLflow recorded: the runs of stages, by the hashes of what they wrote (tags `dvc.out.*`, `dvc.dep.*`).
+"""What MLflow recorded: the runs of stages, by the hashes of their outputs and inputs (tags `dvc.out.*`, `dvc.dep.*`).
 
-A store that is not there is not created, and one that does not answer is said once, in `Runs.trouble`.
+A store that does not exist is not created. One that cannot be read is reported in `Runs.trouble`.
 """
 
 import json
@@ -22,9 +22,9 @@ _OUT, _DEP = "dvc.out.", "dvc.dep."
 @dataclass(frozen=True)
 class RecordedRun:
     """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of the data that it read
-    and of all that it wrote; code: `code_digest` of the code that it ran with, which `Runs.code` names.
+    and of its outputs; code: `code_digest` of its code, whose files `Runs.code` has.
 
-    commit: of git, `dirty` where tracked files differed from it; None where the project was in no repository.
+    commit: of git, None where the project was in no repository; dirty: whether tracked files differed from it.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Runs:
 
     def writers(self, path: str, md5: str) -> list[RecordedRun]:
         """The runs that wrote `path` with the hash `md5`, the newest first."""
-        if "`" in path:  # no name of a tag in MLflow, nor may it stand in a question
+        if "`" in path:  # not allowed in tags, nor in a filter
             return []
         return self._search(f"tags.`{_OUT}{path}` = '{md5}'")
 
@@ -64,17 +64,14 @@ class Runs:
         )
 
     def get(self, run_id: str) -> list[RecordedRun]:
-        """The stage's run of this id, or the runs of the execution of this id, the newest first; none if there is none.
-
-        Runs of MLflow that are neither are none.
-        """
+        """The stage's run of this id, or the runs of the execution of this id, the newest first; else none."""
         stage = "tags.`bigr.kind` = 'stage' and"
         return self._search(f"{stage} attributes.run_id = '{run_id}'") or self._search(
             f"{stage} tags.`mlflow.parentRunId` = '{run_id}'"
         )
 
     def code(self, run: RecordedRun) -> dict[str, str]:
-        """Path → DVC hash of the code that the run ran with; nothing where the file with them is gone."""
+        """Path → DVC hash of the code that the run ran with; empty where MLflow no longer has the file."""
 
         def ask(store: Store) -> list[Any]:
             with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +104,7 @@ class Runs:
             return []
         try:
             return question(self._store)
-        except Exception as error:  # whatever a database or a server fails with
+        except Exception as error:  # a database or a server may fail with anything
             if not quiet:
                 self.trouble = _out_of_reach(self.root, error)
             return []

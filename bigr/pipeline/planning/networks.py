@@ -1,4 +1,4 @@
-"""The networks that settings describe, as shapes: what is trained, what stands by, what samples."""
+"""The networks that settings describe, and how many parameters they have."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ _VGG16_WIDTHS = (64, 128, 256, 512, 512)
 
 @dataclass(frozen=True)
 class Networks:
-    """Everything that takes part. perceptual, discriminator: None where no training uses them.
+    """All networks of the pipeline. perceptual, discriminator: None where no training uses them.
 
     generator: the backbone with its joint transcoder; bigr: the complete model, whose transcoder may be another one.
     """

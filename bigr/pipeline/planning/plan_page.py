@@ -21,7 +21,7 @@ def page(plan: Plan) -> list[str]:
 
 
 def _broken(line: str) -> list[str]:
-    """A line of text, not of a table, on several where it is too wide."""
+    """A line of text, wrapped where it is wider than `WIDTH`."""
     if len(line) <= WIDTH:
         return [line]
     return textwrap.wrap(line, WIDTH, subsequent_indent=_INDENT * 3, break_long_words=False)
@@ -90,8 +90,8 @@ def _memory(plan: Plan) -> list[str]:
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
-        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the sum,",
-        f"{_INDENT}in sampling the most at once; without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the",
+        f"{_INDENT}sum, in sampling the most at once; without the device's context, workspaces, fragmentation.",
     ]
 
 
@@ -118,8 +118,8 @@ def _time(plan: Plan) -> list[str]:
     unit, name = (1e15, "PFLOP") if max(_work(stage) or 0 for stage in plan.stages) >= 1e17 else (1e12, "TFLOP")
     for stage in plan.stages:
         work, seconds = _work(stage), stage.seconds(plan.speed) if plan.speed else None
-        figure = "—" if work is None else f"{work / unit:,.1f}"
-        rows.append((stage.name, figure, f"{stage.processes}", duration(seconds), stage.note))
+        shown = "—" if work is None else f"{work / unit:,.1f}"
+        rows.append((stage.name, shown, f"{stage.processes}", duration(seconds), stage.note))
     known = [stage.seconds(plan.speed) for stage in plan.stages] if plan.speed else []
     if known:
         total = sum(seconds for seconds in known if seconds is not None)
@@ -132,12 +132,12 @@ def _time(plan: Plan) -> list[str]:
             f"{_INDENT}No times: no {plan.device} here to measure; --tflops X says what one sustains.",
         ]
     speed = plan.speed
-    figures = f"{speed.tflops:,.4g} TFLOP/s a process"
+    rates = f"{speed.tflops:,.4g} TFLOP/s a process"
     if speed.float32_tflops != speed.tflops:
-        figures += f" in bfloat16, {speed.float32_tflops:,.4g} in float32"
+        rates += f" in bfloat16, {speed.float32_tflops:,.4g} in float32"
     return [
         *lines,
-        f"{_INDENT}At {figures}; {speed.basis}.",
+        f"{_INDENT}At {rates}; {speed.basis}.",
         f"{_INDENT}Not in it: element-wise work, launches, loading, validation, checkpoints, communication.",
     ]
 
@@ -160,7 +160,7 @@ def _gibi(size: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """h:mm:ss, with days in front from two on."""
+    """h:mm:ss, with days in front from two days on; — for None."""
     if seconds is None:
         return "—"
     if 0 < seconds < 1:

@@ -1,7 +1,7 @@
-"""What the stage `samples` executes: passes of backbone, transcoder and decoder (docs/method.md, section 4).
+"""What sampling costs: passes of backbone, transcoder and decoder (docs/method.md, section 4).
 
-Follows bigr/sampling: the schedule is its own functions', and the transcoder runs on the tokens that are still masked,
-twice where guidance compares with the unconditional model. A test holds the count against a sampling that runs.
+The schedule comes from bigr/sampling. The transcoder runs on the tokens that are still masked, twice where guidance
+compares with the unconditional model. A test compares the count with a real sampling.
 """
 
 import math
@@ -36,8 +36,8 @@ class Passes:
 class SamplingCost:
     """FLOPs of one image by part, those of all images, and bytes of one process.
 
-    decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights and all that is alive at
-    once in the first iteration, in which every token is masked.
+    decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights, and the most that is alive
+    at once in the first iteration, in which every token is masked.
     """
 
     passes: Passes
@@ -52,7 +52,7 @@ class SamplingCost:
 
 
 def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Passes:
-    """For one image of a batch, all of whose `tokens` are unknown; direct: the transcoder has the target "direct"."""
+    """Of one image of a batch with `tokens` unknown tokens each; direct: the transcoder has the target "direct"."""
     backbone = conditions = denoised = 0
     steps, left = 0.0, tokens
     for i in range(sampling.iterations):
@@ -113,9 +113,9 @@ def network_flops(model: BiGR, run: Passes) -> tuple[float, float]:
 
 
 def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> float:
-    """What the stage `evaluation` draws and decodes without further training, from so many images.
+    """FLOPs of what the stage `evaluation` draws and decodes without further training, from so many images.
 
-    Where a subject is edited, as if the box around it were the whole image. Left out: the encoder, the classifier.
+    An edited subject's box counts as the whole image. Left out: the encoder, the classifier.
     """
     model, tokenizer = networks.bigr.eval(), networks.tokenizer
     how = ZeroShotSettings.of(settings.samples, settings.editing)

@@ -46,7 +46,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """A trained stage. images: a process's share of a batch; flops: of all steps and images, of all processes."""
+    """A trained stage. images: of a batch, in one process; flops: of all steps, images and processes."""
 
     stage: str
     images: int
@@ -138,8 +138,8 @@ def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arith
 
 
 def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> Part:
-    """The transcoder's part of a step: what it does with tokens counts for the masked ones, and the embeddings of the
-    diffusion steps, computed once for all, count whole."""
+    """The transcoder's part of a step. Its work on tokens counts for the share that is masked; the embeddings of the
+    diffusion steps, computed once for all tokens, count fully."""
     transcoder, share = model.transcoder, mean_masked_share(tokens)
     if transcoder.config.target == "direct":
         once = Cost(0, 0, 0)

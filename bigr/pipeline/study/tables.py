@@ -3,10 +3,10 @@
 A `Variant` is a choice of settings; a `StudyRun` is a variant under one seed, one experiment of DVC. Variants of the
 same `model` differ in sampling alone and share everything up to the trained model; all variants of a seed share the
 tokenizer and the codes. A seed is that of the whole pipeline, the tokenizer's training included, so that the deviation
-over seeds is that of everything that is drawn. The variant `base` stands in every table.
+over seeds covers everything that is drawn. The variant `base` is in every table.
 
-What it takes: per seed one tokenizer, 4 trainings of a generator (flip, x0, direct, without labels), and as many
-samplings with their evaluation as there are variants.
+Per seed: one tokenizer, 4 trainings of a generator (flip, x0, direct, without labels), and one sampling with its
+evaluation for each variant.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ MINIATURE: dict[str, Any] = {
     "evaluation.tsne_images": 100,
     "evaluation.zero_shot_images": 0,
 }
-"""What every run has different from params.yaml: a smaller model, a shorter training, the paper's joint transcoder,
-fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""
+"""How every run differs from params.yaml: a smaller model, a shorter training, the paper's joint transcoder, fewer
+samples, a cheaper evaluation. `base` is the point (n, S) of figure 3 that is named here."""
 
 FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
-"""The figures of outputs/metrics.json that stand for the paper's FID and linear probe."""
+"""The metrics of outputs/metrics.json in place of the paper's FID and linear probe."""
 
 ITERATIONS, STEPS = (4, 8, 12), (5, 30)
 """Figure 3: n and S."""
@@ -74,7 +74,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of a table: its label, the variant, and the paper's figure in each of the table's columns."""
+    """A row of a table: its label, the variant, and the paper's value in each of the table's columns."""
 
     label: str
     variant: str
@@ -89,11 +89,10 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
-    note: str = ""
 
 
 def point(iterations: int, steps: int) -> str:
-    """The variant that is a point of figure 3."""
+    """The name of the variant at a point of figure 3."""
     own = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
     return "base" if (iterations, steps) == own else f"figure3-n{iterations}-S{steps}"
 
@@ -165,7 +164,7 @@ TABLES = (
 
 
 def tables_of(variant: str) -> list[str]:
-    """The tables and figures that a variant stands in."""
+    """The tables and figures that have a variant."""
     found = [table.name for table in TABLES if any(row.variant == variant for row in table.rows)]
     return [*found, "Figure 3"] if variant in POINTS.values() else found
 
@@ -182,9 +181,9 @@ def runs(
 
 
 def digest(root: Path, values: Mapping[str, Any]) -> str:
-    """Names everything that a run's result depends on: the code of every stage, and the settings that dvc.yaml names.
+    """SHA-256 of everything that a run's result depends on: the code of every stage, and the settings in dvc.yaml.
 
-    Not the images: the study is of the embedded ones. values: the run's settings, overrides laid over.
+    The images are the embedded ones and not part of it. values: the run's complete settings.
     """
     specs = dvcfile.stages(root, values).values()
     code = sorted({dep for spec in specs for dep in spec.deps if is_code(dep)})
