@@ -170,7 +170,8 @@ def outdated(root: Path, names: Collection[str]) -> list[str]:
 
     try:
         with _repo(root) as repo:
-            changed = {stage.rpartition(":")[2] for stage in repo.status(targets=list(names))}
+            targets = [f"{root.absolute() / 'dvc.yaml'}:{name}" for name in names]
+            changed = {stage.rpartition(":")[2] for stage in repo.status(targets=targets)}
             return [name for name in names if name in changed]
     except DvcException as error:
         raise BigrError(f"DVC: {' '.join(str(error).split())}") from error
