@@ -84,10 +84,10 @@ def claims(table: Table, results: Results) -> list[Claim]:
         known = [(value, row) for row in table.rows if (value := row.paper[place]) is not None]
         known.sort(key=lambda pair: sign * pair[0])
         for (first, better), (second, worse) in pairwise(known):
-            ours, theirs = results.values(better.variant, key), results.values(worse.variant, key)
+            ours, theirs = results.values(better.variant.name, key), results.values(worse.variant.name, key)
             apart = [sign * (b - a) for a, b in zip(ours, theirs, strict=True)]
             agree, against = sum(d > 0 for d in apart), sum(d < 0 for d in apart)
-            here = results.mean(better.variant, key), results.mean(worse.variant, key)
+            here = results.mean(better.variant.name, key), results.mean(worse.variant.name, key)
             labels = better.label, worse.label
             found.append(Claim(table.name, key, *labels, (first, second), here, agree, against, len(ours)))
     return found

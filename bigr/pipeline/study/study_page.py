@@ -118,7 +118,7 @@ def _table(table: Table, results: Results) -> str:
         cells = ""
         for key, paper in zip(table.columns, row.paper, strict=True):
             printed = "" if paper is None else _show(key, paper, scaled=True)
-            cells += f" {printed} | {_spread(results, row.variant, key)} |"
+            cells += f" {printed} | {_spread(results, row.variant.name, key)} |"
         lines.append(f"| {row.label} |{cells}")
     return "\n".join([*lines, ""])
 

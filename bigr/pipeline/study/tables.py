@@ -77,7 +77,7 @@ class TableRow:
     """A row of a table: its label, the variant, and the paper's value in each of the table's columns."""
 
     label: str
-    variant: str
+    variant: Variant
     paper: tuple[float | None, ...]
 
 
@@ -100,24 +100,15 @@ def point(iterations: int, steps: int) -> str:
 POINTS = {(n, s): point(n, s) for s in STEPS for n in ITERATIONS}
 """Figure 3: (n, S) → variant."""
 
-
 BASE = Variant("base", "flip")
-VARIANTS = (
-    BASE,
-    Variant("table2-x0", "x0", {"generator.target": "x0"}),
-    Variant("table2-direct", "direct", {"generator.target": "direct"}),
-    Variant("table3-raster", "flip", {"samples.order": "raster"}),
-    Variant("table3-random", "flip", {"samples.order": "random"}),
-    Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0}),
-    Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True}),
-    *(
-        Variant(name, "flip", {"samples.iterations": n, "samples.diffusion_steps": s})
-        for (n, s), name in POINTS.items()
-        if name != "base"
-    ),
-    Variant("table3-margin", "flip", {"samples.order": "margin"}),
-    Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17}),
-)
+_DIRECT = Variant("table2-direct", "direct", {"generator.target": "direct"})
+_X0 = Variant("table2-x0", "x0", {"generator.target": "x0"})
+_RASTER = Variant("table3-raster", "flip", {"samples.order": "raster"})
+_RANDOM = Variant("table3-random", "flip", {"samples.order": "random"})
+_CALM = Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17})
+_MARGIN = Variant("table3-margin", "flip", {"samples.order": "margin"})
+_UNLABELLED = Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0})
+_THRESHOLDED = Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True})
 
 TABLES = (
     Table(
@@ -125,9 +116,9 @@ TABLES = (
         "what the transcoder predicts",
         (FID, TOP1),
         (
-            TableRow("direct BCE, no diffusion", "table2-direct", (5.84, 63.3)),
-            TableRow("diffusion, predicts x₀", "table2-x0", (4.39, 62.0)),
-            TableRow("diffusion, predicts the flip", "base", (3.17, 64.3)),
+            TableRow("direct BCE, no diffusion", _DIRECT, (5.84, 63.3)),
+            TableRow("diffusion, predicts x₀", _X0, (4.39, 62.0)),
+            TableRow("diffusion, predicts the flip", BASE, (3.17, 64.3)),
         ),
     ),
     Table(
@@ -135,37 +126,41 @@ TABLES = (
         "the order in which tokens are fixed",
         (FID,),
         (
-            TableRow("raster", "table3-raster", (4.51,)),
-            TableRow("random", "table3-random", (7.12,)),
-            TableRow("entropy", "base", (3.17,)),
-            TableRow("entropy, Gumbel temperature 0.17 (the paper's for L)", "table3-entropy-calm", (None,)),
-            TableRow("margin (the published code's certainty)", "table3-margin", (None,)),
+            TableRow("raster", _RASTER, (4.51,)),
+            TableRow("random", _RANDOM, (7.12,)),
+            TableRow("entropy", BASE, (3.17,)),
+            TableRow("entropy, Gumbel temperature 0.17 (the paper's for L)", _CALM, (None,)),
+            TableRow("margin (the published code's certainty)", _MARGIN, (None,)),
         ),
     ),
     Table(
         "Table 4",
         "the representation, trained with labels or without",
         (TOP1,),
-        (
-            TableRow("with labels", "base", (67.5,)),
-            TableRow("without labels", "table4-unlabelled", (68.3,)),
-        ),
+        (TableRow("with labels", BASE, (67.5,)), TableRow("without labels", _UNLABELLED, (68.3,))),
     ),
     Table(
         "Table 8",
         "bits thresholded or drawn",
         (FID,),
-        (
-            TableRow("thresholded", "table8-thresholded", (3.19,)),
-            TableRow("drawn", "base", (3.17,)),
-        ),
+        (TableRow("thresholded", _THRESHOLDED, (3.19,)), TableRow("drawn", BASE, (3.17,))),
     ),
 )
+
+_FIGURE_3 = [
+    Variant(name, "flip", {"samples.iterations": n, "samples.diffusion_steps": s})
+    for (n, s), name in POINTS.items()
+    if name != BASE.name
+]
+VARIANTS = tuple(
+    {v.name: v for v in [BASE, *(row.variant for table in TABLES for row in table.rows), *_FIGURE_3]}.values()
+)
+"""Every variant of a table or of figure 3, once."""
 
 
 def tables_of(variant: str) -> list[str]:
     """The tables and figures that have a variant."""
-    found = [table.name for table in TABLES if any(row.variant == variant for row in table.rows)]
+    found = [table.name for table in TABLES if any(row.variant.name == variant for row in table.rows)]
     return [*found, "Figure 3"] if variant in POINTS.values() else found
 
 
