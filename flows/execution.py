@@ -25,6 +25,7 @@ RETRY = "press Retry on the run's page to go on from the last checkpoint"
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
 _NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log
+_TIME = re.compile(r"^\d\d:\d\d:\d\d ")
 _SKIPPED = re.compile(r"Stage '[^']*' (didn't change|is cached)")
 _RUNNING = re.compile(r"Running stage '([^']*)'")
 
@@ -143,7 +144,7 @@ def run_logged(
     if number := killer(status):
         raise StageKilled(f"{name}: killed by {signal.Signals(number).name}")
     if status not in accepted:
-        raise StageFailed(f"{name}: {said[-1] if said else f'failed with status {status}'}")
+        raise StageFailed(f"{name}: {_TIME.sub('', said[-1]) if said else f'failed with status {status}'}")
     return said
 
 
