@@ -53,13 +53,13 @@ def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
     """
     if not get_current_settings().api.url:
         raise BigrError("There is no Prefect server: start one with `make services`, or set PREFECT_API_URL")
-    end, told = time.monotonic() + patience_s, ""
+    end, logged = time.monotonic() + patience_s, ""
     while silence := _silence():
         if time.monotonic() > end:
             raise BigrError(f"{silence}; start it with `make services`, or set PREFECT_API_URL")
-        if silence != told:
+        if silence != logged:
             _say(f"{silence}; waiting")
-            told = silence
+            logged = silence
         time.sleep(0.5)
     with get_client(sync_client=True) as client:
         yield client
@@ -67,7 +67,7 @@ def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
 
 def _silence() -> str:
     """Why the server does not answer yet; empty where it answers. Raises `BigrError` where it never will."""
-    brief: dict[str, Any] = {"timeout": 10}  # a server that is starting may keep a request waiting for ever
+    brief: dict[str, Any] = {"timeout": 10}  # a server that is starting may never answer
     remedy = "PREFECT_API_URL must be the address of an API, as http://127.0.0.1:4200/api"
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -148,11 +148,11 @@ def switched(client: SyncPrefectClient) -> dict[tuple[UUID, str], bool]:
     }
 
 
-def switch(client: SyncPrefectClient, wanted: dict[tuple[UUID, str], bool]) -> None:
-    """Switch schedules on or off; those that `wanted` does not name stay as they are."""
+def switch(client: SyncPrefectClient, on: dict[tuple[UUID, str], bool]) -> None:
+    """Switch schedules (deployment and slug) on or off; those that `on` does not name stay as they are."""
     for deployment in deployments(client):
         for schedule in deployment.schedules:
-            active = wanted.get((deployment.id, schedule.slug or ""), schedule.active)
+            active = on.get((deployment.id, schedule.slug or ""), schedule.active)
             if active != schedule.active:
                 client.update_deployment_schedule(deployment.id, schedule.id, active=active)
 

@@ -21,7 +21,7 @@ from bigr.runtime.masking import masked
 from flows import guard
 
 RETRY = "press Retry on the run's page to go on from the last checkpoint"
-"""What to do about a run that was killed; its message says so."""
+"""The remedy in the message of a killed run."""
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
 _NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class StageFailed(Exception):
-    """The stage cannot succeed as things are; the message is its own, and names it."""
+    """The stage would fail again. The message names the stage and is otherwise its own."""
 
 
 class StageKilled(Exception):
@@ -169,7 +169,7 @@ def _paths(workspace: Path) -> dict[str, str]:
 
 
 def killer(status: int) -> int:
-    """The signal that an exit status tells of, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
+    """The signal in an exit status, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
     number = -status if status < 0 else status - 128
     return number if number in set(signal.Signals) else 0
 

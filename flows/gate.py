@@ -55,6 +55,6 @@ def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str]
     """Let the model in `workspace` compete. Raises `StageFailed` where it cannot be compared, or `StageKilled`."""
     words = [sys.executable, "-m", "bigr", "promote", "--json"]
     said = run_logged("promote", workspace, words, environment, log, accepted=(0, NOT_PROMOTED))
-    told = json.loads(next(line for line in reversed(said) if line.startswith("{")))
-    state = "Promoted" if told["promoted"] else "Champion" if told["is_champion"] else "NotPromoted"
-    return GateResult(state, told["summary"], tuple(told["rows"]), told["measured_again"])
+    decision = json.loads(next(line for line in reversed(said) if line.startswith("{")))
+    state = "Promoted" if decision["promoted"] else "Champion" if decision["is_champion"] else "NotPromoted"
+    return GateResult(state, decision["summary"], tuple(decision["rows"]), decision["measured_again"])

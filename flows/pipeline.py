@@ -217,7 +217,7 @@ def _publish(page: Page, project: Path, run_id: str) -> None:
     except Exception as error:
         get_run_logger().warning("MLflow does not answer; the page has no link to this run: %s", masked(str(error)))
     try:
-        about = "Stages, figures, samples, records, settings"
+        about = "Stages, metrics, samples, records, settings"
         create_markdown_artifact(page.text(), key="pipeline", description=about)
     except Exception as error:
         get_run_logger().warning("the run's page could not be written: %s", masked(str(error)))

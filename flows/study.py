@@ -168,7 +168,7 @@ class Study:
             "ablations.seed": str(run.seed),
             "ablations.tables": ", ".join(tables_of(run.variant.name)),
         }
-        with self._mlflow, _mlflow_optional(f"be told of {run.name}"):
+        with self._mlflow, _mlflow_optional(f"tag {run.name}"):
             mark(self.project, self._environment(run)["BIGR_EXECUTION"], tags, figures)
 
     def _clone(self, group: RunGroup) -> Path:

@@ -169,7 +169,7 @@ def runs(
     variants: tuple[Variant, ...] = VARIANTS,
     miniature: Mapping[str, Any] = MINIATURE,
 ) -> list[StudyRun]:
-    """Every run of the study, those of one seed and model beside each other."""
+    """Every run of the study, grouped by seed and model."""
     models = list(dict.fromkeys(variant.model for variant in variants))
     order = sorted(variants, key=lambda variant: models.index(variant.model))
     return [StudyRun(v, seed, {**miniature, "seed": seed, **v.settings}) for seed in seeds for v in order]
