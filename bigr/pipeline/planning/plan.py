@@ -17,9 +17,10 @@ from bigr.pipeline.planning.meter import Arithmetic, flops, measure
 from bigr.pipeline.planning.networks import Networks
 from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
 from bigr.pipeline.planning.training_cost import TrainingCost
-from bigr.pipeline.stage_table import NAMES
-from bigr.runtime.device import autocast, resolve_device
+from bigr.pipeline.stage_table import NAMES, STAGES
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 
 _INCEPTION = 11.4e9
 """FLOPs of an image through Inception v3 at 299²: 5.7 GMAC (Szegedy et al., 2016)."""
@@ -207,7 +208,7 @@ def _stages(
             return StageCost(name, 0.0, encoder * views * images.total, processes, note)
         if name == "evaluation":
             return StageCost(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID")
-        if name in ("digits", "shards"):
+        if not STAGES[name].on_device:
             return StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs")
         start = getattr(getattr(settings, name), "from_", None)
         return StageCost(name, 0.0, 0.0, processes, f"nothing is trained: {f'from {start}' if start else 'steps is 0'}")
