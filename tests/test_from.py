@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from bigr import config
-from bigr.interop import exchange
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
-from bigr.interop.generators import PUBLISHED_WIDTHS, generator_config
-from bigr.interop.published import published_generator, published_tokenizer
+from bigr.interop.published import exchange
+from bigr.interop.published.published_generator import PUBLISHED_WIDTHS, generator_config
+from bigr.interop.published.weight_names import published_generator, published_tokenizer
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS

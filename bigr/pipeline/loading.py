@@ -15,7 +15,7 @@ from bigr import config
 from bigr.data.shards import ShardIndex
 from bigr.imaging.drawing import Sampler, limits
 from bigr.imaging.model import Editing, ImageModel
-from bigr.interop.belonging import check_fit
+from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.interop.standardisation import load_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def _assembled(
     where = resolve_device(device if settings is None or device != "auto" else settings.run.device)
     tokenizer = load_model(models / "tokenizer", Tokenizer).to(where)
     network = load_model(models / "bigr", BiGR).to(where)
-    check_fit(models, tokenizer, network)
+    check_pair(tokenizer, network, (models / "tokenizer", models / "bigr"))
     precision, batch_size, knows_labels = "auto", BATCH_SIZE, True
     sampling, editing = PAPER_LARGER.get(network.config.layers, PAPER), PAPER_EDITING
     classes: Sequence[str] = [str(number) for number in range(network.config.num_classes)]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bigr.interop.belonging import check_fit
+from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
@@ -39,7 +39,7 @@ def run(settings: "Settings", context: Context) -> None:
     section, device = settings.samples, resolve_device(settings.run.device)
     tokenizer = load_model(context.root / "models" / "tokenizer", Tokenizer).to(device)
     model = load_model(context.root / "models" / "bigr", BiGR).to(device)
-    check_fit(context.root / "models", tokenizer, model)
+    check_pair(tokenizer, model, (context.root / "models" / "tokenizer", context.root / "models" / "bigr"))
     check_finite(model)
     labels = balanced_labels(section.count, model.config.num_classes)
     # A model trained without labels knows the unconditional row alone.

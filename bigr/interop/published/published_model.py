@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bigr.interop.folders import M, config_from, without_weights
-from bigr.interop.published import Shaped
-from bigr.interop.tensorfiles import FileTensor, TensorFile
+from bigr.interop.published.tensor_files import FileTensor, TensorFile
+from bigr.interop.published.weight_names import Shaped
 from bigr.runtime.errors import BigrError
 
 

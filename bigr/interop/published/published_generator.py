@@ -2,8 +2,7 @@
 
 Source: docs/method.md, sections 2, 3 and 7.
 
-Whatever is inferred here is checked, tensor by tensor, against the model that it describes (bigr/interop/published.py);
-so this reads the few tensors that tell, and says where they tell nothing.
+The shape is inferred from a few tensors. `weight_names.py` then checks every tensor against the model of that shape.
 """
 
 import math
@@ -12,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from bigr.interop.found import PublishedModel, expected_state, floats, recorded, refuse, shape_of
-from bigr.interop.published import (
+from bigr.interop.pretrained import PretrainedSource
+from bigr.interop.published.published_model import PublishedModel, expected_state, floats, recorded, refuse, shape_of
+from bigr.interop.published.tensor_files import TensorFile, open_tensors
+from bigr.interop.published.weight_names import (
     SCHEDULE,
     SCHEDULE_TABLES,
     TRANSCODER,
@@ -22,8 +23,6 @@ from bigr.interop.published import (
     generator_state,
     with_transcoder,
 )
-from bigr.interop.ready import PretrainedSource
-from bigr.interop.tensorfiles import TensorFile, open_tensors
 from bigr.models.masked.diffusion import BernoulliDiffusion
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.errors import BigrError
@@ -142,6 +141,6 @@ def _count(tensors: Mapping[str, Shaped], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-def ready_generator(root: Path, named: str) -> PretrainedSource[BiGR]:
+def pretrained_generator(root: Path, named: str) -> PretrainedSource[BiGR]:
     """The model that `generator.from` names. Where a file does not tell the heads, the settings do."""
     return PretrainedSource("generator.from", root, named, BiGR, lambda path, shape: read_generator(path, like=shape))

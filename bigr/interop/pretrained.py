@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from bigr.interop.folders import M, load_config, load_model, tokenizer_of
-from bigr.interop.found import PublishedModel
+from bigr.interop.published.published_model import PublishedModel
 from bigr.runtime.errors import BigrError
 
 START_ONLY = ("dropout", "init_std", "position_std")

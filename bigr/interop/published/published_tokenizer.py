@@ -2,18 +2,17 @@
 
 Source: docs/method.md, sections 1 and 7.
 
-Whatever is inferred here is checked, tensor by tensor, against the model that it describes (bigr/interop/published.py);
-so this reads the few tensors that tell, and says where they tell nothing.
+The shape is inferred from a few tensors. `weight_names.py` then checks every tensor against the model of that shape.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bigr.interop.found import PublishedModel, expected_state, floats, recorded, refuse, shape_of
-from bigr.interop.published import Shaped, tokenizer_state
-from bigr.interop.ready import PretrainedSource
-from bigr.interop.tensorfiles import open_tensors
+from bigr.interop.pretrained import PretrainedSource
+from bigr.interop.published.published_model import PublishedModel, expected_state, floats, recorded, refuse, shape_of
+from bigr.interop.published.tensor_files import open_tensors
+from bigr.interop.published.weight_names import Shaped, tokenizer_state
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.runtime.errors import BigrError
 
@@ -114,7 +113,7 @@ OF_SHARDS = {"image_size": "shards.image_size"}
 """The settings behind the fields of a tokenizer's shape that its own section does not have."""
 
 
-def ready_tokenizer(root: Path, named: str) -> PretrainedSource[Tokenizer]:
+def pretrained_tokenizer(root: Path, named: str) -> PretrainedSource[Tokenizer]:
     """The model that `tokenizer.from` names. Where a file does not tell the size of its images, the settings do."""
     return PretrainedSource(
         "tokenizer.from", root, named, Tokenizer, lambda path, shape: read_tokenizer(path, grid=shape.grid)
