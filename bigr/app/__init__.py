@@ -6,3 +6,7 @@ it comes to; `uploads.py` reads what people bring; `gallery.py` has the pictures
 other sites send and what is too much, by the numbers of `bounds.py`.
 Only this package imports gradio. It knows no networks and no settings: `ImageModel` does all the work.
 """
+
+from bigr.runtime.extras import require
+
+require("app", "bigr.app")

@@ -17,6 +17,7 @@ from bigr.cli import image_files
 from bigr.cli.image_files import Folder, Input
 from bigr.cli.image_options import Blended, Box, Common, Drawn, Masked, box_of, margins_of, seconds, takes
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def interpolate(
     As pictures, a strip and an animation there and back.
     """
     from bigr.imaging.trace import there_and_back
+
+    require("evaluation", "the strip of `bigr interpolate`")
 
     model = how.load()
     ends = [_number(model, label) for label in (first, second)]
@@ -323,6 +326,8 @@ class _Onlooker:
     """Shows on a terminal how far a call of the model is, and keeps its iterations where they are to be traced."""
 
     def __init__(self, name: str, trace: bool) -> None:
+        if trace:
+            require("evaluation", "--trace")
         self._name, self._trace = name, trace
         self._frames: list[Frame] = []
         self._progress: Progress | None = None

@@ -125,12 +125,19 @@ def main() -> NoReturn:
     try:
         app(prog_name="bigr")
     except BigrError as error:
-        from bigr.pipeline.runner import hand_up
-
-        if not hand_up(error):
+        if not _handed_up(error):
             typer.echo(masked(str(error)), err=True)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
+
+
+def _handed_up(error: BigrError) -> bool:
+    """Leave the error to the process that launched this one, where one did."""
+    if "BIGR_LAUNCHED" not in os.environ:
+        return False
+    from bigr.pipeline.runner import hand_up
+
+    return hand_up(error)
 
 
 def let_threads_wait() -> None:

@@ -23,11 +23,10 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from webdataset import TarWriter
-
 from bigr.data.images import ImageError, center_crop, decode, encode_png
 from bigr.data.sources import SPLITS, Item, Source, printable
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.files import atomic_folder, sha256_file, write_json
 from bigr.runtime.progress import Progress
 
@@ -162,6 +161,9 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
 
     The tar's headers hold neither the time nor the user, so that the same pictures give the same bytes.
     """
+    require("train", "writing shards")
+    from webdataset import TarWriter
+
     bad: list[tuple[str, str]] = []
     counts: Counter[int] = Counter()
     with job.tar.open("wb") as file:

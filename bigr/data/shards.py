@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from bigr.runtime import seeds
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 
 _IN_MEMORY_BYTES = 2 << 30
 """A split whose pixels fit in this is decoded once and kept."""
@@ -120,6 +120,9 @@ def load_split(folder: Path, split: str, limit: int | None = None, workers: int 
 
 def _encoded(shard: Shard) -> Iterator[tuple[bytes, int]]:
     """Every image of one shard, in order: a PNG file's bytes and the label."""
+    require("train", "reading shards")
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     count = 0
     try:
         # Opened here: webdataset's own opener would read braces and colons of a path as its URL syntax.

@@ -8,13 +8,13 @@ works on square windows of it (bigr/imaging/windows.py), and what it paints is b
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from typing_extensions import Unpack
 
 from bigr.data.images import center_crop
 from bigr.imaging import drawing

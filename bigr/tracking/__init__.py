@@ -13,7 +13,11 @@ everything, MLFLOW_EXPERIMENT_NAME renames the experiment `bigr`. All calls are 
 never waits for them, and goes on where MLflow is out of reach.
 """
 
-from bigr.tracking.report import Tracker
-from bigr.tracking.store import find_writer
+from bigr.runtime.extras import require
+
+require("pipeline", "bigr.tracking")
+
+from bigr.tracking.report import Tracker  # noqa: E402  # behind the check
+from bigr.tracking.store import find_writer  # noqa: E402
 
 __all__ = ["Tracker", "find_writer"]
