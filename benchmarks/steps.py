@@ -1,44 +1,30 @@
 """How fast this machine trains and samples under a params.yaml: medians over a few steps, nothing is written.
 
-    python benchmarks/speed.py [params.yaml]
+    python -m benchmarks steps [params.yaml]
 
 Random images and codes of the right shapes stand for the data, and fresh weights for trained ones: the arithmetic is
 the same. Sampling is measured with the settings of the section `samples`.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-from bigr.cli.program import let_threads_wait
-
-let_threads_wait()  # as in all commands; torch reads it when it is loaded
+from typing import Annotated
 
 import torch
+import typer
 
 from bigr import config
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig, masked_count
 from bigr.runtime.device import autocast, resolve_device
-from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import generator
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.training.optimiser import EMA, adamw
 
 ROUNDS, WARM = 7, 2
 CLASSES = 10
-
-
-def settings_asked_for() -> config.Settings:
-    """Those of the command line; where they cannot be had, a line says why and this ends."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("params", nargs="?", type=Path, default=Path("params.yaml"), help="the settings")
-    try:
-        return config.load(parser.parse_args().params)
-    except BigrError as error:
-        parser.error(str(error))
 
 
 def median_ms(work: Callable[[], object], device: torch.device) -> float:
@@ -53,8 +39,9 @@ def median_ms(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times[WARM:])
 
 
-def main() -> None:
-    settings = settings_asked_for()
+def main(params: Annotated[Path, typer.Argument(help="The settings.")] = Path("params.yaml")) -> None:
+    """Measure."""
+    settings = config.load(params)
     device = resolve_device(settings.run.device)
     draws = generator(0, "speed", device=device)
 
@@ -104,7 +91,3 @@ def main() -> None:
     with autocast(device, settings.run.precision, settings.generator.dim):
         took = median_ms(lambda: sample_codes(model.eval(), labels, sampling, list(range(count))), device)
     print(f"samples      {took / count:9.1f} ms an image, in batches of {count}")
-
-
-if __name__ == "__main__":
-    main()
