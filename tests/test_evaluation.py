@@ -24,7 +24,7 @@ from bigr.evaluation.headline import HEADLINE
 from bigr.evaluation.imagesets.streams import InOrder, files_hash, psnr, read_samples
 from bigr.evaluation.representation.probe import LayerAccuracies
 from bigr.evaluation.usage import CodeUsage, code_usage
-from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
@@ -376,7 +376,7 @@ def test_what_is_drawn_without_further_training_shows_its_progress(project: Path
     )
     classifier = Classifier(ClassifierConfig(16, 10, 8, 8)).eval()
     sections = small_settings().samples, small_settings().editing
-    measured = ZeroShot(tokenizer, model, classifier, ZeroShotSettings.of(*sections), 256)
+    measured = ZeroShot(measured_model(tokenizer, model, *sections, 256), classifier, 256)
     every = measured.applications(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4), torch.zeros(3, 16, 16))
     with caplog.at_level("INFO", "bigr.runtime.progress"):
         for application in every.values():

@@ -1,4 +1,4 @@
-"""How the page looks: gradio's theme in the project's colours, and style.css. Fonts are the system's."""
+"""The look of the page: gradio's theme in the project's colours, and style.css. Fonts are the system's."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bigr.imaging.drawing import GREY, Frame
+from bigr.imaging.frames import GREY, Frame
 from bigr.runtime.extras import require
 
 Map: TypeAlias = NDArray[np.floating]
@@ -195,11 +195,8 @@ def _matplotlib() -> Any:
 
 def _entropy_map(entropies: Map, side: int, most: float, decided: NDArray[np.bool_]) -> Image.Image:
     """Entropies [g, g] from 0 to `most` bits as a square picture, what is known pale, what is `decided` outlined."""
-    colours = (
-        (_matplotlib().colormaps[_ENTROPY](np.nan_to_num(entropies).clip(0, most) / most)[..., :3] * 255)
-        .round()
-        .astype(np.uint8)
-    )
+    shares = np.nan_to_num(entropies).clip(0, most) / most
+    colours = (_matplotlib().colormaps[_ENTROPY](shares)[..., :3] * 255).round().astype(np.uint8)
     colours[np.isnan(entropies)] = _rgb(_KNOWN)
     page = Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
     _outline(page, decided)

@@ -7,11 +7,13 @@ same images, the champion's own models draw samples under the settings that they
 
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigr.runtime.context import Context
-from bigr.tracking.registry.package import MODELS, served_with
+from bigr.tracking.registry.package import MODELS
+from bigr.tracking.registry.served_record import ServedRecord
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -58,15 +60,14 @@ class Remeasurement:
 
     def _settings(self, package: Path, settings: "Settings") -> "Settings":
         """The present settings, but for what belongs to the version: sampler, editing, whether it knows labels."""
-        own = served_with(package)
-        editing = own.get("editing", {})  # versions of earlier days have none
-        sampling = {name: value for name, value in own["samples"].items() if hasattr(settings.samples, name)}
+        own = ServedRecord.of_package(package).images
+        editing = {} if own.editing is None else asdict(own.editing)
         weights = settings.evaluation.extractor_weights
         changed = {
             "codes": settings.codes.model_copy(update={"draws": 0}),  # they are for training alone
-            "samples": settings.samples.model_copy(update=sampling),
+            "samples": settings.samples.model_copy(update=asdict(own.sampling)),
             "editing": settings.editing.model_copy(update=editing),
-            "generator": settings.generator.model_copy(update={"use_labels": own["use_labels"]}),
+            "generator": settings.generator.model_copy(update={"use_labels": own.knows_labels}),
             "evaluation": settings.evaluation.model_copy(
                 update={"extractor_weights": weights and str(self._project / weights)}
             ),

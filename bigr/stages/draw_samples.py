@@ -23,7 +23,8 @@ from bigr.runtime.files import write_npz
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.unmask import Sampling, balanced_labels, check_finite, sample_codes
+from bigr.sampling.inputs import balanced_labels, check_finite
+from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages.picture_grid import save_grid
 
 if TYPE_CHECKING:

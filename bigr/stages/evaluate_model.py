@@ -38,7 +38,7 @@ from bigr.evaluation.representation.features import Features, layer_features, sc
 from bigr.evaluation.representation.probe import selection
 from bigr.evaluation.representation.represent import COLUMNS, Representation, represent
 from bigr.evaluation.usage import code_usage
-from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.belonging import check_codes
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import save_statistics
@@ -193,14 +193,15 @@ def measure_zero_shot(
         parts.leave_out("zero_shot", "evaluation.zero_shot_images is 0")
         return
     with parts("zero_shot"):
-        measured = ZeroShot(
+        drawing = measured_model(
             tokenizer,
             model,
-            needed(classifier),
-            ZeroShotSettings.of(settings.samples, settings.editing),
+            settings.samples,
+            settings.editing,
             section.batch_size,
             knows_labels=settings.generator.use_labels,
         )
+        measured = ZeroShot(drawing, needed(classifier), section.batch_size)
         images = originals["val"].first(count, section.batch_size)
         metrics["zero_shot"]["images"] = float(count)
         every = measured.applications(images, labels[:count], mean_picture(originals["train"]))

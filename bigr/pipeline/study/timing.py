@@ -18,7 +18,8 @@ from bigr.models.masked.generator import BiGR
 from bigr.pipeline.study.tables import TIMED_IMAGES, TIMED_ROUNDS
 from bigr.runtime.device import autocast, resolve_device
 from bigr.sampling.decode import decoded
-from bigr.sampling.unmask import Sampling, balanced_labels, sample_codes
+from bigr.sampling.inputs import balanced_labels
+from bigr.sampling.unmask import Sampling, sample_codes
 
 
 def measure(root: Path, points: list[tuple[int, int]]) -> dict[str, float]:

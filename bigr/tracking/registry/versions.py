@@ -1,7 +1,7 @@
 """The registry: versions of the model `bigr`, what they were measured at, and the aliases that point to two of them.
 
-A version is tokenizer + model + all that its package serves them with (`package.served_config`: sampler, editing,
-classes, seed, …); the same is never registered twice. Its tags `dvc.<path>` hold the DVC hashes of the models, of what
+A version is tokenizer + model + all that its package serves them with (`ServedRecord`: sampler, editing, classes, seed,
+…); the same is never registered twice. Its tags `dvc.<path>` hold the DVC hashes of the models, of what
 made and measured them, and `git.commit` the commit. Its metrics belong to an evaluation protocol (reference, extractor,
 number of samples, code) that is named by hash; metrics of different protocols do not compare. `champion` is the version
 that serves, `challenger` that of the last finished pipeline.
@@ -22,7 +22,8 @@ from bigr.evaluation.headline import in_words
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
 from bigr.tracking import executions
-from bigr.tracking.registry.package import CODE, MODELS, served_config, write
+from bigr.tracking.registry.package import CODE, MODELS, write
+from bigr.tracking.registry.served_record import ServedRecord
 from bigr.tracking.report import flatten
 from bigr.tracking.store import RUN_PAGE, Store
 
@@ -72,7 +73,8 @@ class Candidate:
         code that the package holds, which a version of other days may no longer run with."""
         models = {name: self.hashes[f"models/{name}"] for name in MODELS}
         code = hashlib.sha256(CODE.read_bytes()).hexdigest()
-        return _digest({**models, "served with": served_config(self.settings, self.classes), "code": code})
+        record = ServedRecord.of(self.settings, self.classes).write()
+        return _digest({**models, "served with": record, "code": code})
 
     @cached_property
     def instrument(self) -> str:
