@@ -54,7 +54,7 @@ def write_model(
 def fill_folder(
     folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
 ) -> None:
-    """Write them in place, to an empty folder that `atomic_folder` gave."""
+    """Write them in place, to a folder that is there."""
     shape = {"kind": kind, **asdict(config)}
     if tokenizer is not None:
         shape["tokenizer"] = tokenizer
