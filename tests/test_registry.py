@@ -184,6 +184,25 @@ def test_whatever_the_package_serves_with_makes_another_version(candidate: Candi
     assert replace(candidate, settings=settings(**changes)).identity != candidate.identity
 
 
+def test_a_record_is_read_as_it_was_written_and_one_of_an_earlier_version_as_well() -> None:
+    record = ServedRecord.of(settings(), ["a", "b", "c"])
+    written = json.loads(json.dumps(record.write()))
+    assert ServedRecord.read(written) == record
+    earlier = {name: value for name, value in written.items() if name not in ("editing", "max_images")}
+    read = ServedRecord.read(earlier)
+    assert read.images == replace(record.images, editing=None) and read.max_images >= COUNT
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"classes": None}, "classes is missing"), ({"samples": {"iterations": 4, "swirl": 1}}, "lacks: swirl")],
+)
+def test_a_record_that_cannot_be_read_is_one_line(change: dict[str, Any], message: str) -> None:
+    written = ServedRecord.of(settings(), ["a", "b", "c"]).write() | change
+    with pytest.raises(BigrError, match=message):
+        ServedRecord.read({name: value for name, value in written.items() if value is not None})
+
+
 def test_other_names_of_the_classes_are_another_version(candidate: Candidate, tmp_path: Path) -> None:
     write_json(tmp_path / "data/shards/index.json", {"image_size": 8, "classes": ["a", "b", "x"], "splits": {}})
     assert replace(candidate, root=tmp_path).identity != candidate.identity

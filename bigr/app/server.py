@@ -57,8 +57,8 @@ def start(
     """Start the server in threads of its own; `close()` of what this returns ends it. Files go to `folder`."""
     os.environ.update(QUIET)
     os.environ["GRADIO_TEMP_DIR"] = str(folder.absolute())
-    from bigr.app.look import CSS, SCRIPT, theme
     from bigr.app.page import build
+    from bigr.app.theme import CSS, SCRIPT, theme
 
     page = build(model, dataset)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)

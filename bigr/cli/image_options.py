@@ -51,9 +51,7 @@ class Common:
     params: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in place of the model's own.", show_default=False)
     ] = None
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto takes what there is.")] = (
-        "auto"
-    )
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto: a GPU if any.")] = "auto"
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the files go.")] = Path("outputs")
 
     def load(self) -> "ImageModel":
@@ -72,14 +70,14 @@ class Drawn(Common):
     variants: Annotated[int, typer.Option(metavar="N", help="Pictures of each, by other draws.")] = 1
     iterations: Annotated[
         int | None,
-        typer.Option(metavar="N", help="In how many a whole picture is decided; the settings' where not given."),
+        typer.Option(metavar="N", help="For a whole picture; by default those of the settings."),
     ] = None
     guidance: Annotated[
-        float | None, typer.Option(metavar="X", help="Towards the class: 1 is none, more is more typical.")
+        float | None, typer.Option(metavar="X", help="Guidance scale: 1 is none, more is more typical of the class.")
     ] = None
     steps: Annotated[int | None, typer.Option(metavar="N", help="Diffusion steps of each iteration.")] = None
     trace: Annotated[
-        bool, typer.Option("--trace", help="Also show in which order it was decided: a strip and an animation.")
+        bool, typer.Option("--trace", help="Also draw the order of the tokens: a strip and an animation.")
     ] = False
 
     def options(self) -> dict[str, Any]:
@@ -98,7 +96,7 @@ class Blended(Drawn):
     """The options of a command that paints into an image."""
 
     blend: Annotated[
-        Literal["feather", "poisson", "none"], typer.Option(help="How what is painted joins the picture.")
+        Literal["feather", "poisson", "none"], typer.Option(help="How the painted part is joined to the picture.")
     ] = "feather"
 
 

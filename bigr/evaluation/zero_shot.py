@@ -46,7 +46,7 @@ def measured_model(
 ) -> ImageModel:
     """The model of `bigr.load` under these sections of params.yaml, in float32; both networks are on one device.
 
-    knows_labels: whether it was trained with labels. Raises `BigrError` where the network's weights are not finite.
+    knows_labels: whether it was trained with labels.
     """
     sampler = Sampler(tokenizer, network, batch_size, nullcontext)
     names = [str(number) for number in range(network.config.num_classes)]
@@ -151,6 +151,7 @@ class ZeroShot:
         self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], list[Image.Image]]
     ) -> Tensor:
         """The images that `draw` returns for slices of 0..count and their seeds: uint8 [count, 3, H, W]."""
+        self._model.check_finite()
         parts = []
         with Progress(what, count, unit="image") as progress:
             for places in batched(count, self._batch_size):

@@ -99,14 +99,15 @@ def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
 def assemble(models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> ImageModel:
     """The `ImageModel` of the networks of `models`, and of the features' statistics there, if any.
 
-    Iterations and diffusion steps beyond what the model can take are reduced to that.
+    Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a weight
+    of the generator is not finite.
     """
     tokenizer, network = networks
     device = network.backbone.mask_tok.device
     context = partial(autocast, device, settings.precision, network.config.dim)
     sampling = settings.sampling
     most = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
-    return ImageModel(
+    model = ImageModel(
         Sampler(tokenizer, network, settings.batch_size, context),
         replace(sampling, **most),
         settings.editing or PAPER_EDITING,
@@ -114,6 +115,8 @@ def assemble(models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSett
         knows_labels=settings.knows_labels,
         statistics=load_statistics(models / "features", models / "bigr"),
     )
+    model.check_finite()
+    return model
 
 
 def save(folder: Path, model: ImageModel) -> None:

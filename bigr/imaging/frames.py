@@ -6,7 +6,7 @@ Shapes: B images, g×g grid of N tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ from bigr.sampling.unmask import Iteration
 
 GREY = 160
 """The brightness of undecided tokens, in a `Frame`."""
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,11 @@ class ProgressReporter:
     A frame is decoded when its pictures are first read: a caller that only counts iterations costs nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer, on_step: Callable[[Frame], None] | None, of: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, on_step: Callable[[Frame], None], of: int) -> None:
         self._tokenizer, self._on_step, self._of, self._number = tokenizer, on_step, of, 0
 
-    @property
-    def on_iteration(self) -> Callable[[Iteration], None] | None:
-        """What the sampler is to call; None where there is no `on_step`."""
-        return None if self._on_step is None else self._report
-
-    def _report(self, done: Iteration) -> None:
-        assert self._on_step is not None  # as on_iteration has it
+    def __call__(self, done: Iteration) -> None:
+        """What the sampler calls after each iteration."""
         self._number += 1
         pictures, maps = _Lazy(lambda: pictures_of(self._tokenizer, done)), _Lazy(lambda: entropies_of(done))
         self._on_step(Frame(self._number, self._of, pictures, maps))
@@ -74,21 +67,17 @@ def entropies_of(done: Iteration) -> list[NDArray[np.float32]]:
     return list(entropy.reshape(-1, side, side))
 
 
-class _Lazy(Sequence[Item]):
+class _Lazy(Sequence[Any]):
     """A list that is made when it is first read."""
 
-    def __init__(self, make: Callable[[], list[Item]]) -> None:
+    def __init__(self, make: Callable[[], list[Any]]) -> None:
         self._make = make
 
     @cached_property
-    def _items(self) -> list[Item]:
+    def _items(self) -> list[Any]:
         return self._make()
 
-    @overload
-    def __getitem__(self, place: int) -> Item: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Item]: ...
-    def __getitem__(self, place: int | slice) -> Item | list[Item]:
+    def __getitem__(self, place: Any) -> Any:
         return self._items[place]
 
     def __len__(self) -> int:

@@ -30,9 +30,10 @@ from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.described import described
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
-from bigr.sampling.editing import enrich_iterations, painting
+from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes, painting
+from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
-from bigr.sampling.unmask import Sampling, working_iterations
+from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
 
 INTERPOLATION_STEPS = 9
 """Images on the way from one class to another, both ends included, where a call names no number."""
@@ -150,6 +151,10 @@ class ImageModel:
         """The range of `iterations`, and of `diffusion_steps` where the model takes any."""
         return limits(self._sampler.network)
 
+    def check_finite(self) -> None:
+        """Raise `BigrError` where a weight of the generator is not finite; `bigr.load` calls it."""
+        check_finite(self._sampler.network)
+
     def generate(self, labels: Label | Sequence[Label], **options: Unpack[Options]) -> list[Image.Image]:
         """Images of each class asked for: all variants of the first, then of the second, and so on.
 
@@ -161,8 +166,8 @@ class ImageModel:
             raise BigrError("labels must name at least one class, or None")
         numbers = self._labels([label for label in listed for _ in range(how.variants)])
         sampling, seeds = self._sampling(self.sampling, how), how.seeds(len(numbers), "samples")
-        progress = self._progress(how, working_iterations(sampling, self._sampler.tokens), len(numbers))
-        return self._sampler.generate(numbers, sampling, seeds, progress.on_iteration)
+        report = self._reporter(how, working_iterations(sampling, self._sampler.tokens), len(numbers))
+        return self._sampler.draw(sample_codes, numbers, sampling=sampling, seeds=seeds, on_iteration=report)
 
     def inpaint(
         self,
@@ -236,8 +241,9 @@ class ImageModel:
         first_class, second_class = (end.expand(count) for end in self._labels([first, second]))
         ratios = torch.linspace(1, 0, steps, device=first_class.device).repeat(how.variants)
         seeds = [seed for seed in how.seeds(how.variants, "samples") for _ in range(steps)]
-        progress = self._progress(how, working_iterations(sampling, self._sampler.tokens), count)
-        return self._sampler.interpolate(first_class, second_class, ratios, sampling, seeds, progress.on_iteration)
+        rows = first_class, second_class, ratios
+        report = self._reporter(how, working_iterations(sampling, self._sampler.tokens), count)
+        return self._sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds, on_iteration=report)
 
     def enrich(
         self,
@@ -262,8 +268,10 @@ class ImageModel:
         codes = self._sampler.encode([self._enlarged(small)]).expand(how.variants, -1, -1)
         labels, seeds = self._labels([label] * how.variants), how.seeds(how.variants, "enrich")
         iterations = enrich_iterations(sampling, self._sampler.network.config.grid, rounds=rounds)
-        progress = self._progress(how, iterations, how.variants)
-        drawn = self._sampler.enrich(codes, labels, sampling, seeds, rounds, progress.on_iteration)
+        report = self._reporter(how, iterations, how.variants)
+        drawn = self._sampler.draw(
+            enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds, on_iteration=report
+        )
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
 
     def inpaint_each(
@@ -292,9 +300,9 @@ class ImageModel:
     ) -> list[Image.Image]:
         """`interpolate`: an image at r = `ratio` between each two classes."""
         sampling = self._sampling(self._class_painting(), SamplingOptions())
-        ends = self._labels(first), self._labels(second)
         ratios = torch.full((len(seeds),), ratio, device=self._sampler.device)
-        return self._sampler.interpolate(*ends, ratios, sampling, seeds)
+        rows = self._labels(first), self._labels(second), ratios
+        return self._sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds)
 
     def enrich_each(
         self, images: Sequence[Picture], seeds: Sequence[int], *, consistent: bool = True
@@ -303,7 +311,8 @@ class ImageModel:
         small = [self._small(read_picture(image)) for image in images]
         codes = self._sampler.encode([self._enlarged(image) for image in small])
         labels, sampling = self._labels([None] * len(small)), self._enriching(SamplingOptions(), guided=False)
-        drawn = self._sampler.enrich(codes, labels, sampling, seeds, self.editing.enrich_rounds)
+        rounds = self.editing.enrich_rounds
+        drawn = self._sampler.draw(enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds)
         return [consistent_with(*pair) for pair in zip(small, drawn, strict=True)] if consistent else drawn
 
     def reconstruct(self, image: Picture) -> Image.Image:
@@ -359,10 +368,10 @@ class ImageModel:
         if not self.knows_labels:
             raise BigrError(f"label: this model was trained without labels; {consequence}")
 
-    def _progress(self, how: SamplingOptions, iterations: int, count: int) -> ProgressReporter:
-        """The reporter of a call that draws `count` images, each batch in so many iterations."""
+    def _reporter(self, how: SamplingOptions, iterations: int, count: int) -> OnIteration | None:
+        """What the sampler calls where there is an `on_step`; `count` images, each batch in so many iterations."""
         batches = -(-count // self._sampler.batch_size)
-        return ProgressReporter(self._sampler.tokenizer, how.on_step, iterations * batches)
+        return how.on_step and ProgressReporter(self._sampler.tokenizer, how.on_step, iterations * batches)
 
     def _sampling(self, sampling: Sampling, how: SamplingOptions, guided: bool = True) -> Sampling:
         """The sampler of one call. Without a class there is no guidance: it would change nothing."""
@@ -400,7 +409,7 @@ class ImageModel:
         sampling = self._inpainting(how, guided=label is not None)
         labels = self._labels([label] * how.variants)
         drawn, parts = [np.array(image) for _ in range(how.variants)], self._parts(mask)
-        progress = self._progress(how, sum(part.iterations(sampling) for part in parts), how.variants)
+        report = self._reporter(how, sum(part.iterations(sampling) for part in parts), how.variants)
         for place, part in enumerate(parts):
             paint(
                 self._sampler,
@@ -411,7 +420,7 @@ class ImageModel:
                 how.seeds(how.variants, "inpaint", place),
                 blend=blend,
                 feather=self.editing.feather,
-                on_iteration=progress.on_iteration,
+                on_iteration=report,
             )
         return [Image.fromarray(array) for array in drawn]
 

@@ -18,7 +18,8 @@ from bigr.imaging.pictures import Mask
 from bigr.imaging.sampler import Sampler
 from bigr.imaging.windows import Window, scaled_mask, windows
 from bigr.runtime.errors import BigrError
-from bigr.sampling.editing import OnIteration, in_proportion, unknown_tokens
+from bigr.runtime.transfer import to_device
+from bigr.sampling.editing import OnIteration, in_proportion, inpaint_codes, unknown_tokens
 from bigr.sampling.unmask import Sampling, working_iterations
 
 MAX_SIDE = 30_000
@@ -85,8 +86,9 @@ def paint(
     size, grid = sampler.tokenizer.config.image_size, sampler.network.config.grid
     views = [image[part.window.slices] for image, part in zip(images, parts, strict=True)]
     codes = sampler.encode([center_crop(Image.fromarray(view), size) for view in views])
-    unknown = torch.stack([part.unknown for part in parts])
-    drawn = sampler.inpaint(codes, unknown, labels, sampling, seeds, on_iteration)
+    unknown = to_device(torch.stack([part.unknown for part in parts]), sampler.device)
+    given = codes, unknown, labels
+    drawn = sampler.draw(inpaint_codes, *given, sampling=sampling, seeds=seeds, on_iteration=on_iteration)
     for view, part, new in zip(views, parts, drawn, strict=True):
         side = part.window.side
         large = np.asarray(new.resize((side, side), Image.Resampling.BICUBIC))

@@ -1,7 +1,6 @@
 """Batches of images of the model's own size, drawn with both networks.
 
-Every method takes what is to be drawn for n images, each with the seed of its generator, and draws them `batch_size`
-at a time. Shapes: g×g grid of N tokens, K bits.
+Shapes: n images, N tokens, K bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,18 +14,12 @@ from torch import Tensor
 
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
-from bigr.runtime.transfer import to_device
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.editing import OnIteration, enrich_codes, inpaint_codes, interpolate_codes
-from bigr.sampling.inputs import check_finite
-from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.sampling.unmask import Sampling
 
 
 class Sampler:
-    """Tokenizer and generator. autocast: the context in which the generator runs.
-
-    Raises `BigrError` where the generator's weights are not finite.
-    """
+    """Tokenizer and generator. autocast: the context in which the generator runs."""
 
     def __init__(
         self,
@@ -35,7 +28,6 @@ class Sampler:
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        check_finite(network)
         self.tokenizer, self.network, self.batch_size, self._autocast = tokenizer, network, batch_size, autocast
 
     @property
@@ -48,67 +40,19 @@ class Sampler:
         """N, the tokens of an image."""
         return int(self.network.config.grid**2)
 
-    def generate(
-        self, labels: Tensor, sampling: Sampling, seeds: Sequence[int], on_iteration: OnIteration | None = None
+    def draw(
+        self, sample: Callable[..., Tensor], *rows: Tensor, sampling: Sampling, seeds: Sequence[int], **options: Any
     ) -> list[Image.Image]:
-        """Images of labels int64 [n]."""
+        """n images, of the codes that `sample(network, *rows, sampling, seeds, **options)` samples for each batch.
 
-        def draw(some: slice) -> Tensor:
-            return sample_codes(self.network, labels[some], sampling, seeds[some], on_iteration=on_iteration)
-
-        return self._draw(len(seeds), draw)
-
-    def inpaint(
-        self,
-        codes: Tensor,
-        unknown: Tensor,
-        labels: Tensor,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        on_iteration: OnIteration | None = None,
-    ) -> list[Image.Image]:
-        """Images of codes [n, N, K] whose unknown tokens, bool [n, N], are sampled under labels int64 [n]."""
-
-        def draw(some: slice) -> Tensor:
-            given = self.network, codes[some], unknown[some], labels[some], sampling, seeds[some]
-            return inpaint_codes(*given, on_iteration=on_iteration)
-
-        unknown = to_device(unknown, self.device)
-        return self._draw(len(seeds), draw)
-
-    def interpolate(
-        self,
-        first: Tensor,
-        second: Tensor,
-        ratios: Tensor,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        on_iteration: OnIteration | None = None,
-    ) -> list[Image.Image]:
-        """Images under r·e(first) + (1 − r)·e(second); first, second: int64 [n]; ratios: r in [0, 1], float [n]."""
-
-        def draw(some: slice) -> Tensor:
-            given = self.network, first[some], second[some], ratios[some], sampling, seeds[some]
-            return interpolate_codes(*given, on_iteration=on_iteration)
-
-        return self._draw(len(seeds), draw)
-
-    def enrich(
-        self,
-        codes: Tensor,
-        labels: Tensor,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        rounds: int,
-        on_iteration: OnIteration | None = None,
-    ) -> list[Image.Image]:
-        """Images of codes [n, N, K] whose tokens are all sampled anew, `rounds` times, under labels int64 [n]."""
-
-        def draw(some: slice) -> Tensor:
-            given = self.network, codes[some], labels[some], sampling, seeds[some]
-            return enrich_codes(*given, rounds=rounds, on_iteration=on_iteration)
-
-        return self._draw(len(seeds), draw)
+        sample: `sample_codes`, or one of bigr/sampling/editing.py; rows: its tensors [n, …]; seeds: one for each image.
+        """
+        parts = []
+        for places in batched(len(seeds), self.batch_size):
+            some = slice(places.start, places.stop)
+            with self._autocast():
+                parts.append(sample(self.network, *(row[some] for row in rows), sampling, seeds[some], **options))
+        return self.decode(torch.cat(parts))
 
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """Codes [n, N, K] as images."""
@@ -123,11 +67,3 @@ class Sampler:
         """Images of the model's size as float [n, 3, H, W] in [0, 1] on the device."""
         array = np.stack([np.asarray(image) for image in images])
         return torch.from_numpy(array).to(self.device).permute(0, 3, 1, 2).float() / 255
-
-    def _draw(self, count: int, draw: Callable[[slice], Tensor]) -> list[Image.Image]:
-        """`count` images, from what `draw` samples for each batch: codes bool [b, N, K]."""
-        parts = []
-        for places in batched(count, self.batch_size):
-            with self._autocast():
-                parts.append(draw(slice(places.start, places.stop)))
-        return self.decode(torch.cat(parts))

@@ -9,7 +9,7 @@ At first all tokens are masked. Each iteration
 Given tokens keep their bits, and the schedule runs over the unknown ones. Every image draws from its own generator, and
 its noise belongs to its tokens: a sample does not depend on the other images in its batch.
 
-Shapes: B images, N tokens, K bits, D width of h; m: the masked tokens, of the image that has most of them.
+Shapes: B images, N tokens, K bits, D width of h; m: as many tokens as are masked in the image where most are.
 """
 
 import math
@@ -98,7 +98,7 @@ def sample_codes(
         if left[i + 1] == left[i]:  # nothing to fix: the draws are made, the networks need not run
             continue
         ratio = (i + 1) / sampling.iterations
-        positions = masked_first(masked)[:, : max(left[i])]  # [B, m]
+        positions = masked_first(masked)[:, : max(left[i])]  # [B, m]: the transcoder runs on these tokens alone
 
         probability = predict(
             model, codes, masked, positions, (conditional, unconditional), noise.diffusion, sampling, ratio
@@ -129,17 +129,18 @@ def predict(
     guidance the networks run under the first condition alone, with guidance under both.
     """
     scale = guidance(sampling, ratio)
-    unguided = scale == 1.0
-    if unguided:
-        hidden = [model.backbone(codes, conditions[0], masked)]
+    unconditional = None
+    if scale == 1.0:
+        hidden = model.backbone(codes, conditions[0], masked)
     else:
-        both = torch.cat([codes, codes]), torch.cat(conditions), torch.cat([masked, masked])
-        hidden = list(model.backbone(*both).chunk(2))
+        both = model.backbone(torch.cat([codes, codes]), torch.cat(conditions), torch.cat([masked, masked]))
+        hidden, hidden_unconditional = both.chunk(2)
+        unconditional = gather_tokens(hidden_unconditional, positions)
     return bit_probabilities(
         model.transcoder,
-        gather_tokens(hidden[0], positions),
+        gather_tokens(hidden, positions),
         diffusion_noise_at(noise, positions),
-        hidden_unconditional=None if unguided else gather_tokens(hidden[1], positions),
+        hidden_unconditional=unconditional,
         guidance_scale=scale,
         temperature=sampling.temperature,
     ).unflatten(0, positions.shape)
@@ -155,8 +156,7 @@ def rank(
 
 
 def fix(codes: Tensor, masked: Tensor, positions: Tensor, fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and mask after the tokens at positions int64 [B, m] that are `fixed`, bool [B, m], got their bits
-    [B, m, K]."""
+    """Codes and mask once the `fixed` tokens, bool [B, m], at positions int64 [B, m] have their bits [B, m, K]."""
     bits = torch.where(fixed.unsqueeze(-1), bits, at(codes, positions))
     codes = codes.scatter(1, positions.unsqueeze(-1).expand_as(bits), bits)
     return codes, masked.scatter(1, positions, masked.gather(1, positions) & ~fixed)
