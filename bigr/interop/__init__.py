@@ -1,4 +1,4 @@
-"""Weights on disk: this project's model folders and the published checkpoints.
+"""Weights on disk: model folders, the Hugging Face Hub, and the published checkpoints.
 
 The functions behind `bigr import` and `bigr export` are offered here; their module is imported when one is used.
 """

@@ -2,8 +2,8 @@
 
 `import_tokenizer`, `import_generator`, `import_pair` read a file of tensors, infer the model's shape from them, and
 write a folder as bigr/interop/folders.py does; `export_tokenizer`, `export_generator` write the published names again,
-as safetensors. Tensors go through one at a time: memory holds no model. Every input is checked before anything is
-written. The header of an exported file also holds the model's whole shape, which an import goes by.
+as safetensors. Tensors are read and written one at a time; no model is built. Every input is checked before anything is
+written. The header of an exported file also holds the model's shape, which an import uses.
 """
 
 import json
@@ -102,7 +102,7 @@ def export_tokenizer(folder: Path, path: Path, *, force: bool = False) -> None:
 def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
     """Write the generator in the model folder `folder` to the safetensors file `path`, under the published names.
 
-    The transcoder stands there under both of its names, with the buffers of the schedule. Errors as `export_tokenizer`.
+    The transcoder is written under both of its names, with the schedule's buffers. Errors as `export_tokenizer`.
     """
     _export({path: _published_generator(folder)}, force)
 
@@ -162,7 +162,7 @@ def _refuse_existing(path: Path, force: bool) -> None:
 
 
 def _refuse_folder(folder: Path, force: bool) -> None:
-    """As `_refuse_existing`; whatever is no model folder is not replaced in any case."""
+    """As `_refuse_existing`; a folder with other files is never replaced."""
     _refuse_existing(folder, force)
     if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - _FOLDER_HOLDS)):
         raise BigrError(f"{folder} holds {others[0]}, which is no part of a model; --force will not remove it")
@@ -192,7 +192,7 @@ def _refuse_unpublished(folder: Path, field: str, value: Any, published_value: A
 
 
 def title(found: PublishedModel) -> str:
-    """What it is, in a line: "L-d24, 256²: 336,346,136 parameters"."""
+    """A description in one line: "L-d24, 256²: 336,346,136 parameters"."""
     numbers = sum(torch.Size(tensor.shape).numel() for tensor in found.weights.values())
     return f"{_name(found.config)}: {numbers:,} parameters"
 

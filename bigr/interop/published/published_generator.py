@@ -30,14 +30,14 @@ from bigr.runtime.errors import BigrError
 PUBLISHED_WIDTHS = (1024, 1280, 1536)
 """D of the published models."""
 HEAD_WIDTH = 64
-"""D / heads of all of them; tensors do not tell it."""
+"""D / heads of all of them; tensors do not determine it."""
 
 
 def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | None = None) -> PublishedModel:
     """The generator in a published file: its entry `ema`, or tensors at the top. Errors as `read_tokenizer`.
 
-    heads: attention heads, which tensors do not tell; None: those of `like`, a model of the same width as this one is
-    thought to be, unless it has a published width; else 64 dimensions each, as in all published models.
+    heads: attention heads, which tensors do not determine. None: those of `like`, the expected shape, where the width
+    is not a published one; else 64 dimensions each, as in all published models.
     """
     file = open_tensors(path)
     config = recorded(file, BiGR)
@@ -51,7 +51,7 @@ def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | N
 
 
 def _check_transcoders(file: TensorFile) -> None:
-    """Where the transcoder is there twice, as different tensors, which one was meant is not known."""
+    """Raise `BigrError` where the file holds the transcoder twice, as different tensors."""
     for name, tensor in file.tensors.items():
         twin = TRANSCODER + name.removeprefix(TRANSCODER_AGAIN)
         if name.startswith(TRANSCODER_AGAIN) and twin in file.tensors:
@@ -61,10 +61,7 @@ def _check_transcoders(file: TensorFile) -> None:
 
 
 def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
-    """The buffers, where they are there, must be the schedule of docs/method.md, section 3.
-
-    Another one would sample noise, silently.
-    """
+    """Raise `BigrError` where the file's buffers are not the schedule of docs/method.md, section 3."""
     diffusion = BernoulliDiffusion(config.diffusion_steps)
     for theirs, ours in SCHEDULE_TABLES.items():
         name = SCHEDULE + theirs
@@ -78,7 +75,7 @@ def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
 def generator_config(
     tensors: Mapping[str, Shaped], source: str, heads: int | None = None, like: BiGRConfig | None = None
 ) -> BiGRConfig:
-    """The shape of the generator that `tensors`, under published names, are.
+    """The shape of the generator in `tensors`, which have the published names.
 
     heads, like: as in `read_generator`. T is 256 where the file lacks the schedule's buffers. Raises `BigrError` naming
     `source` and the tensor that does not fit, or `--heads`.
@@ -137,10 +134,10 @@ def _diffusion_steps(tensors: Mapping[str, Shaped], source: str) -> int:
 
 
 def _count(tensors: Mapping[str, Shaped], prefix: str) -> int:
-    """How many blocks there are behind `prefix`; where the indices have gaps, a missing tensor is found later."""
+    """How many blocks `prefix` has; gaps in the indices are found later, as missing tensors."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
 def pretrained_generator(root: Path, named: str) -> PretrainedSource[BiGR]:
-    """The model that `generator.from` names. Where a file does not tell the heads, the settings do."""
+    """The model that `generator.from` names. Where a file does not determine the heads, the settings do."""
     return PretrainedSource("generator.from", root, named, BiGR, lambda path, shape: read_generator(path, like=shape))
