@@ -3,7 +3,7 @@
     python -m benchmarks precision
 
 Prints, for small backbones and small tokenizers of several widths, the median milliseconds of both and their ratio,
-measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/runtime/device.py stands for.
+measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/runtime/precision.py stands for.
 """
 
 import statistics

@@ -18,7 +18,8 @@ import typer
 from bigr import config
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig, masked_count
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
+from bigr.runtime.precision import autocast
 from bigr.runtime.seeds import generator
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.training.optimiser import EMA, adamw

@@ -50,7 +50,7 @@ READS = {
     "interop/folders.py save": "the finished model",
     "stages/train_tokenizer.py validation": "the validation images, once",
     "stages/train_tokenizer.py validation.<locals>.validate": "a point of the curves",
-    "training/masked.py FixedMasks.__init__": "the validation codes, once",
+    "training/masked_batches.py FixedMasks.__init__": "the validation codes, once",
     "stages/train_generator.py run.<locals>.validate": "a point of the curves",
     "stages/train_transcoder.py run.<locals>.validate": "a point of the curves",
     # what is unknown, once before the iterations, whose shapes hang on it
@@ -71,13 +71,13 @@ READS = {
     "evaluation/representation/features.py token_averages": "the codes of a batch",
     "evaluation/representation/features.py write_features": "features out",
     "evaluation/representation/features.py Features.statistics": "statistics out, once",
-    "evaluation/imagesets/streams.py reconstructions.<locals>.stream": "codes in, images out",
+    "evaluation/imagesets/image_stream.py reconstructions.<locals>.stream": "codes in, images out",
     "evaluation/fidelity/extractors.py weights_hash": "the extractor's weights, once",
     "evaluation/fidelity/statistics.py measure": "images in, features out",
     "evaluation/fidelity/distances.py Fidelity.compare": "features in, metrics out",
-    "evaluation/representation/probe.py _accuracies": "the accuracies of a split",
-    "evaluation/representation/neighbours.py nearest_neighbours": "a block of features",
-    "evaluation/imagesets/labelled.py folder_codes": "images of a batch",
+    "evaluation/representation/linear_probe.py _accuracies": "the accuracies of a split",
+    "evaluation/representation/nearest_neighbours.py nearest_neighbours": "a block of features",
+    "evaluation/imagesets/labelled_folders.py folder_codes": "images of a batch",
 }
 """Where the code may wait for the GPU, and for what: functions of the package, and all that they call."""
 

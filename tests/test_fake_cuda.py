@@ -26,7 +26,7 @@ import bigr
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.representation.features import token_averages, write_features
 from bigr.evaluation.representation.folder_probe import probe_folder
-from bigr.evaluation.representation.probe import linear_probe
+from bigr.evaluation.representation.linear_probe import linear_probe
 from bigr.evaluation.zero_shot import ZeroShot
 from bigr.imaging.model import Editing, ImageModel
 from bigr.imaging.sampler import Sampler
@@ -34,8 +34,9 @@ from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 from bigr.sampling import unmask
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, evaluate_model, train_generator, train_tokenizer, train_transcoder
@@ -278,7 +279,7 @@ def test_the_linear_probe_trains_without_waiting() -> None:
         held_out = torch.tensor([0, 1])
         rates = {"epochs": 2, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0}
         linear_probe(split, split, held_out=held_out, classes=2, device=CUDA, **rates)  # type: ignore[arg-type]
-        assert set(gpu.reads) == {"evaluation/representation/probe.py _accuracies"}
+        assert set(gpu.reads) == {"evaluation/representation/linear_probe.py _accuracies"}
 
 
 def test_a_labelled_folder_is_probed(tmp_path: Path) -> None:

@@ -41,10 +41,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         changed = settings.model_copy(update={"samples": samples})
         grid = tmp_path / "outputs" / "samples.png"
         Image.new("RGB", (64, 32), colour).save(grid)
-        tracker = Tracker(tmp_path, "samples", changed, {})
+        tracker = Tracker(tmp_path, "samples", changed, {}, "", ["pictures"])
         tracker.picture("samples", grid)
         tracker.finish("FINISHED")
-        tracker = Tracker(tmp_path, "evaluation", changed, {})
+        tracker = Tracker(tmp_path, "evaluation", changed, {}, "", ["metrics"])
         tracker.metrics({"samples.label_agreement": agreement})
         tracker.finish("FINISHED")
     return tmp_path

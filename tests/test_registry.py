@@ -46,8 +46,8 @@ HASHES = {
     "models/bigr": "2.dir",
     "data/shards": "3.dir",
     "outputs/metrics.json": "4",
-    "bigr/evaluation/representation/probe.py": "5",
 }
+MEASURING = {"bigr/evaluation/representation/linear_probe.py": "5"}
 
 
 def settings(**changes: Any) -> Any:
@@ -65,8 +65,8 @@ def make_project(root: Path) -> Candidate:
     statistics = replace(FeatureStatistics.of(features), best_layer=2)
     save_statistics(root / "models/features", statistics, root / "models/bigr")
     write_json(root / "outputs/metrics.json", FIGURES)
-    write_json(root / "outputs/instrument.json", {"extractor": {"name": "classifier", "hash": "6"}})
-    return Candidate(root, settings(), HASHES)
+    write_json(root / "outputs/protocol.json", {"extractor": {"name": "classifier", "hash": "6"}})
+    return Candidate(root, settings(), HASHES, MEASURING)
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,11 @@ def test_a_version_names_hashes_figures_and_the_run_that_made_it(
     registry: Registry, version: Version, candidate: Candidate, run_id: str
 ) -> None:
     found = registry.client.get_model_version(NAME, str(version.number))
-    recorded = {path: md5 for path, md5 in HASHES.items() if not path.endswith(".py")}
-    assert {key.removeprefix("dvc."): value for key, value in found.tags.items() if key.startswith("dvc.")} == recorded
+    assert {key.removeprefix("dvc."): value for key, value in found.tags.items() if key.startswith("dvc.")} == HASHES
     assert found.run_id == run_id
     assert "label_agreement 0.9, probe_top1 0.8" in found.description
     expected = {"samples.fd_classifier": 5.0, "samples.label_agreement": 0.9, "probe.best_top1": 0.8}
-    assert registry.figures(version, candidate.instrument) == expected
+    assert registry.metrics(version, candidate.protocol) == expected
     logged = registry.client.get_logged_model(version.model_id)
     assert (logged.status, logged.source_run_id) == ("READY", run_id)
     assert logged.params["samples.guidance_scale"] == "2.0"
@@ -228,23 +227,23 @@ def test_what_was_measured_of_a_models_features_makes_no_other_version(
     "changes",
     [
         {"hashes": HASHES | {"data/shards": "new.dir"}},
-        {"hashes": HASHES | {"bigr/evaluation/representation/probe.py": "new"}},
+        {"measuring": {"bigr/evaluation/representation/linear_probe.py": "new"}},
         {"settings": settings(evaluation__reference="val")},
         {"settings": settings(samples__count=COUNT + 1)},
     ],
     ids=["images", "code", "reference", "count"],
 )
-def test_figures_of_another_instrument_are_not_those_of_this_one(
+def test_metrics_of_another_protocol_are_not_those_of_this_one(
     registry: Registry, version: Version, candidate: Candidate, changes: dict[str, Any]
 ) -> None:
     other = replace(candidate, **changes)
-    assert other.instrument != candidate.instrument
-    assert registry.figures(version, other.instrument) is None
+    assert other.protocol != candidate.protocol
+    assert registry.metrics(version, other.protocol) is None
 
 
-def test_another_extractor_is_another_instrument(candidate: Candidate, tmp_path: Path) -> None:
-    write_json(tmp_path / "outputs/instrument.json", {"extractor": {"name": "classifier", "hash": "7"}})
-    assert replace(candidate, root=tmp_path).instrument != candidate.instrument
+def test_another_extractor_is_another_protocol(candidate: Candidate, tmp_path: Path) -> None:
+    write_json(tmp_path / "outputs/protocol.json", {"extractor": {"name": "classifier", "hash": "7"}})
+    assert replace(candidate, root=tmp_path).protocol != candidate.protocol
 
 
 def test_a_version_that_someone_else_registered_is_named(registry: Registry, version: Version, run_id: str) -> None:

@@ -11,17 +11,19 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from bigr.evaluation.fidelity.classifier import INSTRUMENT_SEED, Classifier
-from bigr.evaluation.parts import NotApplicable
+from bigr.data.images import to_tensor
+from bigr.evaluation.evaluation_parts import NotApplicable
+from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.imaging.model import Editing, ImageModel
 from bigr.imaging.sampler import Sampler
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
+from bigr.models.psnr import psnr
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched
@@ -155,7 +157,7 @@ class ZeroShot:
         parts = []
         with Progress(what, count, unit="image") as progress:
             for places in batched(count, self._batch_size):
-                seeds = [derive_seed(INSTRUMENT_SEED, "zero-shot", place, index) for index in places]
+                seeds = [derive_seed(EVALUATION_SEED, "zero-shot", place, index) for index in places]
                 parts.append(_pixels(draw(slice(places.start, places.stop), seeds)))
                 progress.advance(len(places))
         return torch.cat(parts)
@@ -193,8 +195,7 @@ def _between(marked: Tensor) -> Tensor:
 
 
 def _psnr(images: Tensor, originals: Tensor) -> float:
-    squared = ((images.double() - originals.double()) / 255).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-    return float((-10 * squared.log10()).mean())
+    return float(psnr(images.double(), originals.double(), peak=255).mean())
 
 
 def _picture(image: Tensor) -> Image.Image:
@@ -203,4 +204,4 @@ def _picture(image: Tensor) -> Image.Image:
 
 def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
     """uint8 [n, 3, H, W]."""
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+    return torch.stack([to_tensor(picture) for picture in pictures])

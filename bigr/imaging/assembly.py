@@ -19,9 +19,10 @@ from bigr.interop.hub import save_pretrained
 from bigr.interop.standardisation import load_statistics, save_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
+from bigr.runtime.precision import autocast
 from bigr.sampling.unmask import Sampling
 
 PAPER = Sampling(

@@ -16,7 +16,8 @@ from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.pipeline.study.tables import TIMED_IMAGES, TIMED_ROUNDS
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
+from bigr.runtime.precision import autocast
 from bigr.sampling.decode import decoded
 from bigr.sampling.inputs import balanced_labels
 from bigr.sampling.unmask import Sampling, sample_codes

@@ -1,8 +1,8 @@
-"""What the generator is trained on: codes with masked tokens (docs/method.md, section 2, "Masking in training").
+"""Batches of codes with masked tokens, for training and validation (docs/method.md, section 2, "Masking in training").
 
-A stream of batches from the codes on disk, in an order that seed and epoch fix, and the draws of a step: labels that
-become unconditional, one count of masked tokens per batch, positions per image. Where bits were drawn from their
-probabilities, each epoch shows the next of an image's draws; the thresholded bits are then never trained on.
+Seed and epoch fix the order. Drawn for each step: which labels become unconditional, one count of masked tokens for the
+batch, and their positions in each image. Of codes with draws of the bits, each epoch uses the next draw, and never the
+thresholded bits.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from bigr.runtime.transfer import to_device
 
 
 class MaskedBatch(NamedTuple):
-    """codes: float [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked."""
+    """codes: float [B, N, K], 0 or 1; labels: int64 [B]; masked: int64 [B, m], the positions that are masked."""
 
     codes: Tensor
     labels: Tensor
@@ -27,9 +27,9 @@ class MaskedBatch(NamedTuple):
 
 
 class MaskedBatches:
-    """The training stream of one process: its share of each global batch, on `device`.
+    """The training stream of one process: its share of each global batch of `batch_size`, on `device`.
 
-    label_dropout: the probability that a label becomes `unconditional` (1: trained without labels).
+    label_dropout: the probability in [0, 1] that a label becomes `unconditional` (1: trained without labels).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class MaskedBatches:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def indices(self, step: int) -> Tensor:
-        """The images of a step's global batch, int64 [B]; each epoch is one permutation, and batches may span two."""
+        """The images of a step's global batch, int64 [B]. An epoch is a permutation; a batch may span two epochs."""
         length, first = len(self.dataset), step * self.batch_size
         parts: list[Tensor] = []
         while (missing := self.batch_size - sum(map(len, parts))) > 0:
@@ -60,23 +60,23 @@ class MaskedBatches:
         return torch.cat(parts)
 
     def drawn(self, step: int) -> Tensor:
-        """Which draw of its bits each image of a step's global batch shows, int64 [B]: the next in each epoch."""
+        """The draw of each image of a step's global batch, int64 [B]: the next one in each epoch."""
         places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return _next_draw(self.dataset, places // len(self.dataset))
 
     def describe(self, step: int) -> str:
-        """Names the batch of a step, for an error."""
+        """Words that name the batch of a step, for an error."""
         shown = ", ".join(map(str, self.indices(step)[:4].tolist()))
         return f"(batch {step}: training codes {shown}, …)"
 
     def from_step(self, step: int) -> Iterator[MaskedBatch]:
-        """Batches from that step on, without end."""
+        """Batches from `step` on, without end."""
         while True:
             yield self.batch(step)
             step += 1
 
     def batch(self, step: int) -> MaskedBatch:
-        """The batch of a step; every draw is derived from the seed, the step and this process's number."""
+        """The batch of a step; its draws follow from the seed, the step and this process's number."""
         mine = self.indices(step)[share(self.batch_size)]
         draws = generator(self.seed, self.stage, "batch", step, rank())
         views = torch.randint(len(self.dataset.views), (len(mine),), generator=draws)
@@ -84,23 +84,23 @@ class MaskedBatches:
         dropped = torch.rand(len(mine), generator=draws) < self.label_dropout
         labels = torch.where(dropped, self.unconditional, labels)
         tokens = codes.shape[1]
-        count = masked_count(
-            derive_seed(self.seed, self.stage, "count", step) % tokens, tokens
-        )  # one for all processes
+        shared = derive_seed(self.seed, self.stage, "count", step)  # the same in all processes
+        count = masked_count(shared % tokens, tokens)
         masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
         codes, labels, masked = (to_device(t, self.device) for t in (codes, labels, masked))
         return MaskedBatch(codes.float(), labels, masked)
 
 
 def _next_draw(dataset: CodesDataset, epochs: Tensor) -> Tensor:
-    """Draws of the bits for epochs; 0, the thresholded bits, where there are no draws."""
+    """The draw of the bits in each epoch; 0, the thresholded bits, where there are no draws."""
     return 1 + epochs % dataset.draws if dataset.draws else torch.zeros_like(epochs)
 
 
 class FixedMasks:
-    """A validation that is the same at every call: fixed images, bits, masks and noise.
+    """Validation batches that are the same at every call: fixed images, bits, masks and noise.
 
-    images: at most this many of the split; each is masked once, by counts spread evenly over the schedule.
+    images: at most this many of the split; each is masked once, with counts spread evenly over the schedule;
+    unconditional: the class that replaces all labels, or None to keep them.
     """
 
     def __init__(self, dataset: CodesDataset, images: int, seed: int, device: torch.device, unconditional: int | None):
@@ -112,7 +112,7 @@ class FixedMasks:
         tokens = codes.shape[1]
         draws = generator(seed, "validation", "masks")
         order = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)
-        # Images are dealt to groups of one mask count each, so that a group is a batch of static shape.
+        # A group of images has one mask count, so that it is a batch.
         groups = min(8, count)
         self.batches: list[MaskedBatch] = []
         for group in range(groups):
@@ -122,12 +122,12 @@ class FixedMasks:
             self.batches.append(MaskedBatch(*(t.to(device) for t in parts)))
 
     def noise(self) -> torch.Generator:
-        """A generator for the diffusion's draws, in the same state at every call."""
+        """A generator for the draws of the diffusion, in the same state at every call."""
         return generator(self.seed, "validation", "noise", device=self.device)
 
 
 @torch.no_grad()
 def hidden_of(model: BiGR, batch: MaskedBatch) -> Tensor:
-    """h of the masked tokens of a batch, as rows [B·m, D], from the frozen backbone."""
+    """The frozen backbone's h of the masked tokens of a batch, float [B·m, D]."""
     mask = torch.zeros(batch.codes.shape[:2], dtype=torch.bool, device=batch.codes.device)
     return gather_tokens(model.hidden(batch.codes, batch.labels, mask.scatter_(1, batch.masked, True)), batch.masked)

@@ -1,10 +1,10 @@
-"""The linear probe: what a linear classifier reads from each layer of the frozen backbone (docs/method.md, section 5).
+"""Linear probes: a linear classifier on the features of each layer of the frozen backbone (docs/method.md, section 5).
 
 As in MAE: BatchNorm without affine parameters, then one linear map, on the token average of the residual stream. The
-probes of all layers are trained at once, on the same batches; none sees another. A layer is chosen by training images
-that the probes have not seen, so that its accuracy on the validation split is not the best of L draws.
+probes of all layers are trained together, on the same batches, independently. Held-out training images choose the
+layer, so that its accuracy on the validation split is not a maximum over layers.
 
-Shapes: n images, L layers, D width, C classes. Layer l is what the backbone's block l, counted from 1, hands on.
+Shapes: n images, L layers, D width, C classes. Layer l, from 1, is the output of the backbone's block l.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bigr.evaluation.fidelity.classifier import INSTRUMENT_SEED
+from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.evaluation.representation.features import Features
 from bigr.runtime.errors import BigrError
 from bigr.runtime.progress import Progress
@@ -22,14 +22,14 @@ from bigr.runtime.seeds import generator
 from bigr.runtime.transfer import to_device
 
 TOP = 5
-"""The k of top-k accuracy beside top-1; all classes where there are fewer."""
+"""The k of top-k accuracy besides top-1; all classes if there are fewer."""
 
 _INIT_STD = 0.01  # MAE's
 
 
 @dataclass(frozen=True)
 class LayerAccuracies:
-    """Accuracies in [0, 1] for layers 1 to L: on the validation split, and top-1 on the held-out training images."""
+    """Accuracies in [0, 1] of layers 1 to L: on the validation split, and top-1 on the held-out training images."""
 
     top1: list[float]
     top5: list[float]
@@ -37,22 +37,22 @@ class LayerAccuracies:
 
     @property
     def best(self) -> int:
-        """The number of the layer that is best on the held-out training images, counted from 1; of equals the first."""
+        """The layer, from 1, with the best accuracy on the held-out training images; of equal ones the first."""
         return max(range(len(self.selection)), key=self.selection.__getitem__) + 1
 
 
 def selection(images: int, fraction: float) -> Tensor:
-    """The training images of `images` that are held out to choose a layer by: int64, ascending, one at least.
+    """The training images, of `images`, that are held out to choose a layer: int64, ascending, at least one.
 
-    The same for every model and every `seed`. Raises `BigrError` where fewer than two images would be left.
+    fraction: in [0, 1]. The same for every model and `seed`. Raises `BigrError` if fewer than two images would be left.
     """
     count = max(1, round(images * fraction))
     if images - count < 2:
         raise BigrError(
-            f"a training split of {images} images leaves fewer than two to train a linear probe on, beside those that "
-            "choose its layer; add some"
+            f"a training split of {images} images leaves fewer than two to train a linear probe on, besides those that "
+            "choose its layer; add images"
         )
-    order = torch.randperm(images, generator=generator(INSTRUMENT_SEED, "probe", "selection"))
+    order = torch.randperm(images, generator=generator(EVALUATION_SEED, "probe", "selection"))
     return order[:count].sort().values
 
 
@@ -68,10 +68,10 @@ def linear_probe(
     weight_decay: float,
     device: torch.device,
 ) -> LayerAccuracies:
-    """Train on the features of one split, and measure on another's. In memory is a batch of features.
+    """Train on the features of one split, measure on those of another. One batch of features is in memory.
 
-    held_out: the training images, int64, that are not trained on and choose the layer (`selection`). AdamW, learning
-    rate on a cosine to 0, float32. Draws from a seed of its own: the same features give the same accuracies.
+    held_out: the training images, int64, that are not trained on and choose the layer (`selection`). AdamW, cosine
+    schedule from `learning_rate` to 0, float32, `EVALUATION_SEED`: the same features give the same accuracies.
     """
     trained = torch.ones(len(train), dtype=torch.bool)
     trained[held_out] = False
@@ -89,7 +89,7 @@ def linear_probe(
         for features, labels in _batches(train, _orders(rest, batch_size, epochs), device):
             logits = probes(features)
             targets = labels[:, None].expand(-1, logits.shape[1])
-            # The sum over layers, so that each probe has the gradient that it would have alone.
+            # The sum over layers gives each probe the gradient that it would have alone.
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / batch_size
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -103,13 +103,11 @@ def linear_probe(
 
 
 def _orders(images: Tensor, batch_size: int, epochs: int) -> Iterator[Tensor]:
-    """Of the images int64 [n] those of each batch, int64 [B]; what does not fill one is left out of its epoch."""
+    """The images int64 [B] of each batch; those of an epoch that do not fill a batch are left out."""
     for epoch in range(epochs):
-        order = images[torch.randperm(len(images), generator=generator(INSTRUMENT_SEED, "probe", "order", epoch))]
-        # Sorted within a batch, where the order changes nothing, so that a disk is read in one direction.
-        yield from (
-            chosen.sort().values for chosen in order[: len(images) // batch_size * batch_size].split(batch_size)
-        )
+        order = images[torch.randperm(len(images), generator=generator(EVALUATION_SEED, "probe", "order", epoch))]
+        # Sorted within a batch, where the order has no effect, so that the disk is read in one direction.
+        yield from (batch.sort().values for batch in order[: len(images) // batch_size * batch_size].split(batch_size))
 
 
 def _batches(features: Features, chosen: Iterable[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,12 +117,12 @@ def _batches(features: Features, chosen: Iterable[Tensor], device: torch.device)
 
 
 class _Probes(nn.Module):
-    """[B, L, D] → class logits [B, L, C]: for each layer its own normalisation and linear classifier."""
+    """[B, L, D] → class logits [B, L, C]: a normalisation and a linear classifier for each layer."""
 
     def __init__(self, layers: int, width: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(layers * width, eps=1e-6, affine=False)
-        draws = generator(INSTRUMENT_SEED, "probe", "init")
+        draws = generator(EVALUATION_SEED, "probe", "init")
         self.weight = nn.Parameter(torch.randn(layers, width, classes, generator=draws) * _INIT_STD)
         self.bias = nn.Parameter(torch.zeros(layers, classes))
 

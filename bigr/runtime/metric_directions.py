@@ -1,6 +1,6 @@
-"""Which figures of outputs/metrics.json tell a better model from a worse one, and which way is better.
+"""The metrics of outputs/metrics.json that compare models, and for each whether lower or higher is better.
 
-Figures that describe the data, the classifier or the size of a set are not among them.
+Metrics that describe the data, the classifier or the size of a set are not among them.
 """
 
 _LOWER = {
@@ -24,5 +24,7 @@ _HIGHER = {
 }
 
 LOWER_IS_BETTER = frozenset(f"{part}.{name}" for part, names in _LOWER.items() for name in names)
-FIGURES = tuple(sorted(LOWER_IS_BETTER | {f"{part}.{name}" for part, names in _HIGHER.items() for name in names}))
-"""Every figure by which models can be compared, as `<part>.<name>` of metrics.json."""
+COMPARED_METRICS = tuple(
+    sorted(LOWER_IS_BETTER | {f"{part}.{name}" for part, names in _HIGHER.items() for name in names})
+)
+"""Every metric by which models can be compared, as `<part>.<name>` of metrics.json."""

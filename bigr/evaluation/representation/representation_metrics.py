@@ -1,4 +1,4 @@
-"""Representation: all that is measured of features, its metrics, tables and plots (docs/method.md, section 5)."""
+"""All metrics of the representation, with their table and plots (docs/method.md, section 5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from bigr.evaluation import plots
-from bigr.evaluation.representation.embedding import tsne
 from bigr.evaluation.representation.features import Features
-from bigr.evaluation.representation.neighbours import nearest_neighbours
-from bigr.evaluation.representation.probe import LayerAccuracies, linear_probe, selection
+from bigr.evaluation.representation.linear_probe import LayerAccuracies, linear_probe, selection
+from bigr.evaluation.representation.nearest_neighbours import nearest_neighbours
+from bigr.evaluation.representation.tsne import tsne
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.runtime.files import write_csv
 
 if TYPE_CHECKING:
     from bigr.config import EvaluationSettings as Section
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Representation:
-    """Of every layer the linear probe's accuracies and the k-NN ones; of the probe's best the t-SNE.
+    """The accuracies of the linear probe and of k-NN by layer, and the t-SNE of the probe's best layer.
 
-    points: float32 [m, 2], of the first m validation images; labels: theirs, int64 [m]; statistics: of the training
-    split's features, with the probe's best layer.
+    points: float32 [m, 2], of the first m validation images; labels: int64 [m], of the same images; statistics: of the
+    training split's features, with the probe's best layer.
     """
 
     probe: LayerAccuracies
@@ -34,13 +35,12 @@ class Representation:
     labels: Tensor
     statistics: FeatureStatistics
 
-    def figures(self) -> dict[str, dict[str, float]]:
-        """As in metrics.json: `probe` and `knn`, each the layer that held-out training images chose (from 1), and every
-        layer's figures."""
-        return {name: _figures(part) for name, part in (("probe", self.probe), ("knn", self.knn))}
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The parts `probe` and `knn` of metrics.json: the best layer, from 1, and the accuracies of every layer."""
+        return {"probe": _metrics(self.probe), "knn": _metrics(self.knn)}
 
     def table(self) -> list[tuple[int, *tuple[float, ...]]]:
-        """Rows of `COLUMNS`."""
+        """The rows of probe.csv, one for each layer; see `COLUMNS`."""
         probe, knn = self.probe, self.knn
         layers = range(1, len(probe.top1) + 1)
         columns = (probe.top1, probe.top5, knn.top1, knn.top5, probe.selection, knn.selection)
@@ -50,16 +50,19 @@ class Representation:
         """Write probe.png, probe.csv and tsne.png."""
         plots.probe_plot(folder / "probe.png", self.probe, self.knn, len(classes))
         plots.tsne_plot(folder / "tsne.png", self.points, self.labels.numpy(), classes, self.probe.best)
-        plots.write_table(folder / "probe.csv", COLUMNS, self.table())
+        write_csv(folder / "probe.csv", COLUMNS, self.table())
 
 
 COLUMNS = ("layer", "top1", "top5", "knn_top1", "knn_top5", "selection_top1", "knn_selection_top1")
-"""Of probe.csv. The last two are of the held-out training images that choose a layer, the others of the validation
+"""The columns of probe.csv. The last two are of the training images that choose the layer, the others of the validation
 split."""
 
 
 def represent(section: "Section", train: Features, val: Features, classes: int, device: torch.device) -> Representation:
-    """Measure what the features of one split tell about another's, by the settings of `evaluation`."""
+    """Measure features of the validation split by those of the training split, with the settings `evaluation`.
+
+    Raises `BigrError` for too few training images; see `selection`.
+    """
     held_out = selection(len(train), section.selection_fraction)
     probe = linear_probe(
         train,
@@ -87,12 +90,10 @@ def represent(section: "Section", train: Features, val: Features, classes: int, 
     return Representation(probe, knn, points, val.labels[: len(points)], statistics)
 
 
-def _figures(found: LayerAccuracies) -> dict[str, float]:
-    best = found.best
-    figures: dict[str, float] = {
-        "best_layer": best,
-        "best_top1": found.top1[best - 1],
-        "best_top5": found.top5[best - 1],
-    }
-    layers = ((1, found.top1), (5, found.top5))
-    return figures | {f"top{k}_layer_{layer:02}": v for k, top in layers for layer, v in enumerate(top, start=1)}
+def _metrics(accuracies: LayerAccuracies) -> dict[str, float]:
+    best = accuracies.best
+    metrics: dict[str, float] = {"best_layer": best}
+    for name, values in (("top1", accuracies.top1), ("top5", accuracies.top5)):
+        metrics[f"best_{name}"] = values[best - 1]
+        metrics |= {f"{name}_layer_{layer:02}": value for layer, value in enumerate(values, start=1)}
+    return metrics

@@ -1,9 +1,9 @@
-"""Makes `import torchvision` possible beside a CPU-only torch; import this module before torch_fidelity.
+"""Makes `import torchvision` work beside a CPU-only torch; import this module before torch_fidelity.
 
 torchvision's wheel is built for CUDA. Beside a CPU-only torch its compiled operators do not load, and its Python code
-then fails on registering an implementation for operators that nobody has declared. Nothing here calls them, so their
-declarations alone are enough. They are made only after the import has failed for that reason: where torchvision works,
-a second declaration would be the error.
+then fails to register implementations of operators that are not declared. Nothing here calls these operators, so that
+declaring them is enough. This is done only after the import has failed: where torchvision works, a second declaration
+is an error.
 """
 
 import torch

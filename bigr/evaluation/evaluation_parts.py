@@ -1,7 +1,7 @@
-"""The parts of the evaluation, each by itself: what one of them runs into does not take the others' metrics with it.
+"""The parts of the evaluation, isolated from each other: an error in one does not lose the metrics of the others.
 
-A part that does not apply (one class leaves nothing to edit to) is left out and said so. One that fails is remembered,
-the others go on, and the stage that ran them fails once everything that was measured is written.
+A part that does not apply (such as editing with one class) is left out with a reason. A failure is recorded, and the
+stage fails with it after all metrics are written.
 """
 
 import logging
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 
 class NotApplicable(Exception):
-    """Raised within a part that there is no sense in measuring here; `str()` is the reason."""
+    """Raised within a part that cannot be measured for this model or data; `str()` is the reason."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a part failed, in one line; trace: the traceback of what is not the user's mistake, else None."""
+    """A failed part. reason: one line; trace: the traceback, None for a `BigrError`."""
 
     reason: str
     trace: str | None
@@ -29,7 +29,7 @@ class Failure:
 
 @dataclass
 class Parts:
-    """How the parts of an evaluation ended, by name; reasons are one line."""
+    """The results of the parts, by name; left_out: part → the reason, in one line."""
 
     measured: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Parts:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Run what stands below as the part `name`. Ctrl-C and the like pass through; no error does."""
+        """Run the block as the part `name`, and record its exception, if any. Ctrl-C and the like are raised."""
         try:
             yield
         except NotApplicable as inapplicable:
@@ -51,28 +51,28 @@ class Parts:
             self.measured.append(name)
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Note and log that `name` is not measured."""
+        """Record and log that `name` is not measured."""
         self.left_out[name] = reason
         log.info("evaluation: %s is left out: %s", name, reason)
 
     def check(self, metrics: str, about: str) -> None:
-        """Raise `BigrError` in one line where a part failed. metrics, about: the files with what is there."""
+        """Raise `BigrError` if a part failed. metrics, about: the files with the metrics and with the reasons."""
         if not self.failed:
             return
         named = "; ".join(f"{name} ({failure.reason})" for name, failure in self.failed.items())
-        raise BigrError(f"evaluation: failed in {named}. All other metrics are in {metrics}; {about} tells more")
+        raise BigrError(f"evaluation: failed in {named}. All other metrics are in {metrics}, details in {about}")
 
     def as_json(self) -> dict[str, object]:
-        """For a file."""
+        """The content of evaluation-parts.json."""
         failed = {name: {"reason": f.reason, "traceback": f.trace} for name, f in self.failed.items()}
         return {"measured": self.measured, "left_out": self.left_out, "failed": failed}
 
     def _fail(self, name: str, failure: Failure) -> None:
         self.failed[name] = failure
-        log.error("evaluation: %s failed, the rest goes on: %s", name, failure.reason)
+        log.error("evaluation: %s failed, the other parts continue: %s", name, failure.reason)
 
 
 def _line(text: str) -> str:
-    """A message in one line, cut where it is long: libraries write whole pages into theirs."""
+    """A message as one line of at most 300 characters."""
     words = " ".join(text.split())
     return words if len(words) <= 300 else f"{words[:299]}…"

@@ -1,7 +1,7 @@
-"""Statistics of a set on disk: files that a user keeps, and the cache of references.
+"""Statistics of image sets on disk: files that a user keeps, and the cache of references.
 
-A file is safetensors: `mu`, `sigma` (float64), `features` and `logits` where they are kept; the header says which
-extractor saw which set, both by hash. The cache is a folder of such files, each named by what it follows from.
+A file is safetensors: `mu`, `sigma` (float64), `features` and `logits` if they are kept. Its header names the extractor
+and the set, both by hash. The cache is a folder of such files, each named by a hash of what the statistics depend on.
 """
 
 import hashlib
@@ -24,26 +24,26 @@ _FORMAT = "bigr-statistics-1"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a file holds. about: of the set: `hash`, `kind`, `formats` and `size`."""
+class StoredStatistics:
+    """The content of a file. about: `hash`, `kind`, `formats` and `size` of the image set."""
 
     statistics: Statistics
     about: dict[str, Any]
 
 
-def check_place(path: Path) -> None:
-    """Raise `BigrError` where no statistics can be kept at `path`, or something else would be lost."""
+def check_writable(path: Path) -> None:
+    """Raise `BigrError` if statistics cannot be written to `path`, or would replace another file."""
     option = f"--save-statistics: {path}"
     if path.suffix != ".safetensors":
         raise BigrError(f"{option} must end in .safetensors")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise BigrError(f"{option} cannot be written: {above} is no folder that one may write to")
-    if path.exists() and not _is_ours(path):
-        raise BigrError(f"{option} holds something else than statistics; name another file")
+        raise BigrError(f"{option} cannot be written: {above} is not a folder with permission to write")
+    if path.exists() and not _holds_statistics(path):
+        raise BigrError(f"{option} exists and does not hold statistics; name another file")
 
 
-def _is_ours(path: Path) -> bool:
+def _holds_statistics(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("format") == _FORMAT
@@ -51,8 +51,8 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def write(path: Path, statistics: Statistics, about: Mapping[str, Any], *, features: bool = True) -> None:
-    """Write statistics atomically. Without `features` the file is small, and allows a Fréchet distance alone."""
+def write_statistics(path: Path, statistics: Statistics, about: Mapping[str, Any], *, features: bool = True) -> None:
+    """Write statistics atomically. Without `features`, mean and covariance alone: a small file, for FID."""
     tensors = {"mu": torch.from_numpy(statistics.mu), "sigma": torch.from_numpy(statistics.sigma)}
     if features and statistics.features is not None:
         tensors["features"] = statistics.features
@@ -67,33 +67,26 @@ def write(path: Path, statistics: Statistics, about: Mapping[str, Any], *, featu
     write_tensors(path, tensors, {"format": _FORMAT, "about": json.dumps(header, sort_keys=True)})
 
 
-def read(path: Path) -> Kept:
-    """Read statistics. Raises `BigrError` where the file is something else, or damaged."""
+def read_statistics(path: Path) -> StoredStatistics:
+    """Read statistics. Raises `BigrError` for another or a damaged file."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise BigrError(f"{path} holds no statistics; `bigr evaluate --save-statistics` writes such files")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        about = json.loads(metadata["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        header = json.loads(metadata["about"])
         mu, sigma = tensors["mu"].numpy(), tensors["sigma"].numpy()
         if sigma.shape != (len(mu), len(mu)):
             raise ValueError(f"mu {list(mu.shape)}, sigma {list(sigma.shape)}")
-        statistics = Statistics(
-            about["extractor"],
-            about["extractor_hash"],
-            about["count"],
-            mu,
-            sigma,
-            tensors.get("features"),
-            tensors.get("logits"),
-        )
-        return Kept(statistics, {key: about["set"][key] for key in ("hash", "kind", "formats", "size")})
+        extractor = header["extractor"], header["extractor_hash"], header["count"]
+        statistics = Statistics(*extractor, mu, sigma, tensors.get("features"), tensors.get("logits"))
+        return StoredStatistics(statistics, {key: header["set"][key] for key in ("hash", "kind", "formats", "size")})
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BigrError(f"{path} cannot be read as statistics: {error}") from None
 
 
-def place(folder: Path, content: str, extractor: Extractor) -> Path:
-    """Where the cache in `folder` has a set of this content as this extractor sees it, if it has it."""
-    follows = [_FORMAT, content, extractor.name, extractor.hash, extractor.layer, extractor.device.type]
-    return folder / f"{hashlib.sha256(json.dumps(follows).encode()).hexdigest()}.safetensors"
+def cache_file(folder: Path, content: str, extractor: Extractor) -> Path:
+    """The file in the cache `folder` of this extractor's statistics of a set with the hash `content`."""
+    key = [_FORMAT, content, extractor.name, extractor.hash, extractor.layer, extractor.device.type]
+    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
