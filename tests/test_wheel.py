@@ -16,7 +16,8 @@ from bigr.runtime.errors import BigrError
 
 ROOT = Path(__file__).parents[1]
 MODEL = """
-import sys
+import pkgutil, sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
@@ -25,10 +26,13 @@ import bigr
 from bigr.interop.folders import save
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig
-import bigr.training.adversarial, bigr.training.autoencoding, bigr.training.loop, bigr.training.masked
 from bigr.training.optimiser import EMA, adamw
 
 assert Path(bigr.__file__).is_relative_to(sys.prefix), bigr.__file__
+for package in ("config", "models", "sampling", "imaging", "interop", "training"):
+    for module in pkgutil.walk_packages(import_module(f"bigr.{package}").__path__, f"bigr.{package}."):
+        import_module(module.name)
+
 torch.manual_seed(0)
 tokenizer = Tokenizer(TokenizerConfig(8, 6, 32, 32, (1, 2), 1, (4,)))
 network = BiGR(BiGRConfig(6, 4, 3, 32, 2, 2, 32, 1, ffn_multiple_of=32, diffusion_steps=16))
