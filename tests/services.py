@@ -129,22 +129,22 @@ class Services:
         """Make the deployment that of `project`."""
         subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.of(project), check=True)
 
-    def start(self, *options: str, project: Path | None = None, **parameters: Any) -> tuple[str, str]:
+    def start(self, *options: str, **parameters: Any) -> tuple[str, str]:
         """The flow run's id, and all that `prefect deployment run bigr/full` says."""
         words = ["prefect", "deployment", "run", "bigr/full", *options, "--params", json.dumps(parameters)]
-        folder = project or self.project
-        done = subprocess.run(words, cwd=folder, env=self.of(folder), capture_output=True, text=True, timeout=400)
+        done = subprocess.run(words, cwd=self.project, env=self.terminal, capture_output=True, text=True, timeout=400)
         said = done.stdout + done.stderr
         found = re.search(r"UUID: (\S+)", said)
         assert found, said
         return found[1], said
 
-    def watch(self, project: Path | None = None, **parameters: Any) -> dict[str, Any]:
+    def watch(self, **parameters: Any) -> dict[str, Any]:
         """Run the deployment to its end; the flow run as the server knows it."""
-        run_id, said = self.start("--watch", project=project, **parameters)
-        run = self.run(run_id)
-        assert f"'{run['state_name']}'" in said, said
-        return run
+        deployment = self.api("/deployments/name/bigr/full")
+        asked = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+        run_id = self.api(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"]
+        self.wait_for(lambda: self.run(run_id)["state_type"] in ENDED)
+        return self.run(run_id)
 
     def run(self, run_id: str) -> dict[str, Any]:
         """The flow run as the server knows it."""

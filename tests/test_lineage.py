@@ -12,9 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from ruamel.yaml import YAML
 
 from bigr.pipeline.lineage import chain
@@ -380,20 +378,10 @@ def test_a_revision_without_a_lock_and_an_ambiguous_hash_are_one_line(project: P
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole pipeline on 72 pictures of a user's, committed; then the samples again with more guidance."""
-    folder = tmp_path_factory.mktemp("real")
-    project = scratch.make(folder, real=True)
-    draws = np.random.default_rng(0)
-    for number in range(72):
-        path = project / "pictures" / ("val" if number < 24 else "train") / f"class {number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    tiny.apply(project / "params.yaml", tiny.OVERRIDES | {"shards.source": "pictures"})
-    with (project / ".gitignore").open("a") as file:
-        file.write("/pictures/\n")
-    scratch.run(project, "git", "commit", "-q", "-a", "-m", "My own pictures")
-    scratch.run(project, "dvc", "repro", "samples")
+    folder = tmp_path_factory.mktemp("real") / "copy"
+    project = scratch.copy(trained, folder, records=True)
     scratch.run(project, "git", "add", "dvc.lock")
     scratch.run(project, "git", "commit", "-q", "-m", "The first samples")
     shutil.copy(project / "outputs/samples.npz", folder / "first.npz")

@@ -1,7 +1,7 @@
 """Scheduled retraining, shown for real: Prefect's server, worker and schedule; the whole pipeline on a user's images.
 
 Three runs that the schedule starts: the first trains and has its model made champion; images are added, and the second
-trains on them and lets its model compete; the third finds nothing to do.
+trains on them and lets its model compete; the third finds nothing to do. Then a run with a setting of its own.
 """
 
 import shutil
@@ -80,9 +80,17 @@ def fire(services: Services, *tasks: str) -> Seen:
     )
 
 
+@dataclass(frozen=True)
+class Story:
+    """What was seen after each of the three runs, and the services, which still run."""
+
+    services: Services
+    seen: list[Seen]
+
+
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Seen]]:
-    """What was seen after each of the three runs."""
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The three runs."""
     folder = tmp_path_factory.mktemp("retraining")
     project = copy_of_this_project(folder / "project")
     params, pictures = project / "params.yaml", project / "pictures"
@@ -102,7 +110,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Seen]]:
         set_limit(params, UNREACHABLE)
         second = fire(services, *stages)
         third = fire(services, *NAMES)
-        yield [first, second, third]
+        yield Story(services, [first, second, third])
 
 
 def images(seen: Seen) -> int:
@@ -111,8 +119,8 @@ def images(seen: Seen) -> int:
     return int(source["nfiles"])
 
 
-def test_the_first_scheduled_run_trains_and_its_model_becomes_champion(story: list[Seen]) -> None:
-    first = story[0]
+def test_the_first_scheduled_run_trains_and_its_model_becomes_champion(story: Story) -> None:
+    first = story.seen[0]
     assert first.run["state_type"] == "COMPLETED" and first.run["auto_scheduled"], first.run["state"]
     assert first.message.startswith("8 stages ran, 0 cached; version 1 is the champion now: ")
     assert first.tasks == {**dict.fromkeys(NAMES, "Ran"), "promote": "Promoted"}
@@ -120,8 +128,8 @@ def test_the_first_scheduled_run_trains_and_its_model_becomes_champion(story: li
     assert images(first) == FIRST
 
 
-def test_added_images_are_picked_up_and_what_depends_on_them_runs_again(story: list[Seen]) -> None:
-    first, second, _ = story
+def test_added_images_are_picked_up_and_what_depends_on_them_runs_again(story: Story) -> None:
+    first, second, _ = story.seen
     assert images(second) == FIRST + ADDED
     assert second.run["state_type"] == "COMPLETED" and second.message.startswith("7 stages ran, 1 cached; ")
     ran = dict.fromkeys(NAMES, "Ran") | {"digits": "Cached"}
@@ -132,8 +140,8 @@ def test_added_images_are_picked_up_and_what_depends_on_them_runs_again(story: l
     assert same == ["digits"]
 
 
-def test_the_challenger_is_compared_and_the_run_says_what_was_decided(story: list[Seen]) -> None:
-    second = story[1]
+def test_the_challenger_is_compared_and_the_run_says_what_was_decided(story: Story) -> None:
+    second = story.seen[1]
     assert sorted(second.versions) == [1, 2] and second.aliases == {"champion": 1, "challenger": 2}
     (shards,) = second.lock["shards"]["outs"]
     assert [second.versions[number]["dvc.data/shards"] == shards["md5"] for number in (1, 2)] == [False, True]
@@ -144,10 +152,27 @@ def test_the_challenger_is_compared_and_the_run_says_what_was_decided(story: lis
     assert second.versions[2]["bigr.gate"].startswith(decided)
 
 
-def test_with_no_change_a_scheduled_run_is_up_to_date_and_starts_no_stage(story: list[Seen]) -> None:
-    _, second, third = story
+def test_with_no_change_a_scheduled_run_is_up_to_date_and_starts_no_stage(story: Story) -> None:
+    _, second, third = story.seen
     assert third.run["state_type"] == "COMPLETED"
     assert third.message == "up to date: 0 stages ran, 8 cached"
     assert third.tasks == dict.fromkeys(NAMES, "Cached")  # and no task for the gate
     assert sum("| cached | 0.0 s |" in row for row in rows(third.page)) == 8
     assert (third.versions, third.aliases, third.lock) == (second.versions, second.aliases, second.lock)
+
+
+def test_a_run_with_a_setting_of_its_own_competes_when_asked_and_becomes_an_experiment(story: Story) -> None:
+    services, project = story.services, story.services.project
+    params, status = (project / "params.yaml").read_bytes(), mini_project.run(project, "git", "status", "--porcelain")
+    run = services.watch(settings={"samples.guidance_scale": 2.0}, promote=True)
+    assert run["state_name"] == "Completed", run["state"]
+    decided = (
+        "2 stages ran, 6 cached; version 3 is not promoted, version 1 stays the champion: samples.label_agreement is "
+    )
+    assert run["state"]["message"].startswith(decided)
+    page = services.page(run)
+    assert "## Promotion" in page and "| samples.guidance_scale | **2.0** |" in page
+    assert "label_agreement" in page and "](data:image/png;base64,iVBOR" in page and "/#/experiments/" in page
+    assert f"\n{run['name']}," in mini_project.run(project, "dvc", "exp", "show", "--csv")
+    assert (project / "params.yaml").read_bytes() == params
+    assert mini_project.run(project, "git", "status", "--porcelain") == status

@@ -22,8 +22,8 @@ from bigr.runtime.errors import EXIT_USER_ERROR
 from flows import credentials
 from flows.execution import RETRY
 from flows.whereabouts import LABEL
-from tests import mini_project, tiny
-from tests.services import ENDED, Services, copy_of_this_project, rows, started
+from tests import mini_project
+from tests.services import ENDED, Services, rows, started
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -88,7 +88,9 @@ def test_only_the_user_can_read_the_passwords_whatever_the_umask(services: Servi
 
 
 def test_the_deployment_completes_and_its_page_tells_all(services: Services) -> None:
-    run = services.watch()
+    run_id, said = services.start("--watch")
+    run = services.run(run_id)
+    assert f"'{run['state_name']}'" in said
     assert run["state_type"] == "COMPLETED" and run["state"]["message"] == "4 stages ran, 0 cached"
     tasks = services.tasks(run, *mini_project.STAGES)
     assert {name: task["state_name"] for name, task in tasks.items()} == dict.fromkeys(mini_project.STAGES, "Ran")
@@ -332,21 +334,6 @@ def test_a_port_that_is_taken_or_none_is_said_in_one_line(services: Services, tm
         done = start(services.project, "flows.services", "prefect", **services.terminal | {"PREFECT_PORT": port})
         assert done.returncode == EXIT_USER_ERROR
         assert what in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_the_real_pipeline_runs_through_the_deployment(services: Services, tmp_path: Path) -> None:
-    project = copy_of_this_project(tmp_path / "bigr")
-    services.deploy(project)
-    run = services.watch(project=project, settings=tiny.OVERRIDES, promote=True)
-    assert run["state_name"] == "Completed", run["state"]
-    decided = "8 stages ran, 0 cached; version 1 is not promoted, there is no champion: samples.label_agreement is "
-    assert run["state"]["message"].startswith(decided)
-    assert "## Promotion" in services.page(run)
-    page = services.page(run)
-    assert "label_agreement" in page and "](data:image/png;base64,iVBOR" in page and "/#/experiments/" in page
-    shown = mini_project.run(project, "dvc", "exp", "show", "--csv")
-    assert f"\n{run['name']}," in shown
-    assert mini_project.run(project, "git", "status", "--porcelain") == ""
 
 
 def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(services: Services) -> None:
