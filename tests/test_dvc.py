@@ -10,6 +10,7 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 
 from bigr import config
+from bigr.config import recipes
 from bigr.pipeline import closure, dvcfile, stage_table
 from bigr.pipeline.stage_table import NAMES
 from bigr.runtime.errors import BigrError
@@ -36,9 +37,10 @@ def test_deps_name_exactly_the_code_that_each_stage_imports() -> None:
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *ROOT.glob("recipes/*.yaml")], ids=lambda path: path.stem)
 def test_an_experiment_changes_only_its_own_lines_of_the_settings(path: Path, tmp_path: Path) -> None:
     params = tmp_path / "params.yaml"
-    shutil.copy(path, params)
+    params.write_text(recipes.composed(path))
+    before = params.read_text().splitlines()
     apply_overrides(params, ["samples.count=77", "tokenizer.betas=[0.75, 0.875]"])
-    before, after = path.read_text().splitlines(), params.read_text().splitlines()
+    after = params.read_text().splitlines()
     changed = [new.split(" #")[0] for old, new in zip(before, after, strict=True) if old != new]
     assert changed == ["  - 0.75", "  - 0.875", "  count: 77"]
 

@@ -1,15 +1,22 @@
-"""recipes/: each is a whole params.yaml, of the published sizes, with the paper's settings."""
+"""recipes/: what differs from params.yaml for the published sizes, with the paper's settings."""
 
 import functools
+import itertools
 import math
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from bigr import config
+from bigr.cli import program
+from bigr.config import recipes
+from bigr.config.reading import parse
 from bigr.models.autoencoder.tokenizer import TokenizerConfig
 from bigr.models.masked.generator import BiGRConfig
 from bigr.models.presets import PRESETS, TOKENIZERS
@@ -74,8 +81,105 @@ def test_a_recipe_passes_the_check_once_the_files_that_it_names_are_there(name: 
 
 
 @every_recipe
-def test_a_recipe_has_the_keys_of_params_yaml_in_their_order(name: str) -> None:
-    assert keys(config.read(FOLDER / name)) == keys(config.read(ROOT / "params.yaml"))
+def test_a_recipe_names_only_what_differs_from_the_file_that_it_extends(name: str) -> None:
+    recipe = parse(FOLDER / name)
+    base = config.read(FOLDER / recipe.pop("extends"))
+    comments = {match[1] for match in re.finditer(r"^  (\w+):.* # ", (FOLDER / name).read_text(), re.MULTILINE)}
+    for section, values in recipe.items():
+        assert values != base[section]
+        if section not in ("targets", "promotion"):
+            assert not {key for key in values if values[key] == base[section][key] and key not in comments}
+
+
+@every_recipe
+def test_a_recipe_is_written_with_every_setting_in_the_order_of_params_yaml(name: str, tmp_path: Path) -> None:
+    (tmp_path / "written.yaml").write_text(recipes.composed(FOLDER / name))
+    written = parse(tmp_path / "written.yaml")
+    assert keys(written) == keys(config.read(ROOT / "params.yaml"))
+    assert written == config.read(FOLDER / name)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with params.yaml and the recipes, which the process works in."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(FOLDER, tmp_path / "recipes")
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "1"],
+    ):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe(*arguments: str) -> str:
+    """What `bigr recipe …` prints. Raises `BigrError` as the program's `main` sees it."""
+    result = CliRunner().invoke(program.app, ["recipe", *arguments], catch_exceptions=False)
+    return result.output
+
+
+def test_a_recipe_after_another_gives_what_it_gives_on_its_own(project: Path) -> None:
+    params = project / "params.yaml"
+    alone = {name: recipes.composed(FOLDER / name) for name in SHAPES}
+    for before, name in [*itertools.pairwise([*SHAPES, *SHAPES]), *itertools.pairwise(reversed(SHAPES))]:
+        params.write_text(alone[before])
+        recipe(Path(name).stem, "--force")
+        assert params.read_text() == alone[name], (before, name)
+
+
+def test_a_recipe_keeps_settings_that_it_does_not_name_and_their_comments(project: Path) -> None:
+    (project / "own.yaml").write_text("# Mine\n\nextends: params.yaml\n\nsamples:\n  count: 7 # few\n  iterations: 3\n")
+    before = (project / "params.yaml").read_text()
+    recipe("own.yaml")
+    after = (project / "params.yaml").read_text()
+    assert after.startswith("# Mine\n\nseed: 0\n")
+    assert "  count: 7 # few\n" in after and "  iterations: 3 # n, at most the number of tokens\n" in after
+    changed = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert len(changed) == 3
+
+
+def test_changes_of_params_yaml_that_git_does_not_hold_are_not_lost(project: Path) -> None:
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("seed: 0", "seed: 5"))
+    with pytest.raises(BigrError, match=r"params\.yaml has changes that are not in git: .*--force"):
+        recipe("imagenet256-L-d24")
+    assert config.load(params).seed == 5
+    recipe("imagenet256-L-d24", "--force")
+    assert config.load(params).generator.dim == 1024
+
+
+def test_recipes_are_listed_with_what_they_are_for(project: Path) -> None:
+    listed = recipe()
+    assert all(f"{Path(name).stem} " in listed for name in SHAPES)
+    assert "BiGR-XXL with K = 32" in listed
+    with pytest.raises(BigrError, match=r"imagenet256-M: .*imagenet256-L-d24"):
+        recipe("imagenet256-M")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("extends: own.yaml\n", "circle"),
+        ("extends: gone.yaml\n", "gone.yaml: no such file"),
+        ("extends: [params.yaml]\n", "must name one file"),
+        ("extends: params.yaml\nsamples:\n  cuont: 7\n", "samples.cuont"),
+        ("extends: params.yaml\nsamples: {count: 7}\n", "block style"),
+    ],
+)
+def test_a_recipe_that_is_wrong_changes_nothing(project: Path, text: str, fault: str) -> None:
+    (project / "own.yaml").write_text(text)
+    before = (project / "params.yaml").read_text()
+    with pytest.raises(BigrError, match=re.escape(fault)):
+        recipe("own.yaml")
+    assert (project / "params.yaml").read_text() == before
+
+
+def test_params_yaml_extends_nothing_since_dvc_reads_it(project: Path) -> None:
+    (project / "params.yaml").write_text("extends: recipes/imagenet256-L-d24.yaml\n")
+    with pytest.raises(BigrError, match=r"params\.yaml: extends: .*bigr recipe"):
+        config.load(project / "params.yaml")
 
 
 @every_recipe
@@ -117,7 +221,7 @@ def test_a_recipe_trains_the_tokenizer_by_the_papers_loss(name: str) -> None:
 
 @every_recipe
 def test_what_a_recipe_says_of_the_disk_is_what_its_plan_says(name: str, tmp_path: Path) -> None:
-    text, disk = (FOLDER / name).read_text(encoding="utf-8"), image_counts.disk(load(name), tmp_path)
+    text, disk = recipes.composed(FOLDER / name), image_counts.disk(load(name), tmp_path)
     shards, codes = (f"{round(size * (IMAGENET + 50_000) / 2**30)} GiB" for size in (disk.shard, disk.code))
     assert f"# Disk: {shards} of shards and {codes} of codes" in text
     assert re.search(rf"draws: .*{codes}", text)
@@ -142,12 +246,12 @@ def test_what_a_recipe_says_of_a_published_file_is_the_file_of_its_size(name: st
     step = {(24, "256"): 1_000_000, (32, "256"): 950_000, (32, "512"): 720_000}.get((bits, images))
     size = model.split("-")[0]
     files = [f"binaryae_ema_{step}.th", f"bigr_{size}_d{bits}{'_512' if images == '512' else ''}.pt"] if step else []
-    assert re.findall(r"# or the published one: weights/(\S+)", (FOLDER / name).read_text(encoding="utf-8")) == files
+    assert re.findall(r"# or the published one: weights/(\S+)", recipes.composed(FOLDER / name)) == files
 
 
 @every_recipe
 def test_a_recipes_first_lines_say_how_to_use_it(name: str) -> None:
     text = (FOLDER / name).read_text(encoding="utf-8")
-    assert f"#   cp recipes/{name} params.yaml\n#   bigr check && bigr plan" in text
+    assert f"#   bigr recipe {Path(name).stem}\n#   bigr check && bigr plan" in text
     assert f"K = {SHAPES[name][2]}" in text.splitlines()[0]
     assert all(len(line) <= 120 for line in text.splitlines())

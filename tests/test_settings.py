@@ -242,8 +242,8 @@ def test_settings_cannot_be_changed_and_have_no_defaults() -> None:
     [
         ("seed: [1\nrun: 2\n", "params.yaml: line 2, column "),
         ("a: 1\na: 2\n", "params.yaml: line 2, column 1: not valid YAML: "),
-        ("- 1\n", "params.yaml: holds [1]; a mapping of sections is expected"),
-        ("", "params.yaml: holds null; a mapping of sections is expected"),
+        ("- 1\n", "params.yaml: must hold a mapping of sections, got [1]"),
+        ("", "params.yaml: must hold a mapping of sections, got null"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_one_line_with_the_place(tmp_path: Path, text: str, line: str) -> None:

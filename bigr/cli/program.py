@@ -24,6 +24,7 @@ from bigr.cli import (
     plan_command,
     probe_command,
     promote_command,
+    recipe_command,
     serve_command,
     weights_command,
 )
@@ -106,6 +107,7 @@ def schema() -> None:
 
 
 weights_command.register(app)
+recipe_command.register(app)
 plan_command.register(app)
 evaluate_command.register(app)
 metrics_command.register(app)

@@ -1,20 +1,16 @@
-"""Settings: the only reader of params.yaml.
+"""The settings: a class for each section of params.yaml, and what one section's settings allow.
 
-Every value stands in params.yaml and nowhere else: no field here has a default, so nothing in this file can change a
-result (stages therefore import it for its types alone). Whatever does not fit is one line that names the key, what it
-was, and what is allowed.
+No field has a default: every value stands in params.yaml. What settings of several sections allow is in rules.py.
 """
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from bigr.runtime.errors import BigrError
-from bigr.runtime.explain import InvalidSetting, explain_all, show, some
+from bigr.config.rules import RULES
+from bigr.runtime.explain import InvalidSetting, some
 from bigr.runtime.figures import FIGURES
 
 EMBEDDED = "data/digits"
@@ -376,116 +372,6 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
-        f, size = self.tokenizer.downsampling, self.shards.image_size
-        if size % f:
-            raise InvalidSetting(
-                "shards.image_size",
-                f"a multiple of {f}, the factor of tokenizer.channel_multipliers ({f} = 2^(levels − 1))",
-            )
-        if self.tokenizer.trains and self.grid == 1:
-            self._has_two_numbers_a_group()
-        for term, least in (("perceptual_weight", 16), ("gan_weight", 24)):  # VGG-16's poolings; the patches
-            if self.tokenizer.trains and getattr(self.tokenizer, term) > 0 and size < least:
-                raise InvalidSetting("shards.image_size", f"{least} or more where tokenizer.{term} is > 0")
-        resolutions = [size >> level for level in range(len(self.tokenizer.channel_multipliers))]
-        for resolution in self.tokenizer.attention_resolutions:
-            if resolution not in resolutions:
-                raise InvalidSetting(
-                    "tokenizer.attention_resolutions",
-                    f"resolutions that the encoder passes through: {', '.join(map(str, resolutions))}",
-                )
-        if self.shards.embedded:
-            why = f"where shards.source is {EMBEDDED}: a mirrored digit is no digit"
-            if self.tokenizer.trains and self.tokenizer.horizontal_flip:
-                raise InvalidSetting("tokenizer.horizontal_flip", f"false {why}")
-            if "flip" in self.codes.views:
-                raise InvalidSetting("codes.views", f"[identity] {why}")
-        if self.codes.draws and self.tokenizer.quantizer == "lfq":
-            raise InvalidSetting(
-                "codes.draws", "0 where tokenizer.quantizer is lfq: its bits are signs, nothing is drawn"
-            )
-        tokens = self.grid**2
-        if self.samples.iterations > tokens:
-            raise InvalidSetting(
-                "samples.iterations", f"at most {tokens}, the number of tokens ({self.grid}×{self.grid})"
-            )
-        transcoder = self.transcoder if self.transcoder.start == "scratch" else self.generator
-        section = "transcoder" if self.transcoder.start == "scratch" else "generator"
-        if transcoder.target != "direct" and not 2 <= self.samples.diffusion_steps <= transcoder.diffusion_steps:
-            raise InvalidSetting(
-                "samples.diffusion_steps",
-                f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps",
-            )
-        if self.samples.guidance_scale != 1.0:
-            if not self.generator.use_labels:
-                raise InvalidSetting(
-                    "samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides"
-                )
-            if self.generator.label_dropout == 0 and (self.generator.trains or self.transcoder.trains):
-                raise InvalidSetting(
-                    "generator.label_dropout",
-                    "above 0 where samples.guidance_scale is not 1.0: guidance compares with the model without a label",
-                )
-        for name in ("tokenizer", "generator", "transcoder"):
-            if (section := getattr(self, name)).trains and section.batch_size % self.run.processes:
-                raise InvalidSetting(f"{name}.batch_size", f"a multiple of run.processes = {self.run.processes}")
-        measured = {
-            "samples.count": self.samples.count,
-            "evaluation.reference_images": self.evaluation.reference_images,
-        }
-        if self.shards.embedded:
-            measured["digits.val_count"] = self.digits.val_count
-        for key, images in measured.items():
-            if images <= (neighbours := self.evaluation.precision_recall_neighbours):
-                raise InvalidSetting(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
-        for name in (f"{part}.{name}" for part, names in self.targets.items() for name in names):
-            if name not in FIGURES:
-                raise InvalidSetting(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
+        for rule in RULES:
+            rule(self)
         return self
-
-    def _has_two_numbers_a_group(self) -> None:
-        """Of a single token GroupNorm sees a number a channel: with a channel a group it makes zeros of all images."""
-        section, groups = self.tokenizer, 32
-        before = [1, *section.channel_multipliers][-2]  # of the level before, where its last block begins
-        widths = {"base_channels": section.base_channels * min(before, section.channel_multipliers[-1])}
-        if section.norm_first:
-            widths["embed_dim"] = section.embed_dim
-        for name, width in widths.items():
-            if width <= groups:
-                raise InvalidSetting(
-                    f"tokenizer.{name}",
-                    f"more, for {2 * groups} channels where an image is a single token (GroupNorm has {groups} groups)",
-                )
-
-
-def load(path: Path) -> Settings:
-    """Read and validate a params.yaml. Raises `BigrError` with one line per invalid setting, each naming its key."""
-    return validate(read(path), path.name)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping (YAML 1.2, as DVC reads it). Raises `BigrError` where there is none."""
-    try:
-        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BigrError(f"{path}: no such file; run in the project's folder, or name another") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BigrError(f"{path}: cannot be read: {error}") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise BigrError(f"{path.name}:{where} not valid YAML: {error.problem}") from None
-    except YAMLError as error:
-        raise BigrError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise BigrError(f"{path.name}: holds {show(value)}; a mapping of sections is expected")
-    return value
-
-
-def validate(values: dict[str, Any], name: str = "params.yaml") -> Settings:
-    """Settings from plain values. Raises `BigrError`; `name` is the file to name in the message."""
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        lines = explain_all(error.errors(include_url=False), values, Settings)
-        raise BigrError("\n".join(f"{name}: {line}" for line in lines)) from None

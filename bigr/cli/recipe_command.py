@@ -1,0 +1,59 @@
+"""`bigr recipe`: params.yaml as a recipe has it."""
+
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PARAMS = Path("params.yaml")
+RECIPES = Path("recipes")
+
+
+def recipe(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A recipe, or a file with one.", show_default=False)
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also write over changes of params.yaml that are not in git.")
+    ] = False,
+) -> None:
+    """Write every setting of a recipe to params.yaml; without a name, list the recipes.
+
+    Settings that the recipe does not name stay as they are in params.yaml.
+    """
+    from bigr.config.recipes import composed, names
+    from bigr.runtime.errors import BigrError
+    from bigr.runtime.files import write_bytes
+
+    known = names(RECIPES)
+    if name is None:
+        width = max(map(len, known), default=0)
+        for each, purpose in known.items():
+            typer.echo(f"{each:<{width}}  {purpose}")
+        return
+    path = RECIPES / f"{name}.yaml" if name in known else Path(name)
+    if not path.is_file():
+        raise BigrError(f"{name}: is no recipe; the recipes are {', '.join(known) or 'none'}, or name a file")
+    text = composed(path)
+    if not force and _changed():
+        raise BigrError(
+            f"{PARAMS} has changes that are not in git: commit them, undo them with `git restore {PARAMS}`, or lose "
+            "them with --force"
+        )
+    write_bytes(PARAMS, text.encode())
+    typer.echo(f"{PARAMS} holds the settings of {path}; `git diff {PARAMS}` shows what changed")
+
+
+def _changed() -> bool:
+    """Whether git knows params.yaml with other contents. Not where there is no git, or no repository."""
+    try:
+        found = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", PARAMS], capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return found.returncode == 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(recipe)
