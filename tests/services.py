@@ -129,20 +129,24 @@ class Services:
         """Make the deployment that of `project`."""
         subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.of(project), check=True)
 
-    def start(self, *options: str, **parameters: Any) -> tuple[str, str]:
-        """The flow run's id, and all that `prefect deployment run bigr/full` says."""
-        words = ["prefect", "deployment", "run", "bigr/full", *options, "--params", json.dumps(parameters)]
+    def command(self, **parameters: Any) -> tuple[str, str]:
+        """Run the deployment to its end as README says: the flow run's id, and all that the command says."""
+        words = ["prefect", "deployment", "run", "bigr/full", "--watch", "--params", json.dumps(parameters)]
         done = subprocess.run(words, cwd=self.project, env=self.terminal, capture_output=True, text=True, timeout=400)
         said = done.stdout + done.stderr
         found = re.search(r"UUID: (\S+)", said)
         assert found, said
         return found[1], said
 
-    def watch(self, **parameters: Any) -> dict[str, Any]:
-        """Run the deployment to its end; the flow run as the server knows it."""
+    def start(self, **parameters: Any) -> str:
+        """Start a run of the deployment: its id. It asks the server as the command does, without loading Prefect."""
         deployment = self.api("/deployments/name/bigr/full")
         asked = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
-        run_id = self.api(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"]
+        return str(self.api(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"])
+
+    def watch(self, **parameters: Any) -> dict[str, Any]:
+        """Run the deployment to its end; the flow run as the server knows it."""
+        run_id = self.start(**parameters)
         self.wait_for(lambda: self.run(run_id)["state_type"] in ENDED)
         return self.run(run_id)
 

@@ -88,7 +88,7 @@ def test_only_the_user_can_read_the_passwords_whatever_the_umask(services: Servi
 
 
 def test_the_deployment_completes_and_its_page_tells_all(services: Services) -> None:
-    run_id, said = services.start("--watch")
+    run_id, said = services.command()
     run = services.run(run_id)
     assert f"'{run['state_name']}'" in said
     assert run["state_type"] == "COMPLETED" and run["state"]["message"] == "4 stages ran, 0 cached"
@@ -144,7 +144,7 @@ def test_a_bad_setting_fails_the_run_at_once_with_its_own_message(services: Serv
 
 
 def test_an_unknown_setting_fails_before_anything_runs(services: Services) -> None:
-    run_id, said = services.start("--watch", settings={"generator.stepz": 3})
+    run_id, said = services.command(settings={"generator.stepz": 3})
     sentence = "settings: generator.stepz is not a setting; did you mean generator.steps?"
     assert services.run(run_id)["state"]["message"] == sentence
     assert sentence in " ".join(said.split()) and "Traceback" not in said
@@ -163,7 +163,7 @@ def test_a_run_that_is_killed_leaves_the_project_alone_and_continues_when_retrie
     params = (services.project / "params.yaml").read_bytes()
     status = mini_project.run(services.project, "git", "status", "--porcelain")
     services.hold.touch()
-    run_id, _ = services.start(settings={"shards.images_per_shard": 7})
+    run_id = services.start(settings={"shards.images_per_shard": 7})
     stage = mini_project.holder(services.hold.with_suffix(".pid"))
     guard = next(process for process in stage.parents() if "guard.py" in " ".join(process.cmdline()))
     engine = guard.parent()
@@ -192,7 +192,7 @@ def test_a_run_that_is_cancelled_ends_its_stage_and_a_later_one_continues(servic
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
-    run_id, _ = services.start(stages=["digits", "shards"], force=True)
+    run_id = services.start(stages=["digits", "shards"], force=True)
     stage = mini_project.holder(pid)
     mine = [stage, *stage.parents()[:2]]  # DVC, and a shell or the guard
     mini_project.run(services.project, "prefect", "flow-run", "cancel", run_id, **services.environment)
@@ -341,7 +341,7 @@ def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(serv
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
-    run_id, _ = services.start(stages=["digits", "shards"], force=True)
+    run_id = services.start(stages=["digits", "shards"], force=True)
     mini_project.holder(pid)
     said = [" ".join(process.cmdline()) for process in services.processes()]
     assert all(any(words in line for line in said) for words in ("prefect server", "prefect worker", "step.py"))

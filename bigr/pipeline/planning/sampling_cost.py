@@ -7,6 +7,7 @@ twice where guidance compares with the unconditional model. A test holds the cou
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
@@ -137,6 +138,7 @@ def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> floa
     return images * sum(drawn) + len(drawings) * decoded * decoder
 
 
+@lru_cache(maxsize=1)  # asked for by every drawing of the evaluation
 def backbone_flops(model: BiGR) -> int:
     """The backbone's forward pass over one image under one label."""
     tokens = model.config.grid**2
