@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,6 @@ from typing import Any
 import psutil
 
 from flows import credentials, guard
-from tests import mini_project
 
 PATIENCE_S = 300
 ENDED = ("COMPLETED", "FAILED", "CRASHED")
@@ -203,20 +201,6 @@ def started(folder: Path, project: Path) -> Iterator[Services]:
     finally:
         for process in services.stop():
             process.kill()
-
-
-def copy_of_this_project(folder: Path) -> Path:
-    """The repository's files as they are, without a dvc.lock, as a new git repository with one commit."""
-    files = mini_project.run(
-        mini_project.ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"
-    ).split("\0")
-    for name in filter(None, files):
-        if (mini_project.ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(mini_project.ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    mini_project.commit(folder)
-    return folder
 
 
 def rows(page: str) -> list[str]:
