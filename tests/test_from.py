@@ -498,12 +498,11 @@ def test_two_processes_take_a_model_over_as_one_does(tmp_path: Path, world: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_project_samples_the_models_of_another_to_the_byte_and_once(tmp_path: Path) -> None:
-    first, second = (scratch.make(tmp_path / name, real=True) for name in ("first", "second"))
-    for project in (first, second):
-        tiny.apply(project / "params.yaml", tiny.OVERRIDES | {"transcoder.steps": 0})
-        scratch.run(project, "git", "commit", "-q", "-a", "-m", "tiny")
+def test_a_project_samples_the_models_of_another_to_the_byte_and_once(trained: Path, tmp_path: Path) -> None:
+    first = scratch.copy(trained, tmp_path / "first")
+    tiny.apply(first / "params.yaml", {"transcoder.steps": 0})
     scratch.run(first, "dvc", "repro", "samples")
+    second = scratch.make_tiny(tmp_path / "second", transcoder__steps=0)
     shutil.copytree(first / "models/tokenizer", second / TOKENIZER)
     lines = [f"tokenizer.from={TOKENIZER}", f"generator.from={first / 'models/generator'}"]
     said = scratch.run(second, "dvc", "exp", "run", "-S", lines[0], "-S", lines[1])
