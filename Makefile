@@ -4,8 +4,8 @@
 VENV := .venv
 STAMP := $(VENV)/.installed
 HALF := $(VENV)/.installing
-PYTHON ?= $(shell for p in python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 
 # Ports of `make ui` and `make services`; both listen on loopback only.
 MLFLOW_PORT ?= 5000
@@ -32,7 +32,7 @@ install: $(STAMP) ## create .venv and install the pinned dependencies
 
 # A killed installation leaves $(HALF), and the next call starts again: pip does not detect a half-written package.
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed and was not found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and was not found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@if [ -e $(HALF) ] || [ ! -x $(VENV)/bin/pip ]; then $(PYTHON) -m venv --clear $(VENV); fi
 	@touch $(HALF)
 	python -m pip install --quiet -c requirements.lock "$$(grep '^torch==' requirements.lock)"

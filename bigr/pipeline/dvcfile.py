@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from bigr.config import read
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.paths import is_code
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+require("pipeline", "reading dvc.yaml")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ compares with the unconditional model. A test compares the count with a real sam
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -137,6 +138,7 @@ def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> floa
     return images * sum(drawn) + len(drawings) * decoded * decoder
 
 
+@lru_cache(maxsize=1)  # asked for by every drawing of the evaluation
 def backbone_flops(model: BiGR) -> int:
     """The backbone's forward pass over one image under one label."""
     tokens = model.config.grid**2
