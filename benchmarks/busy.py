@@ -1,19 +1,21 @@
 """How much a busy process beside it slows this one down, by how OpenMP's threads wait for each other.
 
-    python benchmarks/busy.py [params.yaml]
+    python -m benchmarks busy [params.yaml]
 
-Runs benchmarks/speed.py alone and beside a process that computes without end. `spin`:
+Runs `python -m benchmarks steps` alone and beside a process that computes without end. `spin`:
 OMP_WAIT_POLICY=ACTIVE; `sleep`: PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets one
 of these variables; `one`: one thread.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from bigr.cli.program import WAITING
 
@@ -23,7 +25,6 @@ WAYS = {
     "bigr": WAITING,
     "one": {"OMP_NUM_THREADS": "1"},
 }
-SPEED = Path(__file__).with_name("speed.py")
 
 
 @contextmanager
@@ -38,15 +39,13 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("params", nargs="?", default="params.yaml", help="the settings")
-    params = parser.parse_args().params
+def main(params: Annotated[Path, typer.Argument(help="The settings.")] = Path("params.yaml")) -> None:
+    """Measure."""
     for busy in (0, 1):
         for name, way in WAYS.items():
             with busy_processes(busy):
                 done = subprocess.run(
-                    [sys.executable, SPEED, params],
+                    [sys.executable, "-m", "benchmarks", "steps", str(params)],
                     env={key: value for key, value in os.environ.items() if key not in WAITING} | way,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -55,7 +54,3 @@ def main() -> None:
                 sys.exit(done.returncode)
             for line in done.stdout.splitlines():
                 print(f"{'beside one busy process' if busy else 'alone':24} {name:6} {line}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

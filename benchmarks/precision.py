@@ -1,12 +1,11 @@
 """From which width on bfloat16 pays on this machine: one training step in float32 against one in bfloat16.
 
-    python benchmarks/precision.py
+    python -m benchmarks precision
 
 Prints, for small backbones and small tokenizers of several widths, the median milliseconds of both and their ratio,
-measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/runtime/device.py stands for.
+measured in turns within one run. The result is what `CPU_BFLOAT16_WIDTH` in bigr/runtime/precision.py stands for.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -52,7 +51,7 @@ def seconds(loss: Callable[[], Tensor], bfloat16: bool) -> float:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    """Measure."""
     networks = [("backbone", width, backbone_loss(width)) for width in WIDTHS]
     networks += [("tokenizer", *tokenizer_loss(multiplier)) for multiplier in MULTIPLIERS]
     print(f"{'':<10} {'width':>6} {'float32 ms':>12} {'bfloat16 ms':>12} {'ratio':>7}")
@@ -65,7 +64,3 @@ def main() -> None:
                     times[bfloat16].append(1e3 * taken)
         plain, half = (statistics.median(times[kind]) for kind in (False, True))
         print(f"{name:<10} {width:>6} {plain:>12.1f} {half:>12.1f} {plain / half:>7.2f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -56,7 +56,9 @@ def _alone(project: Path) -> AbstractContextManager[None]:
     """Make the folder, and hold it: `make ui` and `make services` may be started beside each other."""
     (project / FOLDER).mkdir(mode=0o700, exist_ok=True)
     (project / FOLDER).chmod(0o700)
-    return only_one(project / FOLDER, waiting=lambda: None)
+    lock = project / FOLDER / ".lock"
+    lock.touch(mode=0o600)
+    return only_one(lock, waiting=lambda process: None)
 
 
 def _keep_profile(project: Path, url: str) -> dict[str, str]:

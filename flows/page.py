@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bigr.evaluation.headline import headline
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.masking import masked
-from bigr.tracking.report import flatten
 from bigr.tracking.store import RUN_LIST, RUN_PAGE
 from flows.execution import Outcome
 from flows.gate import Decision

@@ -18,9 +18,11 @@ from prefect.states import Completed, Failed, State
 from prefect.tasks import Task
 
 from bigr import config
-from bigr.pipeline.check import check_files, check_images, check_promotion, images_of
+from bigr.pipeline.check import check_files
 from bigr.pipeline.dvcfile import StageSpec
 from bigr.pipeline.dvcfile import stages as described_stages
+from bigr.pipeline.images_found import check_images, images_of
+from bigr.pipeline.measurable import check_promotion
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
 from flows import gate, workspace

@@ -23,9 +23,9 @@ from typing import Any
 
 from bigr import config
 from bigr.pipeline.study.tables import MINIATURE, POINTS, StudyRun, digest, runs, tables_of
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
 from bigr.runtime.masking import MaskingFormatter, masked
-from bigr.tracking.report import flatten
 from bigr.tracking.store import location
 from bigr.tracking.study_tags import mark, prepare
 from flows import workspace

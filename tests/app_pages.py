@@ -11,17 +11,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests import browser
+from tests import browser, worlds
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
     from bigr.app.gallery import Dataset
+    from bigr.app.tasks import Tasks
     from bigr.imaging.model import ImageModel
 
 PATIENCE = 60_000
 """Milliseconds to wait for anything on the page: a busy machine draws slowly."""
 LAPTOP, PHONE = (1440, 900), (390, 844)
+
+
+def tiny_project(root: Path) -> Path:
+    """`root` with an untrained model of 8×8 pixels and three classes, and a small data set."""
+    worlds.write_models(root)
+    worlds.write_shards(root, size=8, classes=3, images=24)
+    return root
+
+
+def tiny_tasks(project: Path) -> "Tasks":
+    """What the buttons do, over that model."""
+    import bigr
+    from bigr.app.gallery import Dataset
+    from bigr.app.tasks import Tasks
+
+    return Tasks(bigr.load(project, device="cpu"), Dataset(project / "data" / "shards"))
 
 
 def free_port() -> int:

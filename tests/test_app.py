@@ -1,24 +1,13 @@
-"""`bigr app`: every tab in Chromium, what is refused and how that is said, and that nothing leaves loopback."""
+"""What the page's buttons do, without a browser: uploads, tasks, links, and calls that are watched."""
 
-import asyncio
 import base64
-import http.client
 import inspect
 import io
-import json
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import uuid
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +17,20 @@ import torch
 from PIL import Image
 
 import bigr
-from bigr.app import bounds, guard, panel, running
-from bigr.app import server as serving
+from bigr.app import bounds, panel
 from bigr.app.gallery import Dataset
 from bigr.app.links import Link
 from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
-from bigr.imaging.drawing import Frame
+from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
 from bigr.runtime.errors import BigrError
-from tests import app_pages, browser, worlds
+from tests import app_pages, worlds
 
 if TYPE_CHECKING:
     import gradio as gr
-    from playwright.sync_api import Locator, Page
 
 HOW = (0, 2, 3, 1.0, 2)
 """Seed, variants, iterations, guidance, diffusion steps."""
@@ -51,17 +38,14 @@ HOW = (0, 2, 3, 1.0, 2)
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with an untrained model of 8×8 pixels and three classes, and a small data set."""
-    root = tmp_path_factory.mktemp("project")
-    worlds.write_models(root)
-    worlds.write_shards(root, size=8, classes=3, images=24)
-    return root
+    """A project with a tiny model and data set."""
+    return app_pages.tiny_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
 def tasks(project: Path) -> Tasks:
     """What the buttons do, over that model."""
-    return Tasks(bigr.load(project, device="cpu"), Dataset(project / "data" / "shards"))
+    return app_pages.tiny_tasks(project)
 
 
 def example(tasks: Tasks) -> Image.Image:
@@ -104,10 +88,10 @@ def test_what_is_no_picture_or_too_large_a_one_is_refused_by_name(
     with pytest.raises(BigrError, match=r"^notes.png: not a JPEG, PNG or WebP image$"):
         read_upload(tmp_path / "notes.png")
     Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
-    with pytest.raises(BigrError, match=r"^huge.png: 81 megapixels; at most 64 are taken here$"):
+    with pytest.raises(BigrError, match=r"^huge.png must have at most 64 megapixels, got 81$"):
         read_upload(tmp_path / "huge.png")
     monkeypatch.setattr("bigr.app.uploads.MAX_UPLOAD_BYTES", 0)
-    with pytest.raises(BigrError, match="larger than"):
+    with pytest.raises(BigrError, match="must be at most"):
         read_upload(tmp_path / "notes.png")
 
 
@@ -121,9 +105,9 @@ def test_a_mask_is_opaque_where_it_was_painted() -> None:
     [
         ("", "Nothing is marked"),
         (panel.uri(Image.new("RGBA", (8, 8))), "Nothing is marked"),
-        ("data:image/png;base64,AAAA", "not a PNG"),
-        ("data:image/png;base64,§", "not a PNG"),
-        (panel.uri(Image.new("1", (3000, 3000))), "3000×3000 pixels"),
+        ("data:image/png;base64,AAAA", "must be a PNG"),
+        ("data:image/png;base64,§", "must be a PNG"),
+        (panel.uri(Image.new("1", (3000, 3000))), "got 3000×3000"),
     ],
 )
 def test_what_is_no_mask_is_refused(text: str, said: str) -> None:
@@ -257,10 +241,10 @@ def test_a_link_sets_what_its_controls_can_hold_and_nothing_else(tasks: Tasks, m
 def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
     picture, painted = example(tasks), brush(lower_half())
     refused: list[tuple[Iterator[str], str]] = [
-        (tasks.generate(list(range(3)) * 4, *HOW), "12 classes"),
-        (tasks.generate([7], *HOW), "no class of this model"),
-        (tasks.generate([0], 0, 99, 3, 1.0, 2), "99 variants"),
-        (tasks.generate([0], 10**6, 1, 3, 1.0, 2), "seed 1000000"),
+        (tasks.generate(list(range(3)) * 4, *HOW), "at most 10 classes, got 12"),
+        (tasks.generate([7], *HOW), "must be one of this model, got 7"),
+        (tasks.generate([0], 0, 99, 3, 1.0, 2), "Variants must be 1 to 8, got 99"),
+        (tasks.generate([0], 10**6, 1, 3, 1.0, 2), "Seed must be 0 to 9999, got 1000000"),
         (tasks.generate([0], 0, 1, 999, 1.0, 2), "iterations"),
         (tasks.inpaint(None, painted, NO_CLASS, "Feather", *HOW), "Choose a picture"),
         (tasks.inpaint(picture, brush(None), NO_CLASS, "Feather", *HOW), "Nothing is marked"),
@@ -270,7 +254,7 @@ def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
         (tasks.outpaint(picture, INSIDE, 0, 0, 0, 0, NO_CLASS, "Feather", *HOW), "nothing to paint"),
         (tasks.outpaint(picture, INSIDE, 50, 0, 50, 0, NO_CLASS, "Feather", *HOW), "Nothing of the picture"),
         (tasks.outpaint(picture, OUTSIDE, 0, 0, 0, 900, NO_CLASS, "Feather", *HOW), "0 to 100"),
-        (tasks.interpolate(0, 1, 500, *HOW), "500 pictures"),
+        (tasks.interpolate(0, 1, 500, *HOW), "must be 2 to 15, got 500"),
         (tasks.features(picture, 99), "layer"),
     ]
     for call, said in refused:
@@ -356,535 +340,3 @@ def test_what_a_call_raises_is_raised_where_it_is_watched() -> None:
         list(watched(call))
     last = list(watched(lambda on_step: 7))[-1]
     assert isinstance(last, Done) and last.value == 7
-
-
-# the server
-
-
-def answer(folder: Path, path: str, length: bytes | None) -> int:
-    """The status that the guard gives a POST; 200 where it hands it on."""
-    sent: list[dict[str, Any]] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200})
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"{}", "more_body": False}
-
-    headers = [(b"host", b"localhost")] + ([] if length is None else [(b"content-length", length)])
-    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
-    hosts = guard.Hosts("127.0.0.1")
-    asyncio.run(guard.Guard(app, folder, hosts)(scope, receive, send))  # type: ignore[arg-type]
-    return int(sent[0]["status"])
-
-
-def test_uploads_are_bounded_in_size_and_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "MAX_UPLOADS", 1)
-    assert answer(tmp_path, "/gradio_api/upload", b"10") == 200
-    assert answer(tmp_path, "/gradio_api/upload", None) == 411
-    assert answer(tmp_path, "/gradio_api/queue/join", str(bounds.MAX_BODY_BYTES + 1).encode()) == 413
-    (tmp_path / "a").write_text("a")
-    assert answer(tmp_path, "/gradio_api/upload", b"10") == 429
-    assert answer(tmp_path, "/gradio_api/queue/join", b"10") == 200
-
-
-def test_a_taken_port_is_one_line(project: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(BigrError, match=f"port {port} of 127.0.0.1 is taken"):
-            serving.check_port("127.0.0.1", port)
-        done = command(project, "--port", str(port))
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-
-
-def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
-    done = command(tmp_path, "--port", str(app_pages.free_port()))
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "no model there" in done.stderr
-
-
-def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    """`bigr app` in a folder."""
-    return subprocess.run([*COMMAND, *words], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-
-
-COMMAND = [sys.executable, "-m", "bigr", "app"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(worlds.ROOT)}
-
-
-@pytest.mark.server
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_ctrl_c_and_a_closed_terminal_end_it_and_nothing_is_left_or_written_elsewhere(
-    project: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    port, here = app_pages.free_port(), tmp_path / "here"
-    here.mkdir()
-    environment = {**ENVIRONMENT, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
-    for name in ("home", "tmp"):
-        (tmp_path / name).mkdir()
-    words = [*COMMAND, "--model", str(project), "--port", str(port), "--out", "out"]
-    listening = partial(signal.signal, number, signal.SIG_DFL)  # a test run in the background ignores it
-    process = subprocess.Popen(
-        words, cwd=here, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=listening
-    )
-    try:
-        assert process.stderr is not None
-        assert f"http://127.0.0.1:{port}" in process.stderr.readline()
-        process.send_signal(number)
-        _, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130 and "Traceback" not in rest
-    left = [path for path in tmp_path.rglob("*") if path.is_file() and ".cache/matplotlib" not in str(path)]
-    assert left == []
-    assert [path.name for path in here.rglob("*")] == ["out"]
-
-
-# what other sites, and those who know no page, send
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that the page's would reach, by its address; whatever it is asked is kept. It is the proxy as well."""
-    asked: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            while True:
-                try:
-                    other, _ = server.accept()
-                except OSError:
-                    return
-                with other:
-                    asked.append(other.recv(4096))
-
-        threading.Thread(target=listen, daemon=True).start()
-        place = f"http://127.0.0.1:{server.getsockname()[1]}"
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-            monkeypatch.setenv(name, place)
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        yield place, asked
-        server.shutdown(socket.SHUT_RDWR)
-
-
-def raw(
-    address: str, method: str, path: str, body: Any = None, until: str | None = None, **headers: str | None
-) -> tuple[int, str]:
-    """Status and text of a request as it is written here. Host is the page's own unless another is given, or None.
-
-    until: the text is read to the line that holds this.
-    """
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
-    named = {"Host": address.removeprefix("http://"), "Content-Type": "application/json"}
-    named |= {key.replace("_", "-"): value for key, value in headers.items()}
-    content = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.putrequest(method, path, skip_host=True)
-    for key, value in named.items():
-        if value is not None:
-            connection.putheader(key, value)
-    if content is not None:
-        connection.putheader("Content-Length", str(len(content)))
-    connection.endheaders(content)
-    answer = connection.getresponse()
-    text = "" if until else answer.read().decode("utf-8", "replace")
-    while until is not None and until not in text and (line := answer.readline()):
-        text += line.decode()
-    connection.close()
-    return answer.status, text
-
-
-def event(address: str, file: Any) -> dict[str, Any]:
-    """The upload of a file as the page sends it."""
-    config = json.loads(raw(address, "GET", "/config")[1])
-    (call, *_) = [one for one in config["dependencies"] if one["targets"] and one["targets"][0][1] == "upload"]
-    data = [file, *[None] * (len(call["inputs"]) - 1)]
-    return {"data": data, "fn_index": call["id"], "session_hash": uuid.uuid4().hex, "trigger_id": call["targets"][0][0]}
-
-
-FILE = {"meta": {"_type": "gradio.FileData"}, "orig_name": "a.png", "size": 1}
-
-
-@pytest.mark.server
-@pytest.mark.parametrize("scheme", ["http://127.0.0.1", "https://example.org", "HTTP://example.org", "//example.org"])
-def test_no_file_is_fetched_by_its_address(address: str, elsewhere: tuple[str, list[bytes]], scheme: str) -> None:
-    place, asked = elsewhere
-    url = f"{scheme.replace('http://127.0.0.1', place)}/a.png"
-    for file in (
-        {**FILE, "path": url},
-        [{**FILE, "path": url}],
-        {**FILE, "path": "a.png", "url": url},
-        {"path": url},
-        {"deep": [{"deeper": {**FILE, "path": url}}]},
-    ):
-        sent = event(address, file)
-        assert raw(address, "POST", "/gradio_api/queue/join", sent)[0] == 400
-        assert raw(address, "POST", "/gradio_api/run/predict", sent)[0] == 400
-        assert raw(address, "POST", "/gradio_api/api/predict", sent)[0] == 404
-        assert raw(address, "POST", "/gradio_api/call/uploaded", {"data": [file]})[0] == 404
-    doubled = json.dumps(event(address, FILE)).replace('"meta"', f'"path": "{url}", "path": "a.png", "meta"')
-    assert raw(address, "POST", "/gradio_api/queue/join", doubled.encode())[0] == 400
-    escaped = json.dumps(event(address, {**FILE, "path": url})).replace("path", "p\\u0061th").replace("//", "\\/\\/")
-    assert raw(address, "POST", "/gradio_api/queue/join", escaped.encode())[0] == 400
-    if "://" in url:
-        for path in ("/gradio_api/file=", "/file=", "/gradio_api/proxy=", "/gradio_api/file/", "/gradio_api/file%3D"):
-            assert raw(address, "GET", path + url)[0] == 400
-            assert raw(address, "GET", path + url.replace(":", "%3A").replace("/", "%2F"))[0] == 400
-            assert raw(address, "HEAD", path + url)[0] == 400
-    time.sleep(0.5)
-    assert asked == []
-
-
-@pytest.mark.server
-def test_a_picture_that_is_uploaded_is_taken_and_no_other_file(address: str, tmp_path: Path) -> None:
-    """What the page sends, without the page."""
-    image = io.BytesIO()
-    Image.new("RGB", (9, 9), "teal").save(image, "PNG")
-    parts = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n%s\r\n--b--\r\n'
-    kind = "multipart/form-data; boundary=b"
-    status, text = raw(address, "POST", "/gradio_api/upload", parts % image.getvalue(), Content_Type=kind)
-    assert status == 200
-    (path,) = json.loads(text)
-    own = {**FILE, "path": path, "url": f"{address}/gradio_api/file={path}"}
-    assert outcome(address, event(address, own))
-
-    Image.new("RGB", (9, 9), "red").save(tmp_path / "secret.png")
-    secret = str(tmp_path / "secret.png")
-    for file in ({**FILE, "path": secret}, {"path": secret}, {"path": secret, "url": own["url"]}):
-        assert not outcome(address, event(address, file)), file
-
-
-def outcome(address: str, sent: dict[str, Any]) -> bool:
-    """Whether an event that is put into the queue succeeds."""
-    status, text = raw(address, "POST", "/gradio_api/queue/join", sent)
-    assert status == 200, text
-    path = f"/gradio_api/queue/data?session_hash={sent['session_hash']}"
-    last = raw(address, "GET", path, until="process_completed")[1].splitlines()[-1]
-    return bool(json.loads(last.removeprefix("data: "))["success"])
-
-
-@pytest.mark.server
-def test_the_page_is_served_under_its_own_names_alone(address: str) -> None:
-    port = address.rsplit(":", 1)[1]
-    for name in ("127.0.0.1", "localhost", "LOCALHOST", "localhost.", "[::1]", f"localhost:{port}", f"[::1]:{port}"):
-        assert raw(address, "GET", "/config", Host=name)[0] == 200, name
-    for name in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "192.168.0.7", "[::2]"):
-        status, text = raw(address, "GET", "/", Host=name)
-        assert status == 403 and "--allow-host" in text, name
-        assert raw(address, "POST", "/gradio_api/queue/join", event(address, FILE), Host=name)[0] == 403, name
-    for name in (None, "", "evil.example@127.0.0.1", "127.0.0.1/evil.example", "[::1"):
-        assert raw(address, "GET", "/", Host=name)[0] == 400, name
-
-
-@pytest.mark.server
-def test_pages_of_other_sites_may_not_use_this_one(address: str) -> None:
-    port = address.rsplit(":", 1)[1]
-    own = f"localhost:{port}"
-    for site in ("http://evil.example", "https://localhost", "http://localhost:1", "null", f"http://127.0.0.1:{port}"):
-        for method, path, body in (
-            ("GET", "/config", None),
-            ("POST", "/gradio_api/queue/join", event(address, FILE)),
-            ("POST", "/gradio_api/upload", b"--b--"),
-        ):
-            status, text = raw(address, method, path, body, Host=own, Origin=site)
-            assert status == 403 and site in text, (site, path)
-    assert raw(address, "GET", "/config", Host=own, Origin=f"http://{own}")[0] == 200
-    assert raw(address, "POST", "/gradio_api/cancel", b"{", Host=own, Origin=f"http://{own}")[0] == 400
-    headers = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
-    for site in ("http://evil.example", f"http://{own}"):
-        key = "dGhlIHNhbXBsZSBub25jZQ=="
-        asked = raw(address, "GET", "/gradio_api/queue/join", Host=own, Origin=site, Sec_WebSocket_Key=key, **headers)
-        assert asked[0] in (403, 404), site
-
-
-@pytest.mark.parametrize(
-    ("listening", "allowed", "served", "refused"),
-    [
-        ("127.0.0.1", (), ("localhost", "::1"), ("10.0.0.7", "box.lan")),
-        ("box.lan", (), ("box.lan", "localhost"), ("10.0.0.7", "lan")),
-        ("0.0.0.0", (), ("10.0.0.7", "fe80::1", socket.gethostname().lower()), ("box.example", "10.0.0.7.example")),
-        ("::", ("Draw.example",), ("draw.example", "10.0.0.7"), ("example", "not-draw.example")),
-    ],
-)
-def test_who_listens_on_all_addresses_is_asked_for_by_number_or_by_a_name_that_was_allowed(
-    listening: str, allowed: tuple[str, ...], served: tuple[str, ...], refused: tuple[str, ...]
-) -> None:
-    hosts = guard.Hosts(listening, allowed)
-    assert [name for name in served if name not in hosts] == []
-    assert [name for name in refused if name in hosts] == []
-
-
-# the page
-
-
-@pytest.fixture(scope="module")
-def address(tasks: Tasks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the page is served."""
-    with app_pages.serve(tasks.model, tasks.dataset, tmp_path_factory.mktemp("uploads")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator["Page"]:
-    """A laptop's window."""
-    with browser.page(*app_pages.LAPTOP) as page:
-        page.set_default_timeout(app_pages.PATIENCE)
-        yield page
-
-
-def sources(result: "Locator") -> list[str]:
-    """The pictures of a result that can be saved, as data URIs."""
-    return [str(image.get_attribute("src")) for image in result.locator("figure a img").all()]
-
-
-def pixels(uri: str) -> np.ndarray:
-    """The picture in a data URI."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")).astype(int)
-
-
-def checked(result: "Locator", count: int) -> list[np.ndarray]:
-    """The pictures of a result that also tells the time."""
-    assert result.locator(".time").inner_text().endswith("s")
-    found = [pixels(uri) for uri in sources(result)]
-    assert len(found) == count
-    return found
-
-
-@pytest.mark.browser
-def test_generate_draws_a_column_for_each_class(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Generate")
-    drawn = checked(app_pages.press(tab), 3 * 4)
-    assert drawn[0].shape == (8, 8, 3) and (drawn[0] != drawn[1]).any()
-    assert tab.locator(".trace li").count() > 3
-    assert tab.locator(".came figure img").first.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("name", ["Inpaint", "Edit"])
-def test_what_is_painted_over_with_the_mouse_is_drawn_anew(page: "Page", address: str, tasks: Tasks, name: str) -> None:
-    tab = app_pages.open_tab(page, address, name)
-    tab.locator(".buttons button").first.click()
-    page.get_by_role("alert").get_by_text("Nothing is marked yet").first.wait_for()
-
-    tab.locator(".examples button").nth(1).click()
-    page.wait_for_timeout(500)
-    app_pages.paint(page, tab, [(0.1, 0.9), (0.9, 0.9)])
-    drawn = checked(app_pages.press(tab), 4)
-    assert tasks.dataset is not None
-    given = np.asarray(tasks.dataset.examples[1][0]).astype(int)
-    for picture in drawn:
-        assert (picture[:3] == given[:3]).all()
-        assert (picture[7] != given[7]).any()
-
-
-@pytest.mark.browser
-def test_outpaint_shows_what_will_be_drawn_and_draws_it(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Outpaint")
-    tab.get_by_label(OUTSIDE).check()
-    tab.locator(".outline .size", has_text="8×12").wait_for()
-    assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(12, 8, 3)}
-
-
-@pytest.mark.browser
-def test_interpolate_draws_a_row_for_each_variant(page: "Page", address: str) -> None:
-    drawn = checked(app_pages.press(app_pages.open_tab(page, address, "Interpolate")), 3 * 9)
-    assert (drawn[0] != drawn[8]).any()
-
-
-@pytest.mark.browser
-def test_enrich_enlarges_a_small_picture(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Enrich")
-    assert tab.locator(".outline .size").inner_text() == "4×4 pixels"
-    assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(8, 8, 3)}
-
-
-@pytest.mark.browser
-def test_features_shows_pictures_that_are_alike(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Features")
-    app_pages.press(tab)
-    tab.get_by_text("Most alike to the model").wait_for()
-    assert tab.locator(".came figure").count() == 2 + 10
-
-
-@pytest.mark.browser
-def test_an_own_picture_is_taken_and_what_is_none_is_said(page: "Page", address: str, tmp_path: Path) -> None:
-    tab = app_pages.open_tab(page, address, "Inpaint")
-    upload = tab.locator("input[type=file]")
-    (tmp_path / "notes.png").write_text("no picture")
-    upload.set_input_files(tmp_path / "notes.png")
-    page.get_by_text("notes.png: not a JPEG, PNG or WebP image").wait_for()
-    assert page.get_by_text("Traceback").count() == 0
-
-    Image.new("RGB", (30, 20), "teal").save(tmp_path / "own.png")
-    upload.set_input_files(tmp_path / "own.png")
-    page.wait_for_function("[...document.querySelectorAll('.board img')].some(e => e.naturalWidth === 30)")
-    tab.get_by_role("button", name="Lower half").click()
-    assert {picture.shape for picture in checked(app_pages.press(tab), 4)} == {(20, 30, 3)}
-
-
-WIDTH = "[...document.querySelectorAll('.bench')].filter(e => e.offsetParent)[0].getBoundingClientRect().width"
-
-
-@pytest.mark.browser
-def test_the_width_stays_and_the_button_is_in_sight(page: "Page", address: str) -> None:
-    widths = set()
-    for name in ("Generate", "Inpaint", "Outpaint", "Edit", "Interpolate", "Enrich", "Features"):
-        tab = app_pages.open_tab(page, address, name)
-        box = tab.locator(".buttons button").first.bounding_box()
-        assert box is not None and box["y"] + box["height"] <= app_pages.LAPTOP[1], name
-        widths.add(page.evaluate(WIDTH))
-        tab.get_by_role("button", name="Stop").click()
-        tab.get_by_text("Stopped.").wait_for()
-        widths.add(page.evaluate(WIDTH))
-    assert len(widths) == 1
-
-
-@pytest.mark.browser
-def test_what_grows_around_a_picture_is_hatched(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Outpaint")
-    tab.get_by_label(OUTSIDE).check()
-    tab.locator(".outline .size", has_text="8×12").wait_for()
-    background = tab.locator(".outline .frame").evaluate("e => getComputedStyle(e).backgroundImage")
-    assert "repeating-linear-gradient" in background
-
-
-@pytest.mark.browser
-def test_a_slider_can_be_read_in_the_dark(page: "Page", address: str) -> None:
-    page.emulate_media(color_scheme="dark")
-    try:
-        slider = app_pages.open_tab(page, address, "Generate").get_by_label("range slider for Seed")
-        shades = np.asarray(Image.open(io.BytesIO(slider.screenshot())).convert("L")).astype(int)
-    finally:
-        page.emulate_media(color_scheme="light")
-    row = shades[shades.shape[0] // 2]
-    thumb, track = row[: len(row) // 5].max(), row[-len(row) // 3 : -len(row) // 6].mean()
-    assert thumb - track > 100
-
-
-@pytest.mark.browser
-def test_a_very_long_picture_can_be_painted_on_and_is_announced_as_made_smaller(
-    page: "Page", address: str, tmp_path: Path
-) -> None:
-    tab = app_pages.open_tab(page, address, "Inpaint")
-    Image.new("RGB", (3000, 20), "teal").save(tmp_path / "long.png")
-    tab.locator("input[type=file]").set_input_files(tmp_path / "long.png")
-    page.get_by_text("1536×10 pixels").wait_for()
-    page.wait_for_function("[...document.querySelectorAll('.board img')].some(e => e.naturalHeight === 7)")
-    box = tab.locator(".board").bounding_box()
-    assert box is not None and box["height"] >= 40
-    assert page.evaluate("document.documentElement.scrollWidth") <= app_pages.LAPTOP[0]
-
-
-@pytest.mark.browser
-def test_the_keyboard_paints_walks_the_tabs_and_takes_a_class_out(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Generate")
-    before = tab.locator(".token").count()
-    tab.get_by_role("button", name="Remove", exact=False).first.focus()
-    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("Remove ")
-    page.keyboard.press("Enter")
-    page.wait_for_function(f"document.querySelectorAll('.token').length === {before - 1}")
-    page.get_by_role("tab", name="Generate", exact=True).focus()
-    page.keyboard.press("ArrowRight")
-    tab = page.get_by_role("tabpanel").filter(visible=True)
-    canvas = tab.locator(".board:not(.empty) canvas")
-    page.wait_for_timeout(500)
-    canvas.focus()
-    page.keyboard.press("ArrowDown")
-    assert tab.locator(".board.painted").count() == 0
-    page.keyboard.press("Space")
-    tab.locator(".board.painted").wait_for()
-    page.keyboard.press("Control+z")
-    tab.locator(".board:not(.painted)").wait_for()
-
-
-@pytest.mark.browser
-def test_a_picture_is_enlarged_and_all_are_saved(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Generate")
-    done = app_pages.press(tab)
-    done.locator("figure a").nth(11).click()
-    dialog = page.get_by_role("dialog", name="enlarged picture")
-    box = dialog.locator("img").bounding_box()
-    assert box is not None and box["width"] > 500
-    page.keyboard.press("ArrowRight")
-    assert dialog.locator("img").get_attribute("src") == sources(done)[0]
-    with page.expect_download() as one:
-        dialog.get_by_text("Save", exact=True).click()
-    assert one.value.suggested_filename == "generate-seed0-1.png"
-    page.keyboard.press("Escape")
-    assert not dialog.is_visible()
-    with page.expect_download() as all_of_them:
-        done.get_by_role("button", name="Save all").click()
-    with zipfile.ZipFile(all_of_them.value.path()) as archive:
-        assert archive.testzip() is None and len(archive.namelist()) == 12
-        saved = [np.asarray(Image.open(io.BytesIO(archive.read(name)))) for name in archive.namelist()]
-    assert all((a == pixels(b)).all() for a, b in zip(saved, sources(done), strict=True))
-
-
-@pytest.mark.browser
-def test_a_link_opens_the_tab_with_its_settings(page: "Page", address: str) -> None:
-    tab = app_pages.open_tab(page, address, "Interpolate")
-    seed = tab.get_by_label("number input for Seed")
-    tab.get_by_role("button", name="Random").click()
-    page.wait_for_function(
-        "[...document.querySelectorAll('input[aria-label$=Seed]')].some(e => e.offsetParent && e.value > 0)"
-    )
-    drawn = seed.input_value()
-    tab.get_by_role("button", name="Copy link").click()
-    page.wait_for_url("**/?tab=Interpolate*")
-    page.goto(page.url)
-    tab = page.get_by_role("tabpanel").filter(visible=True)
-    tab.get_by_role("button", name="Interpolate").wait_for()
-    expect = (
-        f"[...document.querySelectorAll('input[aria-label$=Seed]')].some(e => e.offsetParent && e.value === '{drawn}')"
-    )
-    page.wait_for_function(expect)
-
-
-@pytest.mark.browser
-def test_who_waits_sees_the_place_in_the_queue(page: "Page", address: str) -> None:
-    other = page.context.new_page()
-    try:
-        with running._one_at_a_time:
-            tab = app_pages.open_tab(page, address, "Generate")
-            tab.locator(".buttons button").first.click()
-            tab.get_by_text("Waiting for the model").wait_for()
-            page.wait_for_timeout(1500)
-            waiting = app_pages.open_tab(other, address, "Generate")
-            waiting.locator(".buttons button").first.click()
-            waiting.locator(".came").get_by_text(re.compile("queue: 1/1")).first.wait_for(timeout=app_pages.PATIENCE)
-        waiting.locator(".came .result.done").wait_for(timeout=app_pages.PATIENCE)
-    finally:
-        other.close()
-
-
-@pytest.mark.browser
-def test_the_page_fits_a_phone_and_asks_nobody_else(page: "Page", address: str) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    width, height = app_pages.PHONE
-    page.set_viewport_size({"width": width, "height": height})
-    for name in ("Interpolate", "Inpaint", "Outpaint"):
-        tab = app_pages.open_tab(page, address, name)
-        if name == "Interpolate":
-            app_pages.press(tab)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        for example in tab.locator(".examples button").all():
-            box = example.bounding_box()
-            shown = tab.locator(".examples .examples").bounding_box()
-            assert box is not None and shown is not None and box["x"] + box["width"] <= shown["x"] + shown["width"]
-    assert page.locator("footer").filter(visible=True).count() == 0
-    assert len(asked) > 10
-    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
-
-
-@pytest.mark.browser
-def test_on_a_phone_the_button_that_saves_is_beside_the_time(page: "Page", address: str) -> None:
-    width, height = app_pages.PHONE
-    page.set_viewport_size({"width": width, "height": height})
-    result = app_pages.press(app_pages.open_tab(page, address, "Generate"))
-    save, time = (result.locator(part).bounding_box() for part in (".all", ".time"))
-    assert save is not None and time is not None
-    assert abs(save["y"] + save["height"] / 2 - time["y"] - time["height"] / 2) < time["height"] / 2

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from bigr import config
 from bigr.models.autoencoder.tokenizer import TokenizerConfig
-from bigr.pipeline import check, runner
+from bigr.pipeline import check, images_found, runner
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.stages import pack_shards, train_tokenizer
@@ -230,7 +230,7 @@ def test_a_metric_of_the_gate_that_will_not_be_measured_is_named_by_the_check(
     (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
     assert line.startswith(f"promotion.metrics names {metric}, which is not measured where {reason}")
     settings = config.load(project / "params.yaml")
-    check.check_images(project, settings, check.images_of(project, settings))  # the stages can do without
+    images_found.check_images(project, settings, images_found.images_of(project, settings))  # the stages can do without
 
 
 def test_too_few_training_images_for_a_probe_of_the_gate_are_named_by_the_check(project: Path) -> None:

@@ -283,7 +283,7 @@ def test_bit_usage_counts_dead_bits_and_entropy(codes: Path, monkeypatch: pytest
     constant = torch.zeros(4, GRID**2, BITS, dtype=torch.bool)
     constant[..., 0] = True
     constant[:2, :, 1] = True
-    monkeypatch.setattr(CodesDataset, "chunks", lambda self: iter([(constant, None)]))
+    monkeypatch.setattr(CodesDataset, "chunks", lambda self, count: iter([(constant, None)]))
     monkeypatch.setattr(CodesDataset, "__len__", lambda self: 4)
     assert bit_usage(dataset) == {"bit_entropy": pytest.approx(1 / BITS), "dead_bits": BITS - 1}
 

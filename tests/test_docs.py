@@ -100,7 +100,8 @@ CHOSEN = ("tokenizer.quantizer", "generator.target", "samples.order", "samples.g
 @pytest.mark.parametrize("key", [*CHOSEN, "samples.gumbel_schedule"])
 def test_the_papers_choices_have_every_alternative(key: str) -> None:
     rows = "\n".join(line for line in PAPER.splitlines() if key in line)
-    assert {word for word in choices(config.Settings)[key] if not re.search(rf"\b{word}`", rows)} == set()
+    words = {word for word in choices(config.Settings)[key] if f"`{word}` (not in the paper)" not in ROWS[key][3]}
+    assert {word for word in words if not re.search(rf"\b{word}`", rows)} == set()
 
 
 def test_each_row_of_the_papers_choices_names_a_setting_and_a_test_that_is_there() -> None:

@@ -105,6 +105,12 @@ def test_closure_names_packages_of_imports_in_functions_too_but_not_for_types_no
     assert found == ["bigr/c.py", "bigr/room", "bigr/runtime/seeds.py", "bigr/stages/a.py", "bigr/stages/b.py"]
 
 
+def test_what_the_stage_measures_with_leaves_out_the_code_of_other_commands() -> None:
+    code = closure.modules(ROOT, stage_table.STAGES["evaluation"].path)
+    assert {"bigr/stages/evaluate_model.py", "bigr/evaluation/fidelity/distances.py"} <= code
+    assert "bigr/evaluation/representation/folder_probe.py" not in code  # of `bigr probe`
+
+
 def test_closure_writes_the_code_and_leaves_the_rest_of_dvc_yaml(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "bigr", tmp_path / "bigr", ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "dvc.yaml").read_text()
@@ -177,6 +183,16 @@ def test_the_code_of_a_model_reruns_the_stages_that_use_it(project: Path) -> Non
     with (project / "bigr/models/autoencoder/tokenizer.py").open("a") as file:
         file.write("# changed\n")
     assert repro(project) == from_stage("tokenizer")
+
+
+def test_plumbing_reruns_nothing(project: Path) -> None:
+    """A progress bar, the text of an error, a comment: all of bigr/runtime but what results depend on."""
+    progress = project / "bigr/runtime/progress.py"
+    progress.write_text(progress.read_text().replace("dynamic_ncols=True", "ncols=60"))
+    for path in (project / "bigr/runtime").glob("*.py"):
+        if path.relative_to(project).as_posix() not in closure.DETERMINING:
+            path.write_text(path.read_text().replace('BigrError(f"', 'BigrError(f"other words: ') + "# changed\n")
+    assert repro(project) == []
 
 
 def test_another_image_folder_is_read_in_place_of_the_digits(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The evaluation stage, and those of its instruments that have no file of their own."""
+"""The evaluation stage, and the parts of its protocol that have no file of their own."""
 
 import csv
 import json
@@ -18,13 +18,14 @@ import bigr
 from bigr.cli import program
 from bigr.data.shards import ShardIndex
 from bigr.evaluation import plots
+from bigr.evaluation.code_usage import CodeUsage, code_usage
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.fidelity.extractors import weights_hash
 from bigr.evaluation.headline import HEADLINE
-from bigr.evaluation.imagesets.streams import InOrder, files_hash, psnr, read_samples
-from bigr.evaluation.representation.probe import LayerAccuracies
-from bigr.evaluation.usage import CodeUsage, code_usage
-from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.evaluation.imagesets.image_stream import ImageStream, files_hash, mean_psnr
+from bigr.evaluation.imagesets.npz_images import read_samples
+from bigr.evaluation.representation.linear_probe import LayerAccuracies
+from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
@@ -38,24 +39,19 @@ from tests import tiny, worlds
 PER_CLASS = {"train": 12, "val": 5}
 
 
-def test_a_set_read_in_order_starts_once_and_any_other_index_starts_it_again() -> None:
+def test_a_stream_of_images_is_read_from_the_first_on_every_time() -> None:
     images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1)
-    starts = []
-    dataset = InOrder(6, lambda: starts.append(1) or iter(images))
-    assert [int(dataset[i]) for i in range(6)] == [0, 1, 2, 3, 4, 5]
-    assert len(starts) == 1
-    assert [int(dataset[i]) for i in (4, 5, 2)] == [4, 5, 2]
-    assert len(starts) == 3
-    with pytest.raises(IndexError):
-        dataset[6]
-    assert [batch.flatten().tolist() for batch in dataset.batches(4)] == [[0, 1, 2, 3], [4, 5]]
+    stream = ImageStream(6, lambda: iter(images))
+    for _ in range(2):
+        assert [batch.flatten().tolist() for batch in stream.batches(4)] == [[0, 1, 2, 3], [4, 5]]
+    assert stream.first(3, 2).flatten().tolist() == [0, 1, 2]
 
 
 def test_psnr_is_the_mean_over_images_in_decibels() -> None:
     originals = torch.full((3, 3, 4, 4), 100, dtype=torch.uint8)
     images = originals + torch.tensor([0, 1, 10], dtype=torch.uint8).view(3, 1, 1, 1)
     expected = (100 + 20 * math.log10(255) + 20 * math.log10(25.5)) / 3
-    found = psnr(InOrder(3, lambda: iter(images)), InOrder(3, lambda: iter(originals)), batch_size=2)
+    found = mean_psnr(ImageStream(3, lambda: iter(images)), ImageStream(3, lambda: iter(originals)), batch_size=2)
     assert found == pytest.approx(expected)
 
 
@@ -235,7 +231,7 @@ def test_samples_that_are_training_images_lie_within_the_training_images(evaluat
 
 def test_what_the_distances_were_measured_with_and_against_is_named_by_hash(evaluated) -> None:
     root, _ = evaluated
-    about = json.loads((root / "outputs" / "instrument.json").read_text())
+    about = json.loads((root / "outputs" / "protocol.json").read_text())
     kept = load_model(root / "models" / "classifier", Classifier)
     assert about["extractor"] == {"name": "classifier", "hash": weights_hash(kept.state_dict())}
     tars = ShardIndex.load(root / "data" / "shards").tars("train")
@@ -271,7 +267,7 @@ def test_bigr_evaluate_gives_the_figures_of_the_stage(evaluated, tmp_path: Path,
     told = json.loads(done.stdout)
     samples = json.loads((root / "outputs/metrics.json").read_text())["samples"]
     assert told["figures"] == {name: samples[name] for name in told["figures"]}
-    about = json.loads((root / "outputs/instrument.json").read_text())
+    about = json.loads((root / "outputs/protocol.json").read_text())
     assert told["extractor"] == about["extractor"]
     assert told["reference"]["hash"] == about["reference"]["hash"]
 
@@ -305,7 +301,7 @@ def test_the_model_is_loaded_with_the_layer_and_the_statistics_that_were_measure
     torch.testing.assert_close(model.statistics.deviation, expected.deviation, rtol=1e-2, atol=1e-3)
 
 
-def test_the_runs_seed_does_not_touch_the_instruments(evaluated, copied: Path) -> None:
+def test_the_runs_seed_does_not_touch_the_evaluation_protocol(evaluated, copied: Path) -> None:
     root, told = evaluated
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
@@ -320,7 +316,7 @@ def test_no_more_images_of_a_split_are_measured_than_asked(project: Path, copied
     told = Told()
     evaluate_model.run(small_settings(evaluation__reference_images=20), Context(copied, report=told))
     assert told.final["reconstructions.images"] == 20
-    assert json.loads((copied / "outputs/instrument.json").read_text())["reference"]["images"] == 20
+    assert json.loads((copied / "outputs/protocol.json").read_text())["reference"]["images"] == 20
 
 
 def test_how_many_images_the_probe_learns_from_changes_nothing_that_is_measured_of_samples(evaluated, copied) -> None:
@@ -341,7 +337,7 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
     def broken(*_: object) -> float:
         raise RuntimeError("a defect of the code")
 
-    monkeypatch.setattr(evaluate_model, "psnr", broken)
+    monkeypatch.setattr(evaluate_model, "mean_psnr", broken)
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
     (copied / "models" / "bigr").unlink()
@@ -376,7 +372,7 @@ def test_what_is_drawn_without_further_training_shows_its_progress(project: Path
     )
     classifier = Classifier(ClassifierConfig(16, 10, 8, 8)).eval()
     sections = small_settings().samples, small_settings().editing
-    measured = ZeroShot(tokenizer, model, classifier, ZeroShotSettings.of(*sections), 256)
+    measured = ZeroShot(measured_model(tokenizer, model, *sections, 256), classifier, 256)
     every = measured.applications(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4), torch.zeros(3, 16, 16))
     with caplog.at_level("INFO", "bigr.runtime.progress"):
         for application in every.values():
@@ -401,12 +397,12 @@ def test_missing_samples_are_one_line_that_names_the_stage(copied: Path) -> None
 @pytest.mark.parametrize(
     ("images", "labels", "reason"),
     [
-        (np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, int), r"arr_0 is uint8 \[4, 8, 8, 3\]"),
-        (np.zeros((4, 16, 16, 3), np.float32), np.zeros(4, int), "arr_0 is float32"),
-        (np.zeros((4, 3, 16, 16), np.uint8), np.zeros(4, int), r"ask for uint8 \[n, 16, 16, 3\]"),
-        (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(3, int), r"arr_1 is int64 \[3\]"),
-        (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4), "arr_1 is float64"),
-        (np.zeros((4, 16, 16, 3), np.uint8), np.full(4, 10), "labels reach 10 to 10, the shards have 10 classes"),
+        (np.zeros((4, 8, 8, 3), np.uint8), np.zeros(4, int), r"arr_0 must be .* got uint8 \[4, 8, 8, 3\]"),
+        (np.zeros((4, 16, 16, 3), np.float32), np.zeros(4, int), "arr_0 must be .* got float32"),
+        (np.zeros((4, 3, 16, 16), np.uint8), np.zeros(4, int), r"must be uint8 \[n, 16, 16, 3\]"),
+        (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(3, int), r"arr_1 must be .* got int64 \[3\]"),
+        (np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4), "arr_1 must be .* got float64"),
+        (np.zeros((4, 16, 16, 3), np.uint8), np.full(4, 10), r"labels must be in \[0, 10\), got 10 to 10"),
     ],
 )
 def test_samples_that_do_not_fit_are_one_line(images: np.ndarray, labels: np.ndarray, reason: str, tmp_path) -> None:
@@ -460,7 +456,7 @@ def test_a_model_for_other_codes_is_refused(project: Path, copied: Path) -> None
 def test_inceptions_weights_are_read_before_anything_takes_time(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
     (copied / "weights.pth").write_bytes(b"no weights")
-    monkeypatch.setattr(evaluate_model, "train_offline", lambda *about: pytest.fail("the classifier was trained first"))
+    monkeypatch.setattr(evaluate_model, "train_on_shards", lambda *_: pytest.fail("the classifier was trained first"))
     chosen = {"evaluation__extractor": "inception-v3-compat", "evaluation__extractor_weights": "weights.pth"}
     with pytest.raises(BigrError, match=r"evaluation\.extractor_weights: .*weights\.pth does not hold"):
         evaluate_model.run(small_settings(**chosen), Context(copied))

@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,14 +26,17 @@ import bigr
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.representation.features import token_averages, write_features
 from bigr.evaluation.representation.folder_probe import probe_folder
-from bigr.evaluation.representation.probe import linear_probe
-from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.evaluation.representation.linear_probe import linear_probe
+from bigr.evaluation.zero_shot import ZeroShot
+from bigr.imaging.model import Editing, ImageModel
+from bigr.imaging.sampler import Sampler
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 from bigr.sampling import unmask
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, evaluate_model, train_generator, train_tokenizer, train_transcoder
@@ -195,8 +199,13 @@ CALLS: dict[str, Callable[[bigr.ImageModel, dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_every_application_runs(project: Path, call: str) -> None:
     seen: list[object] = []
-    how = {"iterations": 2, "diffusion_steps": 2, "guidance_scale": 2.0, "on_step": seen.append}
-    known = {**UNKNOWN, "sampling/editing.py inpaint_codes": 8, "imaging/model.py ImageModel._paint": 8}
+    how = {
+        "iterations": 2,
+        "diffusion_steps": 2,
+        "guidance_scale": 2.0,
+        "on_step": lambda frame: seen.extend(frame.pictures),
+    }
+    known = {**UNKNOWN, "sampling/editing.py inpaint_codes": 8}
     with fake_cuda(known):
         CALLS[call](bigr.load(project, device="cuda"), how)
     assert bool(seen) == (call not in ("reconstruct", "features"))
@@ -207,6 +216,7 @@ def test_the_served_model_answers(project: Path) -> None:
 
     plain = {"iterations": 2, "diffusion_steps": 2, "guidance_scale": 2.0, "gumbel_temperature": 0.1}
     config = {"samples": plain, "seed": 0, "precision": "auto", "batch_size": 2, "use_labels": True, "max_images": 8}
+    config["classes"] = ["a", "b", "c"]
     paths = {name: str(project / "models" / name) for name in ("tokenizer", "bigr")}
     with fake_cuda(UNKNOWN):
         served = Served()
@@ -237,11 +247,11 @@ def test_features_are_taken_and_stored(tmp_path: Path, project: Path) -> None:
 
 
 def test_zero_shot_metrics_are_measured(project: Path) -> None:
-    sampling = Sampling(2, 2, gumbel_temperature=0.2)
-    guided = Sampling(2, 2, guidance_scale=2.0)
+    sampling, editing = Sampling(2, 2, gumbel_temperature=0.2), Editing(2.0, 0.0, 0.5, 2.0, 1)
     with fake_cuda(UNKNOWN):
         classifier = Classifier(ClassifierConfig(8, 3, 4, 8)).eval().to(CUDA)
-        measured = ZeroShot(*networks(project), classifier, ZeroShotSettings(sampling, guided, 1), batch_size=4)
+        drawing = ImageModel(Sampler(*networks(project), 4, nullcontext), sampling, editing, ["a", "b", "c"])
+        measured = ZeroShot(drawing, classifier, batch_size=4)
         every = measured.applications(
             torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 3, torch.zeros(3, 8, 8)
         )
@@ -269,7 +279,7 @@ def test_the_linear_probe_trains_without_waiting() -> None:
         held_out = torch.tensor([0, 1])
         rates = {"epochs": 2, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0}
         linear_probe(split, split, held_out=held_out, classes=2, device=CUDA, **rates)  # type: ignore[arg-type]
-        assert set(gpu.reads) == {"evaluation/representation/probe.py _accuracies"}
+        assert set(gpu.reads) == {"evaluation/representation/linear_probe.py _accuracies"}
 
 
 def test_a_labelled_folder_is_probed(tmp_path: Path) -> None:

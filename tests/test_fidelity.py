@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from bigr.evaluation.fidelity import _torchvision
+from bigr.evaluation.fidelity import torchvision_import
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
 from bigr.evaluation.fidelity.distances import Fidelity
 from bigr.evaluation.fidelity.extractors import (
@@ -18,7 +18,7 @@ from bigr.evaluation.fidelity.extractors import (
     read_inception_weights,
 )
 from bigr.evaluation.fidelity.statistics import measure
-from bigr.evaluation.imagesets.streams import InOrder
+from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.runtime.errors import BigrError
 
 # isort: split
@@ -43,8 +43,8 @@ def classifier() -> Classifier:
     return model
 
 
-def images(tensor: torch.Tensor) -> InOrder:
-    return InOrder(len(tensor), lambda: iter(tensor))
+def images(tensor: torch.Tensor) -> ImageStream:
+    return ImageStream(len(tensor), lambda: iter(tensor))
 
 
 def compare(model, first: torch.Tensor, second: torch.Tensor, *, batch_size=64, **options) -> dict[str, float]:
@@ -189,4 +189,4 @@ def test_weights_of_another_network_are_one_line(tmp_path) -> None:
 
 
 def test_operators_are_declared_only_where_torchvisions_import_fails() -> None:
-    importlib.reload(_torchvision)  # torchvision is there by now; a second declaration would be refused
+    importlib.reload(torchvision_import)  # torchvision is there by now; a second declaration would be refused

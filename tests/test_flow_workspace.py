@@ -47,10 +47,10 @@ def values(project: Path) -> dict[str, Any]:
         ({"generator.stepz": 3}, "settings: generator.stepz is not a setting; did you mean generator.steps?"),
         ({"generater.steps": 3}, "settings: generater is not a setting; did you mean generator?"),
         ({"generator.steps.most": 3}, "settings: generator.steps.most is not a setting; steps holds a value"),
-        ({"generator.steps": "many"}, "settings: generator.steps is 'many'; allowed: a valid integer"),
+        ({"generator.steps": "many"}, "settings: generator.steps must be a valid integer, got 'many'"),
         (
             {"generator.dim": 128, "generator.heads": 5},
-            "settings: generator.heads is 5; allowed: a divisor of generator.dim = 128",
+            "settings: generator.heads must be a divisor of generator.dim = 128",
         ),
     ],
 )

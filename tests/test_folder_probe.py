@@ -88,24 +88,24 @@ def test_what_was_there_is_replaced_only_if_a_probe_wrote_it(project, undrawn, m
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
-        (".", "--out . is the folder that this runs in, or one above; name a new folder"),
-        ("..", "--out .. is the folder that this runs in, or one above; name a new folder"),
-        ("params.yaml/new", "--out params.yaml/new: nothing can be written there (Not a directory"),
+        (".", "--out . is the current folder, or one above it; name a new folder"),
+        ("..", "--out .. is the current folder, or one above it; name a new folder"),
+        ("params.yaml/new", "--out params.yaml/new cannot be written (Not a directory"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_line(out, reason, project, undrawn, monkeypatch, capsys) -> None:
     assert probe(monkeypatch, "--out", out) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(reason)
     assert probe(monkeypatch, "--features", "params.yaml") == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("--features params.yaml: nothing can be written there")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("--features params.yaml cannot be written")
 
 
 def test_two_probes_beside_each_other_do_not_take_each_others_features(project, undrawn, monkeypatch, capsys) -> None:
-    """Within one process: `flock` keeps two openings of a folder apart as it does two processes."""
-    with only_one(project / "outputs" / ".probe.features"):
+    """Within one process: `flock` keeps two openings of a file apart as it does two processes."""
+    with only_one(project / "outputs" / ".probe.features" / ".lock"):
         (project / "outputs" / ".probe.features" / "train.npy").touch()
         assert probe(monkeypatch) == 2
-        line = "--out outputs/probe: another `bigr probe` is at work on it; wait for it, or name another"
+        line = "--out outputs/probe: another `bigr probe` is writing to it; wait for it, or name another"
         assert capsys.readouterr().err.splitlines()[-1] == line
         assert (project / "outputs" / ".probe.features" / "train.npy").exists()
     assert probe(monkeypatch) == 0  # that one was killed
@@ -152,7 +152,7 @@ def test_kept_features_are_used_again_and_only_for_what_they_are_of(project, und
     worlds.write_models(project, classes=11)
     assert probe(monkeypatch, "--out", "fifth", "--features", "kept") == 0
     assert computed == 4 * ["train", "val"]
-    assert len(list((project / "kept").iterdir())) == 4
+    assert len(list((project / "kept").glob("[!.]*"))) == 4
 
 
 def test_no_more_images_than_asked_are_measured_and_a_folder_is_split(project, undrawn, monkeypatch, capsys) -> None:
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_one_line(words, images, reason, project, monkeypat
 def test_a_model_that_cannot_read_the_tokenizers_codes_is_refused(project, monkeypatch, capsys) -> None:
     worlds.write_models(project, model_bits=8)
     assert probe(monkeypatch) == 2
-    assert "--model reads codes of (bits, grid) = (8, 4), --tokenizer makes (6, 4)" in capsys.readouterr().err
+    assert "--model takes codes of (bits, grid) = (8, 4), --tokenizer gives (6, 4)" in capsys.readouterr().err
     worlds.write_models(project, tokenizer="another")
     assert probe(monkeypatch) == 2
     assert "--model was trained on codes of another tokenizer" in capsys.readouterr().err

@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
+from bigr.runtime.precision import autocast
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, train_generator, train_tokenizer, train_transcoder
 from tests.fake_cuda import READS, places

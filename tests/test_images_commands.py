@@ -10,7 +10,7 @@ from PIL import Image
 import bigr
 from bigr.cli import image_files, program
 from bigr.imaging import trace
-from bigr.imaging.drawing import GREY, Frame
+from bigr.imaging.frames import GREY, Frame
 from bigr.imaging.model import ImageModel
 from tests import worlds
 
@@ -209,16 +209,16 @@ def test_grids_keep_no_full_picture_of_each_file(run, folder, monkeypatch) -> No
 
 
 WRONG = [
-    (("generate", "5"), "label: there is no class '5'; the 3 classes: 0, 1, 2"),
-    (("edit", "one.png", *LOWER_HALF, "--label", "x"), "--label: there is no class 'x'"),
-    (("generate", "0", "--iterations", "99"), "--iterations: 99 cannot be; allowed: 1 to 16"),
-    (("generate", "0", "--steps", "1"), "--steps: 1 cannot be; allowed: 2 to 16"),
-    (("generate", "0", "--variants", "0"), "--variants: 0 cannot be"),
-    (("generate", "0", "--seed", "-1"), "--seed: -1 cannot be"),
-    (("generate", "0", "--guidance", "-1"), "--guidance: -1.0 cannot be"),
+    (("generate", "5"), "label must be a class of the model, got '5'; the 3 classes: 0, 1, 2"),
+    (("edit", "one.png", *LOWER_HALF, "--label", "x"), "--label must be a class of the model, got 'x'"),
+    (("generate", "0", "--iterations", "99"), "--iterations must be a whole number from 1 to 16, got 99"),
+    (("generate", "0", "--steps", "1"), "--steps must be a whole number from 2 to 16, got 1"),
+    (("generate", "0", "--variants", "0"), "--variants must be a whole number from 1 to 1024, got 0"),
+    (("generate", "0", "--seed", "-1"), "--seed must be a whole number from 0 to 9223372036854775807, got -1"),
+    (("generate", "0", "--guidance", "-1"), "--guidance must be a number, 0 or more, got -1.0"),
     (("generate", "0", "--model", "nothing"), "nothing: no model there"),
     (("generate", "0", "--out", "one.png/x"), "--out one.png/x: one.png is a file; name a folder"),
-    (("interpolate", "0", "1", "--frames", "1"), "--frames: 1 cannot be; allowed: 2 to 1024"),
+    (("interpolate", "0", "1", "--frames", "1"), "--frames must be a whole number from 2 to 1024, got 1"),
     (("inpaint", "nothing.png", *LOWER_HALF), "nothing.png: no such file or folder"),
     (("inpaint", "a" * 300 + ".png", *LOWER_HALF), "a" * 300 + ".png: no such file or folder"),
     (("inpaint", "one.png", "text.png", *LOWER_HALF), "text.png: not a JPEG, PNG or WebP image"),
@@ -229,8 +229,8 @@ WRONG = [
     (("inpaint", "wide.jpg", "one.png", "--box", "0,0,9,9"), "--box 0,0,9,9 does not fit one.png, 8×8 pixels"),
     (("outpaint", "one.png", "--margins", "0"), "--margins 0: nothing would be added"),
     (("outpaint", "one.png"), "give either --margins (how much to add) or --box (the part to keep)"),
-    (("enrich", "one.png", "--rounds", "9"), "--rounds: 9 cannot be; allowed: 1 to 4"),
-    (("features", "one.png", "--layer", "9"), "--layer: 9 cannot be; allowed: 1 to 2"),
+    (("enrich", "one.png", "--rounds", "9"), "--rounds must be a whole number from 1 to 4, got 9"),
+    (("features", "one.png", "--layer", "9"), "--layer must be a whole number from 1 to 2, got 9"),
     (("features", "text.png"), "text.png: not a JPEG, PNG or WebP image"),
 ]
 

@@ -14,13 +14,14 @@ from PIL import Image
 
 import bigr
 from bigr.data.shards import load_split
+from bigr.imaging.assembly import PAPER, PAPER_EDITING
 from bigr.imaging.blend import blended
-from bigr.imaging.drawing import Frame
+from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
+from bigr.imaging.painting import parts_of
 from bigr.imaging.pictures import read_mask, read_picture
 from bigr.imaging.windows import scaled_mask, windows
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
-from bigr.pipeline import loading
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.resolution import consistent_with
@@ -95,8 +96,8 @@ def test_known_pixels_come_back_unchanged_outside_the_seam(
 
 def test_known_tokens_keep_their_bits(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    draw = model._sampler.codes
-    monkeypatch.setattr(model._sampler, "codes", lambda *rest: drawn.append(draw(*rest)) or drawn[-1])
+    decode = model._sampler.decode
+    monkeypatch.setattr(model._sampler, "decode", lambda codes: drawn.append(codes) or decode(codes))
     model.inpaint(picture(), lower_half())
     given = model._sampler.encode([picture()])
     half = given.shape[1] // 2
@@ -148,8 +149,8 @@ def test_a_grown_picture_depends_on_the_picture_it_grew_from(model: ImageModel) 
 
 
 def test_windows_keep_no_mask_of_the_whole_picture_and_are_bounded(model: ImageModel) -> None:
-    plan = model._plan(np.ones((8, 400), dtype=bool))
-    assert {part.shape for _, part in plan} == {(8, 8)}
+    parts = parts_of(np.ones((8, 400), dtype=bool), SIZE, grid=4)
+    assert {part.mask.shape for part in parts} == {(8, 8)}
     with pytest.raises(BigrError, match=r"^mask: painting it takes 6,667 squares"):
         model.inpaint(picture(5000, 1), np.ones((1, 5000), dtype=bool))
     assert model.inpaint(picture(5000, 1), np.eye(1, 5000, 7, dtype=np.uint8) * 255)[0].size == (5000, 1)
@@ -192,6 +193,21 @@ def test_interpolation_begins_and_ends_at_the_classes(model: ImageModel) -> None
     assert len(pictures) == 6
     ends = [model.interpolate(a, a, 2)[0].tobytes() for a in (0, 1)]
     assert [pictures[0].tobytes(), pictures[2].tobytes()] == ends
+
+
+def test_many_images_in_batches_are_those_of_a_call_for_each(model: ImageModel) -> None:
+    """So that the evaluation, which draws many, measures what users call."""
+    images, masks = [picture(seed=seed) for seed in range(3)], [lower_half(), lower_half().T, lower_half()]
+    seeds = {place: [derive_seed(seed, *place, 0) for seed in range(3)] for place in (("inpaint", 0), ("enrich",))}
+    for labels in (None, [2, 0, 1]):
+        painted = model.inpaint_each(images, masks, labels, seeds["inpaint", 0])
+        each = zip(images, masks, labels or [None] * 3, strict=True)
+        alone = [model.inpaint(image, mask, label=c, seed=n) for n, (image, mask, c) in enumerate(each)]
+        assert same(painted, [one for (one,) in alone])
+    enriched = model.enrich_each(images, seeds["enrich",])
+    assert same(enriched, [model.enrich(image, seed=seed)[0] for seed, image in enumerate(images)])
+    between = model.interpolate_each([0, 1, 2], [1, 2, 0], 0.5, [derive_seed(7, "samples", 0)] * 3)
+    assert same(between, [model.interpolate(c, (c + 1) % 3, 3, seed=7)[1] for c in range(3)])
 
 
 def test_enrichment_agrees_with_the_small_picture(model: ImageModel) -> None:
@@ -256,7 +272,7 @@ def test_pictures_are_alike_by_what_tells_them_apart() -> None:
         everyone, order = model.nearest(features[:1], features, 99)
         assert everyone.shape == (1, 20) and everyone.min() < -0.5
         assert (order[0, :10] % 2 == 0).double().mean() > 0.75
-    with pytest.raises(BigrError, match=r"\[4, 2\] and \[20, 3\] cannot be compared"):
+    with pytest.raises(BigrError, match=r"features must be two tensors \[n, D\], .* got \[4, 2\] and \[20, 3\]"):
         of_features(None).nearest(features[:4, :2], features, 5)
 
 
@@ -264,7 +280,7 @@ def of_features(statistics: FeatureStatistics | None) -> ImageModel:
     """A model of one layer, of which nothing but `nearest` is asked."""
     network = SimpleNamespace(config=SimpleNamespace(layers=1))
     sampler: Any = SimpleNamespace(network=network)
-    return ImageModel(sampler, loading.PAPER, loading.PAPER_EDITING, ["a"], statistics=statistics)
+    return ImageModel(sampler, PAPER, PAPER_EDITING, ["a"], statistics=statistics)
 
 
 def test_the_layer_and_the_statistics_come_with_the_model_and_are_no_other_models(tmp_path: Path, caplog) -> None:
@@ -376,46 +392,54 @@ def test_feathering_fades_and_ends() -> None:
     assert found == [200, 150, 100, 50, 0, 0, 0, 0, 0]
 
 
+FOUR = "must be four whole numbers of pixels (left, top, right, bottom), got"
+LARGE = "margins must give an image of at most 30,000 pixels along a side and 500,000,000 in all, got"
 WRONG = {
-    "label: there is no class 'clas_0'; did you mean class_0": lambda m: m.generate("clas_0"),
-    "label: there is no class 'SS_1'; did you mean class_1": lambda m: m.generate("SS_1"),
-    "label: there is no class '7'": lambda m: m.generate(7),
-    "label: there is no class '-1'": lambda m: m.generate(-1),
-    "iterations: 0 cannot be": lambda m: m.generate(0, iterations=0),
-    "diffusion_steps: 1 cannot be": lambda m: m.generate(0, diffusion_steps=1),
-    "guidance_scale: nan cannot be": lambda m: m.generate(0, guidance_scale=float("nan")),
-    "seed: -1 cannot be": lambda m: m.generate(0, seed=-1),
-    "variants: 0 cannot be": lambda m: m.generate(0, variants=0),
-    "labels: none are given": lambda m: m.generate([]),
+    "label must be a class of the model, got 'clas_0'; did you mean class_0": lambda m: m.generate("clas_0"),
+    "label must be a class of the model, got 'SS_1'; did you mean class_1": lambda m: m.generate("SS_1"),
+    "label must be a class of the model, got '7'": lambda m: m.generate(7),
+    "label must be a class of the model, got '-1'": lambda m: m.generate(-1),
+    "iterations must be a whole number from 1 to 16, got 0": lambda m: m.generate(0, iterations=0),
+    "diffusion_steps must be a whole number from 2 to 16, got 1": lambda m: m.generate(0, diffusion_steps=1),
+    "guidance_scale must be a number, 0 or more, got nan": lambda m: m.generate(0, guidance_scale=float("nan")),
+    "seed must be a whole number from 0 to 9223372036854775807, got -1": lambda m: m.generate(0, seed=-1),
+    "variants must be a whole number from 1 to 1024, got 0": lambda m: m.generate(0, variants=0),
+    "labels must name at least one class": lambda m: m.generate([]),
     "mask: nothing is marked": lambda m: m.inpaint(picture(), np.zeros((4, 4), np.uint8)),
-    "blend: featherr is none of": lambda m: m.inpaint(picture(), lower_half(), blend="featherr"),
-    "label: name the class to paint": lambda m: m.edit(picture(), lower_half(), None),
+    "blend must be feather, poisson or none, got featherr": lambda m: m.inpaint(
+        picture(), lower_half(), blend="featherr"
+    ),
+    "label must be the class to paint, got None": lambda m: m.edit(picture(), lower_half(), None),
     "outpaint: give either box": lambda m: m.outpaint(picture()),
     "outpaint: nothing is left to paint": lambda m: m.outpaint(picture(), margins=0),
-    "box: (0, 0, 99, 9) is no part of": lambda m: m.outpaint(picture(), box=(0, 0, 99, 9)),
-    "margins: (-1, 0, 0, 0) cannot be": lambda m: m.outpaint(picture(), margins=(-1, 0, 0, 0)),
-    "box: (1, 2, 3) cannot be; four whole numbers": lambda m: m.outpaint(picture(), box=(1, 2, 3)),
-    "box: (0.5, 1, 3, 3) cannot be": lambda m: m.outpaint(picture(), box=(0.5, 1, 3, 3)),
-    "margins: 2.5 cannot be; four whole": lambda m: m.outpaint(picture(), margins=2.5),
-    "margins: a picture of 30000×30000 pixels": lambda m: m.outpaint(picture(), margins=(29_992, 0, 0, 29_992)),
-    "guidance_scale: x cannot be": lambda m: m.generate(0, guidance_scale="x"),
-    "steps: 2.5 cannot be": lambda m: m.interpolate(0, 1, 2.5),
-    "rounds: 1.5 cannot be": lambda m: m.enrich(picture(), rounds=1.5),
-    "layer: 1.5 cannot be": lambda m: m.features(picture(), 1.5),
+    "box must be a part of the image of 8×8 pixels, got (0, 0, 99, 9)": lambda m: m.outpaint(
+        picture(), box=(0, 0, 99, 9)
+    ),
+    "margins must be 0 or more pixels (left, top, right, bottom), got (-1,": lambda m: m.outpaint(
+        picture(), margins=(-1, 0, 0, 0)
+    ),
+    f"box {FOUR} (1, 2, 3)": lambda m: m.outpaint(picture(), box=(1, 2, 3)),
+    f"box {FOUR} (0.5, 1, 3, 3)": lambda m: m.outpaint(picture(), box=(0.5, 1, 3, 3)),
+    f"margins {FOUR} 2.5": lambda m: m.outpaint(picture(), margins=2.5),
+    f"{LARGE} 30000×30000": lambda m: m.outpaint(picture(), margins=(29_992, 0, 0, 29_992)),
+    "guidance_scale must be a number, 0 or more, got x": lambda m: m.generate(0, guidance_scale="x"),
+    "steps must be a whole number from 2 to 1024, got 2.5": lambda m: m.interpolate(0, 1, 2.5),
+    "rounds must be a whole number from 1 to 4, got 1.5": lambda m: m.enrich(picture(), rounds=1.5),
+    "layer must be a whole number from 1 to 2, got 1.5": lambda m: m.features(picture(), 1.5),
     "image: has no pixels": lambda m: m.reconstruct(Image.new("RGB", (0, 5))),
     "image: has no pixels ": lambda m: m.reconstruct(torch.zeros(3, 0, 5)),
     "mask: has no pixels": lambda m: m.inpaint(picture(), torch.zeros(0, 5)),
     "image: " + "a" * 300 + ": no such file": lambda m: m.reconstruct("a" * 300),
-    "margins: a picture of 90008×8 pixels": lambda m: m.outpaint(picture(), margins=(90_000, 0, 0, 0)),
-    "steps: 1 cannot be": lambda m: m.interpolate(0, 1, 1),
-    "rounds: 9 cannot be": lambda m: m.enrich(picture(), rounds=9),
-    "layer: 0 cannot be": lambda m: m.features(picture(), 0),
-    "images: none are given": lambda m: m.features([]),
+    f"{LARGE} 90008×8": lambda m: m.outpaint(picture(), margins=(90_000, 0, 0, 0)),
+    "steps must be a whole number from 2 to 1024, got 1": lambda m: m.interpolate(0, 1, 1),
+    "rounds must be a whole number from 1 to 4, got 9": lambda m: m.enrich(picture(), rounds=9),
+    "layer must be a whole number from 1 to 2, got 0": lambda m: m.features(picture(), 0),
+    "images must be at least one image": lambda m: m.features([]),
     "image: nowhere.png: no such file": lambda m: m.reconstruct("nowhere.png"),
-    "image: a tensor of floats must lie in [0, 1]": lambda m: m.reconstruct(torch.full((3, 4, 4), 7.0)),
+    "image: a tensor of floats must be in [0, 1], got [7, 7]": lambda m: m.reconstruct(torch.full((3, 4, 4), 7.0)),
     "image: a tensor must be [3, H, W]": lambda m: m.reconstruct(torch.zeros(2, 3, 4, 4)),
     "image: an array must be uint8": lambda m: m.reconstruct(np.zeros((4, 4, 7), np.uint8)),
-    "image: a PIL image, a path, a tensor or an array": lambda m: m.reconstruct(3),
+    "image must be a PIL image, a path, a tensor or an array, got int": lambda m: m.reconstruct(3),
 }
 
 

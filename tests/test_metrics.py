@@ -13,7 +13,7 @@ import pytest
 from bigr import config
 from bigr.cli import program
 from bigr.evaluation.headline import HEADLINE, headline
-from bigr.runtime.figures import FIGURES
+from bigr.runtime.metric_directions import COMPARED_METRICS
 from tests import scratch
 
 METRICS: dict[str, dict[str, float]] = {
@@ -124,7 +124,7 @@ def test_the_table_fits_80_columns_whatever_was_measured_and_wanted(project: Pat
     wanted: dict[str, dict[str, float]] = {}
     for part, metrics in METRICS.items():
         for name in metrics:
-            if f"{part}.{name}" in FIGURES:
+            if f"{part}.{name}" in COMPARED_METRICS:
                 wanted.setdefault(part, {})[name] = 0.12345 if "psnr" not in name else 12.345
     targets(project, wanted)
     for words in ([], ["--all"]):
@@ -192,7 +192,7 @@ def test_the_table_needs_no_torch(project: Path) -> None:
 
 
 def test_the_headline_is_of_metrics_that_tell_a_better_model_and_few_enough_for_a_terminal() -> None:
-    assert set(HEADLINE.values()) <= set(FIGURES)
+    assert set(HEADLINE.values()) <= set(COMPARED_METRICS)
     assert len(HEADLINE) <= 8 and all(len(short) <= 15 for short in HEADLINE)
 
 

@@ -43,10 +43,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             changed = settings.model_copy(update={"samples": samples})
             grid = root / "outputs" / "samples.png"
             Image.new("RGB", (64, 32), colour).save(grid)
-            tracker = Tracker(root, "samples", changed, {})
+            tracker = Tracker(root, "samples", changed, {}, "", ["pictures"])
             tracker.picture("samples", grid)
             tracker.finish("FINISHED")
-            tracker = Tracker(root, "evaluation", changed, {})
+            tracker = Tracker(root, "evaluation", changed, {}, "", ["metrics"])
             tracker.metrics({"samples.label_agreement": agreement})
             tracker.finish("FINISHED")
         yield root

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bigr.models.masked.generator import BiGR, BiGRConfig
-from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
+from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches
 from tests.worlds import write_codes
 
 GRID, BITS, CLASSES, STEPS = 4, 5, 3, 8

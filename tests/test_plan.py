@@ -15,7 +15,7 @@ from torch import Tensor
 from bigr import config
 from bigr.cli import program
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
-from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.folders import save
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, masked_count
@@ -177,14 +177,9 @@ def test_flops_of_what_needs_no_training_are_those_of_what_the_evaluation_draws(
         planned = sampling_cost.zero_shot_flops(s, networks.build(s, 10, mode), images)
     tokenizer, model = Tokenizer(TokenizerConfig.of(s.tokenizer, image_size=16)).eval(), real_model(s).eval()
     encoder = meter.flops(lambda: tokenizer.codes(torch.zeros(1, 3, 16, 16)))
-    measured = ZeroShot(
-        tokenizer,
-        model,
-        AllOfOneClass(),
-        ZeroShotSettings.of(s.samples, s.editing),
-        s.evaluation.batch_size,
-        knows_labels=knows_labels,
-    )
+    batch_size = s.evaluation.batch_size
+    drawing = measured_model(tokenizer, model, s.samples, s.editing, batch_size, knows_labels=knows_labels)
+    measured = ZeroShot(drawing, AllOfOneClass(), batch_size)
     noise = torch.randint(256, (images, 3, 16, 16), dtype=torch.uint8)  # the box around it is the whole image
     every = measured.applications(noise, torch.arange(images) % 10, torch.zeros(3, 16, 16))
     if not knows_labels:
@@ -481,7 +476,7 @@ def test_a_wrong_file_is_the_same_line_as_from_check(tmp_path: Path, capsys: pyt
         assert ended.value.code == 2
         said.append(capsys.readouterr().err)
     assert said[0] == said[1]
-    assert said[0].startswith("wrong.yaml: generator.heads is 3; allowed:")
+    assert said[0].startswith("wrong.yaml: generator.heads must be ")
 
 
 @pytest.mark.parametrize("option", ["tflops", "float32_tflops", "images", "classes", "processes"])

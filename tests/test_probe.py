@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bigr.evaluation.representation.features import Features
-from bigr.evaluation.representation.probe import LayerAccuracies, linear_probe, selection
+from bigr.evaluation.representation.linear_probe import LayerAccuracies, linear_probe, selection
 from bigr.runtime.errors import BigrError
 from tests.worlds import features_of
 

@@ -12,15 +12,15 @@ from PIL import Image
 from bigr import config
 from bigr.cli.promote_command import page
 from bigr.config import PromotionMetric
-from bigr.evaluation.fidelity.distances import names
+from bigr.evaluation.fidelity.distances import metric_names
 from bigr.pipeline import promotion
 from bigr.pipeline.promotion import Decision, settle
 from bigr.pipeline.remeasure import Remeasurement
 from bigr.pipeline.runner import run_stage
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
-from bigr.runtime.figures import FIGURES, LOWER_IS_BETTER
 from bigr.runtime.files import write_json
+from bigr.runtime.metric_directions import COMPARED_METRICS, LOWER_IS_BETTER
 from bigr.stages import draw_samples as samples
 from bigr.stages import encode_codes, evaluate_model, pack_shards
 from bigr.tracking.registry.gate import compare, decide
@@ -84,11 +84,11 @@ def test_a_figure_within_its_tolerance_is_made_up_for_by_a_better_one() -> None:
     rows = compare(
         [comparison(LOWER), comparison(HIGHER, 0.01)], {LOWER: 5.05, HIGHER: 0.91}, {LOWER: 5.0, HIGHER: 0.9}
     )
-    assert decide(rows) == (True, f"better in {HIGHER}, in no figure worse by more than its tolerance")
+    assert decide(rows) == (True, f"better in {HIGHER}, in no metric worse by more than its tolerance")
 
 
 def test_every_reason_is_told() -> None:
-    assert decided(comparison(LOWER), 5.0, 5.0)[2] == "no figure is better than the champion's"
+    assert decided(comparison(LOWER), 5.0, 5.0)[2] == "no metric is better than the champion's"
     assert decided(comparison(HIGHER, limit=0.9), 0.8, None)[2] == f"{HIGHER} is 0.8, and a champion has at least 0.9"
     assert decided(comparison(LOWER, limit=4), 4.5, None)[2] == f"{LOWER} is 4.5, and a champion has at most 4"
 
@@ -106,10 +106,10 @@ def test_a_figure_that_was_not_measured_is_named_with_those_that_were() -> None:
 
 @pytest.mark.parametrize("extractor", EXTRACTORS)
 def test_the_distances_of_every_extractor_can_be_compared(extractor: str) -> None:
-    called = names(extractor)
+    called = metric_names(extractor)
     assert {f"{part}.{name}" for part in ("samples", "reconstructions") for name in called[:2]} <= LOWER_IS_BETTER
     scores = {f"{part}.{called.score}" for part in ("samples", "reconstructions")}
-    assert scores <= set(FIGURES) - LOWER_IS_BETTER
+    assert scores <= set(COMPARED_METRICS) - LOWER_IS_BETTER
 
 
 # The registry behind the gate.
@@ -190,7 +190,7 @@ def test_a_challenger_that_failed_fails_again_and_is_no_new_version(
 def test_the_page_shows_every_figure_and_the_decision_last(offer: Callable[..., Decision]) -> None:
     offer("first", 9.0, 0.8)
     lines = page(offer("worse", 8.0, 0.7))
-    assert lines[0].split() == ["figure", "champion", "challenger", "at", "worst", "verdict"]
+    assert lines[0].split() == ["metric", "champion", "challenger", "at", "worst", "verdict"]
     assert lines[1].split() == [LOWER, "9", "8", "9.9", "better"]
     assert lines[2].split() == [HIGHER, "0.8", "0.7", "0.79", "worse"]
     assert lines[-1].startswith("version 2 is not promoted, version 1 stays the champion: ")
@@ -254,17 +254,17 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
 
     write_pictures(tmp_path, 15)
     both = new.model_copy(update={"samples": new.samples.model_copy(update={"guidance_scale": 3.0})})
-    expected = pipeline(tmp_path, {}, both).figures  # what the champion's own models come to on the new images
+    expected = pipeline(tmp_path, {}, both).metrics  # what the champion's own models come to on the new images
     worlds.write_models(tmp_path, bits=5)
     hashes = {"models/tokenizer": "t2", "models/bigr": "b2", "data/shards": "s2", "outputs/metrics.json": "m2"}
     challenger = pipeline(tmp_path, hashes, new)
-    assert challenger.figures[LOWER] != expected[LOWER]
+    assert challenger.metrics[LOWER] != expected[LOWER]
 
     decision = settle(challenger, registry)
     assert "version 1, the champion" in decision.measured_again and "15 new samples" in decision.measured_again
     assert decision.measured_again in " ".join(page(decision))
     assert decision.rows[0].champion == pytest.approx(expected[LOWER])
-    assert decision.rows[0].challenger == pytest.approx(challenger.figures[LOWER])
+    assert decision.rows[0].challenger == pytest.approx(challenger.metrics[LOWER])
     (run,) = registry.store.search(
         "dataset.name = 'data/shards' and dataset.digest = 's2' and tags.`bigr.version` = '1'"
     )
@@ -272,7 +272,7 @@ def test_a_champion_of_older_images_is_measured_again_on_the_new_ones(registry: 
     assert run.data.tags["mlflow.parentRunId"] == registry.client.get_model_version(NAME, "2").run_id
     first = registry.find(champion)
     assert first is not None
-    assert registry.figures(first, challenger.instrument) == pytest.approx(expected)
+    assert registry.metrics(first, challenger.protocol) == pytest.approx(expected)
     assert not list((tmp_path / ".dvc/tmp/promote").iterdir())
 
 
@@ -329,7 +329,7 @@ def test_measuring_again_with_another_extractor_is_refused(
     offer: Callable[..., Decision], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other_extractor(self: Remeasurement, *_: object) -> None:
-        write_json(self.root / "outputs/instrument.json", {"extractor": "another"})
+        write_json(self.root / "outputs/protocol.json", {"extractor": "another"})
         write_json(self.root / "outputs/metrics.json", {})
 
     offer("first", 9.0, 0.8)
@@ -400,7 +400,7 @@ def test_a_database_that_is_none_is_one_line(tmp_path: Path, monkeypatch: pytest
 def test_the_settings_of_the_project_name_figures_that_its_extractor_gives() -> None:
     for file in (worlds.ROOT / "params.yaml", *(worlds.ROOT / "recipes").glob("*.yaml")):
         chosen = config.load(file)
-        others = {name for other in EXTRACTORS if other != chosen.evaluation.extractor for name in names(other)}
+        others = {name for other in EXTRACTORS if other != chosen.evaluation.extractor for name in metric_names(other)}
         assert not {by.name.split(".")[1] for by in chosen.promotion.metrics} & others, file.name
 
 

@@ -31,7 +31,7 @@ from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.stages import draw_samples
 from bigr.tracking.registry import scoring_server
-from bigr.tracking.registry.package import served_config
+from bigr.tracking.registry.served_record import ServedRecord
 from bigr.tracking.registry.versions import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
 from bigr.tracking.store import DEFAULTS, Store
 from tests import worlds
@@ -46,8 +46,8 @@ HASHES = {
     "models/bigr": "2.dir",
     "data/shards": "3.dir",
     "outputs/metrics.json": "4",
-    "bigr/evaluation/representation/probe.py": "5",
 }
+MEASURING = {"bigr/evaluation/representation/linear_probe.py": "5"}
 
 
 def settings(**changes: Any) -> Any:
@@ -65,8 +65,8 @@ def make_project(root: Path) -> Candidate:
     statistics = replace(FeatureStatistics.of(features), best_layer=2)
     save_statistics(root / "models/features", statistics, root / "models/bigr")
     write_json(root / "outputs/metrics.json", FIGURES)
-    write_json(root / "outputs/instrument.json", {"extractor": {"name": "classifier", "hash": "6"}})
-    return Candidate(root, settings(), HASHES)
+    write_json(root / "outputs/protocol.json", {"extractor": {"name": "classifier", "hash": "6"}})
+    return Candidate(root, settings(), HASHES, MEASURING)
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,11 @@ def test_a_version_names_hashes_figures_and_the_run_that_made_it(
     registry: Registry, version: Version, candidate: Candidate, run_id: str
 ) -> None:
     found = registry.client.get_model_version(NAME, str(version.number))
-    recorded = {path: md5 for path, md5 in HASHES.items() if not path.endswith(".py")}
-    assert {key.removeprefix("dvc."): value for key, value in found.tags.items() if key.startswith("dvc.")} == recorded
+    assert {key.removeprefix("dvc."): value for key, value in found.tags.items() if key.startswith("dvc.")} == HASHES
     assert found.run_id == run_id
     assert "label_agreement 0.9, probe_top1 0.8" in found.description
     expected = {"samples.fd_classifier": 5.0, "samples.label_agreement": 0.9, "probe.best_top1": 0.8}
-    assert registry.figures(version, candidate.instrument) == expected
+    assert registry.metrics(version, candidate.protocol) == expected
     logged = registry.client.get_logged_model(version.model_id)
     assert (logged.status, logged.source_run_id) == ("READY", run_id)
     assert logged.params["samples.guidance_scale"] == "2.0"
@@ -179,9 +178,28 @@ def test_the_same_model_is_registered_once_and_another_sampler_is_another_versio
     ids=str,
 )
 def test_whatever_the_package_serves_with_makes_another_version(candidate: Candidate, changes: dict[str, Any]) -> None:
-    served = [served_config(chosen, ["a", "b", "c"]) for chosen in (candidate.settings, settings(**changes))]
+    served = [ServedRecord.of(chosen, ["a", "b", "c"]) for chosen in (candidate.settings, settings(**changes))]
     assert served[0] != served[1]
     assert replace(candidate, settings=settings(**changes)).identity != candidate.identity
+
+
+def test_a_record_is_read_as_it_was_written_and_one_of_an_earlier_version_as_well() -> None:
+    record = ServedRecord.of(settings(), ["a", "b", "c"])
+    written = json.loads(json.dumps(record.write()))
+    assert ServedRecord.read(written) == record
+    earlier = {name: value for name, value in written.items() if name not in ("editing", "max_images")}
+    read = ServedRecord.read(earlier)
+    assert read.images == replace(record.images, editing=None) and read.max_images >= COUNT
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"classes": None}, "classes is missing"), ({"samples": {"iterations": 4, "swirl": 1}}, "lacks: swirl")],
+)
+def test_a_record_that_cannot_be_read_is_one_line(change: dict[str, Any], message: str) -> None:
+    written = ServedRecord.of(settings(), ["a", "b", "c"]).write() | change
+    with pytest.raises(BigrError, match=message):
+        ServedRecord.read({name: value for name, value in written.items() if value is not None})
 
 
 def test_other_names_of_the_classes_are_another_version(candidate: Candidate, tmp_path: Path) -> None:
@@ -209,23 +227,23 @@ def test_what_was_measured_of_a_models_features_makes_no_other_version(
     "changes",
     [
         {"hashes": HASHES | {"data/shards": "new.dir"}},
-        {"hashes": HASHES | {"bigr/evaluation/representation/probe.py": "new"}},
+        {"measuring": {"bigr/evaluation/representation/linear_probe.py": "new"}},
         {"settings": settings(evaluation__reference="val")},
         {"settings": settings(samples__count=COUNT + 1)},
     ],
     ids=["images", "code", "reference", "count"],
 )
-def test_figures_of_another_instrument_are_not_those_of_this_one(
+def test_metrics_of_another_protocol_are_not_those_of_this_one(
     registry: Registry, version: Version, candidate: Candidate, changes: dict[str, Any]
 ) -> None:
     other = replace(candidate, **changes)
-    assert other.instrument != candidate.instrument
-    assert registry.figures(version, other.instrument) is None
+    assert other.protocol != candidate.protocol
+    assert registry.metrics(version, other.protocol) is None
 
 
-def test_another_extractor_is_another_instrument(candidate: Candidate, tmp_path: Path) -> None:
-    write_json(tmp_path / "outputs/instrument.json", {"extractor": {"name": "classifier", "hash": "7"}})
-    assert replace(candidate, root=tmp_path).instrument != candidate.instrument
+def test_another_extractor_is_another_protocol(candidate: Candidate, tmp_path: Path) -> None:
+    write_json(tmp_path / "outputs/protocol.json", {"extractor": {"name": "classifier", "hash": "7"}})
+    assert replace(candidate, root=tmp_path).protocol != candidate.protocol
 
 
 def test_a_version_that_someone_else_registered_is_named(registry: Registry, version: Version, run_id: str) -> None:
@@ -289,12 +307,12 @@ def test_parameters_change_the_images(served: Any) -> None:
         ([[0, 1]], {}, "labels must be a flat list of 1 to 10 numbers"),
         ([], {}, "labels must be a flat list of 1 to 10 numbers"),
         ([0] * 11, {}, "labels must be a flat list of 1 to 10 numbers, got 11"),
-        ([0], {"seed": -1}, "seed: -1 cannot be; allowed: 0 to 9"),
-        ([0], {"seed": 10**30}, "seed: 1000"),
-        ([0], {"guidance_scale": float("nan")}, "guidance_scale: nan cannot be"),
-        ([0], {"iterations": 17}, "iterations: 17 cannot be; allowed: 1 to 16"),
-        ([0], {"diffusion_steps": 1}, "diffusion_steps: 1 cannot be; allowed: 2 to 16"),
-        ([0], {"guidance_scale": -0.5}, "guidance_scale: -0.5 cannot be; allowed: 0 or more"),
+        ([0], {"seed": -1}, "seed must be a whole number from 0 to 9.*, got -1"),
+        ([0], {"seed": 10**30}, "seed must be .* got 1000"),
+        ([0], {"guidance_scale": float("nan")}, "guidance_scale must be .* got nan"),
+        ([0], {"iterations": 17}, "iterations must be a whole number from 1 to 16, got 17"),
+        ([0], {"diffusion_steps": 1}, "diffusion_steps must be a whole number from 2 to 16, got 1"),
+        ([0], {"guidance_scale": -0.5}, "guidance_scale must be a number, 0 or more, got -0.5"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(
@@ -400,7 +418,7 @@ class Slow:
 
         loaded = load_model(str(package))
         self.asked, self.begun = 0, threading.Event()
-        loaded.unwrap_python_model().model.backbone.register_forward_hook(self.count)
+        loaded.unwrap_python_model().model._sampler.network.backbone.register_forward_hook(self.count)
         self.server = uvicorn.Server(
             uvicorn.Config(scoring_server.application(loaded), port=0, timeout_graceful_shutdown=1, log_level="error")
         )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from bigr.evaluation.representation.embedding import tsne
 from bigr.evaluation.representation.features import Features, layer_features, scratch_folder, write_features
-from bigr.evaluation.representation.neighbours import nearest_neighbours
-from bigr.evaluation.representation.probe import LayerAccuracies, selection
+from bigr.evaluation.representation.linear_probe import LayerAccuracies, selection
+from bigr.evaluation.representation.nearest_neighbours import nearest_neighbours
+from bigr.evaluation.representation.tsne import tsne
 from bigr.interop.standardisation import FeatureStatistics, load_statistics, save_statistics
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.errors import BigrError
@@ -107,7 +107,7 @@ def test_damaged_features_are_one_line(tmp_path: Path) -> None:
             Features.open(path)
     write_features(tmp_path / "g.npy", [(x[:30], labels[:30])], 30)
     path.write_bytes((tmp_path / "g.npy").read_bytes())
-    with pytest.raises(BigrError, match="do not belong"):
+    with pytest.raises(BigrError, match="does not match"):
         Features.open(path)
 
 
@@ -255,8 +255,8 @@ import resource, sys
 from pathlib import Path
 import torch
 from bigr.evaluation.representation.features import Features, token_averages, write_features
-from bigr.evaluation.representation.neighbours import nearest_neighbours
-from bigr.evaluation.representation.probe import linear_probe, selection
+from bigr.evaluation.representation.nearest_neighbours import nearest_neighbours
+from bigr.evaluation.representation.linear_probe import linear_probe, selection
 
 IMAGES, LAYERS, WIDTH, CLASSES = 8000, 8, 512, 10
 folder, whole, cpu = Path(sys.argv[1]), sys.argv[2] == "whole", torch.device("cpu")

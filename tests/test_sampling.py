@@ -13,8 +13,9 @@ from bigr.models.masked.diffusion import BernoulliDiffusion
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
 from bigr.runtime.errors import BigrError
+from bigr.sampling.inputs import check_finite
 from bigr.sampling.reverse import bit_probabilities
-from bigr.sampling.unmask import Sampling, certainty, check_finite, guidance, sample_codes, still_masked
+from bigr.sampling.unmask import Sampling, certainty, guidance, sample_codes, still_masked
 
 TOKENS, BITS, CLASSES = 16, 6, 3
 
@@ -116,10 +117,10 @@ def test_certainty_is_minus_entropy_in_bits_or_the_margin():
     probability = torch.tensor([[[0.5, 0.5], [0.9, 0.2], [1.0, 0.0]]])
     positions, none = torch.arange(3)[None], torch.zeros(1, 3)
     plain = Sampling(4, 4)
-    entropy = certainty(probability, positions, "entropy", none, 0.5, plain)
+    entropy = certainty(probability, positions, none, plain, 0.5)
     h = lambda p: -p * math.log2(p) - (1 - p) * math.log2(1 - p)  # noqa: E731
     assert entropy[0].tolist() == pytest.approx([-1.0, -(h(0.9) + h(0.2)) / 2, 0.0], abs=1e-6)
-    margin = certainty(probability, positions, "margin", none, 0.5, plain)
+    margin = certainty(probability, positions, none, Sampling(4, 4, order="margin"), 0.5)
     assert margin[0].tolist() == pytest.approx([0.0, 0.7, 1.0])
 
 
@@ -128,7 +129,7 @@ def test_gumbel_noise_follows_its_schedule(schedule, factor):
     probability = torch.full((1, 2, 4), 0.5)
     gumbel = torch.tensor([[1.0, -2.0]])
     sampling = Sampling(4, 4, gumbel_temperature=0.5, gumbel_schedule=schedule)
-    noisy = certainty(probability, torch.arange(2)[None], "entropy", gumbel, 0.25, sampling)
+    noisy = certainty(probability, torch.arange(2)[None], gumbel, sampling, 0.25)
     assert noisy[0].tolist() == pytest.approx([-1 + 0.5 * factor, -1 - 2 * 0.5 * factor])
 
 

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.config import Settings, load
-from bigr.data import packing, shards
+from bigr.data import image_batches, packing, shards
+from bigr.data.image_batches import ImageBatches
 from bigr.data.packing import pack
-from bigr.data.shards import ImageBatches, ShardIndex, load_split, read_split
+from bigr.data.shards import ShardIndex, load_split, read_split
 from bigr.data.sources import discover
 from bigr.runtime.context import Context, Report
 from bigr.runtime.errors import BigrError
@@ -187,9 +188,7 @@ def test_same_input_gives_identical_shards_whatever_the_number_of_processes(
     (source / "a" / "bad.png").write_bytes(b"no picture")
     started: list[int] = []
     in_processes = packing._in_processes
-    monkeypatch.setattr(
-        packing, "_in_processes", lambda jobs, n, progress: started.append(n) or in_processes(jobs, n, progress)
-    )
+    monkeypatch.setattr(packing, "_in_processes", lambda jobs, n: started.append(n) or in_processes(jobs, n))
     one = packed(source, tmp_path / "one", workers=1, max_bad_fraction=0.1)
     os.utime(source / "a" / "000.png", (0, 0))
     two = packed(source, tmp_path / "two", workers=2, max_bad_fraction=0.1)
@@ -461,14 +460,14 @@ def test_an_error_that_says_nothing_is_named_by_its_kind(
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways in which a split is served; small blocks, so that an epoch has several."""
     if request.param == "streamed":
-        monkeypatch.setattr(shards, "_IN_MEMORY_BYTES", 0)
-        monkeypatch.setattr(shards, "_BLOCK_IMAGES", 10)
+        monkeypatch.setattr(image_batches, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(image_batches, "_BLOCK_IMAGES", 10)
     return str(request.param)
 
 
 def stream(folder: Path, batch_size: int = 6, **options: int | bool) -> ImageBatches:
     values = {"seed": 5, "horizontal_flip": False, "rank": 0, "world": 1, "workers": 0, **options}
-    if values["workers"] == 0 and shards._IN_MEMORY_BYTES:
+    if values["workers"] == 0 and image_batches._IN_MEMORY_BYTES:
         values["workers"] = 1
     return ImageBatches(folder, "train", batch_size, **values)  # type: ignore[arg-type]
 
@@ -506,8 +505,8 @@ def test_stream_from_any_step_is_the_uninterrupted_stream(cats: Path, way: str, 
 
 
 def test_stream_does_not_depend_on_the_number_of_loading_processes(cats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(shards, "_BLOCK_IMAGES", 10)
+    monkeypatch.setattr(image_batches, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(image_batches, "_BLOCK_IMAGES", 10)
     state = torch.random.get_rng_state()
     alone = take(stream(cats, workers=0, horizontal_flip=True), 3, 15)
     assert same(take(stream(cats, workers=2, horizontal_flip=True), 3, 15), alone)
@@ -539,15 +538,15 @@ def test_flips_mirror_half_of_the_images_anew_each_epoch(cats: Path, way: str) -
 
 
 def test_resuming_reads_no_shard_of_earlier_blocks(cats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(shards, "_BLOCK_IMAGES", 7)
+    monkeypatch.setattr(image_batches, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(image_batches, "_BLOCK_IMAGES", 7)
     opened: list[Path] = []
-    encoded = shards._encoded
+    encoded = shards.read_entries
 
     def watched(shard: shards.Shard) -> Iterator[tuple[bytes, int]]:
         opened.append(shard.path)
         return encoded(shard)
 
-    monkeypatch.setattr(shards, "_encoded", watched)
+    monkeypatch.setattr(image_batches, "read_entries", watched)
     take(stream(cats), 5, 1)
     assert len(opened) <= 2

@@ -16,6 +16,7 @@ from PIL import Image
 
 from bigr import config, tracking
 from bigr.pipeline.lineage.runs import Runs
+from bigr.pipeline.stage_table import STAGES
 from bigr.tracking import executions, mailbox
 from bigr.tracking.mailbox import Mailbox
 from bigr.tracking.store import RUN_LIST, Store, code_digest, home, location
@@ -47,7 +48,7 @@ def own_execution(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 def execute(project: Path, stage: str, status: str = "FINISHED", **outputs: str) -> None:
     """A stage that reports a curve, a figure and a picture, and reads and writes what it is told."""
-    tracker = tracking.Tracker(project, stage, SETTINGS, {"data/codes": "c0de.dir"})
+    tracker = tracking.Tracker(project, stage, SETTINGS, {"data/codes": "c0de.dir"}, "", STAGES[stage].shares)
     for step in (10, 20, 30):
         tracker.metrics({"loss": 1 / step}, step=step)
     tracker.metrics({"label agreement (%)": 97.5, "loss": 0.01})
@@ -119,7 +120,7 @@ def test_code_is_one_file_of_a_run_and_no_tags(project: Path, request: pytest.Fi
 def test_a_run_says_whose_it_is_what_it_does_and_how_good_the_model_is(
     project: Path, request: pytest.FixtureRequest
 ) -> None:
-    tracker = tracking.Tracker(project, "evaluation", SETTINGS, {}, "Measures")
+    tracker = tracking.Tracker(project, "evaluation", SETTINGS, {}, "Measures", STAGES["evaluation"].shares)
     tracker.metrics({"samples.label_agreement": 0.98765, "probe.best_top1": 0.75, "probe.best_layer": 5})
     tracker.finish("FINISHED")
     parent, (run,) = runs(project, request.node.name)
@@ -452,5 +453,5 @@ def test_pictures_that_wait_are_bounded_by_their_bytes_and_what_is_dropped_is_sa
     box.close(lambda: None)
     assert drawn == [0, 1, 5] and box._bytes == 0
     said = [record.getMessage() for record in caplog.records]
-    assert said.count("it: too much waits for it; what there is no room for is dropped") == 1
+    assert said.count("it: the queue of records is full; further ones are dropped") == 1
     assert said[-1] == "it: 3 records did not reach it"

@@ -23,7 +23,7 @@ from bigr.runtime.context import Context, Report
 from bigr.runtime.errors import BigrError
 from bigr.stages import train_generator, train_tokenizer, train_transcoder
 from bigr.training import loop
-from bigr.training.masked import MaskedBatches
+from bigr.training.masked_batches import MaskedBatches
 from bigr.training.optimiser import EMA, adamw, learning_rate
 from tests.worlds import ROOT, settings, write_codes, write_shards
 
@@ -356,7 +356,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.stages import train_generator as generator
 from bigr.runtime import distributed
 from bigr.training import loop
-from bigr.training.masked import MaskedBatches
+from bigr.training.masked_batches import MaskedBatches
 from tests.worlds import settings
 
 root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": []}, [], []

@@ -1,4 +1,4 @@
-"""The parts that the page's tabs are made of: a picture to work on, and the settings of a call."""
+"""The parts of the page's tabs: an image to work on, and the settings of a call."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from bigr.runtime.errors import BigrError
 
 HERE = Path(__file__).parent
 STATE_SECONDS = 3600
-"""How long a picture is remembered after its page was closed."""
+"""How long an image is kept in memory after its page was closed."""
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""For every event: the page shows itself what is going on, and no event is an interface of its own."""
+"""For every event: the page has its own progress display, and no event is part of an API."""
 
 READING: dict[str, Any] = {**QUIET, "concurrency_id": "reading", "concurrency_limit": 2}
-"""For events that read pictures: two at a time, since one of them may take hundreds of megabytes."""
+"""For events that read images: two at a time, since each may take hundreds of megabytes."""
 
 _THUMBNAILS = """
 element.addEventListener("click", (event) => {
@@ -44,7 +44,7 @@ def spoken(error: BigrError) -> gr.Error:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """A picture to work on. picture: the session's own, as it was given; view: what shows it, a brush or a panel."""
+    """An image to work on. picture: the session's own, as given; view: the component that shows it, brush or panel."""
 
     picture: gr.State
     view: gr.HTML
@@ -53,10 +53,10 @@ class ImageInput:
 def source(
     examples: Examples, shown: Callable[..., Any], *, brush: bool = False, beside: Sequence[Any] = ()
 ) -> ImageInput:
-    """Examples, an upload button, and the picture that was chosen; the first example is there from the start.
+    """Examples, an upload button, and the chosen image, at first the first example.
 
-    shown: from the picture (and the values of the components `beside`) to the value of what shows it. brush: it is
-    shown to be painted on.
+    shown: from the image and the values of the components `beside` to the value of the view; brush: the view is a
+    canvas to paint a mask on.
     """
     first = examples[0][0] if examples else None
     state = gr.State(first, time_to_live=STATE_SECONDS)
@@ -95,23 +95,23 @@ def source(
         picture = upload.picture
         if upload.scaled:
             size, now = ("{}×{}".format(*one) for one in (upload.size, picture.size))
-            gr.Info(f"It is worked on at {now} pixels: {size} are too many here", title="Made smaller")
+            gr.Info(f"Reduced from {size} to {now} pixels", title="Made smaller")
         return picture, shown(picture, *values)
 
     button.upload(uploaded, [button, *beside], [state, view], **READING)
     return ImageInput(state, view)
 
 
-def class_choices(model: ImageModel, nobody: str | None = None) -> list[tuple[str, int]]:
-    """The names of the classes and their numbers, for a dropdown; first `nobody`, for no class, where it is given."""
+def class_choices(model: ImageModel, none: str | None = None) -> list[tuple[str, int]]:
+    """The names of the classes and their numbers, for a dropdown; none: the text of a first choice, no class."""
     named = [(name, number) for number, name in enumerate(model.classes)]
-    return named if nobody is None else [(nobody, NO_CLASS), *named]
+    return named if none is None else [(none, NO_CLASS), *named]
 
 
 def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = False) -> list[Any]:
-    """Seed, variants, iterations, guidance, diffusion steps: what every call takes, in this order.
+    """The options of every call: seed, variants, iterations, guidance, diffusion steps, in this order.
 
-    seam: before them all, how what is painted is joined to the rest.
+    seam: before them, how a painted part is blended into the image.
     """
     limits, sampling = model.limits(), model.sampling
     with gr.Row(elem_classes="sliders"):

@@ -1,4 +1,4 @@
-"""The pictures that are there already: examples to start with, and those that look most alike to the model."""
+"""Images of the data set: examples, and those most similar to an image by the model's features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from bigr.runtime.errors import BigrError
 EXAMPLES = 10
 _AT_ONCE = 32
 _LOOKED_AT = 400
-"""Pictures among which examples of different classes are sought."""
+"""Images that are searched for examples of different classes."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A picture of the data set, the name of its class, and how alike its features are, from -1 to 1."""
+    """An image of the data set, the name of its class, and the cosine of its features with those asked for, −1 to 1."""
 
     picture: Image.Image
     name: str
@@ -39,7 +39,7 @@ class Dataset:
 
     @cached_property
     def examples(self) -> list[tuple[Image.Image, str]]:
-        """A few held-out pictures and their classes' names: of as many classes as there are, in their order."""
+        """A few held-out images and their classes' names: of as many classes as possible, in their order."""
         split = "val" if self.index.images("val") else "train"
         pixels, labels = load_split(self.folder, split, _LOOKED_AT)
         order = torch.arange(len(labels))
@@ -53,13 +53,13 @@ class Dataset:
 
     @property
     def compared(self) -> int:
-        """How many pictures the nearest are sought among."""
+        """How many images are searched for the most similar."""
         return min(self.index.images("train"), MAX_COMPARED)
 
     def look(self, model: ImageModel) -> Iterator[int]:
-        """Take the features of all pictures that are compared, once for a model; yields how many are done.
+        """Compute the features of all images that are searched, once for a model; yields how many are done.
 
-        Of every layer: what takes the time is common to all. Whoever is stopped has done for the next what was done.
+        Every layer's at once: one pass through the model gives all. Features that a stopped call computed are kept.
         """
         pixels, _ = self._training
         rows = self._features.setdefault(model, [])
@@ -68,7 +68,7 @@ class Dataset:
             yield len(rows) * _AT_ONCE
 
     def nearest(self, model: ImageModel, picture: Image.Image, layer: int, count: int) -> list[Neighbour]:
-        """The `count` pictures whose features in `layer` are most alike, the most alike first."""
+        """The `count` images whose features in `layer` are most similar, the most similar first."""
         asked = model.features(picture, layer)
         for _ in self.look(model):
             pass

@@ -1,9 +1,9 @@
-"""What the server refuses before gradio sees it: what other sites send, addresses to fetch, and what is too much.
+"""Requests that are refused before gradio sees them: those of other sites, addresses to fetch, and too large ones.
 
-A page that listens on loopback is still in reach of every web page that its user opens. So a request must name this
-server in `Host` (else a name of the attacker's, pointed to 127.0.0.1, would make the attacker's page and this one the
-same site), and must not come from another site's page (`Origin`). gradio fetches files that a request names by URL, to
-disk and past the bounds of uploads: no request may name one. What the page itself never sends is not handed on.
+A server on loopback can be reached by every web page that its user opens. So a request must name this server in `Host`
+(else a name of the attacker's that points to 127.0.0.1 would make the attacker's page and this one the same site), and
+must not come from another site's page (`Origin`). gradio fetches files that a request names by URL, to disk and without
+the limits of uploads: no request may name one. Requests that the page itself never sends are refused.
 """
 
 import ipaddress
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 EVERYWHERE = frozenset({"0.0.0.0", "::"})
-"""Addresses to listen on that stand for all that the machine has."""
+"""Addresses to listen on that stand for all of the machine's."""
 
 _API = "/gradio_api"
 _UPLOAD = f"{_API}/upload"
 _POSTED = {_UPLOAD, *(f"{_API}/{name}" for name in ("queue/join", "run/predict", "cancel", "reset"))}
-"""Where the page posts to; what follows is refused on every other path."""
+"""The paths that the page posts to; POST is refused on every other path."""
 
 _AUTHORITY = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?", re.ASCII | re.IGNORECASE)
 
@@ -39,7 +39,7 @@ _OF_FILES = ("path", "url")
 
 
 class Refusal(Exception):
-    """An answer in place of the page's. status: of HTTP; text: one line."""
+    """A request that is refused. status: of HTTP; text: one line."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -47,11 +47,11 @@ class Refusal(Exception):
 
 
 class Hosts:
-    """The names and addresses under which the page may be asked for.
+    """The names and addresses that a request's `Host` may have.
 
-    Those of loopback, the address that it listens on, and `allowed`. Where it listens on all of the machine's, also the
-    machine's name and any address as a number: a name can be pointed to this machine by whoever owns it, a number
-    cannot, and from within a container or behind a router the machine's own number is not known here.
+    Those of loopback, the address that the server listens on, and `allowed`. If it listens on all addresses, also the
+    machine's name and every numeric address: an attacker can point a name to this machine, but not a number, and within
+    a container or behind a router the machine's own numbers are not known.
     """
 
     def __init__(self, listening: str, allowed: Iterable[str] = ()) -> None:
@@ -67,14 +67,17 @@ class Hosts:
 
 
 class Guard:
-    """An ASGI application around another one. folder: where uploads are kept; hosts: what the page is called."""
+    """An ASGI application around another one. folder: where uploads are kept; hosts: the valid names."""
 
     def __init__(self, app: "ASGIApp", folder: Path, hosts: Hosts) -> None:
         self.app, self.folder, self.hosts = app, folder, hosts
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Hand the request on, or answer: 403 (another host, another site's page), 400 (a file by its address), 404
-        or 405 (what the page never asks for), 411, 413 (no length, too large), 429 (too many files)."""
+        """Pass the request on, or refuse it.
+
+        With 403 (another host or site), 400 (a file by its URL), 404 or 405 (a path or method that the page never
+        uses), 411, 413 (no length, too large), 429 (too many files).
+        """
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         try:
@@ -93,7 +96,7 @@ class Guard:
         await self.app(scope, receive, send)
 
     def _site(self, scope: "Scope") -> str:
-        """The name and port under which the page is asked for, by itself."""
+        """The name and port in `Host`. Raises `Refusal` where they, or the request's origin, are not valid."""
         named = _header(scope, b"host")
         authority = named[0].lower() if len(named) == 1 else ""
         name = _name(authority)
@@ -130,9 +133,9 @@ class Guard:
 
 
 async def _read(receive: "Receive", authority: str) -> "Receive":
-    """The body of an event, which names no file by its address, to be received again.
+    """The body of an event, checked to name no file by its URL, to be received again.
 
-    authority: of the page itself, by which it names what was uploaded to it.
+    authority: of the page, which occurs in the URLs of files that were uploaded to it.
     """
     parts: list[bytes] = []
     message = await receive()
@@ -161,7 +164,7 @@ async def _read(receive: "Receive", authority: str) -> "Receive":
 
 
 def _is_elsewhere(value: str, authority: str, key: str) -> bool:
-    """Whether a file's `path` or `url` is an address, but for the page's own uploads, which have an `url` too."""
+    """Whether a file's `path` or `url` is a URL other than that of an upload to this page."""
     if "://" not in value and not value.startswith(("//", "\\\\")):
         return False
     parts = urlsplit(value)
@@ -179,7 +182,7 @@ def _name(authority: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A host as it is compared: in small letters, without brackets; an address as Python writes it."""
+    """A host in the form that is compared: lower case, without brackets; an address as Python writes it."""
     bare = name.lower().strip("[]").removesuffix(".")
     return str(ipaddress.ip_address(bare)) if _is_number(bare) else bare
 

@@ -1,6 +1,6 @@
 """Links that open a tab with settings: the page's address with `?tab=Generate&seed=7&…`.
 
-They hold settings alone: a picture and what is painted on it stay with whoever brought them.
+They hold settings alone, no image and no mask.
 """
 
 import html
@@ -54,7 +54,7 @@ class Link:
         done.then(None, None, button, js=_THEN, **QUIET)
 
     def read(self, query: Mapping[str, str]) -> dict[Any, Any]:
-        """The values that a link's query has for the controls; what no control can hold is left out, and said."""
+        """The values that a link's query has for the controls; invalid ones are left out, with a warning."""
         values, wrong = {}, []
         for name, control in self.settings.items():
             if name in query:
@@ -64,7 +64,7 @@ class Link:
                     wrong.append(f"{name} {query[name][:20]!r}")
         if wrong:
             text = html.escape(", ".join(wrong))
-            gr.Warning(f"The link's {text} cannot be set and was left out", title="Link")
+            gr.Warning(f"Invalid settings in the link were ignored: {text}", title="Link")
         return values
 
 

@@ -1,6 +1,6 @@
-"""The page: a tab for each of the things that the model does.
+"""The page: a tab for each application of the model.
 
-A tab has what it is given on the left and what comes of it on the right; on a phone the second follows the first.
+A tab has its inputs on the left and its result on the right; on a phone the result is below the inputs.
 """
 
 import logging
@@ -24,14 +24,14 @@ from bigr.runtime.errors import BigrError
 log = logging.getLogger(__name__)
 
 DRAWING: dict[str, Any] = {**QUIET, "show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1}
-"""For events that use the model: one at a time. gradio shows the place in the queue, and the time."""
+"""For events that use the model: one at a time. gradio shows the place in the queue and the time."""
 
 Task = Callable[..., Iterator[str]]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What a tab is built over."""
+    """What the tabs are built from."""
 
     model: ImageModel
     tasks: Tasks
@@ -40,9 +40,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab. button: what starts the task; says: what it is for; promise: what the empty result says.
-
-    inputs: lays out what it is given, and names the components whose values the task takes.
+    """A tab. button: the text of the button that starts the task; says: what the tab is for; promise: the text of the
+    empty result; inputs: lays out the inputs and returns the components whose values the task takes.
     """
 
     name: str
@@ -55,7 +54,7 @@ class Tab:
 
 
 def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
-    """The page over `model`; its examples, and the pictures that it compares with, are those of `dataset`."""
+    """The page over `model`; examples and similar images are those of `dataset`."""
     bench = Bench(model, Tasks(model, dataset), dataset.examples if dataset is not None else [])
     with gr.Blocks(title="BiGR", analytics_enabled=False, delete_cache=(60, UPLOAD_SECONDS), fill_width=True) as page:
         gr.HTML(_heading(model), apply_default_css=False, elem_classes="heading")
@@ -182,7 +181,7 @@ TABS = (
     Tab(
         "Inpaint",
         "Inpaint",
-        "Paint over what is to be drawn anew. What fits there, the rest of the picture decides, or a class does.",
+        "Paint over what is to be drawn anew. It will fit the rest of the picture, or show a class that you choose.",
         "The picture, completed, appears here.",
         _inpaint,
         lambda tasks: tasks.inpaint,
@@ -198,7 +197,7 @@ TABS = (
     Tab(
         "Edit",
         "Edit",
-        "Paint over a part, and choose what it is to become.",
+        "Paint over a part and choose the class to draw there.",
         "The picture, changed, appears here.",
         _edit,
         lambda tasks: tasks.edit,
@@ -224,7 +223,7 @@ TABS = (
     Tab(
         "Features",
         "Look",
-        "What a picture is to the model: what its code keeps of it, and which pictures are alike.",
+        "See a picture as the model does: what its code keeps, and which pictures are similar.",
         "The model's view of the picture appears here.",
         _features,
         lambda tasks: tasks.features,
@@ -237,8 +236,8 @@ def _editing_options(model: ImageModel) -> list[Any]:
     return options(model, variants=4, guidance=model.editing.guidance_scale, seam=True)
 
 
-def _label(model: ImageModel, nobody: str) -> gr.Dropdown:
-    return gr.Dropdown(class_choices(model, nobody), value=NO_CLASS, label="Class", visible=model.knows_labels)
+def _label(model: ImageModel, none: str) -> gr.Dropdown:
+    return gr.Dropdown(class_choices(model, none), value=NO_CLASS, label="Class", visible=model.knows_labels)
 
 
 def _outlined(picture: Image.Image | None, way: str, *sides: float) -> str:
@@ -252,7 +251,7 @@ def _outlined(picture: Image.Image | None, way: str, *sides: float) -> str:
 
 
 def _told(task: Task) -> Task:
-    """The task; what a user can put right is said in the page, whatever else goes wrong in the log."""
+    """The task; a `BigrError` is shown on the page, any other error goes to the log."""
 
     @wraps(task)
     def told(*values: Any) -> Iterator[str]:
@@ -265,7 +264,7 @@ def _told(task: Task) -> Task:
             raise
         except Exception:
             log.exception("%s failed", task.__name__)
-            yield panel.refused("Something went wrong; the terminal says what")
-            raise gr.Error("Something went wrong; the terminal says what", print_exception=False) from None
+            yield panel.refused("Something went wrong; see the terminal")
+            raise gr.Error("Something went wrong; see the terminal", print_exception=False) from None
 
     return told

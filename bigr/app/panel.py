@@ -1,6 +1,6 @@
-"""What a call comes to, as HTML: the pictures while they are drawn, and the order in which their tokens were decided.
+"""The results of a call as HTML: the images while they are drawn, and the order in which their tokens are decided.
 
-Pictures are written into the page itself, as data URIs: nothing goes to disk, and nothing is fetched.
+Images are part of the page, as data URIs: nothing goes to disk, and nothing is fetched.
 """
 
 import base64
@@ -13,36 +13,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bigr.imaging.drawing import Frame
+from bigr.imaging.frames import Frame
 
 CRISP_BELOW = 128
-"""Pictures smaller than this along a side are shown with sharp pixels."""
+"""Images smaller than this along a side are shown with sharp pixels."""
 
 TRACE_STEPS = 16
-"""Iterations that the strip shows at most, evenly taken; the last is always among them."""
+"""Iterations in the strip at most, evenly spaced and with the last."""
 
 TRACE_SIDE = 128
-"""Pixels along a side of the strip's pictures; larger ones are made smaller."""
+"""Pixels along a side of the strip's images; larger ones are reduced."""
 
 SHOWN_SIDE = 1024
-"""Pixels along a side of a picture to choose or to paint on, as the page shows it."""
+"""Pixels along a side of an image to choose or to paint on, as the page shows it."""
 
 PAIRED = 4
-"""So many pictures, at most, have their own entropy map beside them while they are drawn."""
+"""Entropy maps are shown beside the images while they are drawn if these are no more than this."""
 
 _CERTAIN, _UNDECIDED = np.array([250, 232, 214]), np.array([182, 52, 20])
-"""Colours of an entropy of 0, and of the largest of the call."""
+"""Colours of an entropy of 0 and of the call's largest."""
 
 
 def uri(picture: Image.Image) -> str:
-    """The picture as a PNG in a data URI."""
+    """The image as a PNG in a data URI."""
     with io.BytesIO() as stream:
         picture.save(stream, format="PNG")
         return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def entropy_map(entropy: NDArray[np.floating], most: float) -> Image.Image:
-    """Entropies [g, g] in bits as a picture RGBA of g×g pixels: from pale (0) to red (`most`); clear where NaN."""
+    """Entropies [g, g] in bits as an RGBA image of g×g pixels: from pale (0) to red (`most`); clear where NaN."""
     known = np.isnan(entropy)
     share = np.clip(np.where(known, 0, entropy) / most, 0, 1)[..., None]
     colour = _CERTAIN + share * (_UNDECIDED - _CERTAIN)
@@ -52,10 +52,10 @@ def entropy_map(entropy: NDArray[np.floating], most: float) -> Image.Image:
 
 @dataclass
 class Trace:
-    """The iterations of a call, of its first picture: what is decided (a data URI), how uncertain the rest is.
+    """The iterations of the first image of a call. steps: number, image (a data URI) and entropies of each.
 
-    name: of that picture; alone: the call draws other pictures after it, which the strip leaves out; of: iterations of
-    the whole call; most: the largest entropy of all pictures so far, in bits; crisp: the CSS class of its pictures.
+    name: of that image; alone: the call draws other images after it, which the strip leaves out; of: iterations of the
+    whole call; most: the largest entropy of all images so far, in bits; crisp: the CSS class of its images.
     """
 
     name: str = ""
@@ -67,12 +67,12 @@ class Trace:
     _undecided: float = np.inf
 
     def add(self, frame: Frame) -> None:
-        """Remember a frame, if it is one of the `TRACE_STEPS` to show."""
+        """Keep a frame, if it is one of the `TRACE_STEPS` to show."""
         self.of = frame.of
         self.most = max(self.most, *(float(np.nanmax(one, initial=0)) for one in frame.entropies))
         undecided = int(np.count_nonzero(~np.isnan(frame.entropies[0])))
         if self.alone and undecided > self._undecided:
-            self._undecided = -1  # the first picture is whole: no frame is its any more
+            self._undecided = -1  # the first image is complete: the other frames are of other images
             return
         self._undecided = undecided
         shown = min(TRACE_STEPS, frame.of)
@@ -102,7 +102,7 @@ class Trace:
 
 
 def idle(text: str) -> str:
-    """Before anything was asked for."""
+    """The empty result."""
     return f'<div class="result idle"><p>{html.escape(text)}</p></div>'
 
 
@@ -112,7 +112,7 @@ def waiting() -> str:
 
 
 def running(frame: Frame, trace: Trace, columns: int | None = None) -> str:
-    """After an iteration: what is decided so far, each picture's entropy map beside it where they are few."""
+    """After an iteration: the images so far, with their entropy maps beside them where they are few."""
     crisp = _crisp(frame.pictures[0])
     paired = len(frame.pictures) <= PAIRED
     cells = []
@@ -147,10 +147,10 @@ def finished(
     columns: int | None = None,
     beside: Sequence[tuple[Image.Image, str]] = (),
 ) -> str:
-    """The pictures that the call returned, the time that it took, and the strip.
+    """The images that the call returned, the time that it took, and the strip.
 
-    captions: one for each picture; name: of the files that are saved; note: said after the time; columns: of the
-    grid, by their number where not given; beside: pictures to compare with, and their captions, shown above.
+    captions: one for each image; name: of the files to save; note: text after the time; columns: of the grid, by the
+    number of images where not given; beside: images to compare with, and their captions, shown above.
     """
     cells = [
         _figure(picture, caption, _crisp(picture), f"{name}-{place}.png")
@@ -190,7 +190,7 @@ def compared(
     note: str,
     share: float | None = None,
 ) -> str:
-    """A picture and what the model keeps of it, and below them the pictures that are alike to it.
+    """An image and its reconstruction, and below them the images that are similar to it.
 
     share: how much is done, 0 to 1; None: all.
     """
@@ -204,12 +204,12 @@ def compared(
 
 
 def refused(text: str) -> str:
-    """What could not be done, and why."""
+    """An error message in place of a result."""
     return f'<div class="result idle refused"><p role="alert">{html.escape(text)}</p></div>'
 
 
 def outline(picture: Image.Image | None, edges: Sequence[int], inside: bool) -> str:
-    """A picture with what is to be painted around it, or at its edges (pixels: left, top, right, bottom), hatched."""
+    """An image, hatched where it is to be painted: around it or at its edges (pixels: left, top, right, bottom)."""
     if picture is None:
         return '<div class="outline empty"><p>Choose a picture</p></div>'
     left, top, right, bottom = edges
@@ -239,7 +239,7 @@ def _percent(share: float) -> str:
 
 
 def chosen(picture: Image.Image | None) -> str:
-    """The picture that a task is to work on."""
+    """The chosen image of a task."""
     if picture is None:
         return '<div class="outline empty"><p>Choose a picture</p></div>'
     ratio = f"--ratio:{picture.width / picture.height:.5f}"
@@ -261,14 +261,14 @@ def thumbnails(pictures: Sequence[tuple[Image.Image, str]]) -> str:
 
 
 def brush_value(picture: Image.Image | None) -> dict[str, object]:
-    """What the brush (brush.js) is given: the picture as it shows it, and no mask yet."""
+    """The value of the brush (brush.js): the image as the page shows it, and no mask yet."""
     if picture is None:
         return {"picture": "", "crisp": False, "mask": ""}
     return {"picture": uri(_shown(picture)), "crisp": _crisp(picture) == "crisp", "mask": ""}
 
 
 def _shown(picture: Image.Image) -> Image.Image:
-    """The picture as the page needs it to show it."""
+    """The image at the size that the page shows."""
     small = picture.copy()
     small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return small

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bigr.imaging.drawing import Frame, OnStep
+from bigr.imaging.frames import Frame
+from bigr.imaging.options import OnStep
 
 T = TypeVar("T")
 
@@ -15,21 +16,21 @@ _one_at_a_time = threading.Lock()
 
 
 class Stopped(Exception):
-    """Nobody watches any more; raised inside the call, which it ends."""
+    """Raised inside a call that is no longer watched, to end it."""
 
 
 @dataclass(frozen=True)
 class Done(Generic[T]):
-    """What the call returned, and the seconds that it took; the wait for other calls is not counted."""
+    """The call's result, and the seconds that it took, without the wait for other calls."""
 
     value: T
     seconds: float
 
 
 def watched(call: Callable[[OnStep], T]) -> Iterator[Frame | Done[T]]:
-    """Run `call` in a thread of its own; yields every frame that it reports, and at last what it returned.
+    """Run `call` in a thread of its own; yields every frame that it reports, and last its result.
 
-    What it raises is raised here. Where the iterator is closed before its end, the call ends with its next frame.
+    An exception of the call is raised here. If the iterator is closed early, the call ends with its next frame.
     """
     told: queue.SimpleQueue[Frame | Done[T] | BaseException] = queue.SimpleQueue()
     unwatched = threading.Event()
@@ -44,7 +45,7 @@ def watched(call: Callable[[OnStep], T]) -> Iterator[Frame | Done[T]]:
             with _one_at_a_time:  # a call that was stopped may still be in its last iteration
                 start = time.perf_counter()
                 told.put(Done(call(on_step), time.perf_counter() - start))
-        except BaseException as error:  # whatever it is, it belongs to whoever watches
+        except BaseException as error:  # raised again in the thread that watches
             told.put(error)
 
     threading.Thread(target=work, daemon=True, name="bigr app").start()

@@ -1,4 +1,4 @@
-"""Starts the page's server, and ends it: on loopback unless told otherwise, without a call to anywhere else."""
+"""Starts and ends the page's server: on loopback by default, without connections to other machines."""
 
 import errno
 import logging
@@ -28,7 +28,7 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
 }
-"""The environment in which gradio calls nobody; it reads most of it when it is imported."""
+"""The environment in which gradio makes no connections; it reads most of it when it is imported."""
 
 
 def serve(
@@ -36,15 +36,15 @@ def serve(
 ) -> None:
     """Serve the page until the process is interrupted. Uploads are kept below `out` while it runs.
 
-    allowed: names by which it may be asked for besides its own (`bigr.app.guard.Hosts`). Raises `BigrError` where the
-    port is taken.
+    allowed: further names that a request's `Host` may have (`bigr.app.guard.Hosts`). Raises `BigrError` where the port
+    is taken.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="page-", dir=out) as folder:
         page = start(model, dataset, Path(folder), host, port, allowed)
         log.info("http://%s:%d  (Ctrl-C ends it)", host, port)
         if host not in guard.LOOPBACK:
-            log.info("whoever reaches %s can use this page", host)
+            log.info("everyone who can reach %s can use this page", host)
         try:
             threading.Event().wait()
         finally:
@@ -57,8 +57,8 @@ def start(
     """Start the server in threads of its own; `close()` of what this returns ends it. Files go to `folder`."""
     os.environ.update(QUIET)
     os.environ["GRADIO_TEMP_DIR"] = str(folder.absolute())
-    from bigr.app.look import CSS, SCRIPT, theme
     from bigr.app.page import build
+    from bigr.app.theme import CSS, SCRIPT, theme
 
     page = build(model, dataset)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
@@ -92,7 +92,7 @@ def start(
 
 
 def check_port(host: str, port: int, command: str = "bigr app") -> None:
-    """Raise `BigrError` where nothing can listen there: before a model is loaded for it."""
+    """Raise `BigrError` where nothing can listen there; called before a model is loaded."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
@@ -107,5 +107,5 @@ def check_port(host: str, port: int, command: str = "bigr app") -> None:
 
 
 def taken(host: str, port: int, command: str = "bigr app") -> BigrError:
-    """What to say of a port that is in use."""
+    """The error of a port that is in use."""
     return BigrError(f"port {port} of {host} is taken; name another: {command} --port {port + 1}")

@@ -1,7 +1,7 @@
-"""What the page's buttons do: from values that the page sends to the HTML that it shows. Knows nothing of gradio.
+"""What the page's buttons do: from the values that the page sends to the HTML that it shows. Knows nothing of gradio.
 
-Every task is an iterator: it yields the panel after each iteration, and in the end with what was drawn. What the page
-sends is not trusted: numbers may be outside the ranges of the sliders, and then raise `BigrError`.
+Every task is an iterator: it yields the panel after each iteration, and last the one with the results. Values that the
+page sends are checked: a number outside the range of its slider raises `BigrError`.
 """
 
 import time
@@ -16,8 +16,9 @@ from bigr.app.bounds import MAX_CLASSES, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARI
 from bigr.app.gallery import Dataset
 from bigr.app.running import Done, watched
 from bigr.app.uploads import read_mask
-from bigr.imaging.drawing import Frame, OnStep
+from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
+from bigr.imaging.options import OnStep
 from bigr.runtime.errors import BigrError
 
 NO_CLASS = -1
@@ -28,22 +29,22 @@ INSIDE, OUTSIDE = "Replace the edges", "Grow the picture"
 """The ways to outpaint."""
 
 _SHOW_EVERY = 0.05
-"""Seconds between two panels at least: a small model is faster than a page can be drawn."""
+"""Seconds between two panels at least: a small model is faster than a page can be rendered."""
 
 Panels = Iterator[str]
 
 
 class Tasks:
-    """The tasks of a page over one model, and the data set that is there, if one is."""
+    """The tasks of a page over one model and, if there is one, its data set."""
 
     def __init__(self, model: ImageModel, dataset: Dataset | None) -> None:
         self.model, self.dataset = model, dataset
 
     def generate(self, labels: Sequence[int] | None, *options: float | None) -> Panels:
-        """Pictures of each class chosen: a column for each, or one grid of a single one's."""
+        """Images of the chosen classes: a column for each class, or one grid for a single class."""
         chosen = [self._label(label) for label in labels or [NO_CLASS]]
         if len(chosen) > MAX_CLASSES:
-            raise BigrError(f"{len(chosen)} classes: at most {MAX_CLASSES} are drawn at a time")
+            raise BigrError(f"Choose at most {MAX_CLASSES} classes, got {len(chosen)}")
         how = self._how(options)
         variants, count = how["variants"], len(chosen)
         order = [label * variants + variant for variant in range(variants) for label in range(count)]
@@ -63,11 +64,11 @@ class Tasks:
     def inpaint(
         self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None
     ) -> Panels:
-        """The picture painted anew where it is marked; by a class, or by the rest of it."""
+        """The image painted anew where it is marked, with a class or without."""
         yield from self._painted("inpaint", picture, brush, self._label(label), blend, options)
 
     def edit(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None) -> Panels:
-        """The marked part of the picture turned into a class."""
+        """The marked part of the image painted as a class."""
         number = self._label(label)
         if number is None:
             raise BigrError("Choose the class that the marked part is to become")
@@ -85,18 +86,18 @@ class Tasks:
         blend: str,
         *options: float | None,
     ) -> Panels:
-        """The picture grown, or its edges replaced. The four numbers are percent of its width or height."""
+        """The image extended, or its edges replaced. The four numbers are percent of its width or height."""
         given = _given(picture)
         edges = margins(given, (left, top, right, bottom))
         how, number = self._how(options), self._label(label)
         if way == INSIDE:
             where: dict[str, Any] = {"box": (edges[0], edges[1], given.width - edges[2], given.height - edges[3])}
             if edges[0] + edges[2] >= given.width or edges[1] + edges[3] >= given.height:
-                raise BigrError("Nothing of the picture would be kept: make the edges narrower")
+                raise BigrError("Nothing of the picture would be kept; make the edges narrower")
         else:
             where = {"margins": edges}
         if not any(edges):
-            raise BigrError("All four sides are at 0 %: there is nothing to paint")
+            raise BigrError("All four sides are 0 %; there is nothing to paint")
         yield from self._drawn(
             lambda on_step: self.model.outpaint(
                 given, label=number, blend=_blend(blend), on_step=on_step, **where, **how
@@ -107,9 +108,9 @@ class Tasks:
         )
 
     def interpolate(self, first: int, second: int, steps: float, *options: float | None) -> Panels:
-        """Pictures on the way from one class to another, a row for each variant."""
+        """Images on the way from one class to another, a row for each variant."""
         if not 2 <= steps <= MAX_STEPS:
-            raise BigrError(f"{steps:.0f} pictures: 2 to {MAX_STEPS} can be drawn on the way")
+            raise BigrError(f"Pictures on the way must be 2 to {MAX_STEPS}, got {steps:.0f}")
         ends, count, how = (self._label(first), self._label(second)), int(steps), self._how(options)
         names = [self._name(label) for label in ends]
         between = [f"{100 * place / (count - 1):.0f} %" for place in range(1, count - 1)]
@@ -125,7 +126,7 @@ class Tasks:
     def enrich(
         self, picture: Image.Image | None, rounds: float, consistent: bool, label: int, *options: float | None
     ) -> Panels:
-        """A small picture made large, its detail drawn; beside it, what enlarging alone gives."""
+        """A small image enlarged, its detail drawn; beside it, the image enlarged by interpolation alone."""
         given, number, how = _given(picture), self._label(label), self._how(options)
         size = self.model.size
         short = min(given.size)
@@ -145,23 +146,23 @@ class Tasks:
         )
 
     def features(self, picture: Image.Image | None, layer: float) -> Panels:
-        """What the tokenizer keeps of a picture, and the pictures of the data set that are alike to the model."""
+        """The tokenizer's reconstruction of an image, and the images of the data set with the most similar features."""
         given, start, number = _given(picture), time.perf_counter(), int(layer)
-        self.model.features(given, number)  # a layer that there is not is said before all pictures are looked at
+        self.model.features(given, number)  # an invalid layer is an error before the data set is searched
         kept = self.model.reconstruct(given)
         beside = [(given, "the picture"), (kept, "what its code keeps")]
         if self.dataset is None:
             yield panel.compared(
-                beside, [], time.perf_counter() - start, "No data/shards here to seek alike pictures in"
+                beside, [], time.perf_counter() - start, "There is no data/shards to search for similar pictures"
             )
             return
         count = self.dataset.compared
         for done in chain([0], self.dataset.look(self.model)):
-            text = f"looking at the data set: {min(done, count):,} of {count:,} pictures, this once"
+            text = f"computing the features of the data set, once: {min(done, count):,} of {count:,} pictures"
             yield panel.compared(beside, [], time.perf_counter() - start, text, min(done / count, 1))
         alike = self.dataset.nearest(self.model, given, number, NEIGHBOURS)
         found = [(one.picture, f"{one.name} · {one.similarity:.2f}") for one in alike]
-        known = "" if self.model.statistics else "; by these pictures' own mean, as the model comes without its own"
+        known = "" if self.model.statistics else "; standardised by these pictures, since the model has no statistics"
         text = f"nearest of {count:,}, by layer {number}{known}"
         yield panel.compared(beside, found, time.perf_counter() - start, text)
 
@@ -191,7 +192,7 @@ class Tasks:
         beside: Sequence[tuple[Image.Image, str]] = (),
         many: bool = False,
     ) -> Panels:
-        """Run the call and show it. order: in which its pictures are shown; many: they are no variants of one."""
+        """Run the call and show it. order: of its images on the page; many: they are not variants of one image."""
         trace, shown = panel.Trace(f"the first picture ({captions[0]})", alone=many), 0.0
         for item in watched(call):
             if isinstance(item, Done):
@@ -214,7 +215,7 @@ class Tasks:
                 yield panel.running(_ordered(item, order) if whole and order else item, trace, columns)
 
     def _how(self, options: Sequence[float | None]) -> dict[str, Any]:
-        """The keyword arguments of `ImageModel` that the sliders stand for, in the order in which the page has them."""
+        """The keyword arguments of `ImageModel` for the values of the sliders, in the page's order."""
         seed, variants, iterations, guidance, steps = options
         how = {
             "seed": int(seed or 0),
@@ -224,16 +225,16 @@ class Tasks:
             "diffusion_steps": None if steps is None else int(steps),
         }
         if not 1 <= how["variants"] <= MAX_VARIANTS:  # type: ignore[operator]
-            raise BigrError(f"{how['variants']} variants: 1 to {MAX_VARIANTS} are drawn at a time")
+            raise BigrError(f"Variants must be 1 to {MAX_VARIANTS}, got {how['variants']}")
         if not 0 <= how["seed"] <= MAX_SEED:  # type: ignore[operator]
-            raise BigrError(f"seed {how['seed']}: 0 to {MAX_SEED} can be chosen here")
+            raise BigrError(f"Seed must be 0 to {MAX_SEED}, got {how['seed']}")
         return how
 
     def _label(self, label: int | None) -> int | None:
         if label is None or label == NO_CLASS:
             return None
         if not (isinstance(label, int) and 0 <= label < len(self.model.classes)):
-            raise BigrError(f"{label!r} is no class of this model")
+            raise BigrError(f"Class must be one of this model, got {label!r}")
         return label
 
     def _name(self, label: int | None) -> str:
@@ -241,18 +242,18 @@ class Tasks:
 
 
 def margins(picture: Image.Image, percent: Sequence[float]) -> tuple[int, int, int, int]:
-    """Percent of a picture's width and height (left, top, right, bottom) as pixels, of 1 at least where it is not 0.
+    """Percent of an image's width and height (left, top, right, bottom) as pixels, at least 1 where it is not 0.
 
     Raises `BigrError` outside of 0 to 100.
     """
     if not all(0 <= share <= 100 for share in percent):
-        raise BigrError("The sides take 0 to 100 percent")
+        raise BigrError("Sides must be 0 to 100 percent")
     sides = (picture.width, picture.height) * 2
     left, top, right, bottom = (
         max(1, round(side * share / 100)) if share else 0 for side, share in zip(sides, percent, strict=True)
     )
     if max(picture.width + left + right, picture.height + top + bottom) > 3 * MAX_SIDE:
-        raise BigrError("The picture would grow too large")
+        raise BigrError("The picture would be too large; add less")
     return left, top, right, bottom
 
 
@@ -271,7 +272,7 @@ def _numbered(how: dict[str, Any]) -> list[str]:
 
 
 def _iterations(chosen: int | None, taken: int) -> str:
-    """The iterations that a call took, beside those that were chosen where they are not the same."""
+    """The iterations that a call took, with the chosen number where that differs."""
     if chosen is None or chosen == taken:
         return f"{taken} iterations"
     why = "there is no more to decide" if taken < chosen else "it is drawn in parts"

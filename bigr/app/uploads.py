@@ -1,4 +1,4 @@
-"""What people bring to the page: pictures, and masks that they painted. All of it is bounded before it is read."""
+"""Images that users upload, and masks that they paint. The size of both is checked before they are read."""
 
 import base64
 import binascii
@@ -16,32 +16,32 @@ _PNG = "data:image/png;base64,"
 
 
 class Upload(NamedTuple):
-    """A picture as it is worked on, and its size in the file, width and height."""
+    """An image, reduced where it is too large, and its size in the file, width and height."""
 
     picture: Image.Image
     size: tuple[int, int]
 
     @property
     def scaled(self) -> bool:
-        """Whether it was made smaller."""
+        """Whether it was reduced."""
         return self.picture.size != self.size
 
 
 def read_upload(path: Path) -> Upload:
-    """An uploaded file as an upright RGB picture of at most `MAX_SIDE` pixels along a side.
+    """An uploaded file as an upright RGB image of at most `MAX_SIDE` pixels along a side.
 
-    Raises `BigrError` with the reason where it is no picture, or too large a one.
+    Raises `BigrError` with the reason where it is no image, or too large.
     """
     if path.stat().st_size > MAX_UPLOAD_BYTES:
-        raise BigrError(f"{path.name}: larger than {MAX_UPLOAD_BYTES >> 20} MB")
+        raise BigrError(f"{path.name} must be at most {MAX_UPLOAD_BYTES >> 20} MB")
     try:
         with Image.open(path, formats=FORMATS) as header:
             pixels = header.width * header.height
-    except Exception:  # `decode` says below what is wrong with it
+    except Exception:  # `decode` below names the error
         pixels = 0
     if pixels > MAX_UPLOAD_PIXELS:
         raise BigrError(
-            f"{path.name}: {pixels / 1e6:.0f} megapixels; at most {MAX_UPLOAD_PIXELS / 1e6:.0f} are taken here"
+            f"{path.name} must have at most {MAX_UPLOAD_PIXELS / 1e6:.0f} megapixels, got {pixels / 1e6:.0f}"
         )
     try:
         picture = decode(path)
@@ -53,20 +53,22 @@ def read_upload(path: Path) -> Upload:
 
 
 def read_mask(text: str) -> Image.Image:
-    """The mask that the page's brush made, a data URI, as grey: 255 where painted.
+    """The mask of the page's brush, a data URI, as grey: 255 where painted.
 
-    Raises `BigrError` where nothing is painted, or it is no such picture.
+    Raises `BigrError` where nothing is painted, or it is no PNG.
     """
     if not text:
-        raise BigrError("Nothing is marked yet: paint over what is to change")
+        raise BigrError("Nothing is marked yet; paint over what is to change")
     try:
         data = base64.b64decode(text.removeprefix(_PNG), validate=True)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.width * image.height > MAX_MASK_PIXELS:
-                raise BigrError(f"mask: {image.width}×{image.height} pixels; at most {MAX_MASK_PIXELS:,} are taken")
+                raise BigrError(
+                    f"The mask must have at most {MAX_MASK_PIXELS:,} pixels, got {image.width}×{image.height}"
+                )
             mask = image.convert("RGBA").getchannel("A")
     except (OSError, ValueError, SyntaxError, binascii.Error):
-        raise BigrError("mask: not a PNG picture") from None
+        raise BigrError("The mask must be a PNG") from None
     if not mask.getbbox():
-        raise BigrError("Nothing is marked yet: paint over what is to change")
+        raise BigrError("Nothing is marked yet; paint over what is to change")
     return mask.point(lambda alpha: 255 if alpha >= 128 else 0)

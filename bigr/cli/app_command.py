@@ -47,9 +47,8 @@ def serve(
 
     Generate, inpaint, outpaint, edit, interpolate, enrich, compare.
 
-    It is served to this machine alone unless --host says otherwise, and under this machine's names and --allow-host
-    alone. Nothing is fetched from elsewhere, and nothing is
-    written outside --out. Ctrl-C ends it.
+    It listens on this machine alone unless --host names another address, and answers to this machine's names and those
+    of --allow-host. It loads nothing from other hosts, and writes below --out alone. Ctrl-C stops it.
     """
     import bigr
     from bigr.app import gallery, server
@@ -57,11 +56,11 @@ def serve(
     server.check_port(host, port)
     loaded = bigr.load(model, params=params)
     there = gallery.Dataset(data) if data is not None else gallery.find(Path(model) / "data" / "shards")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the uploads go too where a terminal is closed
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that uploads are removed where the terminal is closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, signal.default_int_handler)
     try:
         server.serve(loaded, there, out, host, port, allow_host or ())
-    except KeyboardInterrupt:  # at once: a thread may be drawing, and torch aborts where the interpreter goes first
+    except KeyboardInterrupt:  # at once: torch aborts where the interpreter ends before a thread that samples
         logging.shutdown()
         os._exit(INTERRUPTED)

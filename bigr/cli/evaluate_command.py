@@ -12,7 +12,7 @@ from bigr.runtime.errors import BigrError
 
 if TYPE_CHECKING:
     from bigr.config import Settings
-    from bigr.evaluation.fidelity.comparing import Comparison, Measured
+    from bigr.evaluation.fidelity.comparison import Comparison, MeasuredSet
     from bigr.evaluation.fidelity.extractors import Extractor
 
 log = logging.getLogger(__name__)
@@ -63,15 +63,15 @@ def evaluate(
     from functools import cache, partial
 
     from bigr import config
-    from bigr.evaluation.fidelity import comparing, kept
-    from bigr.evaluation.fidelity.instrument import instrument
-    from bigr.evaluation.imagesets.sets import has_splits, open_set
+    from bigr.evaluation.fidelity import comparison, statistics_files
+    from bigr.evaluation.fidelity.distances import Fidelity
+    from bigr.evaluation.imagesets.image_sets import has_splits, open_set
     from bigr.runtime.device import resolve_device
 
     if samples is None and save_statistics is None:
         raise BigrError("nothing to do: give --samples SET, or --save-statistics FILE for the reference alone")
     if save_statistics is not None:
-        kept.check_place(save_statistics)
+        statistics_files.check_writable(save_statistics)
     elif moments_only:
         raise BigrError("--moments-only says what --save-statistics keeps; give that too")
     for option, name, path in (("--split", split, reference), ("--samples-split", samples_split, samples)):
@@ -88,18 +88,20 @@ def evaluate(
     sets = [known] if judged is None else [known, judged]
     if any(one.images for one in sets):
         for one in sets:
-            comparing.check_before(one, made())
-    theirs = comparing.look(known, made, section.batch_size, name="reference", cache=CACHE / "statistics")
+            comparison.check_extractor(one, made())
+    theirs = comparison.measure_set(known, made, section.batch_size, name="reference", cache=CACHE / "statistics")
     if save_statistics is not None:
         try:
-            kept.write(save_statistics, theirs.statistics, comparing.about(known), features=not moments_only)
+            statistics_files.write_statistics(
+                save_statistics, theirs.statistics, comparison.about(known), features=not moments_only
+            )
         except OSError as error:
             raise BigrError(f"--save-statistics: {save_statistics} cannot be written: {error.strerror}") from None
         typer.echo(f"the reference's statistics are in {save_statistics}", err=True)
     if judged is None:
         return
-    ours = comparing.look(judged, made, section.batch_size, name="samples")
-    found = comparing.compare(instrument(section, resolve_device(settings.run.device)), ours, theirs)
+    ours = comparison.measure_set(judged, made, section.batch_size, name="samples")
+    found = comparison.compare(Fidelity.of(section, resolve_device(settings.run.device)), ours, theirs)
     for line in found.warnings:
         typer.echo(f"warning: {line}", err=True)
     typer.echo(json.dumps(_as_json(found, settings), indent=2, ensure_ascii=False) if as_json else _page(found))
@@ -141,9 +143,8 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
 
     from bigr.data.shards import ShardIndex
     from bigr.evaluation.fidelity import classifier
-    from bigr.evaluation.fidelity.classifier import Classifier
-    from bigr.evaluation.fidelity.instrument import train_offline
-    from bigr.evaluation.imagesets.streams import split_hash
+    from bigr.evaluation.fidelity.classifier import Classifier, train_on_shards
+    from bigr.evaluation.imagesets.image_stream import split_hash
     from bigr.interop.folders import load_model, save
     from bigr.runtime.device import resolve_device
     from bigr.runtime.files import sha256_file
@@ -165,12 +166,12 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
     place = CACHE / "classifiers" / hashlib.sha256(json.dumps([*shape, values, *code]).encode()).hexdigest()
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(only_one(place.parent, lambda: log.info("another `bigr evaluate` trains it; waiting")))
+            stack.enter_context(only_one(place.parent / ".lock", _say_waiting))
             if place.is_dir():
                 return load_model(place, Classifier)
         except (BigrError, OSError) as error:
             log.warning("%s; the classifier is trained again", error)
-        trained = train_offline(section, shards, index, settings.run.workers, device)
+        trained = train_on_shards(section, shards, settings.run.workers, device)
         try:
             save(place, trained)
         except OSError as error:
@@ -178,10 +179,14 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
     return trained
 
 
+def _say_waiting(process: str) -> None:
+    log.info("another `bigr evaluate` (process %s) trains the classifier; waiting for it to end", process)
+
+
 def _as_json(found: "Comparison", settings: "Settings") -> dict[str, Any]:
     section, statistics = settings.evaluation, found.samples.statistics
     return {
-        "figures": found.figures,
+        "figures": found.metrics,
         "missing": found.missing,
         "extractor": {"name": statistics.extractor, "hash": statistics.extractor_hash},
         "samples": found.samples.as_json(),
@@ -194,10 +199,10 @@ def _as_json(found: "Comparison", settings: "Settings") -> dict[str, Any]:
 
 
 def _page(found: "Comparison") -> str:
-    from bigr.evaluation.fidelity.distances import names
+    from bigr.evaluation.fidelity.distances import metric_names
 
     statistics = found.samples.statistics
-    called = names(statistics.extractor)
+    called = metric_names(statistics.extractor)
     meanings = {
         called.distance: ("↓", "Fréchet distance of the features' means and covariances"),
         called.kernel: ("↓", "kernel distance of the features, the mean over random subsets"),
@@ -205,7 +210,7 @@ def _page(found: "Comparison") -> str:
         "precision": ("↑", "share of the samples that lie among the reference"),
         "recall": ("↑", "share of the reference that lies among the samples"),
     }
-    shown = {name: f"{found.figures[name]:.6g}" if name in found.figures else "–" for name in meanings}
+    shown = {name: f"{found.metrics[name]:.6g}" if name in found.metrics else "–" for name in meanings}
     left, right = max(map(len, meanings)), max(map(len, shown.values()))
     lines = [
         f"{'samples':<{left}}  {_set(found.samples)}",
@@ -219,7 +224,7 @@ def _page(found: "Comparison") -> str:
     return "\n".join(lines)
 
 
-def _set(measured: "Measured") -> str:
+def _set(measured: "MeasuredSet") -> str:
     images = measured.set
     parts = [f"{images.path} {images.split}" if images.split else str(images.path)]
     parts.append("statistics of images that it does not count" if images.count is None else f"{images.count:,} images")

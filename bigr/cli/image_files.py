@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from bigr.runtime.errors import BigrError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from bigr.imaging.drawing import Frame
+    from bigr.imaging.frames import Frame
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What is taken from a folder; a file that is named is told by its content."""
@@ -24,7 +26,7 @@ _LONGEST = 72  # bytes of a name: two of them, and what is appended, must fit in
 
 @dataclass(frozen=True)
 class Input:
-    """A picture that was named: its file, a name for what is made from it, and its size (width, height), upright."""
+    """An image that was given: its file, a name for what is made from it, and its size (width, height), upright."""
 
     path: Path
     name: str
@@ -32,11 +34,11 @@ class Input:
 
 
 def expanded(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, folders as the pictures below them, in the order of their paths."""
+    """Files as they are given, and the image files in folders, in the order of their paths."""
     found: list[Path] = []
     for path in paths:
         if not _there(path):
-            raise BigrError(f"{path}: no such file or folder; name pictures, or folders of them")
+            raise BigrError(f"{path}: no such file or folder; name images, or folders of them")
         inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise BigrError(f"{path}: no JPEG, PNG or WebP file in this folder")
@@ -52,7 +54,7 @@ def _there(path: Path) -> bool:
 
 
 def inputs(paths: Sequence[Path]) -> list[Input]:
-    """The pictures, each read once to see that it is one. Raises `BigrError` with the name of one that is not."""
+    """The images, each read once to check it. Raises `BigrError` with the name of a file that is no image."""
     from bigr.imaging.pictures import read_picture
 
     found = expanded(paths)
@@ -120,14 +122,14 @@ class Folder:
         return self.picture(name, grid(rows, captions, names, **how))
 
     def trace(self, name: str, frames: "Sequence[Frame]", image: int) -> list[Path]:
-        """Write the strip and the animation of how a picture came about."""
+        """Write the strip and the animation of an image's iterations."""
         from bigr.imaging.trace import animation, strip
 
         drawn = self.picture(f"{name}-trace", strip(frames, image))
         return [drawn, self.animation(f"{name}-trace", *animation(frames, image))]
 
     def file(self, name: str) -> Path:
-        """The path of a file that is none of those read."""
+        """The path of a file in the folder. Raises `BigrError` if it is one of those read."""
         return self._free(name)
 
     def _free(self, name: str) -> Path:
@@ -138,7 +140,7 @@ class Folder:
 
 
 def spread(paths: Sequence[Path]) -> str:
-    """Files of one folder in few words: the first, and the last one's name."""
+    """Files of one folder in short: the first, and the name of the last."""
     return str(paths[0]) if len(paths) == 1 else f"{paths[0]} … {paths[-1].name}"
 
 
@@ -146,3 +148,8 @@ def batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
     """`size` at a time."""
     for start in range(0, len(paths), size):
         yield paths[start : start + size]
+
+
+def say_also(path: Path, what: str) -> None:
+    """Print one line about a file that goes with the others."""
+    typer.echo(f"{path}: {what}")

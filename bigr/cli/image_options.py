@@ -1,7 +1,7 @@
 """The options that the commands of bigr/cli/images_command.py share, each in one place.
 
-A class holds options as fields; `takes` gives a command those of a class. What `ImageModel` says of an argument of its
-own is said of the option that it came from.
+A class holds options as fields; `takes` gives a command those of a class. Errors of `ImageModel` that name one of its
+arguments name the option instead.
 """
 
 import inspect
@@ -37,12 +37,12 @@ _OPTIONS = {
     "steps": "--frames",
     "layer": "--layer",
 }
-"""The arguments of `ImageModel`, and what they are called here."""
+"""The arguments of `ImageModel`, and the options that set them."""
 
 
 @dataclass(frozen=True)
 class Common:
-    """What every command takes."""
+    """The options of every command."""
 
     model: Annotated[
         str,
@@ -51,9 +51,7 @@ class Common:
     params: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in place of the model's own.", show_default=False)
     ] = None
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto takes what there is.")] = (
-        "auto"
-    )
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps; auto: a GPU if any.")] = "auto"
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the files go.")] = Path("outputs")
 
     def load(self) -> "ImageModel":
@@ -66,20 +64,20 @@ class Common:
 
 @dataclass(frozen=True)
 class Drawn(Common):
-    """What every command takes that draws pictures."""
+    """The options of every command that draws images."""
 
     seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same pictures.")] = 0
     variants: Annotated[int, typer.Option(metavar="N", help="Pictures of each, by other draws.")] = 1
     iterations: Annotated[
         int | None,
-        typer.Option(metavar="N", help="In how many a whole picture is decided; the settings' where not given."),
+        typer.Option(metavar="N", help="For a whole picture; by default those of the settings."),
     ] = None
     guidance: Annotated[
-        float | None, typer.Option(metavar="X", help="Towards the class: 1 is none, more is more typical.")
+        float | None, typer.Option(metavar="X", help="Guidance scale: 1 is none, more is more typical of the class.")
     ] = None
     steps: Annotated[int | None, typer.Option(metavar="N", help="Diffusion steps of each iteration.")] = None
     trace: Annotated[
-        bool, typer.Option("--trace", help="Also show in which order it was decided: a strip and an animation.")
+        bool, typer.Option("--trace", help="Also draw the order of the tokens: a strip and an animation.")
     ] = False
 
     def options(self) -> dict[str, Any]:
@@ -95,16 +93,16 @@ class Drawn(Common):
 
 @dataclass(frozen=True)
 class Blended(Drawn):
-    """What a command takes that paints into a picture."""
+    """The options of a command that paints into an image."""
 
     blend: Annotated[
-        Literal["feather", "poisson", "none"], typer.Option(help="How what is painted joins the picture.")
+        Literal["feather", "poisson", "none"], typer.Option(help="How the painted part is joined to the picture.")
     ] = "feather"
 
 
 @dataclass(frozen=True)
 class Masked(Blended):
-    """What a command takes that paints a marked part of a picture."""
+    """The options of a command that paints a marked part of an image."""
 
     mask: Annotated[
         Path | None,
@@ -146,7 +144,7 @@ def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..
                 _check_folder(how.out)
                 command(**given, how=how)
             except BigrError as error:
-                raise BigrError(_in_words_of_the_shell(str(error), {*given, *_names(how)})) from None
+                raise BigrError(_with_option_names(str(error), {*given, *_names(how)})) from None
             except KeyboardInterrupt:
                 typer.echo(f"interrupted; pictures that were finished are in {how.out}", err=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -168,15 +166,16 @@ def _check_folder(out: Path) -> None:
             raise BigrError(f"--out {out}: {path} is a file; name a folder")
 
 
-def _in_words_of_the_shell(message: str, names: set[str]) -> str:
-    """An error of `ImageModel` under the name of the option, where the command has that option; see `_OPTIONS`."""
-    name, colon, rest = message.partition(":")
-    if not colon or name not in _OPTIONS | {"image": ""}:
+def _with_option_names(message: str, names: set[str]) -> str:
+    """An error of `ImageModel` that starts with an argument's name, with that of the option, if the command has it."""
+    name = re.match(r"\w*(?=:| must )", message)
+    if name is None:
         return message
-    if name == "image":  # its file's name follows
-        return rest.strip()
-    option = _OPTIONS[name]
-    return f"{option}:{rest}" if option.removeprefix("--") in names else message
+    rest = message[name.end() :]
+    if name[0] == "image":  # its file's name follows
+        return rest.lstrip(": ")
+    option = _OPTIONS.get(name[0], "")
+    return f"{option}{rest}" if option.removeprefix("--") in names else message
 
 
 def box_of(text: str, size: tuple[int, int], what: str) -> Box:

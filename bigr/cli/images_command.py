@@ -1,21 +1,21 @@
-"""What a trained model does without further training, from the shell: pictures in, pictures out.
+"""What a trained model does without further training, from the shell: images in, images out.
 
 `bigr generate`, `inpaint`, `outpaint`, `edit`, `interpolate`, `enrich`, `reconstruct`, `features`; docs/applications.md
-shows them beside the same in Python. The work is `bigr.imaging.model.ImageModel`'s.
+shows them beside the same in Python. All of them are calls of `bigr.imaging.model.ImageModel`.
 """
 
-import sys
 import time
-from collections.abc import Callable, Sequence
-from math import ceil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bigr.cli import image_files
-from bigr.cli.image_files import Folder, Input
+from bigr.cli.image_files import Folder, Input, say_also
 from bigr.cli.image_options import Blended, Box, Common, Drawn, Masked, box_of, margins_of, seconds, takes
+from bigr.cli.image_steps import StepRecorder
+from bigr.cli.image_variants import draw_each, in_rows, number_of, picture_of, say, variant_names
 from bigr.runtime.errors import BigrError
 from bigr.runtime.progress import Progress
 
@@ -24,15 +24,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from bigr.imaging.drawing import Frame
     from bigr.imaging.model import ImageModel
 
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Pictures, or folders of them.")]
 PaintLabel = Annotated[
     str | None, typer.Option(metavar="NAME", help="The class to paint; without one the rest of the picture decides.")
 ]
-_GIVEN = ("given", "to paint")
-_GREY = 160  # as what is undecided
+_GREY = 160  # as undecided tokens (`bigr.imaging.frames.GREY`)
 _MEASURED_TOGETHER = 64
 
 
@@ -53,20 +51,20 @@ def generate(
 ) -> None:
     """Draw pictures of classes."""
     model = how.load()
-    numbers: list[int | None] = [_number(model, label) for label in labels or []] or [None]
+    numbers: list[int | None] = [number_of(model, label) for label in labels or []] or [None]
     names = image_files.names_of("any" if number is None else model.classes[number] for number in numbers)
     folder, started = Folder(how.out), time.monotonic()
-    with _Onlooker("generate", how.trace) as onlooker:
-        pictures = model.generate(numbers, **how.options(), on_step=onlooker.on_step)
+    with StepRecorder("generate", how.trace) as steps:
+        pictures = model.generate(numbers, **how.options(), on_step=steps.on_step)
     stems = [f"{name}-seed{how.seed}-{place}" for name in names for place in range(1, how.variants + 1)]
     paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
-    _say("generate", paths, pictures, started)
+    say("generate", paths, pictures, started)
     if len(pictures) > 1:
         classes = ["any" if number is None else model.classes[number] for number in numbers]
-        rows = [pictures] if how.variants == 1 else _in_rows(pictures, how.variants)
-        told = (classes,) if how.variants == 1 else (_variants(how.variants), classes)
-        _say_also(folder.grid(f"grid-seed{how.seed}", rows, *told), "all of them")
-    onlooker.draw(folder, stems)
+        rows = [pictures] if how.variants == 1 else in_rows(pictures, how.variants)
+        told = (classes,) if how.variants == 1 else (variant_names(how.variants), classes)
+        say_also(folder.grid(f"grid-seed{how.seed}", rows, *told), "all of them")
+    steps.draw(folder, stems)
 
 
 @takes(Masked)
@@ -110,7 +108,7 @@ def outpaint(
         return kept, None if margins is None else margins_of(margins, one.size)
 
     for one in found:
-        where(one)  # what is wrong with one of them comes before anything is drawn
+        where(one)  # an error comes before anything is drawn
 
     def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         kept, added = where(one)
@@ -119,7 +117,7 @@ def outpaint(
     def given(one: Input) -> "list[Image.Image]":
         return [_surrounded(one, *where(one))]
 
-    _each("outpaint", found, how, draw, given, label, windows=True)
+    draw_each("outpaint", found, how, draw, given, label, windows=True)
 
 
 @takes(Drawn)
@@ -137,25 +135,25 @@ def interpolate(
     from bigr.imaging.trace import there_and_back
 
     model = how.load()
-    ends = [_number(model, label) for label in (first, second)]
+    ends = [number_of(model, label) for label in (first, second)]
     name = "-to-".join(image_files.names_of([model.classes[end]])[0] for end in ends)
     folder, started = Folder(how.out), time.monotonic()
-    with _Onlooker("interpolate", how.trace) as onlooker:
-        pictures = model.interpolate(ends[0], ends[1], frames, **how.options(), on_step=onlooker.on_step)
-    rows, digits = _in_rows(pictures, frames), len(str(frames))
+    with StepRecorder("interpolate", how.trace) as steps:
+        pictures = model.interpolate(ends[0], ends[1], frames, **how.options(), on_step=steps.on_step)
+    rows, digits = in_rows(pictures, frames), len(str(frames))
     stems = [
         f"{name}-seed{how.seed}-{variant}-frame{place:0{digits}}"
         for variant in range(1, how.variants + 1)
         for place in range(1, frames + 1)
     ]
     paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
-    _say("interpolate", paths, pictures, started)
+    say("interpolate", paths, pictures, started)
     for variant, row in enumerate(rows, start=1):
         stem = f"{name}-seed{how.seed}-{variant}"
         shares = [f"{place / max(frames - 1, 1):.0%}" for place in range(frames)]
-        _say_also(folder.grid(f"{stem}-strip", [row], shares, across=None), "side by side")
-        _say_also(folder.animation(stem, *there_and_back(row)), "there and back")
-    onlooker.draw(folder, stems)
+        say_also(folder.grid(f"{stem}-strip", [row], shares, across=None), "side by side")
+        say_also(folder.animation(stem, *there_and_back(row)), "there and back")
+    steps.draw(folder, stems)
 
 
 @takes(Drawn)
@@ -179,7 +177,7 @@ def enrich(
     def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         return model.enrich(one.path, label=label, rounds=rounds, consistent=not free, **options)
 
-    _each("enrich", image_files.inputs(images), how, draw, lambda one: [_picture(one)], label)
+    draw_each("enrich", image_files.inputs(images), how, draw, lambda one: [picture_of(one)], label)
 
 
 @takes(Common)
@@ -193,10 +191,10 @@ def reconstruct(images: Images, *, how: Common) -> None:
     for one in found:
         pictures.append(model.reconstruct(one.path))
         paths.append(folder.picture(f"{one.name}-reconstruction", pictures[-1]))
-    _say("reconstruct", paths, pictures, started)
-    rows = [[preview(_picture(one)), made] for one, made in zip(found, pictures, strict=True)]
+    say("reconstruct", paths, pictures, started)
+    rows = [[preview(picture_of(one)), made] for one, made in zip(found, pictures, strict=True)]
     names = [one.name for one in found]
-    _say_also(folder.grid("grid", rows, ("given", "reconstructed"), names), "each beside what it was")
+    say_also(folder.grid("grid", rows, ("given", "reconstructed"), names), "given and reconstructed images")
 
 
 @takes(Common)
@@ -268,7 +266,7 @@ def _paint_marked(command: str, images: Sequence[Path], label: str | None, how: 
         raise BigrError("say where to paint: give either --mask FILE or --box L,T,R,B")
     found = image_files.inputs(images)
     for one in found:
-        _marked(how, one)  # what is wrong with one of them comes before anything is drawn
+        _marked(how, one)  # an error comes before anything is drawn
 
     def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         mask = np.uint8(255) * _marked(how, one)
@@ -277,107 +275,13 @@ def _paint_marked(command: str, images: Sequence[Path], label: str | None, how: 
         return model.inpaint(one.path, mask, label=label, blend=how.blend, **options)
 
     def given(one: Input) -> "list[Image.Image]":
-        return [_picture(one), _greyed(one, _marked(how, one))]
+        return [picture_of(one), _greyed(one, _marked(how, one))]
 
-    _each(command, found, how, draw, given, label, [how.mask] if how.mask else [], windows=True)
-
-
-def _each(
-    command: str,
-    found: Sequence[Input],
-    how: Drawn,
-    draw: "Callable[..., list[Image.Image]]",
-    given: "Callable[[Input], list[Image.Image]]",
-    label: str | None = None,
-    read: Sequence[Path] = (),
-    *,
-    windows: bool = False,
-) -> None:
-    """Draw the variants of each picture and write them, and a grid of what was given and what came of it.
-
-    label: goes into the files' names; read: further files that are not to be overwritten; windows: long pictures are
-    drawn window by window.
-    """
-    from bigr.imaging.grid import preview
-
-    folder, model = Folder(how.out, [*(one.path for one in found), *read]), how.load()
-    named = "" if label is None else f"-{image_files.names_of([model.classes[_number(model, label)]])[0]}"
-    rows = []
-    for one in found:
-        started = time.monotonic()
-        with _Onlooker(one.path.name, how.trace) as onlooker:
-            pictures = draw(model, one, **how.options(), on_step=onlooker.on_step)
-        stems = [f"{one.name}{named}-seed{how.seed}-{place}" for place in range(1, how.variants + 1)]
-        paths = [folder.picture(stem, picture) for stem, picture in zip(stems, pictures, strict=True)]
-        _say(str(one.path), paths, pictures, started)
-        onlooker.draw(folder, stems, windows=windows)
-        rows.append([preview(picture) for picture in (*given(one), *pictures)])
-    captions = [*_GIVEN[: len(rows[0]) - how.variants], *_variants(how.variants)]
-    names = [one.name for one in found]
-    _say_also(
-        folder.grid(f"grid-{command}-seed{how.seed}", rows, captions, names), "what was given, and what came of it"
-    )
-
-
-class _Onlooker:
-    """Shows on a terminal how far a call of the model is, and keeps its iterations where they are to be traced."""
-
-    def __init__(self, name: str, trace: bool) -> None:
-        self._name, self._trace = name, trace
-        self._frames: list[Frame] = []
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> "_Onlooker":
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        if self._progress is not None:
-            self._progress.__exit__(None, None, None)
-
-    @property
-    def on_step(self) -> "Callable[[Frame], None] | None":
-        """What the model is to call; None where nobody would see it: then nothing is decoded on the way."""
-        return self._see if self._trace or sys.stderr.isatty() else None
-
-    def _see(self, frame: "Frame") -> None:
-        if self._progress is None:
-            self._progress = Progress(self._name, frame.of, unit="iteration", enabled=sys.stderr.isatty())
-        self._progress.advance()
-        if self._trace:
-            self._frames.append(frame)
-
-    def draw(self, folder: Folder, stems: Sequence[str], *, windows: bool = False) -> None:
-        """Write a strip and an animation for each picture of the call (of each window, where there are several)."""
-        if not self._frames:
-            return
-        from bigr.imaging.trace import episodes
-
-        together = len(self._frames[0].pictures)
-        batches = ceil(len(stems) / together)
-        ended = episodes(self._frames)
-        each = len(ended) // batches
-        written: list[Path] = []
-        for place, stem in enumerate(stems):
-            batch, image = divmod(place, together)
-            if windows:  # window by window, and within each batch by batch
-                parts = ended[batch::batches]
-            else:
-                parts = [[frame for part in ended[batch * each : (batch + 1) * each] for frame in part]]
-            for number, part in enumerate(parts, start=1):
-                name = f"{stem}-window{number}" if len(parts) > 1 else stem
-                written += folder.trace(name, part, image)
-        _say_also(written[0], f"how it came about; {len(written)} files *-trace.png and .gif in all")
-
-
-def _number(model: "ImageModel", label: str) -> int:
-    """A class by its name or number. Raises `BigrError` for one that there is not."""
-    from bigr.imaging.drawing import label_number
-
-    return label_number(label, model.classes)
+    draw_each(command, found, how, draw, given, label, [how.mask] if how.mask else [], windows=True)
 
 
 def _marked(how: Masked, one: Input) -> "NDArray[np.bool_]":
-    """Where to paint, bool [H, W] of the picture's size."""
+    """Where to paint, bool [H, W] of the image's size."""
     import numpy as np
 
     from bigr.imaging.pictures import read_mask
@@ -395,45 +299,20 @@ def _marked(how: Masked, one: Input) -> "NDArray[np.bool_]":
         raise BigrError(f"--mask {how.mask}: {reason}") from None
 
 
-def _picture(one: Input) -> "Image.Image":
-    from bigr.imaging.pictures import read_picture
-
-    return read_picture(one.path)
-
-
 def _greyed(one: Input, mask: "NDArray[np.bool_]") -> "Image.Image":
-    """The picture, grey where it is painted anew."""
+    """The image, grey where it is to be painted."""
     import numpy as np
     from PIL import Image
 
-    return Image.fromarray(np.where(mask[..., None], np.uint8(_GREY), np.asarray(_picture(one))))
+    return Image.fromarray(np.where(mask[..., None], np.uint8(_GREY), np.asarray(picture_of(one))))
 
 
 def _surrounded(one: Input, box: Box | None, margins: Box | None) -> "Image.Image":
-    """The picture amid its margins, or the part of it in the box; grey around."""
+    """The image amid its margins, or the part of it in the box; grey around."""
     from PIL import Image
 
-    picture, (width, height) = _picture(one), one.size
+    picture, (width, height) = picture_of(one), one.size
     left, top, right, bottom = margins or (0, 0, 0, 0)
     page = Image.new("RGB", (left + width + right, top + height + bottom), (_GREY,) * 3)
     page.paste(picture.crop(box) if box else picture, box[:2] if box else (left, top))
     return page
-
-
-def _variants(count: int) -> list[str]:
-    return [f"variant {number}" for number in range(1, count + 1)]
-
-
-def _in_rows(pictures: "Sequence[Image.Image]", length: int) -> "list[Sequence[Image.Image]]":
-    return [pictures[start : start + length] for start in range(0, len(pictures), length)]
-
-
-def _say(what: str, paths: Sequence[Path], pictures: "Sequence[Image.Image]", started: float) -> None:
-    """One line: what was drawn, where it is, how long it took."""
-    width, height = pictures[0].size
-    count = f"{len(paths):,} pictures" if len(paths) > 1 else "1 picture"
-    typer.echo(f"{what}: {count} of {width}×{height} in {seconds(started)}: {image_files.spread(paths)}")
-
-
-def _say_also(path: Path, what: str) -> None:
-    typer.echo(f"{path}: {what}")

@@ -1,4 +1,4 @@
-"""`bigr metrics`: what the stage `evaluation` measured, beside its targets, as a table that every terminal shows."""
+"""`bigr metrics`: the metrics of the stage `evaluation` beside their targets, as a table of 80 columns."""
 
 import json
 import re
@@ -10,9 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from bigr.runtime.errors import BigrError
+from bigr.runtime.metric_directions import LOWER_IS_BETTER
+
 METRICS = Path("outputs/metrics.json")
 WIDTH = 80
-"""Columns that every terminal shows."""
+"""Columns of the table, and of lines."""
 
 _TITLES = {
     "samples": "{images} images drawn by the model",
@@ -22,7 +25,7 @@ _TITLES = {
     "knn": "representation: nearest neighbours, best layer {best_layer}",
     "zero_shot": "without further training, on {images} held-out images",
 }
-"""Part of metrics.json → what it measures; in braces, metrics of the part."""
+"""Part of metrics.json → its title; in braces, metrics of the part."""
 
 _SHOWN = {
     "samples.label_agreement": "seen as their class",
@@ -43,13 +46,13 @@ _SHOWN = {
     "zero_shot.enrich_label_agreement": "enlarged, class kept",
     "zero_shot.interpolation_agreement": "seen as one of the two",
 }
-"""What the short table shows → what it says."""
+"""Metric of the short table → its explanation."""
 
 _OF_ONE_EXTRACTOR = ("samples.fd_classifier", "samples.fid", "samples.isc")
-"""Shown where they were measured or have a target: no evaluation measures them all."""
+"""Metrics of the short table that are left out where they have neither result nor target."""
 
 _UNITS = {"dB": r"psnr$", "%": r"agreement$|accuracy$|^precision$|^recall$|_share$|top[15]"}
-"""Unit → pattern of a metric's name. A share is shown in percent."""
+"""Unit → pattern of a metric's name. Shares are printed in percent."""
 
 _PLACES = (
     ("samples", "outputs/samples.png"),
@@ -61,7 +64,7 @@ _PLACES = (
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric. result: None where it was not measured; target: None where there is none."""
+    """One metric. result: None where it was not measured; target: None where the settings have none."""
 
     part: str
     name: str
@@ -70,9 +73,7 @@ class MetricRow:
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed`, or nothing where there is no target or no result."""
-        from bigr.runtime.figures import LOWER_IS_BETTER
-
+        """`met` or `missed`; empty where there is no target or no result."""
         if self.target is None or self.result is None:
             return ""
         met = self.result <= self.target if self._key in LOWER_IS_BETTER else self.result >= self.target
@@ -80,8 +81,6 @@ class MetricRow:
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """Name, result, target, verdict, meaning."""
-        from bigr.runtime.figures import LOWER_IS_BETTER
-
         unit = next((unit for unit, names in _UNITS.items() if re.search(names, self.name)), "")
         result = "not measured" if self.result is None else _number(self.result, unit)
         bound = "≤" if self._key in LOWER_IS_BETTER else "≥"
@@ -94,7 +93,7 @@ class MetricRow:
 
 
 def metrics(
-    params: Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings: the targets.")] = Path(
+    params: Annotated[Path, typer.Option("--params", metavar="FILE", help="The settings, with the targets.")] = Path(
         "params.yaml"
     ),
     every: Annotated[bool, typer.Option("--all", help="Every metric of outputs/metrics.json, one a line.")] = False,
@@ -115,8 +114,6 @@ def metrics(
 
 def read(path: Path) -> dict[str, Any]:
     """The contents of metrics.json. Raises `BigrError` where there is none."""
-    from bigr.runtime.errors import BigrError
-
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -129,7 +126,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def page(found: Mapping[str, Any], targets: Mapping[str, Mapping[str, float]], *, every: bool) -> list[str]:
-    """The table and what follows it, as lines. found: contents of metrics.json; every: all of them."""
+    """The table and what follows it, as lines. found: contents of metrics.json; every: show all metrics."""
     from bigr.evaluation.headline import measured
 
     wanted = {f"{part}.{name}": value for part, names in targets.items() for name, value in names.items()}
@@ -153,13 +150,12 @@ def page(found: Mapping[str, Any], targets: Mapping[str, Mapping[str, float]], *
 
 
 def stale(root: Path, params: Path) -> str | None:
-    """A line where the metrics are not those of the code, settings and data at hand; None where they are.
+    """A line that names the stages which have changed since the metrics were measured; None where none has.
 
     Asks DVC, which takes about a second; None where `root` is no project of DVC's.
     """
     from bigr import config
     from bigr.pipeline import dvcfile
-    from bigr.runtime.errors import BigrError
 
     if not (root / ".dvc").is_dir() or not (root / "dvc.yaml").is_file():
         return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bigr.evaluation.representation.folder_probe import Probed
+    from bigr.evaluation.representation.folder_probe import FolderProbe
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +18,7 @@ def probe(
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="Labelled images: {train,val}/<class>/… or <class>/…")],
     model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model's folder.")] = Path("models/bigr"),
     tokenizer: Annotated[Path, typer.Option(metavar="FOLDER", help="Its tokenizer's.")] = Path("models/tokenizer"),
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where figures and pictures go.")] = Path("outputs/probe"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where metrics and pictures go.")] = Path("outputs/probe"),
     params: Annotated[
         Path, typer.Option("--params", metavar="FILE", help="The settings: evaluation, run, and the split of shards.")
     ] = Path("params.yaml"),
@@ -43,7 +43,7 @@ def probe(
     typer.echo(f"written to {out}: metrics.json, probe.csv, probe.png, tsne.png")
 
 
-def page(done: "Probed") -> list[str]:
+def page(done: "FolderProbe") -> list[str]:
     """The accuracies by layer as lines of text; the chosen layer is marked."""
     counts = (
         f"{split} {measured:,}" + (f" of {there:,}" if measured < there else "")

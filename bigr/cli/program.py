@@ -1,6 +1,6 @@
-"""The command line: `bigr check`, `bigr run <stage>`, the commands of bigr/cli.
+"""The command line: `bigr check`, `bigr run <stage>`, and the commands of bigr/cli.
 
-What a user can put right is one line and exit status 2.
+An error that the user can correct is one line and exit status 2.
 """
 
 import json
@@ -36,7 +36,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
-"""How OpenMP's threads wait: `let_threads_wait`."""
+"""How OpenMP's threads wait; see `let_threads_wait`."""
 
 
 def _help() -> str:
@@ -120,14 +120,14 @@ serve_command.register(app)
 
 
 def main() -> NoReturn:
-    """The entry point. Exit status 2: a mistake that the user can put right, said in one line on stderr."""
+    """The entry point. Exit status 2: an error that the user can correct, printed in one line on stderr."""
     let_threads_wait()
     _use_code_at_hand()
     _set_up_logging()
     try:
         app(prog_name="bigr")
     except BigrError as error:
-        from bigr.pipeline.runner import hand_up
+        from bigr.pipeline.processes import hand_up
 
         if not hand_up(error):
             typer.echo(masked(str(error)), err=True)
@@ -136,18 +136,18 @@ def main() -> NoReturn:
 
 
 def let_threads_wait() -> None:
-    """Before torch is loaded: how OpenMP's threads wait for each other, unless the user says otherwise.
+    """Set how OpenMP's threads wait for each other, where the user has not. Call it before torch is imported.
 
-    By default they spin for milliseconds, and one other busy process on the machine, which takes the core of one of
-    them away, makes every operation wait for it. Asleep at once, they take longer to wake than a small operation takes.
-    So GNU's, which torch brings on Linux, spin for some tens of microseconds first (benchmarks/busy.py).
+    By default they spin for milliseconds: where another process takes the core of one of them, every operation waits
+    for that thread. Threads that sleep at once take longer to wake than a small operation takes. So GNU's OpenMP, which
+    torch uses on Linux, is told to spin for some tens of microseconds first (benchmarks/busy.py).
     """
     if not WAITING.keys() & os.environ.keys():
         os.environ.update(WAITING)
 
 
 def _use_code_at_hand() -> None:
-    """In a copy of the project (one that DVC makes for an experiment, say) run the copy's code: DVC hashed that."""
+    """In a copy of the project, as DVC makes for an experiment, run the copy's code, which DVC has hashed."""
     here = Path.cwd()
     code = here / "bigr" / "__init__.py"
     if (here / "dvc.yaml").is_file() and code.is_file() and not code.samefile(str(bigr.__file__)):

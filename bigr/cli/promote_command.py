@@ -24,8 +24,7 @@ def promote(
     The model that `dvc repro` made is registered, and becomes the champion where it passes. The metrics, tolerances and
     limits are in the section `promotion` of the settings. A champion that was measured on other images, or with another
     extractor, is first measured again. A model that was measured with fewer samples than the champion is not promoted.
-    Exit status 0: the model is the champion; 3: it is
-    not, and the last line says why.
+    Exit status 0: the model is the champion; 3: it is not, and the last line names the reason.
     """
     from bigr.pipeline.promotion import promote as compare_and_move
 
@@ -40,7 +39,7 @@ def page(decision: "Decision") -> list[str]:
     """The comparison as lines of text, the decision last."""
     lines = []
     if decision.rows:
-        head = ("figure", "champion", "challenger", "at worst", "verdict")
+        head = ("metric", "champion", "challenger", "at worst", "verdict")
         table = [head, *(_cells(row) for row in decision.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(_aligned(cells, widths)).rstrip() for cells in table]

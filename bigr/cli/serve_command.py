@@ -17,8 +17,8 @@ def serve(
 ) -> None:
     """Answer labels with images of the champion, over HTTP.
 
-    docs/registry.md has the protocol. It asks for no password.
-    Drawing ends when the client has gone. Ctrl-C or SIGTERM ends it.
+    docs/registry.md describes the protocol. There is no password.
+    Sampling stops when the client disconnects. Ctrl-C or SIGTERM stops the server.
     """
     from bigr.app.server import check_port
     from bigr.tracking.registry import scoring_server

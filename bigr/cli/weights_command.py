@@ -28,9 +28,9 @@ def import_(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Turn published weights into models of this project. Nothing in the files is unpickled or executed.
+    """Convert published weights to models of this project. Nothing in the files is unpickled or executed.
 
-    The shape is read off the tensors. Give both files where they belong together: the generator then names its
+    The shape is that of the tensors. Give both files where they belong together: the generator then names its
     tokenizer.
     """
     from bigr.interop import exchange
@@ -67,7 +67,7 @@ def export(
 ) -> None:
     """Write models under the names of the published weights.
 
-    As safetensors.
+    The files are safetensors.
     """
     from bigr.interop import exchange
 

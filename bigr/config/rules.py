@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bigr.runtime.explain import InvalidSetting
-from bigr.runtime.figures import FIGURES
+from bigr.runtime.metric_directions import COMPARED_METRICS
 
 if TYPE_CHECKING:
     from bigr.config.settings import Settings
@@ -34,7 +34,7 @@ def one_token_has_two_numbers_a_group(settings: "Settings") -> None:
         if width <= _GROUPS:
             raise InvalidSetting(
                 f"tokenizer.{name}",
-                f"more, for {2 * _GROUPS} channels where an image is a single token (GroupNorm has {_GROUPS} groups)",
+                f"larger, for {2 * _GROUPS} channels where an image is a single token (GroupNorm has {_GROUPS} groups)",
             )
 
 
@@ -52,14 +52,14 @@ def attention_is_at_a_level(settings: "Settings") -> None:
         if resolution not in resolutions:
             raise InvalidSetting(
                 "tokenizer.attention_resolutions",
-                f"resolutions that the encoder passes through: {', '.join(map(str, resolutions))}",
+                f"resolutions of the encoder ({', '.join(map(str, resolutions))})",
             )
 
 
 def digits_are_not_mirrored(settings: "Settings") -> None:
     if not settings.shards.embedded:
         return
-    why = f"where shards.source is {settings.shards.source}: a mirrored digit is no digit"
+    why = f"where shards.source is {settings.shards.source} (a mirrored digit is no digit)"
     if settings.tokenizer.trains and settings.tokenizer.horizontal_flip:
         raise InvalidSetting("tokenizer.horizontal_flip", f"false {why}")
     if "flip" in settings.codes.views:
@@ -68,7 +68,7 @@ def digits_are_not_mirrored(settings: "Settings") -> None:
 
 def only_probabilities_are_drawn(settings: "Settings") -> None:
     if settings.codes.draws and settings.tokenizer.quantizer == "lfq":
-        raise InvalidSetting("codes.draws", "0 where tokenizer.quantizer is lfq: its bits are signs, nothing is drawn")
+        raise InvalidSetting("codes.draws", "0 where tokenizer.quantizer is lfq (its bits are signs: nothing is drawn)")
 
 
 def sampler_fits_the_model(settings: "Settings") -> None:
@@ -89,11 +89,11 @@ def guidance_has_something_to_guide(settings: "Settings") -> None:
     if settings.samples.guidance_scale == 1.0:
         return
     if not settings.generator.use_labels:
-        raise InvalidSetting("samples.guidance_scale", "1.0 where generator.use_labels is false: nothing guides")
+        raise InvalidSetting("samples.guidance_scale", "1.0 where generator.use_labels is false (no label guides)")
     if settings.generator.label_dropout == 0 and (settings.generator.trains or settings.transcoder.trains):
         raise InvalidSetting(
             "generator.label_dropout",
-            "above 0 where samples.guidance_scale is not 1.0: guidance compares with the model without a label",
+            "above 0 where samples.guidance_scale is not 1.0 (guidance needs the model without a label)",
         )
 
 
@@ -118,8 +118,8 @@ def images_outnumber_neighbours(settings: "Settings") -> None:
 
 def targets_are_of_metrics(settings: "Settings") -> None:
     for name in (f"{part}.{name}" for part, names in settings.targets.items() for name in names):
-        if name not in FIGURES:
-            raise InvalidSetting(f"targets.{name}", f"a target of one of {', '.join(FIGURES)}")
+        if name not in COMPARED_METRICS:
+            raise InvalidSetting(f"targets.{name}", f"a target of one of {', '.join(COMPARED_METRICS)}")
 
 
 RULES: tuple[Callable[["Settings"], None], ...] = (

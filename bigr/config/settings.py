@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from bigr.config.rules import RULES
 from bigr.runtime.explain import InvalidSetting, some
-from bigr.runtime.figures import FIGURES
+from bigr.runtime.metric_directions import COMPARED_METRICS
 
 EMBEDDED = "data/digits"
 """Where the stage `digits` writes the embedded data set."""
@@ -55,7 +55,7 @@ class RunSettings(_Section):
     def _a_gpu_for_each_process(self) -> "RunSettings":
         if self.one_gpu and self.processes > 1:
             raise InvalidSetting(
-                "device", f"cuda, auto or cpu where run.processes = {self.processes}: each takes its own GPU"
+                "device", f"cuda, auto or cpu where run.processes = {self.processes} (each takes its own GPU)"
             )
         return self
 
@@ -175,7 +175,7 @@ class CodesSettings(_Section):
     @model_validator(mode="after")
     def _fits(self) -> "CodesSettings":
         if len(set(self.views)) != len(self.views):
-            raise InvalidSetting("views", "each view once")
+            raise InvalidSetting("views", "a list without repeated views")
         if self.views[0] != "identity":
             raise InvalidSetting("views", "a list that starts with identity (evaluation reads the first view)")
         return self
@@ -228,7 +228,7 @@ class TranscoderSettings(TrainingSettings):
     def _fits(self) -> "TranscoderSettings":
         if self.start == "scratch" and self.steps == 0:
             raise InvalidSetting(
-                "steps", "more than 0 where transcoder.start is scratch: an untrained transcoder is noise"
+                "steps", "more than 0 where transcoder.start is scratch (an untrained transcoder returns noise)"
             )
         return self
 
@@ -307,8 +307,8 @@ class PromotionMetric(_Section):
 
     @model_validator(mode="after")
     def _known(self) -> "PromotionMetric":
-        if self.name not in FIGURES:
-            raise InvalidSetting("name", f"one of {', '.join(FIGURES)}")
+        if self.name not in COMPARED_METRICS:
+            raise InvalidSetting("name", f"one of {', '.join(COMPARED_METRICS)}")
         return self
 
 
@@ -321,7 +321,7 @@ class PromotionSettings(_Section):
     def _each_once(self) -> "PromotionSettings":
         names = [comparison.name for comparison in self.metrics]
         if len(set(names)) != len(names):
-            raise InvalidSetting("metrics", "each figure once")
+            raise InvalidSetting("metrics", "a list without repeated metrics")
         return self
 
 

@@ -3,15 +3,14 @@
 One safetensors file per image shard: `codes` uint8 [n, V·(1 + draws), N, ⌈K/8⌉], bits packed along K in
 `numpy.packbits` order, and `labels` int64 [n]; its metadata and `index.json` name K, the grid, the views, the number of
 draws and the tokenizer's hash. Entry d·V + v of an image is draw d of view v. Draw 0 is the deterministic code, bits
-thresholded at ½, which evaluation reads; the others are independent draws of the bits, for training. Knows no
-tokenizer: what encodes is handed in.
+thresholded at ½, which evaluation reads; the others are independent draws of the bits, for training.
 
 Shapes: B images, V views, N = g² tokens in row-major order, K bits.
 """
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,11 +26,11 @@ from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json, write_tensors
 
 _CHUNK = 4096
-"""Images whose bits are unpacked at a time where a whole split is counted."""
+"""Images whose bits are unpacked at a time by `CodesDataset.chunks`."""
 
 
 class CodeEncoder(Protocol):
-    """What is needed of a tokenizer."""
+    """A tokenizer, as far as this module needs one."""
 
     def encode(self, images: Tensor) -> Tensor:
         """[B,3,H,W] in [0, 1] → bit probabilities [B,N,K]."""
@@ -39,7 +38,7 @@ class CodeEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images become codes, and what the files name. draws: of each view's bits, beside the thresholded ones."""
+    """How images are encoded. code_bits: K; grid: g; draws: of each view's bits, besides the thresholded ones."""
 
     code_bits: int
     grid: int
@@ -49,18 +48,12 @@ class Encoding:
     seed: int
 
     def metadata(self) -> dict[str, Any]:
-        """What `index.json` and the header of every file say."""
-        return {
-            "code_bits": self.code_bits,
-            "grid": self.grid,
-            "views": self.views,
-            "tokenizer": self.tokenizer,
-            "draws": self.draws,
-        }
+        """The values in `index.json` and in the header of every file."""
+        return {name: value for name, value in asdict(self).items() if name != "seed"}
 
 
 class PlacedShard(NamedTuple):
-    """An image shard, its split, and the number of its first image there."""
+    """An image shard, its split, and the index of its first image in the split."""
 
     shard: Shard
     split: str
@@ -88,10 +81,11 @@ def encode_shard(
     workers: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Encode the images of one shard into the file `path`; `workers` threads decode, `advance` counts images done.
+    """Encode the images of one shard into the file `path`, atomically.
 
-    A drawn bit depends on the seed, the image's place in its split, the view and the number of the draw: not on the
-    batch or the shard that the image stood in, nor on how many draws there are.
+    workers: threads that decode; advance: called with the number of images of each batch. A drawn bit depends on the
+    seed, the image's index in its split, the view and the number of the draw, and on nothing else.
+    Raises `BigrError` for a damaged shard.
     """
     packed: list[np.ndarray] = []
     labels: list[int] = []
@@ -113,7 +107,7 @@ def encode_shard(
 
 
 def _draws(probabilities: Tensor, encoding: Encoding, placed: PlacedShard, first: int, view: str) -> Iterator[Tensor]:
-    """Bernoulli draws, bool [B,N,K] each, for images from place `first` of a shard on, each by its own generator."""
+    """Bernoulli draws, bool [B,N,K] each, of images from index `first` of a shard on, each by its own generator."""
     if not encoding.draws:
         return
     probabilities, numbers = probabilities.cpu(), range(placed.first + first, placed.first + first + len(probabilities))
@@ -129,7 +123,7 @@ def codes_name(shard: Shard) -> str:
 
 
 def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
-    """Write `index.json`: last, since it says that every file is there."""
+    """Write `index.json`. To be called last, since its presence means that all files are there."""
     splits = {
         split: {
             "images": images.images(split),
@@ -142,9 +136,9 @@ def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
 
 
 class CodesDataset:
-    """The codes of one split, memory-mapped: what is not asked for is not read. Use `open`.
+    """The codes of one split, memory-mapped. Made by `open`.
 
-    code_bits: K; grid: g; views: their names; draws: of each view's bits, beside the thresholded ones; tokenizer: the
+    code_bits: K; grid: g; views: their names; draws: of each view's bits, besides the thresholded ones; tokenizer: the
     hash of the tokenizer that made them; num_classes: C; class_counts: images of each class.
     """
 
@@ -161,13 +155,16 @@ class CodesDataset:
 
     @property
     def num_classes(self) -> int:
-        """C, without the unconditional row."""
+        """C, the unconditional class not counted."""
         return len(self.classes)
 
     @classmethod
     def open(cls, folder: Path, split: str, tokenizer_hash: str | None) -> "CodesDataset":
-        """Map the files of a split. Raises `BigrError` for missing, damaged or mixed files, and for codes of another
-        tokenizer than that of `tokenizer_hash` (None: of any)."""
+        """Map the files of a split.
+
+        Raises `BigrError` for missing, damaged or mixed files, and for codes of a tokenizer with another hash than
+        `tokenizer_hash` (None: any tokenizer).
+        """
         path = folder / "index.json"
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
@@ -189,43 +186,46 @@ class CodesDataset:
 
     @property
     def shape(self) -> dict[str, int]:
-        """What the codes say of their generator: fields of `BiGRConfig`."""
+        """The fields of `BiGRConfig` that follow from the codes."""
         return {"code_bits": self.code_bits, "grid": self.grid, "num_classes": self.num_classes}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def batch(self, indices: Tensor, views: Tensor | int = 0, draws: Tensor | int = 0) -> tuple[Tensor, Tensor]:
-        """Codes bool [B,N,K] and labels int64 [B] of images (int64 [B], any order), in one view or one of each.
+        """Codes bool [B,N,K] and labels int64 [B] of images.
 
-        draws: 0 for the thresholded bits, or 1 to `draws`, of all images or of each.
+        indices: int64 [B], in any order; views, draws: one number for all images, or one of each, int64 [B]; draw 0 is
+        the thresholded bits. Raises `IndexError` for an image, view or draw that does not exist.
         """
-        wanted = indices.cpu().numpy()
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
-            raise IndexError(f"image {int(wanted.max())} of {len(self)}")
-        for name, numbers, count in (("view", views, len(self.views)), ("draw", draws, 1 + self.draws)):
+        rows = indices.cpu().numpy()
+        for name, numbers, count in (
+            ("image", rows, len(self)),
+            ("view", views, len(self.views)),
+            ("draw", draws, 1 + self.draws),
+        ):
             if not np.all((np.asarray(numbers) >= 0) & (np.asarray(numbers) < count)):
-                raise IndexError(f"{name} beyond the {count} that there are")
-        entry = np.broadcast_to(np.asarray(draws) * len(self.views) + np.asarray(views), wanted.shape)
-        packed = np.empty((len(wanted), *self._codes[0].shape[2:]), dtype=np.uint8)
-        labels = np.empty(len(wanted), dtype=np.int64)
-        shards = np.searchsorted(self._starts, wanted, side="right") - 1
+                raise IndexError(f"{name} must be in [0, {count}), got {numbers}")
+        entry = np.broadcast_to(np.asarray(draws) * len(self.views) + np.asarray(views), rows.shape)
+        packed = np.empty((len(rows), *self._codes[0].shape[2:]), dtype=np.uint8)
+        labels = np.empty(len(rows), dtype=np.int64)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
-            rows = wanted[here] - self._starts[shard]
-            packed[here] = self._codes[shard][rows, entry[here]]
-            labels[here] = self._labels[shard][rows]
+            places = rows[here] - self._starts[shard]
+            packed[here] = self._codes[shard][places, entry[here]]
+            labels[here] = self._labels[shard][places]
         bits = np.unpackbits(packed, axis=-1, count=self.code_bits).view(np.bool_)
         return torch.from_numpy(bits), torch.from_numpy(labels)
 
-    def chunks(self, view: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole split once, in order, in batches of bounded size."""
-        for indices in torch.arange(len(self)).split(_CHUNK):
-            yield self.batch(indices, view)
+    def chunks(self, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `count` images once (None: all), in order, first view, in batches of bounded size; see `batch`."""
+        for indices in torch.arange(len(self) if count is None else count).split(_CHUNK):
+            yield self.batch(indices)
 
 
 def _map(path: Path, tokenizer: str, images: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of a file's codes and labels. The header is read here since safetensors gives no maps to index into."""
+    """Memory maps of a file's codes and labels. safetensors itself has no maps that can be indexed."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -245,14 +245,13 @@ def _map(path: Path, tokenizer: str, images: int, entries: int) -> tuple[np.ndar
     return maps[0], maps[1]
 
 
-def bit_usage(dataset: CodesDataset) -> dict[str, float]:
-    """How well the bits are used, over the first view of all images.
+def bit_frequency(dataset: CodesDataset, count: int | None = None) -> Tensor:
+    """The share of tokens with each bit on, float64 [K]: first view, the first `count` images (None: all)."""
+    ones = sum(codes.sum(dim=(0, 1)) for codes, _ in dataset.chunks(count))
+    return torch.as_tensor(ones).double() / ((len(dataset) if count is None else count) * dataset.grid**2)
 
-    bit_entropy: the mean over the K bits of the entropy of each bit's frequency, in bits (1 is best). dead_bits: how
-    many of the K are on in less than 1 % or more than 99 % of all tokens.
-    """
-    ones = torch.zeros(dataset.code_bits, dtype=torch.int64)
-    for codes, _ in dataset.chunks():
-        ones += codes.sum(dim=(0, 1))
-    frequency = ones.double() / (len(dataset) * dataset.grid**2)
+
+def bit_usage(dataset: CodesDataset) -> dict[str, float]:
+    """`bit_entropy` and `dead_bits` of `bit_frequency`; see `bigr.models.bits`. An entropy of 1 is best."""
+    frequency = bit_frequency(dataset)
     return {"bit_entropy": float(bits.entropy(frequency).mean()), "dead_bits": bits.dead(frequency)}

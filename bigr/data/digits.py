@@ -1,8 +1,7 @@
 """The embedded data set: scikit-learn's 1,797 scans of handwritten digits, as an ordinary image folder.
 
-Class folders are named 0 to 9, a file after its place in scikit-learn's order. Which digits are held out depends on
-`val_count` alone: the split has a seed of its own, so that pipelines with different seeds are measured on the same
-digits.
+Class folders are named 0 to 9, files by their index in scikit-learn's order. The split has a fixed seed, so that
+pipelines with different seeds are measured on the same digits.
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ _FULL = 16.0
 
 
 def write_digits(folder: Path, image_size: int, val_count: int) -> dict[str, int]:
-    """Write `{train,val}/<class>/<id>.png`, grey, image_size×image_size; the folder appears whole or not at all.
+    """Write `{train,val}/<class>/<index>.png`, 8-bit grey, image_size×image_size, atomically.
 
     val holds exactly `val_count` digits, stratified by class. Returns the number of images of each split.
     """
@@ -32,13 +31,13 @@ def write_digits(folder: Path, image_size: int, val_count: int) -> dict[str, int
             for label in range(10):
                 (temporary / split / str(label)).mkdir(parents=True)
             for index in members:
-                picture = _upsample(digits.images[index], image_size)
-                picture.save(temporary / split / str(digits.target[index]) / f"{index:04d}.png")
+                image = _upsample(digits.images[index], image_size)
+                image.save(temporary / split / str(digits.target[index]) / f"{index:04d}.png")
     return {"train": len(train), "val": len(val)}
 
 
 def _upsample(pixels: np.ndarray, size: int) -> Image.Image:
-    """8×8 values in [0, 16] → grey size×size; bicubic in floating point, so that only the last step rounds."""
+    """8×8 values in [0, 16] → 8-bit grey size×size: bicubic in floating point, rounded once, at the end."""
     image = Image.fromarray((pixels * (255.0 / _FULL)).astype(np.float32))
     enlarged = np.asarray(image.resize((size, size), resample=Image.Resampling.BICUBIC))
     return Image.fromarray(enlarged.clip(0, 255).round().astype(np.uint8))

@@ -1,8 +1,8 @@
 """From an image file to RGB pixels, and ADM's centre crop.
 
-A file is a JPEG, PNG or WebP picture, told by its content rather than its name; of an animation the first frame counts.
-Colour profiles are ignored, as in the published pipelines. Whatever else a file is (grey, palette, CMYK, 16-bit, with
-transparency, rotated by EXIF) becomes upright 8-bit RGB. Knows no folders and no shards.
+Formats are JPEG, PNG and WebP, recognised by content, not by name; of an animation the first frame is read. Grey,
+palette, CMYK, 16-bit, transparent and EXIF-rotated images become upright 8-bit RGB. Colour profiles are ignored, as in
+the published pipelines.
 """
 
 import io
@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from bigr.runtime.errors import BigrError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 100_000_000
-"""A larger picture is refused from its header, where no setting says how large it may be. Decoding takes 8 to 24
-bytes a pixel, the most with transparency: 2.4 GB at most."""
+"""The limit where no setting gives one: a larger image is refused by its header. Decoding takes 8 to 24 bytes a pixel,
+2.4 GB at most."""
 
 # Pillow's own limit warns at 89 megapixels and raises at 179; MAX_PIXELS takes its place in `decode`.
 Image.MAX_IMAGE_PIXELS = None
@@ -37,15 +39,14 @@ _UPRIGHT = {
 
 
 class ImageError(BigrError):
-    """A picture that cannot be read; `str()` is the reason, in one line, without the file's name."""
+    """An image that cannot be read; `str()` is the reason, in one line, without the file's name."""
 
 
 def decode(source: Path | BinaryIO, max_pixels: int | None = None) -> Image.Image:
-    """Read a picture as an upright 8-bit RGB image. Transparent pixels are composited on white.
+    """Read an image file as upright 8-bit RGB. Transparent pixels are composited on white; 16-bit grey is scaled.
 
-    max_pixels: the setting shards.max_pixels, where the settings are at hand; a larger picture is refused before
-    anything is decoded. 16-bit grey is scaled (65535 → 255), not clipped. Raises `ImageError` with the reason, whatever
-    is wrong with it.
+    max_pixels: the setting shards.max_pixels, or None for `MAX_PIXELS`. A larger image is refused before it is decoded.
+    Raises `ImageError` with the reason for any file that cannot be read.
     """
     try:
         if isinstance(source, Path) and not source.is_file():
@@ -59,19 +60,19 @@ def decode(source: Path | BinaryIO, max_pixels: int | None = None) -> Image.Imag
         raise
     except UnidentifiedImageError:
         raise ImageError("not a JPEG, PNG or WebP image") from None
-    except Exception as error:  # decoders raise many kinds over a broken file, and all of them are the file's fault
+    except Exception as error:  # decoders raise many kinds over a broken file, and each is the file's fault
         raise ImageError(_reason(error)) from None
 
 
 def check_pixels(width: int, height: int, max_pixels: int | None = None) -> None:
-    """Raise `ImageError` for a picture that is too large to be decoded; max_pixels: as in `decode`."""
+    """Raise `ImageError` for an image of more pixels than may be decoded; max_pixels: as in `decode`."""
     most, setting = (MAX_PIXELS, "") if max_pixels is None else (max_pixels, " (shards.max_pixels)")
     if width * height > most:
         raise ImageError(f"{width}×{height} pixels; at most {most:,} are read{setting}")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode as a new 8-bit RGB image, turned as its EXIF block says; as `decode` does."""
+    """A PIL image of any mode as a new upright 8-bit RGB image, as `decode` returns it."""
     image.load()
     turn = _UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
@@ -86,7 +87,7 @@ def _reason(error: Exception) -> str:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # a broken EXIF block costs the rotation, not the picture
+    except Exception:  # a broken EXIF block loses the rotation, not the image
         return 1
 
 
@@ -107,8 +108,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """ADM's centre crop to size×size: halve with a box filter while possible, scale the short side, cut the middle.
 
-    As in guided-diffusion, so that figures can be compared with those of the published models. A smaller picture is
-    enlarged. A picture longer than 16 times its width first loses its ends, which the crop would drop anyway.
+    As in guided-diffusion (`center_crop_arr`), so that metrics compare with published ones. A smaller image is
+    enlarged. Of an image longer than 16 times its width the ends are cut first, which the crop would drop anyway.
     """
     short = min(image.size)
     if max(image.size) > _MAX_ASPECT * short:  # enlarging a 1×10000 strip whole would take gigabytes
@@ -125,8 +126,13 @@ def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def to_tensor(image: Image.Image) -> Tensor:
+    """An 8-bit RGB image as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
 def encode_png(image: Image.Image) -> bytes:
-    """The picture as a PNG file: lossless, and the same bytes for the same pixels."""
+    """The image as the bytes of a PNG file: lossless, and the same bytes for the same pixels."""
     with io.BytesIO() as stream:
         image.save(stream, format="PNG")
         return stream.getvalue()

@@ -1,25 +1,21 @@
 """Packs an image folder into webdataset shards, by several processes.
 
-Which picture goes where is decided from the listing alone, before anything is decoded: every shard is a job of its own,
-done by whichever process is free, and the bytes do not depend on how many there are. A picture that cannot be read is
-absent from its shard and named in `report.json`; where there are too many, the report is all that is written,
-beside the folder, which DVC empties. Pixels are in memory one picture per process at a time.
+The listing alone decides which image goes into which shard. Each shard is a job for the next free process, and its
+bytes do not depend on the number of processes. An image that cannot be read is left out and named in `report.json`; if
+there are too many, only the report is written, beside the folder, since DVC deletes the folder. Each process holds one
+image at a time.
 """
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +32,12 @@ log = logging.getLogger(__name__)
 _NAMED = 5
 """Bad files that an error message names; the log names all."""
 _IMAGES_PER_PROCESS = 1000
-"""Fewer do not repay the seconds that another process takes to start."""
+"""With fewer images a process takes longer to start than it saves."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to write. first: place in the split of the first item, from which keys are made."""
+    """One shard to write. first: index in the split of the first item; keys count from it."""
 
     root: Path
     tar: Path
@@ -54,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Packed:
-    """One shard written. class_counts: images per label; bad: file and reason of each picture left out."""
+    """One written shard. class_counts: images of each label; bad: file and reason of each image left out."""
 
     split: str
     name: str
@@ -74,22 +70,25 @@ def pack(
     max_pixels: int,
     workers: int,
 ) -> dict[str, int]:
-    """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, whole or not at all.
+    """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, atomically.
 
-    max_pixels: a picture of more cannot be read: it is refused before it is decoded, which bounds memory.
-    Returns counts: images of each split, classes, shards, bad and ignored files. Raises `BigrError` when more than
-    `max_bad_fraction` of the pictures cannot be read, or a class or split has no readable picture left; the report is
-    then `<folder>-report.json`.
+    image_size: of `center_crop`; max_pixels: an image of more pixels counts as unreadable, and is not decoded;
+    workers: the most processes. Returns counts: images of each split, classes, shards, bad and ignored files.
+    Raises `BigrError` if more than `max_bad_fraction` of the images cannot be read, or a class or split has no readable
+    image; the report is then `<folder>-report.json`.
     """
     total = sum(map(len, source.items.values()))
     failed = folder.with_name(f"{folder.name}-report.json")
     failed.unlink(missing_ok=True)
     with atomic_folder(folder) as temporary:
         jobs = list(_jobs(source, temporary, image_size, images_per_shard, max_pixels))
+        processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
+        packed: list[Packed] = []
         with Progress("shards", total, unit="image") as progress:
-            processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
-            packed = _in_processes(jobs, processes, progress) if processes > 1 else _here(jobs, progress)
-        bad = [(file, reason) for shard in packed for file, reason in shard.bad]
+            for shard in _in_processes(jobs, processes) if processes > 1 else map(write_shard, jobs):
+                packed.append(shard)
+                progress.advance(shard.images + len(shard.bad))
+        bad = [entry for shard in packed for entry in shard.bad]
         for file, reason in bad:
             log.warning("%s: %s", source.root / file, reason)
         report = {
@@ -157,10 +156,10 @@ def _index(source: Source, packed: list[Packed], image_size: int) -> dict[str, A
     return {"image_size": image_size, "classes": [printable(name) for name in source.classes], "splits": splits}
 
 
-def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
-    """Decode, crop and write the pictures of one shard; `advance` is called after each.
+def write_shard(job: Job) -> Packed:
+    """Decode, crop and write the images of one shard.
 
-    The tar's headers hold neither the time nor the user, so that the same pictures give the same bytes.
+    The tar's headers hold neither time nor user, so that the same images give the same bytes.
     """
     bad: list[tuple[str, str]] = []
     counts: Counter[int] = Counter()
@@ -174,7 +173,6 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
                 else:
                     tar.write({"__key__": f"{place:09d}", "png": encode_png(image), "cls": str(label).encode()})
                     counts[label] += 1
-                advance()
         file.flush()
         os.fsync(file.fileno())
     if not counts:
@@ -183,59 +181,30 @@ def write_shard(job: Job, advance: Callable[[], None]) -> Packed:
     return Packed(job.split, job.tar.name, counts.total(), counts, sha256_file(job.tar), bad)
 
 
-def _here(jobs: list[Job], progress: Progress) -> list[Packed]:
-    return [write_shard(job, progress.advance) for job in jobs]
-
-
-def _in_processes(jobs: list[Job], processes: int, progress: Progress) -> list[Packed]:
+def _in_processes(jobs: list[Job], processes: int) -> Iterator[Packed]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    done, stop = context.Value(ctypes.c_longlong, 0), context.Event()
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (done, stop))
+    pool = ProcessPoolExecutor(processes, context, _start_worker)
     try:
-        futures = [pool.submit(_work, job) for job in jobs]
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()  # a failure ends the work at once
-            progress.advance(done.value - progress.done)
-        return [future.result() for future in futures]
+        yield from pool.map(write_shard, jobs)
     except BrokenProcessPool:
         raise BigrError(
-            "a process that packs images was killed, perhaps for want of memory; lower run.workers"
+            "a process that packs images was killed, perhaps because memory ran out; lower run.workers"
         ) from None
+    except BaseException:
+        for worker in multiprocessing.active_children():  # else each would finish its shard first
+            worker.terminate()
+        raise
     finally:
-        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-class _Worker:
-    """What a worker shares with its parent. done: pictures, for the progress bar; stop: set when all should end."""
-
-    done: "Synchronized[int]"
-    stop: Event
-
-
-def _start_worker(done: "Synchronized[int]", stop: Event) -> None:
-    _Worker.done, _Worker.stop = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, for all
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A pool's worker would wait for ever for a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(job: Job) -> Packed:
-    return write_shard(job, _count)
-
-
-def _count() -> None:
-    if _Worker.stop.is_set():
-        raise InterruptedError("the stage has ended")
-    with _Worker.done.get_lock():
-        _Worker.done.value += 1
+    """Without this, a worker would wait for ever for the next job of a parent that was killed."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        signal.raise_signal(signal.SIGKILL)

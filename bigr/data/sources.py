@@ -1,14 +1,15 @@
-"""Finds the pictures of an image folder, their classes, and the split into train and val.
+"""Finds the images of an image folder, their classes, and the split into train and val. Opens no file.
 
 Two layouts: `train/<class>/…` with `val/<class>/…`, and `<class>/…` (or `train/<class>/…` alone), split by a seeded
-fraction. Pictures are found at any depth below a class folder, through links too. Hidden names are passed over; files
-without an image suffix are counted as ignored. Nothing here opens a file, and the order in which the file system lists
-them does not matter.
+fraction. Images are found at any depth below a class folder, through links too. Hidden names are skipped; files without
+an image suffix are counted as ignored. The result does not depend on the order in which the file system lists files.
 """
 
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -23,12 +24,16 @@ SPLITS = ("train", "val")
 _OTHER_NAMES_OF_VAL = ("validation", "valid", "dev")
 
 Item = tuple[str, int]
-"""A picture's path below the source, with forward slashes, and its label."""
+"""An image's path below the source, with forward slashes, and its label."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a folder holds. classes: in the natural order of their names; items: per split, shuffled across classes."""
+    """A listed image folder.
+
+    classes: in the natural order of their names; items: of each split, shuffled across classes; ignored: how many files
+    are no images by their suffix.
+    """
 
     root: Path
     classes: list[str]
@@ -37,11 +42,12 @@ class Source:
 
 
 def discover(root: Path, *, val_fraction: float, seed: int, warn: bool = True) -> Source:
-    """List the folder. `val_fraction` and `seed` choose the pictures held out where there is no `val/`.
+    """List the folder `root`.
 
-    Each class with two or more pictures then gives at least one to val and keeps at least one. A class may be missing
-    from `val/`; one that only `val/` has is an error. Raises `BigrError` for a missing or empty folder, an empty class,
-    and layouts that could be meant in two ways. warn: whether folders that are passed over are logged.
+    val_fraction, seed: choose the val images if there is no `val/`, at least one of each class with two or more, never
+    all. seed also orders the items. warn: whether skipped folders are logged.
+    A class may be missing from `val/`. Raises `BigrError` for a missing or empty folder, an empty class, a class that
+    only `val/` has, and ambiguous layouts.
     """
     if not root.exists():
         raise BigrError(f"shards.source: {root} does not exist; name a folder with one subfolder of images per class")
@@ -85,18 +91,47 @@ def discover(root: Path, *, val_fraction: float, seed: int, warn: bool = True) -
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorts names so that numbers in them count as numbers: 9 before 10."""
+    """A sort key that compares numbers within names as numbers: 9 before 10."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts if p], name
 
 
 def printable(path: str) -> str:
-    """A file name as valid text: bytes that are no UTF-8 are written as escapes."""
+    """A file name as valid text: bytes that are not UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def image_files(root: Path, folder: str = "") -> tuple[list[str], int]:
+    """Paths below `root`, sorted, of the files in `root/folder` with an image suffix, at any depth; the ignored count.
+
+    Links are followed, each folder is visited once, hidden names are skipped. Raises `OSError` for a folder that cannot
+    be listed.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    found: list[str] = []
+    ignored = 0
+    seen: set[tuple[int, int]] = set()
+    for here, folders, files in os.walk(root / folder, followlinks=True, onerror=refuse):
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in seen:  # else a link to a folder above would be followed for ever
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(here).relative_to(root).as_posix()
+        prefix = "" if below == "." else f"{below}/"  # a path made by `/` would take ten times as long
+        visible = [name for name in files if not name.startswith(".")]
+        images = [prefix + name for name in visible if name.lower().endswith(SUFFIXES)]
+        ignored += len(visible) - len(images)
+        found += images
+    return sorted(found), ignored
+
+
 def _rank(seed: int, purpose: str, path: str) -> tuple[int, str]:
-    """Orders pictures at random, each by itself: a picture added or removed leaves the others in their order."""
+    """A random sort key of each image by itself: an image added or removed leaves the order of the others."""
     return derive_seed(seed, "shards", purpose, printable(path)), path
 
 
@@ -106,27 +141,26 @@ def _held_out(paths: list[str], fraction: float, seed: int) -> set[str]:
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the visible folders, sorted, and of everything else."""
-    try:
+    """Names of the visible folders, sorted, and of all other visible entries."""
+    with _listing():
         visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        _refuse(error)
     folders = {entry.name for entry in visible if entry.is_dir()}
     return sorted(folders), [entry.name for entry in visible if entry.name not in folders]
 
 
 def _classes(root: Path, prefix: str) -> tuple[dict[str, list[str]], int]:
-    """Class → its pictures' paths below `root`, sorted; and the number of files ignored."""
+    """Class → paths of its images below `root`, sorted; and the number of ignored files."""
     base = root / prefix
     found: dict[str, list[str]] = {}
     folders, loose = _entries(base)
     ignored = len(loose)
     for name in folders:
-        found[name], passed_over = _pictures(root, prefix + name)
-        ignored += passed_over
+        with _listing():
+            found[name], others = image_files(root, prefix + name)
+        ignored += others
     if not found:
-        pictures = sum(name.lower().endswith(SUFFIXES) for name in loose)
-        what = f"{pictures} images but no class folders; put them" if pictures else "no class folders; put images"
+        images = sum(name.lower().endswith(SUFFIXES) for name in loose)
+        what = f"{images} images but no class folders; put them" if images else "no class folders; put images"
         raise BigrError(f"shards.source: {base} has {what} into one subfolder per class")
     if empty := [name for name, paths in found.items() if not paths]:
         raise BigrError(
@@ -137,24 +171,10 @@ def _classes(root: Path, prefix: str) -> tuple[dict[str, list[str]], int]:
     return found, ignored
 
 
-def _pictures(root: Path, folder: str) -> tuple[list[str], int]:
-    pictures: list[str] = []
-    ignored = 0
-    seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(root / folder, followlinks=True, onerror=_refuse):
-        status = Path(here).stat()
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up would be walked for ever
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(here).relative_to(root).as_posix()
-        visible = [name for name in files if not name.startswith(".")]
-        chosen = [f"{below}/{name}" for name in visible if name.lower().endswith(SUFFIXES)]
-        ignored += len(visible) - len(chosen)
-        pictures += chosen
-    return sorted(pictures), ignored
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise BigrError(f"shards.source: {error.filename} cannot be listed: {error.strerror}")
+@contextmanager
+def _listing() -> Iterator[None]:
+    """Makes `BigrError` of a folder that cannot be listed."""
+    try:
+        yield
+    except OSError as error:
+        raise BigrError(f"shards.source: {error.filename} cannot be listed: {error.strerror}") from None

@@ -1,8 +1,7 @@
-"""The headline: those few of the evaluation's metrics by which models are compared at a glance.
+"""The headline: the few metrics that `dvc metrics show`, `dvc metrics diff` and `dvc exp show` print.
 
-The stage `evaluation` writes it as outputs/headline.json, which dvc.yaml names under `metrics`, so that
-`dvc metrics show`, `dvc metrics diff` and `dvc exp show` fit a terminal. Its names are short, since each is a column
-there. All metrics are in outputs/metrics.json.
+The stage `evaluation` writes them to outputs/headline.json, which dvc.yaml names under `metrics`. Each name
+is a column of a terminal, so that it is short. All metrics are in outputs/metrics.json.
 """
 
 import math
@@ -23,18 +22,17 @@ HEADLINE = {
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The headline of the contents of metrics.json: name → value. What was not measured is not in it."""
-    found = {short: measured(metrics, name) for short, name in HEADLINE.items()}
-    return {short: value for short, value in found.items() if value is not None}
+    """The headline of the content of metrics.json: name → value, without metrics that were not measured."""
+    return {short: value for short, name in HEADLINE.items() if (value := measured(metrics, name)) is not None}
 
 
 def in_words(metrics: Mapping[str, float]) -> str:
-    """The headline of `<part>.<name>` → value, for a sentence: "label_agreement 0.984, over_floor 1.65"."""
+    """The headline of metrics `<part>.<name>` → value as a text: "label_agreement 0.984, over_floor 1.65"."""
     return ", ".join(f"{short} {metrics[name]:.4g}" for short, name in HEADLINE.items() if name in metrics)
 
 
 def measured(metrics: Mapping[str, Any], name: str) -> float | None:
-    """The metric `<part>.<name>`, or None where the part or the metric is missing, or its value is no finite number."""
+    """The metric `<part>.<name>`, or None if it is missing or not a finite number."""
     part, _, own = name.partition(".")
     found = metrics.get(part)
     value = found.get(own) if isinstance(found, Mapping) else None

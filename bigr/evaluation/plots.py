@@ -1,7 +1,6 @@
-"""The evaluation's pictures (PNG) and tables for `dvc plots` (CSV). Draws without a display."""
+"""The evaluation's plots, as PNG files. Needs no display."""
 
-import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bigr.evaluation.representation.probe import LayerAccuracies
-from bigr.evaluation.usage import CodeUsage
+from bigr.evaluation.code_usage import CodeUsage
+from bigr.evaluation.representation.linear_probe import LayerAccuracies
 from bigr.runtime.files import atomic_path
 
 _BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9822b", "#b8bec6", "#2b2f36"
@@ -32,22 +31,22 @@ _STYLE: Any = {
     "ytick.color": _INK,
     "legend.frameon": False,
 }
-_NAMED_CLASSES = 20  # more names than this cannot be read on an axis
+_NAMED_CLASSES = 20  # more names cannot be read on an axis
 _NAME_LENGTH = 26
 
 
 def probe_plot(path: Path, probe: LayerAccuracies, knn: LayerAccuracies, classes: int) -> None:
-    """Accuracy of the linear probe, and of the nearest neighbours, by layer."""
+    """Draw the accuracies of the linear probe and of the nearest neighbours by layer."""
     layers = range(1, len(probe.top1) + 1)
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(7.2, 4.4)
         if classes > 5:
             axes.plot(layers, probe.top5, "o-", color=_ORANGE, label="probe, top-5")
         lines = ((probe, "o-", _BLUE, "probe"), (knn, "o--", _INK, "k-NN"))
-        for found, line, colour, name in lines:
-            best, reached = found.best, found.top1[found.best - 1]
-            axes.plot(layers, found.top1, line, color=colour, label=f"{name}: {reached:.1%} in layer {best}")
-            axes.plot(best, reached, "o", color=colour, markersize=10)
+        for accuracies, line, colour, name in lines:
+            best, top1 = accuracies.best, accuracies.top1[accuracies.best - 1]
+            axes.plot(layers, accuracies.top1, line, color=colour, label=f"{name}: {top1:.1%} in layer {best}")
+            axes.plot(best, top1, "o", color=colour, markersize=10)
         lowest = min(*probe.top1, *knn.top1)
         axes.set_ylim(max(0, lowest - 0.25 * (1.02 - lowest)), 1.02)
         axes.margins(x=0.08)
@@ -61,9 +60,9 @@ def probe_plot(path: Path, probe: LayerAccuracies, knn: LayerAccuracies, classes
 
 
 def tsne_plot(path: Path, points: np.ndarray, labels: np.ndarray, classes: Sequence[str], layer: int) -> None:
-    """Points [m, 2] coloured by class: each class its colour and its name; where they are too many for that, a scale.
+    """Draw points [m, 2] coloured by their labels, int [m]; many classes share a colour scale, in the order of names.
 
-    The scale follows the order of the class names, which for WordNet's ids is that of kinds of things.
+    For WordNet's ids the order of names is that of kinds of things.
     """
     named = len(classes) <= _NAMED_CLASSES
     size = 26 if len(points) <= 1000 else 8
@@ -96,7 +95,7 @@ def tsne_plot(path: Path, points: np.ndarray, labels: np.ndarray, classes: Seque
 
 
 def bits_plot(path: Path, usage: CodeUsage) -> None:
-    """How often each of the K bits is on, and the entropy of that."""
+    """Draw how often each of the K bits is on, and its entropy."""
     frequency, entropy = usage.frequency.numpy(), usage.entropy.numpy()
     bits = np.arange(len(frequency))
     with mpl.rc_context(_STYLE):
@@ -113,10 +112,10 @@ def bits_plot(path: Path, usage: CodeUsage) -> None:
         _save(figure, path)
 
 
-def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Sequence[str]) -> None:
-    """Which class the classifier sees in samples of each class: rows asked for, columns seen, shares of the row."""
+def confusion_plot(path: Path, labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> None:
+    """Draw the confusion matrix of samples: rows are their labels, columns the classifier's predictions, int [n]."""
     counts = np.zeros((len(classes), len(classes)))
-    np.add.at(counts, (asked, seen), 1)
+    np.add.at(counts, (labels, predicted), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     named, classes = len(classes) <= _NAMED_CLASSES, [_plain(name) for name in classes]
     side = 2.4 + 0.5 * len(classes) if named else 8.0
@@ -135,7 +134,7 @@ def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Seq
                 ink = "white" if shares[row, column] > 0.6 else _INK
                 axes.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=11)
         axes.set(xlabel="class that the classifier sees", ylabel="class asked for")
-        axes.set_title(f"{len(asked):,} samples: {np.mean(asked == seen):.1%} as asked")
+        axes.set_title(f"{len(labels):,} samples: {np.mean(labels == predicted):.1%} as asked")
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1, decimals=0))
         bar.outline.set_visible(False)
         bar.set_label("share of the row")
@@ -143,25 +142,17 @@ def confusion_plot(path: Path, asked: np.ndarray, seen: np.ndarray, classes: Seq
 
 
 def _short(name: str) -> str:
-    """A class name that leaves room for the picture."""
+    """A class name of at most `_NAME_LENGTH` characters."""
     return _plain(name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…")
 
 
 def _plain(name: str) -> str:
-    """A class name as it is: what is between two dollars would be set as a formula, or fail as one."""
+    """A class name without formulas: matplotlib would typeset what is between two dollars."""
     return name.replace("$", r"\$")
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file with a header line."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of its own, outside pyplot's global state; inches."""
+    """A figure of this size in inches, outside pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
@@ -169,5 +160,5 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
-        # No software version in the file: the same figures give the same bytes.
+        # Without matplotlib's version, the same plot is the same bytes.
         figure.savefig(temporary, dpi=130, metadata={"Software": None})

@@ -1,31 +1,34 @@
 """What the model does without further training, measured on held-out images (docs/method.md, section 5).
 
-Inpainting: the lower half, with the label and without. Editing: the box around what is in the picture, to another
-class. Interpolation: its midpoint. Enrichment: of images made half as large. The offline classifier says what is seen.
-What is known stays the image's own pixels; what is painted is pasted, without a seam.
+Inpainting: the lower half, with the label and without. Editing: the box around the subject of an image, to another
+class. Interpolation: its midpoint. Enrichment: of images made half as large. The images are drawn by `ImageModel`; the
+offline classifier tells their classes. What is painted is pasted: known pixels stay the image's own.
 
-Shapes: n images, H×W pixels, N tokens, K bits, C classes.
+Shapes: n images, H×W pixels, C classes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from bigr.evaluation.fidelity.classifier import INSTRUMENT_SEED, Classifier
-from bigr.evaluation.parts import NotApplicable
+from bigr.data.images import to_tensor
+from bigr.evaluation.evaluation_parts import NotApplicable
+from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.evaluation.protocol import EVALUATION_SEED
+from bigr.imaging.model import Editing, ImageModel
+from bigr.imaging.sampler import Sampler
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
+from bigr.models.psnr import psnr
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
-from bigr.sampling.decode import batched, decoded
-from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, painting, unknown_tokens
+from bigr.sampling.decode import batched
 from bigr.sampling.resolution import consistent_with
-from bigr.sampling.unmask import Sampling, check_finite
+from bigr.sampling.unmask import Sampling
 
 if TYPE_CHECKING:
     from bigr.config import EditingSettings, SamplesSettings
@@ -34,42 +37,30 @@ SUBJECT_CONTRAST = 0.2
 """How far a pixel's brightness must be from the background's for it to belong to the subject, of 1."""
 
 
-@dataclass(frozen=True)
-class ZeroShotSettings:
-    """Samplers. free: without a label; editing: where a class is painted, and of interpolation."""
+def measured_model(
+    tokenizer: Tokenizer,
+    network: BiGR,
+    samples: "SamplesSettings",
+    editing: "EditingSettings",
+    batch_size: int,
+    *,
+    knows_labels: bool = True,
+) -> ImageModel:
+    """The model of `bigr.load` under these sections of params.yaml, in float32; both networks are on one device.
 
-    free: Sampling
-    editing: Sampling
-    enrich_rounds: int
-
-    @classmethod
-    def of(cls, samples: "SamplesSettings", editing: "EditingSettings") -> "ZeroShotSettings":
-        """The samplers of `bigr.load` under these sections of params.yaml."""
-        sampling = Sampling.of(samples)
-        free = replace(sampling, guidance_scale=1.0)  # without a label there is nothing to guide to
-        painted = painting(sampling, editing.guidance_scale, editing.gumbel_temperature)
-        return cls(free, painted, editing.enrich_rounds)
+    knows_labels: whether it was trained with labels.
+    """
+    sampler = Sampler(tokenizer, network, batch_size, nullcontext)
+    names = [str(number) for number in range(network.config.num_classes)]
+    return ImageModel(sampler, Sampling.of(samples), Editing.of(editing), names, knows_labels=knows_labels)
 
 
 class ZeroShot:
-    """The networks, the classifier and the settings, and one method for each application.
+    """The model, the classifier, and one method for each application."""
 
-    tokenizer, network and classifier are on the same device; knows_labels: whether the model was trained with labels.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        network: BiGR,
-        classifier: Classifier,
-        settings: ZeroShotSettings,
-        batch_size: int,
-        *,
-        knows_labels: bool = True,
-    ) -> None:
-        self._tokenizer, self._network, self._classifier = tokenizer, network, classifier
-        self._settings, self._batch_size, self._knows_labels = settings, batch_size, knows_labels
-        self._classes = network.config.num_classes
+    def __init__(self, model: ImageModel, classifier: Classifier, batch_size: int) -> None:
+        self._model, self._classifier, self._batch_size = model, classifier, batch_size
+        self._classes = len(model.classes)
 
     def applications(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, Callable[[], dict[str, float]]]:
         """By name what measures each application, of images uint8 [n, 3, H, W] and their labels int64 [n].
@@ -85,60 +76,56 @@ class ZeroShot:
         }
 
     def inpainting(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, float]:
-        """The lower half, painted anew: the class that is kept where the label is given; PSNR in dB, the mean over
-        images, where it is not, beside that of the mean picture's lower half."""
+        """The lower half, painted anew: the share whose class is kept where the label is given; PSNR in dB, the mean
+        over images, where it is not, beside that of the mean picture's lower half."""
         mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
         mask[:, images.shape[2] // 2 :] = True
-        none = torch.full_like(labels, self._classes)
-        freely = self._painted("inpainting without a label", images, mask, none, self._settings.free)
+        freely = self._painted("inpainting without a label", images, mask, None)
         filled = torch.where(mask.unsqueeze(1), (mean * 255).round().to(torch.uint8), images)
-        figures = {"inpaint_psnr": _psnr(freely, images), "mean_fill_psnr": _psnr(filled, images)}
-        if self._knows_labels:
-            told = self._painted("inpainting", images, mask, labels, self._settings.editing)
-            figures["inpaint_label_agreement"] = self._agreement(told, labels)
-        return figures
+        metrics = {"inpaint_psnr": _psnr(freely, images), "mean_fill_psnr": _psnr(filled, images)}
+        if self._model.knows_labels:
+            told = self._painted("inpainting", images, mask, labels)
+            metrics["inpaint_label_agreement"] = self._agreement(told, labels)
+        return metrics
 
     def editing(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         """The box around the subject painted as another class, each in turn: how often that class is then seen."""
         self._check_classes()
         targets = other_classes(labels, self._classes)
-        edited = self._painted("editing", images, subject_boxes(images), targets, self._settings.editing)
+        edited = self._painted("editing", images, subject_boxes(images), targets)
         return {"edit_label_agreement": self._agreement(edited, targets)}
 
     def interpolation(self, count: int) -> dict[str, float]:
-        """Pictures half-way between two classes: how often one of the two is seen."""
+        """Images half-way between two classes: how often one of the two is seen."""
         self._check_classes()
         first = torch.arange(count) % self._classes
         second = other_classes(first, self._classes)
 
-        def draw(places: slice, seeds: list[int]) -> Tensor:
-            a, b = self._here(first[places]), self._here(second[places])
-            half = torch.full((len(a),), 0.5, device=a.device)
-            return interpolate_codes(self._network, a, b, half, self._settings.editing, seeds)
+        def draw(some: slice, seeds: list[int]) -> list[Image.Image]:
+            return self._model.interpolate_each(first[some].tolist(), second[some].tolist(), 0.5, seeds)
 
         seen = self._seen(self._drawn("interpolation", count, "interpolate", draw))
         return {"interpolation_agreement": float(((seen == first) | (seen == second)).double().mean())}
 
     def enrichment(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Images made half as large and enlarged again: the class that is seen, by bicubic interpolation (`bicubic_…`),
-        of what the model draws (`drawn_…`), and of that made consistent with the small image, the result
-        (`enrich_…`); `consistent_…`: the same correction without the model, of the bicubic image."""
+        """Images made half as large and enlarged again: how often their class is seen, each under its name.
+
+        bicubic: in the bicubic interpolation; drawn: in what the model draws; enrich: in that made consistent with the
+        small image, the result of `ImageModel.enrich`; consistent: in the bicubic image with the same correction.
+        """
         size = images.shape[-1]
         half = max(1, size // 2)
         small = [_picture(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
-        large = torch.stack([_tensor(one.resize((size, size), Image.Resampling.BICUBIC)) for one in small])
-        none = torch.full_like(labels, self._classes)
+        large = _pixels([one.resize((size, size), Image.Resampling.BICUBIC) for one in small])
 
-        def draw(places: slice, seeds: list[int]) -> Tensor:
-            codes = self._tokenizer.codes(self._here(large[places]).float() / 255)
-            how, rounds = self._settings.free, self._settings.enrich_rounds
-            return enrich_codes(self._network, codes, self._here(none[places]), how, seeds, rounds=rounds)
+        def draw(some: slice, seeds: list[int]) -> list[Image.Image]:
+            return self._model.enrich_each(small[some], seeds, consistent=False)
 
         drawn = self._drawn("enrichment", len(images), "enrich", draw)
 
-        def consistent(pictures: Tensor) -> Tensor:
-            pairs = zip(small, pictures, strict=True)
-            return torch.stack([_tensor(consistent_with(one, _picture(picture))) for one, picture in pairs])
+        def consistent(drawings: Tensor) -> Tensor:
+            pairs = zip(small, drawings, strict=True)
+            return _pixels([consistent_with(one, _picture(drawing)) for one, drawing in pairs])
 
         return {
             "enrich_label_agreement": self._agreement(consistent(drawn), labels),
@@ -148,33 +135,30 @@ class ZeroShot:
         }
 
     def _check_classes(self) -> None:
-        if not self._knows_labels:
+        if not self._model.knows_labels:
             raise NotApplicable("the model was trained without labels")
         if self._classes < 2:
             raise NotApplicable("there is one class, and no other")
 
-    def _painted(self, what: str, images: Tensor, mask: Tensor, labels: Tensor, sampling: Sampling) -> Tensor:
-        """Images uint8 [n, 3, H, W] whose pixels in mask bool [n, H, W] are the model's."""
-        unknown = unknown_tokens(mask, self._network.config.grid)
+    def _painted(self, what: str, images: Tensor, masks: Tensor, labels: Tensor | None) -> Tensor:
+        """Images uint8 [n, 3, H, W], painted where masks bool [n, H, W] mark them: as labels, or as fits the rest."""
 
-        def draw(places: slice, seeds: list[int]) -> Tensor:
-            codes = self._tokenizer.codes(self._here(images[places]).float() / 255)
-            return inpaint_codes(
-                self._network, codes, self._here(unknown[places]), self._here(labels[places]), sampling, seeds
-            )
+        def draw(some: slice, seeds: list[int]) -> list[Image.Image]:
+            asked = None if labels is None else labels[some].tolist()
+            return self._model.inpaint_each(list(images[some]), list(masks[some]), asked, seeds, blend="none")
 
-        return torch.where(mask.unsqueeze(1), self._drawn(what, len(images), "inpaint", draw), images)
+        return self._drawn(what, len(images), "inpaint", draw)
 
-    def _drawn(self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
-        """What `draw` makes of slices of the images and their seeds, decoded: uint8 [count, 3, H, W] on the CPU."""
-        check_finite(self._network)
+    def _drawn(
+        self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], list[Image.Image]]
+    ) -> Tensor:
+        """The images that `draw` returns for slices of 0..count and their seeds: uint8 [count, 3, H, W]."""
+        self._model.check_finite()
         parts = []
         with Progress(what, count, unit="image") as progress:
             for places in batched(count, self._batch_size):
-                seeds = [derive_seed(INSTRUMENT_SEED, "zero-shot", place, index) for index in places]
-                with torch.no_grad():
-                    codes = draw(slice(places.start, places.stop), seeds)
-                parts.append(decoded(self._tokenizer, codes).permute(0, 3, 1, 2))
+                seeds = [derive_seed(EVALUATION_SEED, "zero-shot", place, index) for index in places]
+                parts.append(_pixels(draw(slice(places.start, places.stop), seeds)))
                 progress.advance(len(places))
         return torch.cat(parts)
 
@@ -183,9 +167,6 @@ class ZeroShot:
 
     def _agreement(self, images: Tensor, labels: Tensor) -> float:
         return float((self._seen(images) == labels).double().mean())
-
-    def _here(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._network.backbone.mask_tok.device)
 
 
 def other_classes(labels: Tensor, classes: int) -> Tensor:
@@ -196,7 +177,7 @@ def other_classes(labels: Tensor, classes: int) -> Tensor:
 def subject_boxes(images: Tensor) -> Tensor:
     """Images uint8 [n, 3, H, W] → masks bool [n, H, W]: the box around what differs from the background.
 
-    The background is the median brightness of the picture's border. Where nothing differs from it, the whole picture is
+    The background is the median brightness of the image's border. Where nothing differs from it, the whole image is
     marked.
     """
     bright = images.float().mean(1) / 255
@@ -214,13 +195,13 @@ def _between(marked: Tensor) -> Tensor:
 
 
 def _psnr(images: Tensor, originals: Tensor) -> float:
-    squared = ((images.double() - originals.double()) / 255).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-    return float((-10 * squared.log10()).mean())
+    return float(psnr(images.double(), originals.double(), peak=255).mean())
 
 
 def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def _tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def _pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """uint8 [n, 3, H, W]."""
+    return torch.stack([to_tensor(picture) for picture in pictures])

@@ -1,4 +1,4 @@
-"""What was painted, laid into the picture that it belongs to."""
+"""Blending: a painted part is joined to the image around it."""
 
 from typing import Literal, TypeAlias, get_args
 
@@ -17,9 +17,10 @@ _LARGE = 512  # pixels; the model paints no finer than this, so that little is l
 
 
 def check(blend: str) -> None:
-    """Raise `BigrError` for a way to blend that there is not."""
-    if blend not in get_args(Blend):
-        raise BigrError(f"blend: {blend} is none of {', '.join(get_args(Blend))}")
+    """Raise `BigrError` unless `blend` is a `Blend`."""
+    ways = get_args(Blend)
+    if blend not in ways:
+        raise BigrError(f"blend must be {', '.join(ways[:-1])} or {ways[-1]}, got {blend}")
 
 
 def blended(
@@ -27,9 +28,9 @@ def blended(
 ) -> NDArray[np.uint8]:
     """`painted` in place of `original` (uint8 [H, W, 3] both) where `mask` bool [H, W] is True.
 
-    feather: the painted picture fades out over `feather` pixels around the mask, the width of the seam; beyond it, and
-    with the other ways everywhere outside the mask, the original's pixels are returned as they are. poisson: inside the
-    mask the painted picture's gradients, from the known pixels around it inwards (Pérez et al. 2003). none: pasted.
+    feather: `painted` fades out over `feather` pixels around the mask, the width of the seam; beyond it, and with the
+    other ways everywhere outside the mask, the pixels are the original's. poisson: inside the mask the gradients of
+    `painted`, continued from the known pixels around it (Pérez et al. 2003). none: pasted.
     """
     if blend == "feather" and feather > 0:
         weight = _fading(mask, feather)[..., None]
@@ -49,10 +50,10 @@ def _fading(mask: Mask, feather: float) -> NDArray[np.float32]:
 
 
 def _poisson(original: NDArray[np.uint8], painted: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
-    """`painted` + d, where d is harmonic in the mask, and beside it what the original differs by.
+    """`painted` + d: d is harmonic in the mask, and the difference of `original` and `painted` around it.
 
-    The same as Poisson's equation with the painted picture's Laplacian. At the picture's own border d is level there.
-    OpenCV's `seamlessClone` is not used: it fixes the edge of the mask's bounding box to what the mask is to remove.
+    This solves Poisson's equation with the Laplacian of `painted`; at the image's border, d has no slope across it.
+    OpenCV's `seamlessClone` is not used: it keeps the bounding box's edge, which is part of what the mask removes.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = (slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(max(columns[0] - 1, 0), columns[-1] + 2))
@@ -65,7 +66,7 @@ def _poisson(original: NDArray[np.uint8], painted: NDArray[np.uint8], mask: Mask
 def _harmonic(values: NDArray[np.float32], unknown: Mask) -> NDArray[np.float32]:
     """float32 [H, W, C]: the values where they are known, in between the mean of each pixel's four neighbours.
 
-    From coarse to fine: what is found at half the size is relaxed at the whole one.
+    From coarse to fine: the solution at half the size is where the relaxation at full size starts.
     """
     import cv2
 

@@ -1,6 +1,6 @@
 """Pictures beside each other, each with a caption, large enough to look at.
 
-Small pictures are enlarged by a whole factor, without smoothing; pictures of different sizes get the same room.
+Small pictures are enlarged by a whole factor, without smoothing; all cells have the same size.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from bigr.imaging.trace import font
 
 SIDE = 160
-"""Pixels that the longer side of a picture has at least, about."""
+"""Pixels of a picture's longer side, about, at least."""
 LARGEST = 320
 """And at most."""
 ACROSS = 10
@@ -62,7 +62,7 @@ def preview(picture: Image.Image) -> Image.Image:
 
 
 def _cell(pictures: Sequence[Image.Image]) -> tuple[int, int]:
-    """The room of each picture: that of the largest, enlarged or made smaller."""
+    """The size of each cell: that of the largest picture, enlarged or reduced."""
     width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
     longest = max(width, height)
     scale = min(1.0, LARGEST / longest) if longest >= SIDE else -(-SIDE // longest)
@@ -77,7 +77,7 @@ def _fitted(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text, its end left out where it is wider than so many pixels."""
+    """The text, cut where it is wider than `width` pixels."""
     if _width(text) <= width:
         return text
     while text and _width(f"{text}…") > width:

@@ -1,8 +1,8 @@
-"""The model as one object: everything that docs/method.md, section 5 lists, on pictures of any size and form.
+"""The trained model as one object: the applications of docs/method.md, section 5, on images of any size.
 
-What is drawn whole (generation, interpolation, enrichment, reconstruction) comes in the model's own size. Inpainting,
-outpainting and editing return the picture that they were given, at its size, changed where the mask says: the model
-works on square windows of it (bigr/imaging/windows.py), and what it paints is blended in (bigr/imaging/blend.py).
+Images that are drawn whole (generation, interpolation, enrichment, reconstruction) have the model's own size.
+Inpainting, outpainting and editing return the given image at its size, changed where the mask says: the model paints
+square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imaging/blend.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,47 +13,26 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from typing_extensions import Unpack
 
 from bigr.data.images import center_crop
-from bigr.imaging import drawing
-from bigr.imaging.blend import Blend, blended, check
-from bigr.imaging.drawing import Label, Options, ProgressReporter, Sampler, SamplingOptions
+from bigr.imaging import similarity
+from bigr.imaging.blend import Blend, check
+from bigr.imaging.frames import ProgressReporter
+from bigr.imaging.options import Label, Options, SamplingOptions, check_whole, class_number, limits
+from bigr.imaging.painting import Part, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
-from bigr.imaging.windows import Window, scaled_mask, windows
+from bigr.imaging.sampler import Sampler
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.models.described import described
 from bigr.runtime.errors import BigrError
-from bigr.sampling.decode import batched
-from bigr.sampling.editing import (
-    enrich_codes,
-    enrich_iterations,
-    in_proportion,
-    inpaint_codes,
-    interpolate_codes,
-    painting,
-    unknown_tokens,
-)
+from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes, painting
+from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
 
 INTERPOLATION_STEPS = 9
-"""Pictures on the way from one class to another, both ends included, where a call names no number."""
-
-MAX_SIDE = 30_000
-"""Pixels along one side of a picture with margins; longer ones are refused."""
-
-_MAX_MADE = 500_000_000
-"""Pixels of a picture with margins; larger ones are refused."""
-
-_SEEN_TOGETHER = 16
-"""Pictures whose features are taken in one batch; a large picture's activations fill much memory."""
-
-_COMPARED_TOGETHER = 1 << 25
-"""Similarities that are computed at a time."""
-
-MAX_WINDOWS = 256
-"""Squares that one picture is painted in; a longer mask on a narrower picture is refused."""
+"""Images on the way from one class to another, both ends included, where a call names no number."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +49,23 @@ class Editing:
     enrich_guidance_scale: float
     enrich_rounds: int
 
+    @classmethod
+    def of(cls, section: object) -> "Editing":
+        """What the section `editing` of params.yaml describes."""
+        return described(cls, section)
+
 
 class ImageModel:
     """Tokenizer, generator, the settings of the sampler, and the names of the classes. `bigr.load` makes one.
 
     `statistics`: of the training split's features, where the stage `evaluation` has measured this model, else None.
 
-    Pictures may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
+    Images may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
     with what is to be painted bright or opaque. A class is a number, a name, or None for none. The other keyword
-    arguments are those of `bigr.imaging.drawing.Options`. Whatever a caller can put right raises `BigrError`, one line.
+    arguments are those of `bigr.imaging.options.Options`. Invalid input raises `BigrError`, one line.
+
+    The methods `…_each` are for measurements: one result for each of many images, in batches, image i from a generator
+    with the seed `seeds[i]`.
     """
 
     def __init__(
@@ -97,7 +84,7 @@ class ImageModel:
 
     @property
     def size(self) -> int:
-        """The side in pixels of the squares that the model sees and draws."""
+        """The side of the model's square images, in pixels."""
         return int(self._sampler.tokenizer.config.image_size)
 
     @property
@@ -107,33 +94,31 @@ class ImageModel:
 
     @property
     def feature_layer(self) -> int:
-        """The layer of features by default: the linear probe's best, where it is not known the middle one."""
+        """The layer of features by default: the linear probe's best, the middle one where that is not known."""
         best = None if self.statistics is None else self.statistics.best_layer
         return (self.num_layers + 1) // 2 if best is None else best
 
     def limits(self) -> dict[str, tuple[int, int]]:
-        """The least and the most of `iterations`, and of `diffusion_steps` where the model takes any."""
-        return drawing.limits(self._sampler.network)
+        """The range of `iterations`, and of `diffusion_steps` where the model takes any."""
+        return limits(self._sampler.network)
+
+    def check_finite(self) -> None:
+        """Raise `BigrError` where a weight of the generator is not finite; `bigr.load` calls it."""
+        check_finite(self._sampler.network)
 
     def generate(self, labels: Label | Sequence[Label], **options: Unpack[Options]) -> list[Image.Image]:
-        """Pictures of each class asked for: all variants of the first, then of the second, and so on.
+        """Images of each class asked for: all variants of the first, then of the second, and so on.
 
         Image i is image i of the stage `samples` for the same labels, seed and settings.
         """
         how = SamplingOptions(**options)
         listed = labels if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
         if not listed:
-            raise BigrError("labels: none are given")
+            raise BigrError("labels must name at least one class, or None")
         numbers = self._labels([label for label in listed for _ in range(how.variants)])
-        sampling = self._sampling(self.sampling, how)
-        seeds = how.seeds(len(numbers), "samples")
-
-        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
-            some = slice(places.start, places.stop)
-            return sample_codes(self._sampler.network, numbers[some], sampling, seeds[some], on_iteration=on_iteration)
-
-        steps = working_iterations(sampling, self._tokens) * self._sampler.batches(len(numbers))
-        return self._sampler.draw(len(numbers), draw, ProgressReporter(how.on_step, steps))
+        sampling, seeds = self._sampling(self.sampling, how), how.seeds(len(numbers), "samples")
+        report = self._reporter(how, working_iterations(sampling, self._sampler.tokens), len(numbers))
+        return self._sampler.draw(sample_codes, numbers, sampling=sampling, seeds=seeds, on_iteration=report)
 
     def inpaint(
         self,
@@ -144,20 +129,20 @@ class ImageModel:
         blend: Blend = "feather",
         **options: Unpack[Options],
     ) -> list[Image.Image]:
-        """`variants` pictures of the image's own size, painted anew where the mask marks it.
+        """`variants` copies of the image, at its own size, painted anew where the mask marks it.
 
-        label: what to paint; None lets the rest of the picture decide, as it must where the model knows no classes.
+        label: what to paint; with None the rest of the image decides, the only way where the model knows no classes.
         blend: see `bigr.imaging.blend.blended`; pixels outside the mask and its seam are those of the image.
         """
-        picture = read_picture(image)
-        return self._paint(picture, read_mask(mask, picture.size), label, blend, SamplingOptions(**options))
+        given = read_picture(image)
+        return self._paint(given, read_mask(mask, given.size), label, blend, SamplingOptions(**options))
 
     def edit(
         self, image: Picture, mask: Picture, label: Label, *, blend: Blend = "feather", **options: Unpack[Options]
     ) -> list[Image.Image]:
         """`inpaint` with a class for the marked region."""
         if label is None:
-            raise BigrError("label: name the class to paint; to let the rest of the picture decide, inpaint")
+            raise BigrError("label must be the class to paint, got None; without a class, inpaint")
         return self.inpaint(image, mask, label=label, blend=blend, **options)
 
     def outpaint(
@@ -170,54 +155,46 @@ class ImageModel:
         blend: Blend = "feather",
         **options: Unpack[Options],
     ) -> list[Image.Image]:
-        """The inverse: what surrounds a part of the image is painted.
+        """The inverse of `inpaint`: what surrounds a part of the image is painted.
 
-        Either box (left, top, right, bottom; pixels): this part is kept, all else of the image painted anew at the same
-        size; or margins (left, top, right, bottom, or one number for all; pixels): so much is added on each side.
+        Either box (left, top, right, bottom; pixels): this part is kept, and the rest of the image painted anew at the
+        same size; or margins (left, top, right, bottom, or one number for all; pixels): added on each side.
         """
-        picture = read_picture(image)
+        given = read_picture(image)
         if (box is None) == (margins is None):
             raise BigrError("outpaint: give either box (the part to keep) or margins (pixels to add on each side)")
         if box is not None:
             left, top, right, bottom = _four(box, "box")
-            if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
-                raise BigrError(f"box: {box} is no part of a picture of {picture.width}×{picture.height} pixels")
+            if not (0 <= left < right <= given.width and 0 <= top < bottom <= given.height):
+                raise BigrError(f"box must be a part of the image of {given.width}×{given.height} pixels, got {box}")
         else:
             assert margins is not None
-            before = (margins,) * 4 if isinstance(margins, Integral) else margins
-            picture, (left, top, right, bottom) = _with_margins(picture, _four(before, "margins"))
-        mask = np.ones((picture.height, picture.width), dtype=bool)
+            sides = (margins,) * 4 if isinstance(margins, Integral) else margins
+            given, (left, top, right, bottom) = with_margins(given, _four(sides, "margins"))
+        mask = np.ones((given.height, given.width), dtype=bool)
         mask[top:bottom, left:right] = False
         if not mask.any():
-            raise BigrError("outpaint: nothing is left to paint: the box is the whole picture, or all margins are 0")
-        return self._paint(picture, mask, label, blend, SamplingOptions(**options))
+            raise BigrError("outpaint: nothing is left to paint: the box is the whole image, or all margins are 0")
+        return self._paint(given, mask, label, blend, SamplingOptions(**options))
 
     def interpolate(
         self, first: Label, second: Label, steps: int = INTERPOLATION_STEPS, **options: Unpack[Options]
     ) -> list[Image.Image]:
-        """Pictures on the way from one class to the other, both ends included: `steps` of them for each variant.
+        """Images on the way from one class to the other, both ends included: `steps` of them for each variant.
 
-        The condition is r·e(first) + (1 − r)·e(second), r from 1 to 0; all pictures of a variant share their draws.
+        The condition is r·e(first) + (1 − r)·e(second), r from 1 to 0; all images of a variant share their draws.
         """
         how = SamplingOptions(**options)
-        if not (isinstance(steps, int) and 2 <= steps <= 1024):
-            raise BigrError(f"steps: {steps} cannot be; allowed: 2 to 1024, the ends included")
-        if not self.knows_labels:
-            raise BigrError("label: this model was trained without labels; there is nothing to interpolate")
+        check_whole("steps", steps, 2, 1024)
+        self._check_labels("there is nothing to interpolate")
         sampling = self._sampling(self._class_painting(), how)
-        ends = self._labels([first, second])
         count = steps * how.variants
-        ratios = torch.linspace(1, 0, steps, device=ends.device).repeat(how.variants)
+        first_class, second_class = (end.expand(count) for end in self._labels([first, second]))
+        ratios = torch.linspace(1, 0, steps, device=first_class.device).repeat(how.variants)
         seeds = [seed for seed in how.seeds(how.variants, "samples") for _ in range(steps)]
-
-        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
-            some = slice(places.start, places.stop)
-            a, b = (end.expand(len(places)) for end in ends)
-            network = self._sampler.network
-            return interpolate_codes(network, a, b, ratios[some], sampling, seeds[some], on_iteration=on_iteration)
-
-        total = working_iterations(sampling, self._tokens) * self._sampler.batches(count)
-        return self._sampler.draw(count, draw, ProgressReporter(how.on_step, total))
+        rows = first_class, second_class, ratios
+        report = self._reporter(how, working_iterations(sampling, self._sampler.tokens), count)
+        return self._sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds, on_iteration=report)
 
     def enrich(
         self,
@@ -228,63 +205,84 @@ class ImageModel:
         consistent: bool = True,
         **options: Unpack[Options],
     ) -> list[Image.Image]:
-        """A small picture enlarged to the model's size, its detail drawn by the model (docs/method.md, section 5).
+        """A small image enlarged to the model's size, its detail drawn by the model (docs/method.md, section 5).
 
-        rounds: how often every token is drawn anew, 1 to 4; consistent: the result, made small again, is the picture
-        given (bigr/sampling/resolution.py). A picture of the model's size or more is first made half that size.
+        rounds: how often every token is drawn anew, 1 to 4; consistent: the result, made small again, is the given
+        image (bigr/sampling/resolution.py). An image of the model's size or more is first reduced to half that size.
         Guidance acts where a label is given.
         """
         how = SamplingOptions(**options)
-        picture = read_picture(image)
+        small = self._small(read_picture(image))
         rounds = self.editing.enrich_rounds if rounds is None else rounds
-        if not (isinstance(rounds, int) and 1 <= rounds <= 4):
-            raise BigrError(f"rounds: {rounds} cannot be; allowed: 1 to 4")
-        short = min(picture.size)
-        side = short if short < self.size else max(1, self.size // 2)
-        small = center_crop(picture, side)
-        large = small.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        own = replace(self.sampling, guidance_scale=self.editing.enrich_guidance_scale, guidance_schedule="constant")
-        sampling = self._sampling(own, how, guided=label is not None)
-        codes = self._sampler.encode([large]).expand(how.variants, -1, -1)
-        numbers = self._labels([label] * how.variants)
-        seeds = how.seeds(how.variants, "enrich")
-
-        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
-            some = slice(places.start, places.stop)
-            return enrich_codes(
-                self._sampler.network,
-                codes[some],
-                numbers[some],
-                sampling,
-                seeds[some],
-                rounds=rounds,
-                on_iteration=on_iteration,
-            )
-
-        steps = enrich_iterations(sampling, self._sampler.network.config.grid, rounds=rounds)
+        check_whole("rounds", rounds, 1, 4)
+        sampling = self._enriching(how, guided=label is not None)
+        codes = self._sampler.encode([self._enlarged(small)]).expand(how.variants, -1, -1)
+        labels, seeds = self._labels([label] * how.variants), how.seeds(how.variants, "enrich")
+        iterations = enrich_iterations(sampling, self._sampler.network.config.grid, rounds=rounds)
+        report = self._reporter(how, iterations, how.variants)
         drawn = self._sampler.draw(
-            how.variants, draw, ProgressReporter(how.on_step, steps * self._sampler.batches(how.variants))
+            enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds, on_iteration=report
         )
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
 
+    def inpaint_each(
+        self,
+        images: Sequence[Picture],
+        masks: Sequence[Picture],
+        labels: Sequence[Label] | None,
+        seeds: Sequence[int],
+        *,
+        blend: Blend = "feather",
+    ) -> list[Image.Image]:
+        """`inpaint` of many square images; labels: a class for each, or None for no class in any."""
+        given = [np.array(read_picture(image)) for image in images]
+        parts = [
+            self._parts(read_mask(mask, (image.shape[1], image.shape[0])))[0]
+            for image, mask in zip(given, masks, strict=True)
+        ]
+        sampling = self._inpainting(SamplingOptions(), guided=labels is not None)
+        numbers = self._labels([None] * len(given) if labels is None else labels)
+        feather = self.editing.feather
+        paint(self._sampler, given, parts, numbers, sampling, seeds, blend=blend, feather=feather)
+        return [Image.fromarray(image) for image in given]
+
+    def interpolate_each(
+        self, first: Sequence[Label], second: Sequence[Label], ratio: float, seeds: Sequence[int]
+    ) -> list[Image.Image]:
+        """`interpolate`: an image at r = `ratio` between each two classes."""
+        sampling = self._sampling(self._class_painting(), SamplingOptions())
+        ratios = torch.full((len(seeds),), ratio, device=self._sampler.device)
+        rows = self._labels(first), self._labels(second), ratios
+        return self._sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds)
+
+    def enrich_each(
+        self, images: Sequence[Picture], seeds: Sequence[int], *, consistent: bool = True
+    ) -> list[Image.Image]:
+        """`enrich` of many images, without a label."""
+        small = [self._small(read_picture(image)) for image in images]
+        codes = self._sampler.encode([self._enlarged(image) for image in small])
+        labels, sampling = self._labels([None] * len(small)), self._enriching(SamplingOptions(), guided=False)
+        rounds = self.editing.enrich_rounds
+        drawn = self._sampler.draw(enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds)
+        return [consistent_with(*pair) for pair in zip(small, drawn, strict=True)] if consistent else drawn
+
     def reconstruct(self, image: Picture) -> Image.Image:
-        """What the tokenizer keeps of a picture: its centre square encoded and decoded, at the model's size."""
-        sampler = self._sampler
-        codes = sampler.encode([center_crop(read_picture(image), self.size)])
-        return Image.fromarray(drawing.decoded(sampler.tokenizer, codes)[0].numpy())
+        """The centre square of an image, encoded and decoded by the tokenizer, at the model's size."""
+        codes = self._sampler.encode([center_crop(read_picture(image), self.size)])
+        return self._sampler.decode(codes)[0]
 
     def features(self, images: Picture | Sequence[Picture], layer: int | None = None) -> Tensor:
-        """What the model sees in pictures: float32 [n, D] on the CPU, tokens averaged (docs/method.md, section 5).
+        """The generator's features of images: float32 [n, D] on the CPU, tokens averaged (docs/method.md, section 5).
 
-        images: their centre squares; layer: 1 to `num_layers`, else `feature_layer`. Pictures are encoded in batches:
-        those beside a picture move its features by rounding alone, less than 1e-5 of their deviation, unless a bit of
+        images: their centre squares; layer: 1 to `num_layers`, else `feature_layer`. Images are encoded in batches:
+        those beside an image move its features by rounding alone, less than 1e-5 of their deviation, unless a bit of
         its code is that close to being the other one.
         """
         number = self._layer(layer)
         return torch.cat([rows[:, number - 1].clone() for rows in self._averages(images)])
 
     def layer_features(self, images: Picture | Sequence[Picture]) -> Tensor:
-        """`features` of every layer in one go: float32 [n, L, D] on the CPU."""
+        """`features` of every layer at once: float32 [n, L, D] on the CPU."""
         return torch.cat(list(self._averages(images)))
 
     def nearest(self, asked: Tensor, known: Tensor, count: int, layer: int | None = None) -> tuple[Tensor, Tensor]:
@@ -295,153 +293,96 @@ class ImageModel:
         are none.
         """
         number = self._layer(layer)
-        own = FeatureStatistics.of(known.unsqueeze(1)) if self.statistics is None else self.statistics.layer(number)
-        if not len(known) or known.shape[1:] != asked.shape[1:] or own.mean.shape[1:] != known.shape[1:]:
-            raise BigrError(
-                f"features: {list(asked.shape)} and {list(known.shape)} cannot be compared; both must be [n, D] with D "
-                f"= {own.mean.shape[1]}"
-            )
-        units = F.normalize(own.standardised(known.unsqueeze(1))[:, 0], dim=1)
-        parts = []
-        for some in asked.split(max(1, _COMPARED_TOGETHER // len(known))):
-            cosines = F.normalize(own.standardised(some.unsqueeze(1))[:, 0], dim=1) @ units.T
-            parts.append(cosines.topk(min(count, len(known)), dim=1))
-        return torch.cat([values for values, _ in parts]), torch.cat([places for _, places in parts])
+        statistics = None if self.statistics is None else self.statistics.layer(number)
+        return similarity.most_alike(asked, known, count, statistics)
 
-    @torch.no_grad()
     def _averages(self, images: Picture | Sequence[Picture]) -> Iterator[Tensor]:
-        """Every layer's token average of each batch of pictures, float32 [b, L, D] on the CPU."""
         given = several(images)
         if not given:
-            raise BigrError("images: none are given")
-        for places in batched(len(given), _SEEN_TOGETHER):
-            pictures = [center_crop(read_picture(given[place]), self.size) for place in places]
-            codes = self._sampler.tokenizer.codes(self._sampler.pixels(pictures))
-            streams = self._sampler.network.features(codes)
-            yield torch.stack([stream.float().mean(1) for stream in streams], dim=1).cpu()
+            raise BigrError("images must be at least one image")
+        return similarity.token_averages(self._sampler, given)
 
     def _layer(self, layer: int | None) -> int:
-        """The layer given, or the default. Raises `BigrError` for one that there is not."""
+        """The layer given, or the default. Raises `BigrError` for one that does not exist."""
         number = self.feature_layer if layer is None else layer
-        if not (isinstance(number, int) and 1 <= number <= self.num_layers):
-            raise BigrError(f"layer: {number} cannot be; allowed: 1 to {self.num_layers}")
+        check_whole("layer", number, 1, self.num_layers)
         return number
 
-    @property
-    def _tokens(self) -> int:
-        return int(self._sampler.network.config.grid**2)
-
     def _labels(self, labels: Sequence[Label]) -> Tensor:
-        """int64 [n] on the device; a model trained without labels knows the unconditional row alone."""
-        numbers = [drawing.label_number(label, self.classes) for label in labels]
+        """int64 [n] on the device; a model trained without labels has the unconditional row alone."""
+        numbers = [class_number(label, self.classes) for label in labels]
         if not self.knows_labels:
             numbers = [len(self.classes)] * len(numbers)
         return torch.tensor(numbers, device=self._sampler.device)
 
+    def _check_labels(self, consequence: str) -> None:
+        if not self.knows_labels:
+            raise BigrError(f"label: this model was trained without labels; {consequence}")
+
+    def _reporter(self, how: SamplingOptions, iterations: int, count: int) -> OnIteration | None:
+        """What the sampler calls where there is an `on_step`; `count` images, each batch in so many iterations."""
+        batches = -(-count // self._sampler.batch_size)
+        return how.on_step and ProgressReporter(self._sampler.tokenizer, how.on_step, iterations * batches)
+
     def _sampling(self, sampling: Sampling, how: SamplingOptions, guided: bool = True) -> Sampling:
-        """The sampler of one call; without a class to guide to, guidance is left out: it would change nothing."""
+        """The sampler of one call. Without a class there is no guidance: it would change nothing."""
         found = how.applied(sampling, self.limits())
         return found if guided and self.knows_labels else replace(found, guidance_scale=1.0)
 
     def _class_painting(self) -> Sampling:
         return painting(self.sampling, self.editing.guidance_scale, self.editing.gumbel_temperature)
 
+    def _inpainting(self, how: SamplingOptions, guided: bool) -> Sampling:
+        return self._sampling(self._class_painting() if guided else self.sampling, how, guided)
+
+    def _enriching(self, how: SamplingOptions, guided: bool) -> Sampling:
+        own = replace(self.sampling, guidance_scale=self.editing.enrich_guidance_scale, guidance_schedule="constant")
+        return self._sampling(own, how, guided)
+
+    def _small(self, image: Image.Image) -> Image.Image:
+        """The centre square of an image to enrich, smaller than the model's images."""
+        short = min(image.size)
+        return center_crop(image, short if short < self.size else max(1, self.size // 2))
+
+    def _enlarged(self, small: Image.Image) -> Image.Image:
+        return small.resize((self.size, self.size), Image.Resampling.BICUBIC)
+
+    def _parts(self, mask: Mask) -> list[Part]:
+        return parts_of(mask, self.size, self._sampler.network.config.grid)
+
     def _paint(
-        self, picture: Image.Image, mask: Mask, label: Label, blend: Blend, how: SamplingOptions
+        self, image: Image.Image, mask: Mask, label: Label, blend: Blend, how: SamplingOptions
     ) -> list[Image.Image]:
-        """`variants` copies of `picture`, each painted where `mask` bool [H, W] is True."""
+        """`variants` copies of `image`, each painted where `mask` bool [H, W] is True."""
         check(blend)
-        if label is not None and not self.knows_labels:
-            raise BigrError("label: this model was trained without labels, and can paint no class; inpaint without one")
-        own = self.sampling if label is None else self._class_painting()
-        sampling = self._sampling(own, how, guided=label is not None)
+        if label is not None:
+            self._check_labels("inpaint without a class")
+        sampling = self._inpainting(how, guided=label is not None)
         labels = self._labels([label] * how.variants)
-        drawn = [np.array(picture) for _ in range(how.variants)]
-        plan = self._plan(mask)
-        unknowns = [self._unknown(part) for _, part in plan]
-        each = [
-            working_iterations(in_proportion(sampling, n, self._tokens), n) for n in (int(u.sum()) for u in unknowns)
-        ]
-        watch = ProgressReporter(how.on_step, sum(each) * self._sampler.batches(how.variants))
-        for place, ((window, part), unknown) in enumerate(zip(plan, unknowns, strict=True)):
-            views = [array[window.slices] for array in drawn]
-            painted = self._window(views, unknown, labels, sampling, how.seeds(how.variants, "inpaint", place), watch)
-            seam = self.editing.feather * window.side / self._sampler.network.config.grid
-            for view, new in zip(views, painted, strict=True):
-                large = np.asarray(new.resize((window.side, window.side), Image.Resampling.BICUBIC))
-                view[...] = blended(view, large, part, blend, seam)
-        return [Image.fromarray(array) for array in drawn]
-
-    def _plan(self, mask: Mask) -> list[tuple[Window, Mask]]:
-        """The windows, each with what is left for it to paint: bool [S, S], its part of the picture's mask."""
-        places = windows(mask)
-        if len(places) > MAX_WINDOWS:
-            raise BigrError(
-                f"mask: painting it takes {len(places):,} squares as wide as the picture's short side; at most "
-                f"{MAX_WINDOWS} are painted: mark less, or give a wider picture"
-            )
-        left, plan = mask.copy(), []
-        for window in places:
-            part = left[window.slices].copy()
-            left[window.slices] = False
-            if part.any():
-                plan.append((window, part))
-        return plan
-
-    def _unknown(self, part: Mask) -> Tensor:
-        """The unknown tokens of a window's part of the mask, bool [N] on the device."""
-        pixels = torch.from_numpy(scaled_mask(part, self.size)).unsqueeze(0)
-        return unknown_tokens(pixels, self._sampler.network.config.grid)[0].to(self._sampler.device)
-
-    def _window(
-        self,
-        views: Sequence[np.ndarray],
-        unknown: Tensor,
-        labels: Tensor,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        watch: ProgressReporter,
-    ) -> list[Image.Image]:
-        """Square pictures uint8 [S, S, 3], painted; of the model's size."""
-        codes = self._sampler.encode([center_crop(Image.fromarray(view), self.size) for view in views])
-
-        def draw(places: range, on_iteration: drawing.OnIteration | None) -> Tensor:
-            some = slice(places.start, places.stop)
-            return inpaint_codes(
-                self._sampler.network,
-                codes[some],
-                unknown.expand(len(places), -1),
-                labels[some],
+        drawn, parts = [np.array(image) for _ in range(how.variants)], self._parts(mask)
+        report = self._reporter(how, sum(part.iterations(sampling) for part in parts), how.variants)
+        for place, part in enumerate(parts):
+            paint(
+                self._sampler,
+                drawn,
+                [part] * how.variants,
+                labels,
                 sampling,
-                seeds[some],
-                on_iteration=on_iteration,
+                how.seeds(how.variants, "inpaint", place),
+                blend=blend,
+                feather=self.editing.feather,
+                on_iteration=report,
             )
-
-        return self._sampler.draw(len(views), draw, watch)
+        return [Image.fromarray(array) for array in drawn]
 
 
 def _four(numbers: object, name: str) -> tuple[int, int, int, int]:
-    """Four whole numbers, as they were given under `name`. Raises `BigrError` where they are not that."""
+    """Four whole numbers, given under `name`. Raises `BigrError` for anything else."""
     if (
         not isinstance(numbers, Sequence)
         or len(numbers) != 4
         or not all(isinstance(number, Integral) for number in numbers)
     ):
-        raise BigrError(f"{name}: {numbers} cannot be; four whole numbers of pixels: left, top, right, bottom")
+        raise BigrError(f"{name} must be four whole numbers of pixels (left, top, right, bottom), got {numbers}")
     left, top, right, bottom = (int(number) for number in numbers)
     return left, top, right, bottom
-
-
-def _with_margins(picture: Image.Image, margins: Sequence[int]) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The picture amid margins that continue its edge, and the box in which it stands."""
-    if any(margin < 0 for margin in margins):
-        raise BigrError(f"margins: {margins} cannot be; four numbers of pixels, 0 or more: left, top, right, bottom")
-    left, top, right, bottom = margins
-    width, height = picture.width + left + right, picture.height + top + bottom
-    if max(width, height) > MAX_SIDE or width * height > _MAX_MADE:
-        raise BigrError(
-            f"margins: a picture of {width}×{height} pixels; at most {MAX_SIDE:,} along a side "
-            f"and {_MAX_MADE:,} in all can be made"
-        )
-    grown = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
-    return Image.fromarray(grown), (left, top, left + picture.width, top + picture.height)

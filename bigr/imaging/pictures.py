@@ -1,4 +1,4 @@
-"""Whatever a user has as a picture or as a mask, as one upright RGB image or one boolean array."""
+"""Reading images and masks of any kind: as one upright RGB image, as one boolean array."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ _HALF = 128
 
 
 def read_picture(source: Picture, what: str = "image") -> Image.Image:
-    """The picture as upright 8-bit RGB. Transparent pixels are composited on white.
+    """The image as upright 8-bit RGB. Transparent pixels are composited on white.
 
-    Raises `BigrError`, in one line that names the file or else `what`, where it is no picture.
+    Raises `BigrError`, in one line that names the file or else `what`, for anything that is no image.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -47,10 +47,10 @@ def read_picture(source: Picture, what: str = "image") -> Image.Image:
 
 
 def read_mask(source: Picture, size: tuple[int, int]) -> Mask:
-    """A mask as bool [H, W] for a picture of `size` (width, height): True where it is to be painted.
+    """A mask as bool [H, W] for an image of `size` (width, height): True where it is to be painted.
 
     Pixels brighter than half are; of a mask with transparency the opaque ones. A mask of another size is scaled.
-    Raises `BigrError` where it is no picture, or nothing is marked.
+    Raises `BigrError` where it is no image, or nothing is marked.
     """
     if isinstance(source, str | Path):
         read_picture(source, "mask")  # says what is wrong with the file
@@ -72,7 +72,7 @@ def read_mask(source: Picture, size: tuple[int, int]) -> Mask:
 
 
 def several(source: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture or a sequence of them, as a list."""
+    """One image or a sequence of them, as a list."""
     if isinstance(source, Tensor | np.ndarray):
         return list(source) if source.ndim == 4 else [source]
     return list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
@@ -100,11 +100,11 @@ def _as_image(source: Picture, what: str) -> Image.Image:
     if isinstance(source, Tensor):
         source = _array(source, what)
     if not isinstance(source, np.ndarray):
-        raise BigrError(f"{what}: a PIL image, a path, a tensor or an array is needed, not {type(source).__name__}")
+        raise BigrError(f"{what} must be a PIL image, a path, a tensor or an array, got {type(source).__name__}")
     array = source.astype(np.uint8) * 255 if source.dtype == bool else source
     flat = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if flat.dtype != np.uint8 or flat.ndim not in (2, 3) or (flat.ndim == 3 and flat.shape[2] not in (3, 4)):
-        raise BigrError(f"{what}: an array must be uint8 [H, W, 3] or [H, W], not {source.dtype} {list(source.shape)}")
+        raise BigrError(f"{what}: an array must be uint8 [H, W, 3] or [H, W], got {source.dtype} {list(source.shape)}")
     if not flat.size:
         raise BigrError(f"{what}: has no pixels")
     return Image.fromarray(np.ascontiguousarray(flat))
@@ -115,16 +115,16 @@ def _array(tensor: Tensor, what: str) -> NDArray[np.uint8]:
     if tensor.ndim == 2:
         tensor = tensor.unsqueeze(0)
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise BigrError(f"{what}: a tensor must be [3, H, W] or [1, H, W], not {list(tensor.shape)}")
+        raise BigrError(f"{what}: a tensor must be [3, H, W] or [1, H, W], got {list(tensor.shape)}")
     if tensor.dtype == torch.bool:
         tensor = tensor.to(torch.uint8) * 255
     elif tensor.is_floating_point():
         if not torch.isfinite(tensor).all():
-            raise BigrError(f"{what}: the tensor holds values that are not numbers")
+            raise BigrError(f"{what}: a tensor must have finite values, got others")
         low, high = tensor.aminmax() if tensor.numel() else (torch.tensor(0.0), torch.tensor(1.0))
         if low < 0 or high > 1:
-            raise BigrError(f"{what}: a tensor of floats must lie in [0, 1], not in [{low:.3g}, {high:.3g}]")
+            raise BigrError(f"{what}: a tensor of floats must be in [0, 1], got [{low:.3g}, {high:.3g}]")
         tensor = (tensor.float() * 255).round().to(torch.uint8)
     if tensor.dtype != torch.uint8:
-        raise BigrError(f"{what}: a tensor must be of uint8, or of floats in [0, 1], not {tensor.dtype}")
+        raise BigrError(f"{what}: a tensor must be uint8, or floats in [0, 1], got {tensor.dtype}")
     return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())

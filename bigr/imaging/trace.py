@@ -1,7 +1,7 @@
-"""How a picture came about: every iteration as a strip and as an animation, the entropies of the tokens beside it.
+"""The iterations of an image as a strip and as an animation, with the entropies of its tokens.
 
-Small pictures are enlarged by a whole factor, without smoothing, so that a person sees their pixels. Draws without a
-display. Knows not the model, only the frames that it shows to an onlooker.
+Small images are enlarged by a whole factor, without smoothing, so that a person sees their pixels. Draws without a
+display, from the frames that `on_step` receives.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from bigr.imaging.drawing import GREY, Frame
+from bigr.imaging.frames import GREY, Frame
 
 Map: TypeAlias = NDArray[np.floating]
 
@@ -33,10 +33,10 @@ _WHOLE_MS = 4500
 
 
 def episodes(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """The frames of a call by what was drawn to its end: a new episode begins where nothing was left to decide.
+    """The frames of a call, split after each one that leaves no token undecided.
 
-    One for each batch of pictures; of a long picture's inpainting one for each window and batch, of enrichment one for
-    each batch, round and group.
+    There is one episode for each batch of images; in inpainting for each window and batch, in enrichment for each
+    batch, round and group.
     """
     found: list[list[Frame]] = [[]]
     for frame in frames:
@@ -47,11 +47,11 @@ def episodes(frames: Sequence[Frame]) -> list[list[Frame]]:
 
 
 def strip(frames: Sequence[Frame], image: int = 0) -> Image.Image:
-    """The pictures after each iteration, and below each the entropies that it decided by; RGB.
+    """The image after each iteration, and below it the entropies that the iteration ranked by; RGB.
 
-    image: which of the call's pictures. A token that was known before the iteration is pale, one that the iteration
-    decided is outlined; in the right column each token has the number of the iteration that decided it. More than
-    `SHOWN` iterations are thinned out, first and last are kept.
+    image: which of the call's images. A token that was known before the iteration is pale, one that the iteration
+    decided is outlined; the right column shows in which iteration each token was decided. Of more than `SHOWN`
+    iterations, as many are shown, evenly spaced, with the first and the last.
     """
     decided, most = _decided(frames, image), _most(frames, image)
     chosen = sorted({round(place) for place in np.linspace(0, len(frames) - 1, min(len(frames), SHOWN))})
@@ -83,7 +83,7 @@ def strip(frames: Sequence[Frame], image: int = 0) -> Image.Image:
 
 
 def animation(frames: Sequence[Frame], image: int = 0) -> tuple[list[Image.Image], list[int]]:
-    """The same in time, entropies beside the picture: pages (RGB, of one size), and how long each stays, in ms."""
+    """The same as an animation, entropies beside the image: pages (RGB, of one size), and their times in ms."""
     decided, most = _decided(frames, image), _most(frames, image)
     side = _shown(frames[0].pictures[image], ANIMATION_SIDE).width
     edge, head = 2 * _GAP, _TEXT + 3 * _GAP
@@ -105,7 +105,7 @@ def animation(frames: Sequence[Frame], image: int = 0) -> tuple[list[Image.Image
 
 
 def there_and_back(pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
-    """Pictures of one size from one end to the other and back, enlarged; and how long each stays, in ms."""
+    """Images of one size from one end to the other and back, enlarged; and the duration of each in ms."""
     shown = [_shown(picture.convert("RGB"), ANIMATION_SIDE) for picture in pictures]
     times = [700, *[160] * (len(shown) - 2), 700][: len(shown)]
     return shown + shown[-2:0:-1], times + times[-2:0:-1]
@@ -127,7 +127,7 @@ def save_gif(path: Path, pages: Sequence[Image.Image], milliseconds: Sequence[in
 
 
 def _palette(pages: Sequence[Image.Image]) -> Image.Image:
-    """One palette for all pages, so that what stays the same does not flicker; the page's own colours are exact."""
+    """One palette for all pages, so that unchanged parts do not flicker; the page's own colours are exact."""
     some = [pages[round(place)] for place in np.linspace(0, len(pages) - 1, min(len(pages), 8))]
     joined = Image.new("RGB", (some[0].width, sum(page.height for page in some)))
     for place, page in enumerate(some):
@@ -135,7 +135,7 @@ def _palette(pages: Sequence[Image.Image]) -> Image.Image:
     own = [_rgb(colour) for colour in (_PAPER, _INK, _PALE, _KNOWN, _DECIDED)] + [(GREY,) * 3]
     values = joined.quantize(256 - len(own), method=Image.Quantize.MAXCOVERAGE).getpalette() or []
     found = [tuple(values[start : start + 3]) for start in range(0, len(values), 3)]
-    # Pillow rounds before it looks for the nearest: what is almost one of the page's own would take its place.
+    # Pillow rounds before it looks for the nearest: a colour close to one of the page's own would replace it.
     far = [one for one in found if all(max(abs(a - b) for a, b in zip(one, mine, strict=True)) > 8 for mine in own)]
     colours = [*own, *far][:256]
     palette = Image.new("P", (1, 1))
@@ -176,7 +176,7 @@ def _grey(frame: Frame, image: int) -> NDArray[np.bool_]:
 
 
 def _shown(picture: Image.Image, side: int) -> Image.Image:
-    """A picture so that its longer side comes near `side`: enlarged by a whole factor, or made smaller."""
+    """An image whose longer side is near `side`: enlarged by a whole factor, or reduced."""
     longest = max(picture.size)
     if longest > side * 4 / 3:
         scale = side / longest
@@ -187,7 +187,7 @@ def _shown(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _entropy_map(entropies: Map, side: int, most: float, decided: NDArray[np.bool_]) -> Image.Image:
-    """Entropies [g, g] from 0 to `most` bits as a square picture, what is known pale, what is `decided` outlined."""
+    """Entropies [g, g] from 0 to `most` bits as a square: known tokens pale, `decided` ones outlined."""
     colours = (
         (mpl.colormaps[_ENTROPY](np.nan_to_num(entropies).clip(0, most) / most)[..., :3] * 255).round().astype(np.uint8)
     )

@@ -1,7 +1,7 @@
-"""Square windows on a picture of any shape: what the model, which sees squares alone, is shown of it.
+"""Square windows on an image of any shape: the model's images are square.
 
-A window is as wide as the picture's short side and stands where the mask is. A mask longer than that is painted window
-by window, each of which sees what the ones before it have painted.
+A window is as wide as the image's short side and covers the mask. A mask longer than that is painted window by window;
+each window contains what the ones before it have painted.
 """
 
 import math
@@ -12,12 +12,12 @@ import numpy as np
 from bigr.imaging.pictures import Mask
 
 OVERLAP = 0.25
-"""Of a window's side, that two neighbouring windows share at least."""
+"""The part of a window's side that two neighbouring windows share at least."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square of a picture, in its pixels."""
+    """A square of an image, in its pixels."""
 
     left: int
     top: int
@@ -35,9 +35,9 @@ class Window:
 
 
 def windows(mask: Mask) -> list[Window]:
-    """The windows that cover a mask bool [H, W], in the order in which they are to be painted.
+    """The windows that cover a mask bool [H, W], in the order of painting.
 
-    First the one that knows most; from there on outwards, so that each has painted or known pixels beside it.
+    First the one with most known pixels; from there outwards, so that each has painted or known pixels beside it.
     """
     height, width = mask.shape
     side, wide = min(height, width), width >= height
@@ -52,9 +52,9 @@ def windows(mask: Mask) -> list[Window]:
 
 
 def _starts(begin: int, end: int, side: int, length: int) -> list[int]:
-    """Where windows of `side` start along a picture of `length` whose mask reaches from `begin` to `end`.
+    """Where windows of `side` start along an image of `length` whose mask reaches from `begin` to `end`.
 
-    A window sees `OVERLAP` of its side beyond the mask where there is so much: what is painted must follow from it.
+    A window reaches `OVERLAP` of its side beyond the mask, as far as the image does: these pixels decide what fits.
     """
     beside = math.ceil(side * OVERLAP)
     if end - begin > side - beside:

@@ -1,38 +1,33 @@
-"""What is wrong with params.yaml, dvc.yaml, the files that settings name, or the images, or else what they amount to.
+"""Checks of params.yaml, dvc.yaml, the files that settings name, the device and the images, before a stage runs.
 
-`bigr check` says it without running anything; a stage and the flow look before they begin, for all stages to come.
+`bigr check` makes them without running anything; a stage and the flow make them first, for all stages to come.
 """
 
-import json
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from bigr import config
 from bigr.pipeline import closure, dvcfile
-from bigr.pipeline.stage_table import NAMES
+from bigr.pipeline.images_found import ImagesFound, check_images, images_of
+from bigr.pipeline.measurable import check_promotion
+from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.errors import BigrError
 
 MADE = ("models/tokenizer", "models/generator", "models/bigr")
-"""Models that the stages write: DVC removes them before it runs the stage, so that none can be taken over."""
+"""Models that the stages write. DVC removes them before it runs the stage, so that no setting may name them."""
 WRITTEN = ("data", "models", "outputs", "checkpoints")
 """Folders that the stages write, below the project's."""
-LEAST_IMAGES = 2
-"""Of each split: fewer have no covariance, and the evaluation's distances need one."""
-_DIGITS = 1797
 _OF_DIGITS = (".", "train", "val")  # folders that hold a subfolder a class
-_FEATURE_BYTES = 2  # of a float16
-_SCORE_IMAGES = 10  # that the Inception score is split into, one at least each
 
 
 def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> None:
-    """Raise `BigrError`, a line for each file or folder that the settings name for `stages` and that is not there, and
-    for each that nothing can be written to.
+    """Raise `BigrError`: a line for each missing file that the settings name for `stages`, and for each folder that
+    stages cannot write to.
 
-    Paths are below the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes them.
+    Paths are relative to the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes
+    them.
     """
     problems = [line for name in WRITTEN if (line := _not_writable(root, name))]
     if "shards" in stages:
@@ -58,7 +53,7 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
 
 
 def _not_writable(root: Path, name: str) -> str:
-    """Why stages could write nothing to the folder `name`; nothing where they can, or can create it."""
+    """Why stages cannot write to the folder `name`; empty where they can, or can create it."""
     place = root / name
     if os.path.lexists(place) and not place.is_dir():
         return f"{name} is not a folder, and the stages write there; move it away"
@@ -78,9 +73,10 @@ def _source_problems(root: Path, source: str) -> list[str]:
 
 
 def check_device(settings: config.Settings, stages: Iterable[str] = NAMES) -> None:
-    """Raise `BigrError` where this machine has not the device of `run.device`, or not one for each process."""
+    """Raise `BigrError` where this machine has no device `run.device`, or not one for each process."""
     run = settings.run
-    if run.device == "cpu" or (run.device == "auto" and run.processes == 1) or not set(stages) - {"digits", "shards"}:
+    certain = run.device == "cpu" or (run.device == "auto" and run.processes == 1)
+    if certain or not any(STAGES[name].on_device for name in stages):
         return
     import torch  # which is slow
 
@@ -97,10 +93,9 @@ def check_device(settings: config.Settings, stages: Iterable[str] = NAMES) -> No
 def check_models(
     root: Path, settings: config.Settings, stages: Iterable[str] = NAMES, classes: int | None = None
 ) -> None:
-    """Raise `BigrError`, a line for each setting that is not as the models are that `tokenizer.from` and
-    `generator.from` name for `stages`. Reads their shapes, not their weights.
+    """Raise `BigrError`: a line for each setting that differs from the models of `tokenizer.from` and `generator.from`.
 
-    classes: how many the images have, where that is known.
+    Reads their shapes, not their weights. stages: those to check for; classes: of the images, where known.
     """
     tokenizer = settings.tokenizer.from_ if "tokenizer" in stages else None
     generator = settings.generator.from_ if "generator" in stages else None
@@ -154,7 +149,7 @@ def _generator_problems(
 
 
 def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> None:
-    """Raise `BigrError` where a file of others' weights that the settings name for `stages` does not hold them."""
+    """Raise `BigrError` where a file that the settings name for `stages` does not hold the weights that it should."""
     if "tokenizer" in stages and settings.tokenizer.perceptual_file is not None:
         from bigr.interop.lpips import load_lpips  # imports torch, which is slow
 
@@ -165,167 +160,21 @@ def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] =
         read_inception_weights(root / str(settings.evaluation.extractor_weights))
 
 
-class ImagesFound(NamedTuple):
-    """The images that stages work on: of each split and of how many classes, and where they are."""
+def check_stages(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> ImagesFound | None:
+    """Raise `BigrError` where files, device, images or models would stop one of `stages`, in this order.
 
-    where: str
-    train: int
-    val: int
-    classes: int
-
-
-def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> ImagesFound | None:
-    """What `stages` will work on: counted in data/shards, or listed in `shards.source` where that is not in them yet.
-
-    None where they are not there. Opens no image. Raises `BigrError` for a folder that the stage shards would refuse.
+    Returns the images, None where they are not there yet.
     """
-    if "shards" not in stages:
-        return _in_shards(root)
-    source = root / settings.shards.source
-    if settings.shards.embedded:  # a stage writes them first
-        held_out = settings.digits.val_count
-        return ImagesFound("the embedded digits", _DIGITS - held_out, held_out, 10)
-    if not source.is_dir():
-        return None
-    from bigr.data.sources import discover
-
-    found = discover(source, val_fraction=settings.shards.val_fraction, seed=settings.seed, warn=False)
-    train, val = (len(found.items[split]) for split in ("train", "val"))
-    if _packed(root, settings, train + val) and (those := _in_shards(root)):  # without what could not be read
-        return those
-    return ImagesFound(f"shards.source: {settings.shards.source}", train, val, len(found.classes))
-
-
-def _in_shards(root: Path) -> ImagesFound | None:
-    try:
-        index = json.loads((root / "data" / "shards" / "index.json").read_text(encoding="utf-8"))
-        train, val = (int(index["splits"][split]["images"]) for split in ("train", "val"))
-        return ImagesFound("data/shards", train, val, len(index["classes"]))
-    except (OSError, ValueError, KeyError, TypeError):  # the stage that reads it says what is wrong
-        return None
-
-
-def _packed(root: Path, settings: config.Settings, images: int) -> bool:
-    """Whether the shards that are there were made under these settings, of so many images."""
-    try:
-        report = json.loads((root / "data" / "shards" / "report.json").read_text(encoding="utf-8"))
-        made = config.read(root / "dvc.lock")["stages"]["shards"]["params"]["params.yaml"]["shards"]
-        return bool(made == settings.shards.model_dump() and report["files"] == images)
-    except (OSError, ValueError, KeyError, TypeError, BigrError):  # not made, or by something else
-        return False
-
-
-def check_images(
-    root: Path, settings: config.Settings, images: ImagesFound | None, stages: Iterable[str] = NAMES
-) -> None:
-    """Raise `BigrError`, a line for each reason for which one of `stages` could do nothing with these images."""
-    if images is None or "evaluation" not in stages:
-        return
-    problems = [
-        f"{images.where} has {count} {name} image{'' if count == 1 else 's'}; the evaluation needs {LEAST_IMAGES} or "
-        f"more to measure distances; add some{remedy}"
-        for name, count, remedy in (
-            ("training", images.train, ""),
-            ("validation", images.val, ", or raise shards.val_fraction where there is no val/ folder"),
-        )
-        if count < LEAST_IMAGES
-    ]
-    problems += [line for need in _needs(settings, images, set(stages)) if (line := need.problem(root))]
-    if problems:
-        raise BigrError("\n".join(problems))
-
-
-class _Need(NamedTuple):
-    """What a stage will write: the setting that decides how much, its value, what it is, in bytes, and where."""
-
-    key: str
-    value: int
-    what: str
-    size: int
-    where: str
-
-    def problem(self, root: Path) -> str:
-        """A line where the disk has not so much; nothing where it has."""
-        place = root / self.where
-        while not place.exists():
-            place = place.parent
-        if self.size <= (free := shutil.disk_usage(place).free):
-            return ""
-        needed = f"{self.what} need {self.size / 1e9:.1f} GB in {self.where}"
-        return f"{self.key} is {self.value}: {needed}, the disk has {free / 1e9:.1f} GB; free some, or lower it"
-
-
-def _needs(settings: config.Settings, images: ImagesFound, stages: set[str]) -> list[_Need]:
-    evaluation, generator = settings.evaluation, settings.generator
-    codes, samples = settings.codes, settings.samples
-    measured = min(evaluation.probe_images, images.train) + min(evaluation.reference_images, images.val)
-    features = measured * generator.layers * generator.dim * _FEATURE_BYTES
-    what = f"every layer's features of {measured:,} images"
-    found = [_Need("evaluation.probe_images", evaluation.probe_images, what, features, "checkpoints/evaluation")]
-    if "codes" in stages:
-        count = images.train + images.val
-        entry = settings.grid**2 * -(-settings.tokenizer.code_bits // 8)
-        size = count * len(codes.views) * (1 + codes.draws) * entry
-        found.append(_Need("codes.draws", codes.draws, f"the codes of {count:,} images", size, "data/codes"))
-    if "samples" in stages:
-        size = samples.count * settings.shards.image_size**2 * 3
-        found.append(_Need("samples.count", samples.count, "so many images", size, "outputs/samples.npz"))
-    return found
-
-
-def check_promotion(settings: config.Settings, images: ImagesFound | None) -> None:
-    """Raise `BigrError`, a line for each metric of `promotion.metrics` that the evaluation will not measure."""
-    problems = [
-        f"promotion.metrics names {name}, which is not measured where {reason}; name another metric"
-        for name in (comparison.name for comparison in settings.promotion.metrics)
-        if (reason := _not_measured(name, settings, images))
-    ]
-    if problems:
-        raise BigrError("\n".join(problems))
-
-
-def _not_measured(name: str, settings: config.Settings, images: ImagesFound | None) -> str:
-    """Under which setting, or for which images, a metric is not measured; nothing where it is."""
-    part, metric = name.split(".")
-    evaluation, one_class = settings.evaluation, images is not None and images.classes == 1
-    if images is not None and (reason := _too_few(part, metric, settings, images)):
-        return reason
-    of_classifier = metric in ("fd_classifier", "kd_classifier", "is_classifier")
-    if of_classifier and evaluation.extractor != "classifier":
-        return f"evaluation.extractor is {evaluation.extractor}"
-    if metric in ("fid", "kid", "isc") and evaluation.extractor == "classifier":
-        return "evaluation.extractor is classifier"
-    if part in ("probe", "knn") and one_class:
-        return "there is one class"
-    if part == "zero_shot":
-        if evaluation.zero_shot_images == 0:
-            return "evaluation.zero_shot_images is 0"
-        to_a_class = metric in ("edit_label_agreement", "interpolation_agreement")
-        if not settings.generator.use_labels and (to_a_class or metric == "inpaint_label_agreement"):
-            return "generator.use_labels is false"
-        if to_a_class and one_class:
-            return "there is one class"
-    return ""
-
-
-def _too_few(part: str, metric: str, settings: config.Settings, images: ImagesFound) -> str:
-    """Why a metric is not measured of so few images; nothing where there are enough."""
-    section = settings.evaluation
-    splits = {name: min(section.reference_images, getattr(images, name)) for name in ("train", "val")}
-    own = settings.samples.count if part == "samples" else splits["val"]
-    other = splits[section.reference] if part == "samples" else splits["val"]
-    if metric in ("precision", "recall") and min(own, other) <= section.precision_recall_neighbours:
-        return f"a set has no more than evaluation.precision_recall_neighbours = {section.precision_recall_neighbours}"
-    if metric in ("is_classifier", "isc") and own < _SCORE_IMAGES:
-        return f"a set has {own} images, fewer than {_SCORE_IMAGES}"
-    learnt = min(section.probe_images, images.train)
-    if part in ("probe", "knn") and learnt - max(1, round(learnt * section.selection_fraction)) < LEAST_IMAGES:
-        return f"there are {learnt} training images, too few to learn from and choose a layer by"
-    return ""
+    check_files(root, settings, stages)
+    check_device(settings, stages)
+    images = images_of(root, settings, stages)
+    check_images(root, settings, images, stages)
+    check_models(root, settings, stages, images.classes if images else None)
+    return images
 
 
 def summary(root: Path, params: Path) -> list[str]:
-    """Lines that describe the pipeline at `root` under these settings. Raises `BigrError`, a line per wrong setting."""
+    """Lines that describe the pipeline at `root` under these settings. Raises `BigrError`, a line for each error."""
     values = config.read(params)
     settings = config.validate(values, params.name)
     described = dvcfile.stages(root, values)
@@ -338,11 +187,7 @@ def summary(root: Path, params: Path) -> list[str]:
         problems = [f"dvc.yaml: {line} (`make deps` does)" for line in closure.differences(root)]
     if problems:
         raise BigrError("\n".join(problems))
-    check_files(root, settings)
-    check_device(settings)
-    images = images_of(root, settings)
-    check_images(root, settings, images)
-    check_models(root, settings, classes=images.classes if images else None)
+    images = check_stages(root, settings)
     check_weights(root, settings)
     check_promotion(settings, images)
     size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits

@@ -1,8 +1,8 @@
-"""Which code a stage uses: the packages of all that it imports of `bigr`, read from the source without running it.
+"""The code that a stage uses: the packages of all that it imports of `bigr`, read from the source without running it.
 
-dvc.yaml must name this code in the stage's `deps`, or stale results survive a code change.
-`python -m bigr.pipeline.closure` prints for each stage what dvc.yaml has too much and too little, and with `--write`
-puts that right (also `make deps`). Imports inside functions count; those under `if TYPE_CHECKING:` do not.
+dvc.yaml must name this code in the stage's `deps`, or results stay after the code has changed.
+`python -m bigr.pipeline.closure` prints for each stage what is missing in dvc.yaml and what is needless; with `--write`
+(`make deps`) it corrects dvc.yaml. Imports inside functions count; those under `if TYPE_CHECKING:` do not.
 """
 
 import ast
@@ -17,12 +17,12 @@ from bigr.runtime.paths import is_code
 
 PACKAGE = "bigr"
 PLUMBING = f"{PACKAGE}/runtime/"
-DETERMINING = {f"{PLUMBING}{name}.py" for name in ("device", "distributed", "files", "seeds", "transfer")}
-"""The plumbing that results depend on: what is drawn, computed in which precision and by how many, and written how."""
+DETERMINING = {f"{PLUMBING}{name}.py" for name in ("distributed", "precision", "seeds")}
+"""The plumbing that results depend on: what is drawn, and in which precision and by how many processes is computed."""
 
 
-def closure(root: Path, start: str) -> list[str]:
-    """What the module at `start` computes with: packages, and files of packages that hold others; sorted.
+def modules(root: Path, start: str) -> set[str]:
+    """The files of all modules that the one at `start` imports, itself among them.
 
     Plumbing (`bigr/runtime`) changes no result and is left out, but for `DETERMINING`.
     """
@@ -33,7 +33,12 @@ def closure(root: Path, start: str) -> list[str]:
         if path not in found:
             found.add(path)
             waiting += [path for path in _imports(root, path) if path in DETERMINING or not path.startswith(PLUMBING)]
-    return sorted({_named(root, path) for path in found} - {""})
+    return found
+
+
+def closure(root: Path, start: str) -> list[str]:
+    """The code of the module at `start` as dvc.yaml names it: packages, and modules beside inner packages; sorted."""
+    return sorted({_named(root, path) for path in modules(root, start)} - {""})
 
 
 def stage_code(root: Path) -> dict[str, list[str]]:
@@ -42,8 +47,10 @@ def stage_code(root: Path) -> dict[str, list[str]]:
 
 
 def _named(root: Path, path: str) -> str:
-    """How dvc.yaml names a module: by its package where that has no packages inside, and is not that of the stages or
-    of plumbing; else by its own file. A package's `__init__.py` above others is named by nothing."""
+    """How dvc.yaml names a module: by its package, or by its file where that package holds others, stages or plumbing.
+
+    The `__init__.py` of a package that holds others is not named.
+    """
     package = Path(path).parent
     inner = any(below.parent != root / package for below in (root / package).rglob("__init__.py"))
     if package.name not in ("stages", "runtime") and not inner:

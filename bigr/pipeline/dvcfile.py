@@ -1,4 +1,4 @@
-"""What dvc.yaml says about each stage, and the hashes by which DVC knows files.
+"""The stages as dvc.yaml describes them, and DVC's hashes of files.
 
 Paths are as dvc.yaml writes them, with `${…}` filled in from the settings; a hash is what dvc.lock would hold for the
 path: MD5 of a file's bytes, or of a folder's listing (`….dir`). DVC's own library computes them and remembers them in
@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,13 @@ class StageSpec:
     def data(self) -> tuple[str, ...]:
         """The deps that are not this project's code."""
         return tuple(dep for dep in self.deps if not is_code(dep))
+
+    def reading(self, paths: Iterable[str]) -> "StageSpec":
+        """This stage with `paths` among its deps: what settings name and dvc.yaml does not, whose deps cannot be null.
+
+        A path that is among them already is not added again.
+        """
+        return replace(self, deps=tuple(dict.fromkeys((*self.deps, *paths))))
 
 
 def stages(root: Path, values: Mapping[str, Any]) -> dict[str, StageSpec]:
@@ -78,7 +85,7 @@ def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any
 
 
 def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
-    """The values of a YAML file, to be changed in place; written as `dvc exp run -S` does, other lines as they are."""
+    """The values of a YAML file, to be changed in the block; written as `dvc exp run -S` does: other lines stay."""
     from dvc.utils.serialize import modify_yaml
 
     changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
@@ -86,7 +93,7 @@ def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
 
 
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:
-    """Raise `BigrError` for the first thing that the stage reads and that is not there."""
+    """Raise `BigrError` for the first dep of the stage that does not exist."""
     for dep in spec.deps:
         if (root / dep).exists():
             continue
@@ -112,7 +119,7 @@ def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def cache_folder(root: Path) -> Path:
-    """Where DVC keeps the contents that it knows and its records of runs. Raises `BigrError` as above."""
+    """The folder of DVC's cache: contents of files, and records of runs. Raises `BigrError` as `content_hashes`."""
     with _repo(root) as repo:
         return Path(repo.cache.legacy.path)
 
@@ -132,9 +139,9 @@ def _repo(root: Path) -> "Repo":
 
 
 def outdated(root: Path, names: Iterable[str]) -> list[str]:
-    """Those stages whose inputs, settings or outputs are not as dvc.lock has them.
+    """Those stages whose inputs, settings or outputs differ from dvc.lock.
 
-    Raises `BigrError` where `root` is no DVC project, or DVC is at work there.
+    Raises `BigrError` where `root` is no DVC project, or another DVC process holds its lock.
     """
     from dvc.exceptions import DvcException
 
@@ -146,7 +153,7 @@ def outdated(root: Path, names: Iterable[str]) -> list[str]:
 
 
 def fingerprint(spec: StageSpec, values: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
-    """SHA-256 over everything that dvc.yaml says the stage's result depends on: contents of deps, values of params."""
+    """SHA-256 over all that the stage's result depends on: the hashes of its deps, the values of its params."""
     named = {
         "deps": {dep: hashes[dep] for dep in spec.deps},
         "params": {key: setting(values, key) for key in spec.params},

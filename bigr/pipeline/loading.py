@@ -5,22 +5,14 @@ params.yaml. Models that come alone, as `bigr import` writes them, are sampled a
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bigr import config
 from bigr.data.shards import ShardIndex
-from bigr.imaging.drawing import Sampler, limits
+from bigr.imaging.assembly import ImageSettings, assemble, load_networks
 from bigr.imaging.model import Editing, ImageModel
-from bigr.interop.belonging import check_fit
-from bigr.interop.folders import load_model
-from bigr.interop.standardisation import load_statistics
-from bigr.models.autoencoder.tokenizer import Tokenizer
-from bigr.models.masked.generator import BiGR
-from bigr.runtime.device import autocast, resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling
 
@@ -28,26 +20,6 @@ if TYPE_CHECKING:
     from bigr.config import Settings
 
 REGISTRY = "models:/"
-
-PAPER = Sampling(
-    iterations=20,
-    diffusion_steps=100,
-    guidance_scale=2.5,
-    guidance_schedule="constant",
-    gumbel_temperature=0.17,
-)
-"""Table 7 of the paper, the model L."""
-PAPER_LARGER = {
-    36: replace(PAPER, iterations=25, gumbel_temperature=0.25),
-    48: replace(PAPER, iterations=25, gumbel_temperature=0.3),
-}
-"""The same for XL and XXL, by their layers."""
-PAPER_EDITING = Editing(
-    guidance_scale=2.5, gumbel_temperature=0.17, feather=0.5, enrich_guidance_scale=10.0, enrich_rounds=1
-)
-"""Where no settings come with the model: docs/method.md, sections 4 and 5."""
-BATCH_SIZE = 16
-"""Pictures that are drawn together, where no settings come with the model."""
 
 
 def load(source: str | Path = "models", *, params: Path | str | None = None, device: str = "auto") -> ImageModel:
@@ -85,44 +57,29 @@ def load(source: str | Path = "models", *, params: Path | str | None = None, dev
 
 
 def _assembled(
-    models: Path,
-    settings: "Settings | None",
-    device: str,
-    *,
-    own: dict[str, Any] | None = None,
+    models: Path, settings: "Settings | None", device: str, *, own: ImageSettings | None = None
 ) -> ImageModel:
-    """The networks below `models`, and their sampler: `settings`', else that of a version's `own` record, else the
-    paper's."""
-    where = resolve_device(device if settings is None or device != "auto" else settings.run.device)
-    tokenizer = load_model(models / "tokenizer", Tokenizer).to(where)
-    network = load_model(models / "bigr", BiGR).to(where)
-    check_fit(models, tokenizer, network)
-    precision, batch_size, knows_labels = "auto", BATCH_SIZE, True
-    sampling, editing = PAPER_LARGER.get(network.config.layers, PAPER), PAPER_EDITING
-    classes: Sequence[str] = [str(number) for number in range(network.config.num_classes)]
-    if own is not None:
-        sampling, precision, batch_size = Sampling(**own["samples"]), own["precision"], int(own["batch_size"])
-        knows_labels, classes = bool(own["use_labels"]), own["classes"]
-        if "editing" in own:  # versions of earlier days have none
-            editing = Editing(**own["editing"])
+    """The networks below `models`, and their sampler: `settings`', else a version's `own`, else the paper's."""
+    networks = load_networks(models, device if settings is None or device != "auto" else settings.run.device)
+    how = own or ImageSettings.of_paper(networks[1])
     if settings is not None:
-        sampling, editing = Sampling.of(settings.samples), Editing(**settings.editing.model_dump())
-        precision, batch_size = settings.run.precision, settings.samples.batch_size
-        knows_labels = settings.generator.use_labels if own is None else knows_labels
-    fitting = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
-    sampler = Sampler(tokenizer, network, batch_size, partial(autocast, where, precision, network.config.dim))
-    statistics = load_statistics(models / "features", models / "bigr")
-    return ImageModel(
-        sampler, replace(sampling, **fitting), editing, classes, knows_labels=knows_labels, statistics=statistics
-    )
+        how = replace(
+            how,
+            sampling=Sampling.of(settings.samples),
+            editing=Editing.of(settings.editing),
+            precision=settings.run.precision,
+            batch_size=settings.samples.batch_size,
+            knows_labels=settings.generator.use_labels if own is None else own.knows_labels,
+        )
+    return assemble(models, networks, how)
 
 
 def _of_package(folder: Path, params: Path | str | None, device: str) -> ImageModel:
     """A version as bigr/tracking/registry/package.py writes it."""
-    from bigr.tracking.registry.package import served_with
+    from bigr.tracking.registry.served_record import ServedRecord
 
     settings = None if params is None else config.load(Path(params))
-    return _assembled(folder / "artifacts", settings, device, own=served_with(folder))
+    return _assembled(folder / "artifacts", settings, device, own=ServedRecord.of_package(folder).images)
 
 
 def _of_registry(text: str, params: Path | str | None, device: str) -> ImageModel:

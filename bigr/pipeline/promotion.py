@@ -1,34 +1,36 @@
-"""What `bigr promote` does: register the finished pipeline's model, compare it with the champion, move the alias.
+"""`bigr promote`: registers the finished pipeline's model, compares it with the champion, and moves the alias.
 
-Both are measured under the same evaluation protocol, or not compared: where the champion's metrics are those of another
-reference or extractor, it is measured again on the present ones, once, and the metrics are kept with its version. A
-challenger with fewer samples than the champion was measured with is refused before that: a quick look decides nothing.
+The two are compared under the same evaluation protocol alone. A champion whose metrics are of another reference or
+extractor is measured again on the present ones, once, and the metrics are stored with its version. A challenger with
+fewer samples than the champion was measured with is refused before that.
 """
 
 import logging
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bigr import config
-from bigr.pipeline import dvcfile
+from bigr.pipeline import dvcfile, registration
+from bigr.pipeline.remeasure import Remeasurement
 from bigr.runtime.errors import BigrError
 from bigr.tracking.registry.gate import GateRow, compare, decide
-from bigr.tracking.registry.versions import METRICS, Candidate, Registry, Version
-from bigr.tracking.store import Store, asking, read_tags
+from bigr.tracking.registry.versions import Candidate, Registry, Version
+from bigr.tracking.store import Store, asking
 
 log = logging.getLogger(__name__)
 
-EVALUATION = "evaluation"
-MEASURED = ("samples", EVALUATION)
-"""Stages that must be up to date, or the figures are not those of the models at hand."""
+MEASURED = ("samples", registration.EVALUATION)
+"""Stages that must be up to date, so that the metrics are those of the present models."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How a comparison ended. version, champion: numbers, the champion as it was before; why: in words; measured_again:
-    what was measured again to compare them, a sentence; empty where the metrics were at hand.
+    """The result of a comparison.
+
+    version: the challenger's number; champion: the number of the champion before; why: the reason, in words;
+    measured_again: a sentence on the remeasurement of the champion, empty where there was none.
     """
 
     version: int
@@ -40,7 +42,7 @@ class Decision:
 
     @property
     def is_champion(self) -> bool:
-        """Whether the version is the champion now."""
+        """Whether the version is the champion after the comparison."""
         return self.promoted or self.version == self.champion
 
     @property
@@ -59,7 +61,7 @@ class Decision:
 
 
 def candidate(root: Path, params: Path) -> Candidate:
-    """What the pipeline at `root` has made. Raises `BigrError` where it has not finished, or is out of date."""
+    """The model and metrics at `root`. Raises `BigrError` where the pipeline has not finished, or is out of date."""
     values = config.read(params)
     settings = config.validate(values, params.name)
     described = dvcfile.stages(root, values)
@@ -71,17 +73,17 @@ def candidate(root: Path, params: Path) -> Candidate:
             raise BigrError(f"{path} does not exist, so there is nothing to promote; run `dvc repro` first")
     if stale := dvcfile.outdated(root, [spec.name for spec in specs]):
         raise BigrError(
-            f"stage {stale[0]} is out of date: the figures are not those of the models and settings at hand; run "
+            f"stage {stale[0]} is out of date: the metrics are not those of the present models and settings; run "
             "`dvc repro` first"
         )
-    evaluation = described[EVALUATION]
-    return Candidate(root, settings, dvcfile.content_hashes(root, (*evaluation.deps, *evaluation.outs)))
+    evaluation = described[registration.EVALUATION]
+    return registration.candidate(root, settings, dvcfile.content_hashes(root, (*evaluation.deps, *evaluation.outs)))
 
 
 def promote(root: Path, params: Path) -> Decision:
     """Register the model at `root`, compare it with the champion, and move the alias if it passes.
 
-    Raises `BigrError` where there is nothing finished, MLflow is out of reach, or figures cannot be compared.
+    Raises `BigrError` where the pipeline has not finished, MLflow cannot be reached, or metrics cannot be compared.
     """
     root = root.absolute()
     offered = candidate(root, params)
@@ -90,21 +92,21 @@ def promote(root: Path, params: Path) -> Decision:
 
 
 def settle(offered: Candidate, registry: Registry) -> Decision:
-    """Register, compare, move: `promote`, where the store is open and the candidate known."""
+    """`promote` for a known candidate and an open store."""
     comparisons = offered.settings.promotion.metrics
-    execution = _run_of(offered, registry.store)
+    execution = registration.execution_of(offered, registry.store)
     version = registry.register(offered, execution)
     champion = registry.champion()
     if champion is not None and champion.number == version.number:
         return Decision(version.number, champion.number, False, "", [])
-    own = registry.figures(version, offered.instrument)
-    rows = compare(comparisons, own or {}, None)  # before anything takes time
+    own = registry.metrics(version, offered.protocol)
+    rows = compare(comparisons, own or {}, None)  # first: a metric that was not measured is an error
     theirs, again = None, ""
     if champion is not None and (too_few := _too_few(offered, registry.samples(champion))):
         passes, why, rows = False, too_few, []
     else:
         if champion is not None:
-            theirs = registry.figures(champion, offered.instrument)
+            theirs = registry.metrics(champion, offered.protocol)
             if theirs is None:
                 theirs, again = _measure_again(champion, offered, registry, execution), _protocol(champion, offered)
             rows = compare(comparisons, own or {}, theirs)
@@ -125,7 +127,7 @@ def _too_few(offered: Candidate, samples: int) -> str:
 
 
 def _protocol(champion: Version, offered: Candidate) -> str:
-    """What measuring the champion again was, in a sentence."""
+    """The remeasurement of the champion, in a sentence."""
     evaluation = offered.settings.evaluation
     return (
         f"version {champion.number}, the champion, was measured again under this evaluation's protocol: its own models "
@@ -134,20 +136,7 @@ def _protocol(champion: Version, offered: Candidate) -> str:
     )
 
 
-def _run_of(offered: Candidate, store: Store) -> str:
-    """The run of the pipeline execution that measured the candidate; a new one where MLflow has no record of it."""
-    tag = {f"dvc.out.{METRICS}": offered.hashes[METRICS], "dvc.dep.models/bigr": offered.hashes["models/bigr"]}
-    found = store.runs(**tag, bigr__kind="stage")
-    if found:
-        return str(found[0].data.tags.get("mlflow.parentRunId", found[0].info.run_id))
-    run = _run(store, "registration", offered, read_tags(offered.hashes))
-    store.code(run, offered.hashes)
-    return run
-
-
 def _measure_again(champion: Version, offered: Candidate, registry: Registry, execution: str) -> dict[str, float]:
-    from bigr.pipeline.remeasure import Remeasurement
-
     log.info("the champion, version %d, is measured again with this reference and extractor", champion.number)
     same = champion.hashes.get("models/tokenizer") == offered.hashes["models/tokenizer"]
     with tempfile.TemporaryDirectory() as folder, Remeasurement(offered.root) as again:
@@ -159,27 +148,18 @@ def _measure_again(champion: Version, offered: Candidate, registry: Registry, ex
                 f"the champion, version {champion.number}, cannot be measured on the present images, so that nothing "
                 f"compares ({error}); choose by hand: set the alias `champion` on MLflow's page of the model"
             ) from error
-        measured = Candidate(again.root, offered.settings, offered.hashes)
-        if measured.instrument != offered.instrument:
+        measured = replace(offered, root=again.root)
+        if measured.protocol != offered.protocol:
             raise BigrError(
                 "the champion was measured with another extractor than the challenger, though the settings are the "
                 "same: the classifier's training did not repeat; run `dvc repro -f -s evaluation` on this machine first"
             )
-        figures = measured.figures
+        metrics = measured.metrics
     about = {
         "bigr.version": str(champion.number),
         "mlflow.parentRunId": execution,
         "mlflow.note.content": f"Version {champion.number}, the champion, measured on the images of this execution.",
     }
-    run = _run(registry.store, f"version {champion.number} again", offered, about)
-    registry.record(champion, offered.instrument, figures, run, offered.settings)
-    return registry.figures(champion, offered.instrument) or {}
-
-
-def _run(store: Store, name: str, offered: Candidate, tags: dict[str, str]) -> str:
-    about = {"bigr.kind": "promotion", "mlflow.source.name": "bigr promote", **tags}
-    run = store.create(name, about)
-    data = {path: md5 for path, md5 in offered.hashes.items() if path.startswith("data/")}
-    store.inputs(run, data, "evaluation")
-    store.client.set_terminated(run, "FINISHED")
-    return run
+    run = registration.create_run(registry.store, f"version {champion.number} again", offered, about)
+    registry.record(champion, offered.protocol, metrics, run, offered.settings)
+    return registry.metrics(champion, offered.protocol) or {}

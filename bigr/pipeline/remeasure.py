@@ -1,24 +1,27 @@
-"""The champion, measured again: with the reference, the extractor and the settings of the present pipeline.
+"""Measures the champion again, under the evaluation protocol of the present pipeline.
 
-New images change the reference, and with it every figure. So that a challenger is compared with the champion on the
-same images, the champion's own models draw samples under the settings that they were measured under, and the stages
-`codes`, `samples` and `evaluation` do with them in a folder aside what they do in the project.
+New images change the reference, and with it every metric. To compare challenger and champion on the same images, the
+stages `codes`, `samples` and `evaluation` run in a temporary folder on the champion's own models, with the sampler's
+settings that it was measured under.
 """
 
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bigr.pipeline.runner import function_of
 from bigr.runtime.context import Context
-from bigr.tracking.registry.package import MODELS, served_with
+from bigr.tracking.registry.package import MODELS
+from bigr.tracking.registry.served_record import ServedRecord
 
 if TYPE_CHECKING:
     from bigr.config import Settings
 
 
 class Remeasurement:
-    """A folder aside in which a version is measured. Use as a context manager; it goes afterwards."""
+    """A temporary folder in which a version is measured. Use as a context manager, which removes it."""
 
     def __init__(self, root: Path) -> None:
         self._project = root.absolute()
@@ -33,23 +36,19 @@ class Remeasurement:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def measure(self, package: Path, settings: "Settings", same_tokenizer: bool) -> None:
-        """Write outputs/metrics.json and outputs/instrument.json of the version in `package` below `self.root`.
+        """Write outputs/metrics.json and outputs/protocol.json of the version in `package` below `self.root`.
 
-        same_tokenizer: its tokenizer is the project's, so that the project's codes are its own.
+        same_tokenizer: the version has the project's tokenizer, and so its codes.
         Raises `BigrError` where the version cannot be measured on the present images.
         """
-        from bigr.stages import draw_samples, encode_codes, evaluate_model
-
         for name in MODELS:
             self._link(package / "artifacts" / name, f"models/{name}")
         self._link(self._project / "data" / "shards", "data/shards")
         context, settings = Context(self.root), self._settings(package, settings)
         if same_tokenizer:
             self._link(self._project / "data" / "codes", "data/codes")
-        else:
-            encode_codes.run(settings, context)
-        draw_samples.run(settings, context)
-        evaluate_model.run(settings, context)
+        for stage in ("samples", "evaluation") if same_tokenizer else ("codes", "samples", "evaluation"):
+            function_of(stage)(settings, context)
 
     def _link(self, target: Path, name: str) -> None:
         place = self.root / name
@@ -57,16 +56,15 @@ class Remeasurement:
         place.symlink_to(target.absolute(), target_is_directory=True)
 
     def _settings(self, package: Path, settings: "Settings") -> "Settings":
-        """The present settings, but for what belongs to the version: sampler, editing, whether it knows labels."""
-        own = served_with(package)
-        editing = own.get("editing", {})  # versions of earlier days have none
-        sampling = {name: value for name, value in own["samples"].items() if hasattr(settings.samples, name)}
+        """The present settings, with the version's own sampler, editing and use of labels."""
+        own = ServedRecord.of_package(package).images
+        editing = {} if own.editing is None else asdict(own.editing)
         weights = settings.evaluation.extractor_weights
         changed = {
-            "codes": settings.codes.model_copy(update={"draws": 0}),  # they are for training alone
-            "samples": settings.samples.model_copy(update=sampling),
+            "codes": settings.codes.model_copy(update={"draws": 0}),  # which only training reads
+            "samples": settings.samples.model_copy(update=asdict(own.sampling)),
             "editing": settings.editing.model_copy(update=editing),
-            "generator": settings.generator.model_copy(update={"use_labels": own["use_labels"]}),
+            "generator": settings.generator.model_copy(update={"use_labels": own.knows_labels}),
             "evaluation": settings.evaluation.model_copy(
                 update={"extractor_weights": weights and str(self._project / weights)}
             ),

@@ -1,8 +1,8 @@
-"""What a stage is given besides its settings: where it runs, and whom it tells.
+"""What a stage receives besides its settings: the project's folder, and a report for its metrics and pictures.
 
-A stage is a function `run(settings, context)`. It reads and writes below `context.root`, and reports curves, figures
-and pictures through `context.report`. It does not know MLflow; `bigr.pipeline.runner` puts a tracking report behind
-this interface, a test may leave the silent one in place.
+A stage is a function `run(settings, context)`. It reads and writes below `context.root` and reports through
+`context.report`. It does not know MLflow: `bigr.pipeline.runner` passes a report that records there, a test the silent
+one.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from pathlib import Path
 
 
 class Report:
-    """Receives what a stage wants known. This base class is silent."""
+    """Receives the metrics and pictures of a stage. This base class discards them."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Report named figures; with `step` they are points of curves, without they are final results."""
+        """Report metrics by name: with `step` points of curves, without it final results."""
 
     def picture(self, name: str, path: Path, step: int | None = None) -> None:
-        """Report a picture file under `name` (no extension); `step` places it in time."""
+        """Report a picture file as `name` (no extension), of a step of the training where `step` is given."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a stage runs and whom it tells.
+    """The folder that a stage works in, and where it reports.
 
     root: the project folder; every path of a stage is below it.
-    fingerprint: names everything that this execution's result depends on (code, settings, inputs). A training
-        checkpoint is resumed only under the fingerprint that it was written under.
-    report: receives curves, figures and pictures.
+    fingerprint: a hash of everything that the result depends on (code, settings, inputs). A checkpoint is resumed only
+        where it was written under the same fingerprint.
+    report: receives metrics and pictures.
     """
 
     root: Path

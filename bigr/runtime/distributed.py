@@ -1,6 +1,6 @@
-"""One process or many: torchrun says which, and the rest of the code asks here.
+"""The processes that torchrun started, and data parallelism over them.
 
-Parallelism is put round the models from outside (`parallel`), so that they carry none.
+Models hold no parallel code: `parallel` wraps them from outside.
 """
 
 import os
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """This process's number among all, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes work together."""
+    """The number of processes that work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -32,18 +32,18 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has reached this call."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def local_rank() -> int:
-    """This process's number on its machine: which of the machine's GPUs is its own."""
+    """This process's number on its machine, from 0: also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def from_first(value: T) -> T:
-    """The first process's `value`, in every process; any that can be pickled."""
+    """The `value` of the first process, in every process. It must be picklable."""
     if world() == 1:
         return value
     box: list[Any] = [value]
@@ -53,7 +53,7 @@ def from_first(value: T) -> T:
 
 
 def of_each(value: T) -> list[T]:
-    """Every process's `value`, by their numbers, in every process."""
+    """The `value` of each process, in the order of their numbers, in every process."""
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
@@ -62,7 +62,7 @@ def of_each(value: T) -> list[T]:
 
 
 def copy_from_first(tensors: Iterable[Tensor]) -> None:
-    """Fill these tensors, of the same shapes and in the same order in every process, with the first process's."""
+    """Copy the first process's values into these tensors, of the same shapes and order in every process."""
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
@@ -70,7 +70,7 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of the block; alone, do nothing."""
+    """Join the processes that torchrun started, for the length of the block; without torchrun, do nothing."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
@@ -86,7 +86,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 class _Method(nn.Module):
-    """A module whose forward is one method of another, since gradients are only averaged behind a forward."""
+    """A module whose forward is one method of another: DistributedDataParallel averages gradients of a forward only."""
 
     def __init__(self, module: nn.Module, method: str) -> None:
         super().__init__()
@@ -104,6 +104,6 @@ def parallel(module: nn.Module, method: str) -> Callable[..., Any]:
 
 
 def share(batch_size: int) -> slice:
-    """This process's part of a global batch; the caller has checked that it divides."""
+    """This process's part of a global batch, whose size must be a multiple of the number of processes."""
     each = batch_size // world()
     return slice(rank() * each, (rank() + 1) * each)

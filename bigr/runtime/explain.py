@@ -1,12 +1,16 @@
-"""Says in one line what is wrong with a setting: its key, what it was, what is allowed."""
+"""Explains an invalid setting in one line: its key, what it must be, and its value."""
 
 import difflib
 import math
+import re
 from typing import Any, get_args
 
 
 class InvalidSetting(ValueError):
-    """A combination of settings that cannot be: `key` is the setting to name, below the section that raises."""
+    """A setting that does not fit others.
+
+    key: the setting to name, below the section that raises; allowed: what it must be, in words that follow "must be".
+    """
 
     def __init__(self, key: str, allowed: str) -> None:
         super().__init__(allowed)
@@ -14,7 +18,7 @@ class InvalidSetting(ValueError):
 
 
 def explain_all(details: list[Any], values: dict[str, Any], model: Any) -> list[str]:
-    """A line on each error that pydantic found; a key that is missing since another is misspelt has none of its own."""
+    """A line for each error that pydantic found, but for a missing key whose misspelt form has one already."""
     meant = {_meant(tuple(detail["loc"]), model) for detail in details if detail["type"] == "extra_forbidden"}
     others = (detail for detail in details if detail["type"] != "missing" or tuple(detail["loc"]) not in meant)
     return list(dict.fromkeys(explain(detail, values, model) for detail in others))
@@ -22,11 +26,11 @@ def explain_all(details: list[Any], values: dict[str, Any], model: Any) -> list[
 
 def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
     """One line on an error that pydantic found in `values`, settings of the class `model`."""
-    location, kind, context = tuple(detail["loc"]), detail["type"], detail.get("ctx", {})
-    error = context.get("error")
+    location, kind = tuple(detail["loc"]), detail["type"]
+    error = detail.get("ctx", {}).get("error")
     if isinstance(error, InvalidSetting):
         path = (*location, *error.key.split("."))
-        return f"{_key(path)} is {show(_at(values, path))}; allowed: {error.allowed}"
+        return f"{_key(path)} must be {error.allowed}, got {show(_at(values, path))}"
     if kind == "missing":
         return f"{_key(location)} is missing; add it (docs/settings.md explains every key)"
     if kind == "extra_forbidden":
@@ -34,19 +38,18 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
         hint = f"did you mean {_key(meant)}?" if meant else f"known here: {', '.join(_known(model, location[:-1]))}"
         return f"{_key(location)} is not a setting; {hint}"
     if location and location[-1] == "[key]":  # of a mapping whose names the user chooses
-        return f"{_key(location[:-2])} names {show(location[-2])}; allowed: a name of letters, digits and _"
+        return f"{_key(location[:-2])}: names must be of letters, digits and _, got {show(location[-2])}"
+    # As "Input should be greater than 0", "List should have at least 1 item after validation, not 0".
+    rule = re.sub(r"^(Value error, )?\w+ should | after validation, not \d+$", "", detail["msg"])
     if location and location[-1] == "device":
-        return f"{_key(location)} is {show(detail['input'])}; allowed: auto, cpu, mps, cuda or cuda:N"
+        rule = "be auto, cpu, mps, cuda or cuda:N"
     if kind == "model_type":
-        return (
-            f"{_key(location)} is {show(detail['input'])}; allowed: a section with {', '.join(_known(model, location))}"
-        )
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{_key(location)} is {show(detail['input'])}; allowed: {message}"
+        rule = f"be a section with {', '.join(_known(model, location))}"
+    return f"{_key(location)} must {rule}, got {show(detail['input'])}"
 
 
 def _meant(location: tuple[Any, ...], model: Any) -> tuple[Any, ...] | None:
-    """The key that is most like an unknown one, if any is."""
+    """The key that is most similar to an unknown one, or None."""
     close = difflib.get_close_matches(str(location[-1]), _known(model, location[:-1]), n=1)
     return (*location[:-1], close[0]) if close else None
 
@@ -74,7 +77,7 @@ def _at(values: Any, path: tuple[Any, ...]) -> Any:
 
 
 def show(value: Any) -> str:
-    """A value as a message shows it, cut where it is long."""
+    """A value for a message, cut where it is long."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}"
     text = repr(value) if value is not None else "null"
@@ -82,6 +85,6 @@ def show(value: Any) -> str:
 
 
 def some(values: list[int]) -> str:
-    """The first few of numbers up to 64."""
+    """The first eight of the numbers up to 64, for a message."""
     shown = [str(v) for v in values if v <= 64][:8]
     return ", ".join(shown)

@@ -1,17 +1,18 @@
-"""Files that are whole or not there: atomic writes, and digests.
+"""Atomic writes of files and folders, and digests.
 
-Everything is written beside its final name, flushed to the disk, and renamed. A reader, or a run that starts after a
-power cut, sees the old file or the new one, never half of one. What a killed writer left beside the name is removed by
-the next. Of one name there is one writer at a time: a stage holds a lock while it runs.
+Each file is written beside its final name, flushed to the disk, and renamed. A reader, or a run that starts after a
+power cut, sees the old file or the new one, never a part of one. The next writer removes what a killed one left. One
+process at a time writes a file: a stage holds a lock while it runs.
 """
 
+import csv
 import hashlib
 import json
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ _DTYPES = {
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; on success it is synced and renamed to `path`, on failure removed.
 
-    The temporary name keeps the suffix, since many writers choose the format by it. Parent folders are made.
+    The temporary name keeps the suffix, since many writers choose the format by it. Parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.stem}.{_MARK}{path.suffix}"):
@@ -58,7 +59,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new empty folder beside `path`; on success it takes `path`'s place, on failure it is removed.
 
-    An old folder of that name is moved aside first, so that for a moment there is neither, but never half of one.
+    An old folder of that name is moved aside first: for a moment there is none, but never a part of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.{_MARK}"):
@@ -95,8 +96,16 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a header line and rows to `path` atomically, as CSV."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
 class StoredTensor(Protocol):
-    """A tensor that is still in a file: its shape, and `read`, which gives it as `dtype`, on the CPU."""
+    """A tensor in a file that is not loaded: `read` returns it, of `shape` and `dtype`, on the CPU."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -118,7 +127,7 @@ def write_tensors(
 def fill_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write them in place, to a name that `atomic_path` gave, one after the other: memory holds one at a time.
+    """Write named tensors in place, to a name that `atomic_path` yielded. Memory holds one of them at a time.
 
     The same tensors and metadata give the same bytes, so that a hash of the file names its content. (safetensors' own
     writer copies all tensors first, and orders metadata differently from process to process.)

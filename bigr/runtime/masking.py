@@ -1,4 +1,4 @@
-"""Keeps passwords out of whatever is shown or kept: messages, logs, pages, records.
+"""Masks passwords in messages, logs, pages and records.
 
 A tracking URI may have them (`http://user:password@host`), and libraries repeat the URI in their errors.
 """
@@ -19,15 +19,15 @@ def masked(text: str, mask: str = f"{MASK}@") -> str:
     """`text` with user and password of every URI in it replaced by `mask`, which "" leaves out for a link."""
     scheme, found, rest = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
     known, at, _ = rest.rpartition("@")
-    if found and at and not scheme.startswith("sqlite"):  # whatever characters it has
+    if found and at and not scheme.startswith("sqlite"):  # its password may have any characters
         text = text.replace(f"{scheme}://{known}@", f"{scheme}://{mask}")
     text = _BEFORE_HOST.sub(lambda match: f"{match[1] or match[2]}{mask}", text)
     return _PARAMETER.sub(rf"\1{MASK}", text)
 
 
 class MaskingFormatter(logging.Formatter):
-    """Masks the whole line, with what other libraries log and with tracebacks."""
+    """Masks whole lines: also those of other libraries, and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """The masked line."""
         return masked(super().format(record))

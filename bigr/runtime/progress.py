@@ -1,4 +1,4 @@
-"""Progress that suits its reader: a bar with rate and remaining time on a terminal, a line now and then in a log."""
+"""Progress: on a terminal a bar with rate and remaining time, in a log a line every few seconds."""
 
 import logging
 import sys
@@ -13,8 +13,9 @@ log = logging.getLogger(__name__)
 class Progress:
     """Counts units of work; use as a context manager.
 
-    description: what is done, as "tokenizer"; total: units in all; unit: the word for one; initial: units done before
-    (a resumed run); every_s: seconds between lines in a log; enabled: False on all processes but the first.
+    description: the name of the work, as "tokenizer"; total: units in all; unit: the word for one; initial: units done
+    before, by a run that is resumed; every_s: seconds between lines in a log; enabled: False in all processes but the
+    first.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Progress:
             )
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Count `units` more as done; `note` (a loss, say) is shown beside the rate."""
+        """Count `units` more as done; `note` (a loss, for example) is shown beside the rate."""
         self.done += units
         self._note = note or self._note
         if self._bar is not None:

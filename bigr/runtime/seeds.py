@@ -1,7 +1,7 @@
-"""Randomness that can be repeated: every draw comes from a generator named by the seed and the place of the draw.
+"""Repeatable randomness: each draw comes from a generator that is seeded by the setting `seed` and the draw's place.
 
-No state is carried from step to step, so a resumed run draws what the uninterrupted one would have drawn, and a sample
-does not depend on which other samples stood in its batch.
+No state is carried from step to step. So a resumed run draws the same as the uninterrupted one, and a sample does not
+depend on the other samples of its batch.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *place: str | int) -> int:
-    """A seed in [0, 2^63) for a place such as ("generator", "mask", step, rank); any change gives an unrelated one."""
+    """A seed in [0, 2^63) for a place such as ("generator", "mask", step, rank); each place has an unrelated one."""
     text = "\x1f".join([str(seed), *map(str, place)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

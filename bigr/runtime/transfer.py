@@ -1,13 +1,13 @@
-"""From the CPU to where networks run, without waiting for it."""
+"""Copies from the CPU to a device that do not block the CPU."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor`, of the CPU, on `device`; of any shape and type.
+    """A copy of the CPU tensor `tensor`, of any shape and type, on `device`.
 
-    A copy to a GPU out of ordinary memory first waits until the GPU has done all that it was asked to do. Out of pinned
-    memory it takes its place in the queue, and the CPU goes on.
+    A copy from ordinary memory to a GPU waits until the GPU has finished its queue. One from pinned memory is put in
+    the queue, and the CPU continues.
     """
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""From codes to pictures of eight bits, so that a picture does not depend on which others are decoded with it."""
+"""From codes to 8-bit images, each independent of the others that are decoded with it."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from bigr.models.autoencoder.tokenizer import Tokenizer, to_uint8
 
 DECODED_TOGETHER = 16
-"""Codes in one pass of the decoder, always."""
+"""The batch size of every pass of the decoder."""
 
 
 def batched(count: int, size: int) -> Iterator[range]:
@@ -21,8 +21,8 @@ def batched(count: int, size: int) -> Iterator[range]:
 def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in float32 also under autocast.
 
-    Always so many at a time, the last ones filled up: convolutions round by the size of their batch, and a sample must
-    not depend on which others stand in its batch.
+    Every batch has the same size, the last one is filled up: convolutions round differently for batches of other sizes,
+    and a sample must not depend on the others in its batch.
     """
     parts = []
     for part in codes.split(DECODED_TOGETHER):

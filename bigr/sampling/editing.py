@@ -1,7 +1,7 @@
 """What the model does without further training, on codes: inpainting, editing, interpolation, enrichment.
 
-Source: docs/method.md, section 5. All of it is entropy-ordered sampling under other given tokens or another condition.
-Pixels, masks of any size and blending are bigr/imaging's business.
+Source: docs/method.md, section 5. Each is entropy-ordered sampling with given tokens or another condition.
+bigr/imaging/ does the same with images and masks of any size.
 
 Shapes: B images, g×g grid of N tokens, K bits, f pixels along one side of a token.
 """
@@ -21,7 +21,7 @@ from bigr.sampling.unmask import Iteration, Sampling, sample_codes, working_iter
 OnIteration = Callable[[Iteration], None]
 
 CELL = 2
-"""d: enrichment deals the tokens of a cell of d×d to d² groups (docs/method.md, section 5)."""
+"""d: enrichment splits the tokens of each cell of d×d into d² groups (docs/method.md, section 5)."""
 
 
 def unknown_tokens(mask: Tensor, grid: int) -> Tensor:
@@ -34,13 +34,15 @@ def unknown_tokens(mask: Tensor, grid: int) -> Tensor:
 
 
 def in_proportion(sampling: Sampling, unknown: int, tokens: int) -> Sampling:
-    """As many iterations as the unknown tokens' share of all N, rounded up: each fixes about as many tokens as it
-    would in a whole image, and an edit costs in proportion to what is edited."""
+    """`sampling` with iterations in proportion to the unknown tokens' share of all, rounded up.
+
+    Each iteration then fixes about as many tokens as in a whole image, and the cost is proportional to the edit.
+    """
     return replace(sampling, iterations=max(1, math.ceil(sampling.iterations * unknown / tokens)))
 
 
 def painting(sampling: Sampling, guidance_scale: float, gumbel_temperature: float) -> Sampling:
-    """`sampling` where a class is painted amid what is known: a constant guidance, which must outweigh the known."""
+    """`sampling` to paint a class beside known tokens: with constant guidance, which must outweigh them."""
     return replace(
         sampling,
         guidance_scale=guidance_scale,
@@ -67,7 +69,7 @@ def inpaint_codes(
     """
     plans = [in_proportion(sampling, count, unknown.shape[1]) for count in unknown.sum(1).tolist()]
     found = torch.empty_like(codes, dtype=torch.bool)
-    for plan in dict.fromkeys(plans):  # those that take as many iterations; an image's own do not depend on the others
+    for plan in dict.fromkeys(plans):  # the images that take as many iterations
         rows = [row for row, own in enumerate(plans) if own == plan]
         found[rows] = sample_codes(
             model,
@@ -115,7 +117,7 @@ def enrich_codes(
 
     codes: [B, N, K] of an image that was enlarged; labels: int64 [B], num_classes for none. The grid is split into
     cells of `cell`×`cell` tokens, smaller at the right and lower border of a grid that is no multiple of `cell`; the
-    places of a cell are dealt to cell² groups at random. A group is sampled at a time, all of them in each round.
+    places of a cell are dealt to cell² groups at random. Groups are sampled one after the other, all in each round.
     """
     grid = model.config.grid
     for round_ in range(rounds):
@@ -140,10 +142,10 @@ def group_sizes(grid: int, cell: int) -> list[int]:
 
 
 def enrichment_groups(grid: int, cell: int, seed: int, round_: int) -> Tensor:
-    """The group of each token, int64 [N]: in a cell no group twice, in an order of the cell's own.
+    """The group of each token, int64 [N]: no group twice in a cell, each cell in its own random order.
 
-    A smaller cell at the border goes on in the circle of groups where the cell before it stopped, so that the sizes of
-    groups, and with them the iterations, do not depend on the seed.
+    A smaller cell at the border continues in the circle of groups where the cell before it ended, so that the sizes of
+    groups, and the number of iterations, do not depend on the seed.
     """
     side = math.ceil(grid / cell)
     shuffled = torch.rand(side**2, cell**2, generator=generator(seed, "enrich groups", round_)).argsort(1)

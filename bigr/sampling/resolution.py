@@ -1,4 +1,4 @@
-"""Enrichment's promise: what is made of a small picture is that picture again when it is made small."""
+"""Consistency of enrichment: an enlarged image, reduced again, is the small image."""
 
 import numpy as np
 from PIL import Image
@@ -10,8 +10,8 @@ ROUNDS = 4
 def consistent_with(small: Image.Image, large: Image.Image) -> Image.Image:
     """`large`, corrected until its reduction (bicubic) is `small`, up to rounding: RGB, of `large`'s size.
 
-    Iterative back-projection (Irani and Peleg 1991): the difference between the small picture and the reduced large one
-    is enlarged and added. The coarse structure is then the small picture's, the fine one `large`'s.
+    Iterative back-projection (Irani and Peleg 1991): the difference between the small image and the reduced large one
+    is enlarged and added. The coarse structure is then the small image's, the fine one that of `large`.
     """
     wanted, found = _planes(small), _planes(large)
     for _ in range(ROUNDS):

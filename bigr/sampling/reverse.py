@@ -27,7 +27,7 @@ def guided_logits(
 def x0_probability(x0_logits: Tensor) -> Tensor:
     """x̂₀ = P(x₀ = 1) from the (guided) logits of x₀.
 
-    For the flip target this is xₜ(1−p) + (1−xₜ)p with p = σ(ℓ), since turning ℓ round where xₜ = 1 is the same.
+    For the flip target this is xₜ(1−p) + (1−xₜ)p with p = σ(ℓ), since negating ℓ where xₜ = 1 is the same.
     """
     return x0_logits.sigmoid()
 
@@ -42,11 +42,11 @@ def bit_probabilities(
     guidance_scale: float = 1.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """The probability that each bit of each token is one, [M, K] in float32.
+    """The probability that each bit of each token is 1, [M, K] in float32.
 
     hidden: h [M, D]; hidden_unconditional: the same under the unconditional label, or None for no guidance;
     noise: uniform draws [S, M, K] in [0, 1): noise[0] starts x_T, noise[i] decides the step into the i-th of S steps.
-    For the target "direct" there is one pass and the noise is not looked at.
+    For the target "direct" there is one pass, and the noise is not used.
     """
     both = hidden if hidden_unconditional is None else torch.cat([hidden, hidden_unconditional])
 

@@ -1,10 +1,15 @@
-"""Entropy-ordered sampling: from all tokens masked to none, the most certain first (docs/method.md, section 4).
+"""Entropy-ordered sampling (docs/method.md, section 4; the paper's section 3.3).
 
-Each iteration asks the backbone for h, the transcoder for the bit probabilities of the tokens still masked, and fixes
-the most certain of them. Tokens given from the start keep their bits, and the schedule runs over the unknown ones.
+At first all tokens are masked. Each iteration
 
-Every image draws from a generator of its own, and its noise belongs to its tokens: a sample does not depend on which
-others stand in its batch. Shapes: B images, N tokens, m of them masked, K bits, S diffusion steps.
+    predicts   the bits of the masked tokens: h from the backbone, P(bit = 1 | h) from the transcoder;
+    ranks      the masked tokens by how certain their bits are;
+    fixes      the most certain ones, as many as the schedule says: their bits are drawn and stay.
+
+Given tokens keep their bits, and the schedule runs over the unknown ones. Every image draws from its own generator, and
+its noise belongs to its tokens: a sample does not depend on the other images in its batch.
+
+Shapes: B images, N tokens, K bits, D width of h; m: as many tokens as are masked in the image where most are.
 """
 
 import math
@@ -18,8 +23,8 @@ from torch import Tensor
 from bigr.models.bits import entropy as binary_entropy
 from bigr.models.described import described
 from bigr.models.masked.generator import BiGR, gather_tokens
-from bigr.runtime.errors import BigrError
 from bigr.runtime.transfer import to_device
+from bigr.sampling.noise import diffusion_noise_at, draw_noise
 from bigr.sampling.reverse import bit_probabilities
 
 
@@ -45,10 +50,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one iteration has come to, on the model's device.
+    """The state after an iteration, on the model's device.
 
-    number: from 0; codes: bool [B, N, K], zeros where still masked; masked: bool [B, N], what is still unknown;
-    entropy: [B, N], the mean binary entropy in bits of each token that was masked before it, 0 to 1; NaN elsewhere.
+    number: from 0; codes: bool [B, N, K], zeros where masked; masked: bool [B, N]; entropy: [B, N], the mean binary
+    entropy in bits (0 to 1) of each token that was masked before the iteration, NaN elsewhere.
     """
 
     number: int
@@ -71,115 +76,128 @@ def sample_codes(
 ) -> Tensor:
     """Sample codes, bool [B, N, K].
 
-    labels: int64 [B] on the model's device (num_classes: unconditional, which is then not guided); seeds: one for each
-    image; codes [B, N, K] and unknown bool [B, N]: given tokens, and those to sample (all, where not given);
-    condition: embeddings [B, D] to go by in place of the labels' own (docs/method.md, section 5, interpolation);
-    on_iteration: called after each iteration that fixes tokens.
+    labels: int64 [B] on the model's device, num_classes for no class; seeds: one for each image; codes [B, N, K] and
+    unknown bool [B, N]: given tokens, and which of them to sample (all by default); condition: embeddings [B, D] in
+    place of the labels' own (docs/method.md, section 5, interpolation); on_iteration: called after each iteration that
+    fixes tokens.
     """
     config, device = model.config, labels.device
-    batch, tokens = len(labels), config.grid**2
-    if unknown is None:
-        unknown = torch.ones(batch, tokens, dtype=torch.bool, device=device)
-    codes = torch.zeros(batch, tokens, config.code_bits, device=device) if codes is None else codes.to(device).float()
-    codes = torch.where(unknown.unsqueeze(-1), 0.0, codes)
+    shape = (len(labels), config.grid**2, config.code_bits)
+    masked = torch.ones(shape[:2], dtype=torch.bool, device=device) if unknown is None else unknown
+    codes = torch.zeros(shape, device=device) if codes is None else codes.to(device).float()
+    codes = codes.masked_fill(masked.unsqueeze(-1), 0.0)
+
+    conditional = model.backbone.condition(labels) if condition is None else condition.to(device)
+    unconditional = model.backbone.condition(torch.full_like(labels, config.num_classes))
     generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
-    counts = unknown.sum(1).tolist()  # the one look at the device; from here on the schedule is arithmetic
-    ratios = [(i + 1) / sampling.iterations for i in range(sampling.iterations)]
-    left = [counts, *([still_masked(count, ratio) for count in counts] for ratio in ratios)]
+    left = schedule(masked.sum(1).tolist(), sampling.iterations)  # the only read from the device
     quotas = -to_device(torch.tensor(left), device).diff(dim=0)  # [iterations, B], how many tokens each fixes
-    masked = unknown.clone()
-    embed = model.backbone.condition
-    condition = embed(labels) if condition is None else condition.to(device)
-    unconditional = embed(torch.full_like(labels, config.num_classes))
 
-    for i, ratio in enumerate(ratios):
-        noise, gumbel, final = _draws(generators, sampling, tokens, config.code_bits, device)
-        if left[i + 1] == left[i]:  # nothing would be fixed: the draws are made, the networks need not run
+    for i in range(sampling.iterations):
+        noise = draw_noise(generators, sampling.diffusion_steps, *shape[1:])
+        if left[i + 1] == left[i]:  # nothing to fix: the draws are made, the networks need not run
             continue
-        scale = guidance(sampling, ratio)
-        guided = scale != 1.0 and sampling.guidance_scale != 1.0
-        widest = max(left[i])
-        positions = masked.float().argsort(dim=1, descending=True, stable=True)[:, :widest]  # [B, m], masked first
+        ratio = (i + 1) / sampling.iterations
+        positions = masked_first(masked)[:, : max(left[i])]  # [B, m]: the transcoder runs on these tokens alone
 
-        both_codes, both_conditions, both_masked = codes, condition, masked
-        if guided:
-            both_codes, both_masked = torch.cat([codes, codes]), torch.cat([masked, masked])
-            both_conditions = torch.cat([condition, unconditional])
-        hidden = model.backbone(both_codes, both_conditions, both_masked)
-        probability = bit_probabilities(
-            model.transcoder,
-            gather_tokens(hidden[:batch], positions),
-            _noise_of(noise, positions),
-            hidden_unconditional=gather_tokens(hidden[batch:], positions) if guided else None,
-            guidance_scale=scale,
-            temperature=sampling.temperature,
-        ).unflatten(0, (batch, widest))
+        probability = predict(
+            model, codes, masked, positions, (conditional, unconditional), noise.diffusion, sampling, ratio
+        )
+        ranks = rank(probability, masked, positions, noise.gumbel, sampling, ratio)
+        fixed = ranks < quotas[i].unsqueeze(1)
+        bits = probability > (0.5 if sampling.deterministic_bits else at(noise.thresholds, positions))
+        before, (codes, masked) = masked, fix(codes, masked, positions, fixed, bits)
 
-        certain = certainty(probability, positions, sampling.order, torch.gather(gumbel, 1, positions), ratio, sampling)
-        certain = certain.masked_fill(~torch.gather(masked, 1, positions), -math.inf)
-        ranks = certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
-        fixed = ranks < quotas[i].unsqueeze(1)  # [B, m]
-
-        thresholds = 0.5 if sampling.deterministic_bits else torch.take_along_dim(final, positions.unsqueeze(-1), 1)
-        bits = (probability > thresholds).float()
-        current = torch.take_along_dim(codes, positions.unsqueeze(-1), 1)
-        bits = torch.where(fixed.unsqueeze(-1), bits, current)
-        codes = codes.scatter(1, positions.unsqueeze(-1).expand_as(bits), bits)
         if on_iteration is not None:
-            entropy = torch.full(masked.shape, math.nan, device=device).scatter(1, positions, bit_entropy(probability))
-            entropy = entropy.masked_fill(~masked, math.nan)
-        masked = masked.scatter(1, positions, torch.gather(masked, 1, positions) & ~fixed)
-        if on_iteration is not None:
-            on_iteration(Iteration(i, codes.bool(), masked, entropy))
+            on_iteration(Iteration(i, codes.bool(), masked, entropies(probability, before, positions)))
     return codes.bool()
 
 
-def check_finite(model: BiGR) -> None:
-    """Raise `BigrError` where a weight of `model` is not finite; to be asked once, before anything is sampled.
+def predict(
+    model: BiGR,
+    codes: Tensor,
+    masked: Tensor,
+    positions: Tensor,
+    conditions: tuple[Tensor, Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    ratio: float,
+) -> Tensor:
+    """P(bit = 1) of the tokens at positions int64 [B, m]: [B, m, K].
 
-    Sampling itself never looks: a NaN is above no threshold, and would be drawn as zeros.
+    codes: float [B, N, K]; conditions: embeddings [B, D], of the label and of no class; noise: [B, S, N, K]. Without
+    guidance the networks run under the first condition alone, with guidance under both.
     """
-    if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all().item():
-        raise BigrError(
-            "the model has weights that are not finite: it has diverged in training, or its file is damaged; train it "
-            "again, or take another"
-        )
+    scale = guidance(sampling, ratio)
+    unconditional = None
+    if scale == 1.0:
+        hidden = model.backbone(codes, conditions[0], masked)
+    else:
+        both = model.backbone(torch.cat([codes, codes]), torch.cat(conditions), torch.cat([masked, masked]))
+        hidden, hidden_unconditional = both.chunk(2)
+        unconditional = gather_tokens(hidden_unconditional, positions)
+    return bit_probabilities(
+        model.transcoder,
+        gather_tokens(hidden, positions),
+        diffusion_noise_at(noise, positions),
+        hidden_unconditional=unconditional,
+        guidance_scale=scale,
+        temperature=sampling.temperature,
+    ).unflatten(0, positions.shape)
+
+
+def rank(
+    probability: Tensor, masked: Tensor, positions: Tensor, gumbel: Tensor, sampling: Sampling, ratio: float
+) -> Tensor:
+    """The rank of each token at positions int64 [B, m]: 0 is the most certain; those not masked come last."""
+    certain = certainty(probability, positions, gumbel.gather(1, positions), sampling, ratio)
+    certain = certain.masked_fill(~masked.gather(1, positions), -math.inf)
+    return certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def fix(codes: Tensor, masked: Tensor, positions: Tensor, fixed: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes and mask once the `fixed` tokens, bool [B, m], at positions int64 [B, m] have their bits [B, m, K]."""
+    bits = torch.where(fixed.unsqueeze(-1), bits, at(codes, positions))
+    codes = codes.scatter(1, positions.unsqueeze(-1).expand_as(bits), bits)
+    return codes, masked.scatter(1, positions, masked.gather(1, positions) & ~fixed)
+
+
+def schedule(unknown: Sequence[int], iterations: int) -> list[list[int]]:
+    """How many of each image's unknown tokens are masked before the first iteration, and after each."""
+    ratios = [i / iterations for i in range(1, iterations + 1)]
+    return [list(unknown), *([still_masked(count, ratio) for count in unknown] for ratio in ratios)]
 
 
 def still_masked(unknown: int, ratio: float) -> int:
-    """How many of the unknown tokens stay masked after the part `ratio` of the iterations: ⌊N·cos(π/2·ratio)⌋."""
+    """How many of the unknown tokens are masked after the part `ratio` of the iterations: ⌊N·cos(π/2·ratio)⌋."""
     return math.floor(unknown * math.cos(math.pi / 2 * ratio))
 
 
 def working_iterations(sampling: Sampling, unknown: int) -> int:
     """How many iterations fix any of `unknown` tokens; the networks run in these alone."""
-    stages = [(i + 1) / sampling.iterations for i in range(sampling.iterations)]
-    left = [unknown, *(still_masked(unknown, ratio) for ratio in stages)]
-    return sum(before != after for before, after in pairwise(left))
+    return sum(before != after for before, after in pairwise(schedule([unknown], sampling.iterations)))
 
 
 def guidance(sampling: Sampling, ratio: float) -> float:
-    """The guidance scale of an iteration: constant, or rising linearly as 1 + (s − 1)·ratio."""
+    """The guidance scale of an iteration: constant, or linear from 1 as 1 + (s − 1)·ratio."""
     if sampling.guidance_schedule == "linear":
         return 1 + (sampling.guidance_scale - 1) * ratio
     return sampling.guidance_scale
 
 
-def certainty(
-    probability: Tensor, positions: Tensor, order: str, gumbel: Tensor, ratio: float, sampling: Sampling
-) -> Tensor:
-    """How certain each masked token is, [B, m]; the largest are fixed first.
+def certainty(probability: Tensor, positions: Tensor, gumbel: Tensor, sampling: Sampling, ratio: float) -> Tensor:
+    """How certain each token is, [B, m]; the largest are fixed first.
 
     probability: [B, m, K]; positions: int64 [B, m]; gumbel: Gumbel noise [B, m].
-    entropy: minus the mean binary entropy in bits; margin: the mean of |2P − 1|, as in the published code; both lie
-    in a range of width 1 and get the noise × its temperature, which is constant, or times the `ratio` of the iteration
-    (schedule "up") or 1 − ratio ("down"). random: the noise alone; raster: reading order.
+    entropy: minus the mean binary entropy in bits; margin: the mean of |2P − 1|, as in the published code; to both,
+    which lie in a range of width 1, the noise is added times its temperature, which is constant, or times the `ratio`
+    of the iteration (schedule "up") or 1 − ratio ("down"). random: the noise alone; raster: reading order.
     """
-    if order == "raster":
+    if sampling.order == "raster":
         return -positions.float()
-    if order == "random":
+    if sampling.order == "random":
         return gumbel
-    certain = (2 * probability - 1).abs().mean(-1) if order == "margin" else -bit_entropy(probability)
+    certain = (2 * probability - 1).abs().mean(-1) if sampling.order == "margin" else -bit_entropy(probability)
     factor = {"constant": 1.0, "up": ratio, "down": 1 - ratio}[sampling.gumbel_schedule]
     return certain + sampling.gumbel_temperature * factor * gumbel
 
@@ -189,23 +207,17 @@ def bit_entropy(probability: Tensor) -> Tensor:
     return binary_entropy(probability).mean(-1)
 
 
-def _draws(
-    generators: Sequence[torch.Generator], sampling: Sampling, tokens: int, bits: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One iteration's uniform noise [B, S, N, K], Gumbel noise [B, N], and uniforms that decide bits [B, N, K]."""
-    shape = (sampling.diffusion_steps + 1, tokens, bits)
-    uniform = torch.stack([torch.rand(shape, generator=g, device=device) for g in generators])
-    order = torch.stack([torch.rand(tokens, generator=g, device=device) for g in generators])
-    gumbel = -torch.log(-torch.log(order.clamp(1e-20, 1 - 1e-7)))
-    return uniform[:, :-1], gumbel, uniform[:, -1]
+def entropies(probability: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
+    """`bit_entropy` of the masked tokens in their places, [B, N]; NaN where a token is not masked."""
+    found = torch.full(masked.shape, math.nan, device=masked.device)
+    return found.scatter(1, positions, bit_entropy(probability)).masked_fill(~masked, math.nan)
 
 
-def _noise_of(noise: Tensor, positions: Tensor) -> Tensor:
-    """The noise [B, S, N, K] of the tokens at positions [B, m], as [S, B·m, K]."""
-    index = positions[:, None, :, None]
-    return torch.take_along_dim(noise, index, dim=2).transpose(0, 1).flatten(1, 2)
+def masked_first(masked: Tensor) -> Tensor:
+    """The positions of all tokens, int64 [B, N]: those of the masked ones first, in reading order."""
+    return masked.float().argsort(dim=1, descending=True, stable=True)
 
 
-def balanced_labels(count: int, classes: int) -> Tensor:
-    """int64 [count]: 0, 1, … over and over, so that classes differ by one image at most."""
-    return torch.arange(count) % classes
+def at(x: Tensor, positions: Tensor) -> Tensor:
+    """Tokens of x [B, N, C] at positions int64 [B, m], as [B, m, C]."""
+    return torch.take_along_dim(x, positions.unsqueeze(-1), dim=1)

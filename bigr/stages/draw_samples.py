@@ -12,26 +12,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bigr.data.picture_grid import save_grid
 from bigr.interop.belonging import check_fit
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.files import write_npz
+from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.unmask import Sampling, balanced_labels, check_finite, sample_codes
-from bigr.stages.picture_grid import save_grid
+from bigr.sampling.inputs import balanced_labels, check_finite
+from bigr.sampling.unmask import Sampling, sample_codes
 
 if TYPE_CHECKING:
     from bigr.config import Settings
 
 PICTURED_CLASSES = 16
 GATHERED_TOGETHER = 256
-"""Images that each process hands to the first at a time: no GPU has room for all of them."""
+"""Images that each process sends to the first at a time: all of them may not fit on a GPU."""
 
 
 def run(settings: "Settings", context: Context) -> None:
@@ -42,7 +44,7 @@ def run(settings: "Settings", context: Context) -> None:
     check_fit(context.root / "models", tokenizer, model)
     check_finite(model)
     labels = balanced_labels(section.count, model.config.num_classes)
-    # A model trained without labels knows the unconditional row alone.
+    # A model trained without labels has learned the unconditional row alone.
     conditions = labels if settings.generator.use_labels else torch.full_like(labels, model.config.num_classes)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
     mine = range(rank(), section.count, world())
@@ -69,7 +71,7 @@ def run(settings: "Settings", context: Context) -> None:
 
 
 def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:
-    """All processes' images, uint8 [count, H, W, 3] in the order of their indices, on the first process."""
+    """The images of all processes, uint8 [count, H, W, 3] in the order of their indices; empty but in the first."""
     if world() == 1:
         return images
     whole = torch.empty(count if is_main() else 0, *images.shape[1:], dtype=torch.uint8)
@@ -86,7 +88,7 @@ def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:
 
 
 def save_class_columns(path: Path, images: Tensor, labels: Tensor, rows: int) -> None:
-    """A grid PNG of uint8 images [n, 3, H, W]: one column a class (the first few), `rows` images each."""
+    """Write uint8 images [n, 3, H, W] as a PNG: a column for each of the first classes, `rows` images each."""
     classes = labels.unique()[:PICTURED_CLASSES]
     columns = [images[labels == label][:rows] for label in classes]
     shortest = min(len(column) for column in columns)

@@ -1,4 +1,7 @@
-"""codes: shards, tokenizer → `data/codes/{train,val}-NNNNNN.safetensors`, `index.json`."""
+"""Stage `codes`: encode every image with the tokenizer (docs/method.md, section 1).
+
+Reads data/shards and models/tokenizer; writes data/codes/{train,val}-NNNNNN.safetensors and index.json.
+"""
 
 import shutil
 from typing import TYPE_CHECKING
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
 def run(settings: "Settings", context: Context) -> None:
     """Encode every image, each process its share of the shards; the first process writes the index and reports.
 
-    Always in float32, whatever `run.precision` is: codes are compared bit by bit, and must not change with the speed
-    at which the networks are trained.
+    In float32, whatever `run.precision` is: codes are compared bit by bit, and must not depend on how networks are
+    trained.
     """
     device = resolve_device(settings.run.device)
     images = ShardIndex.load(context.root / "data" / "shards")

@@ -2,11 +2,11 @@
 
 Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json, the
 few of it that DVC compares as outputs/headline.json, outputs/plots, models/classifier, models/features (how features
-are made comparable, and the layer that tells most), and outputs/instrument.json: what the distances were measured with
-and against, since those of other extractors or references do not compare; and outputs/evaluation-parts.json: which
-parts were measured, left out, or failed. A part that fails leaves the others theirs: they are written before the stage
-fails. The instruments (classifier, probe, draws of subsets) have a seed of their own, so that the figures of runs with
-different `seed` compare. All in float32, whatever `run.precision` is.
+are standardised, and the layer that predicts classes best), outputs/protocol.json (the extractor and the reference of
+the distances: those of others do not compare) and outputs/evaluation-parts.json (which parts were measured, left out,
+or failed). Where a part fails, the metrics of the others are written before the stage fails. Classifier, probe and
+draws of subsets have a seed of their own, so that the metrics of runs with different `seed` compare. All in float32,
+whatever `run.precision` is.
 """
 
 from collections import defaultdict
@@ -19,9 +19,12 @@ from torch import Tensor
 
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex
+from bigr.data.sources import SPLITS
 from bigr.evaluation import plots
-from bigr.evaluation.fidelity.classifier import Classifier
-from bigr.evaluation.fidelity.distances import names
+from bigr.evaluation.code_usage import code_usage
+from bigr.evaluation.evaluation_parts import NotApplicable, Parts
+from bigr.evaluation.fidelity.classifier import Classifier, train_on_shards
+from bigr.evaluation.fidelity.distances import Fidelity, metric_names
 from bigr.evaluation.fidelity.extractors import (
     CLASSIFIER,
     Extractor,
@@ -29,16 +32,14 @@ from bigr.evaluation.fidelity.extractors import (
     inception_extractor,
     read_inception_weights,
 )
-from bigr.evaluation.fidelity.instrument import instrument, train_offline
 from bigr.evaluation.fidelity.statistics import KEPT, measure
 from bigr.evaluation.headline import headline
-from bigr.evaluation.imagesets.streams import InOrder, psnr, read_samples, reconstructions, split_hash, split_images
-from bigr.evaluation.parts import NotApplicable, Parts
+from bigr.evaluation.imagesets.image_stream import ImageStream, mean_psnr, reconstructions, split_hash, split_images
+from bigr.evaluation.imagesets.npz_images import read_samples
 from bigr.evaluation.representation.features import Features, layer_features, scratch_folder
-from bigr.evaluation.representation.probe import selection
-from bigr.evaluation.representation.represent import COLUMNS, Representation, represent
-from bigr.evaluation.usage import code_usage
-from bigr.evaluation.zero_shot import ZeroShot, ZeroShotSettings
+from bigr.evaluation.representation.linear_probe import selection
+from bigr.evaluation.representation.representation_metrics import COLUMNS, Representation, represent
+from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.belonging import check_model
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import save_statistics
@@ -46,14 +47,15 @@ from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
-from bigr.runtime.files import atomic_folder, write_json
+from bigr.runtime.files import atomic_folder, write_csv, write_json
 
 if TYPE_CHECKING:
     from bigr.config import EvaluationSettings as Section
     from bigr.config import Settings
 
-SPLITS = ("train", "val")
+PLOTS = ("probe", "tsne", "bits", "confusion")
 _SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same images
 
 
@@ -74,7 +76,7 @@ def run(settings: "Settings", context: Context) -> None:
     originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
     restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
     val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
-    drawn = InOrder(len(samples), lambda: iter(samples))
+    drawn = ImageStream(len(samples), lambda: iter(samples))
 
     parts, metrics = Parts(), defaultdict[str, dict[str, float]](dict)
     classifier: Classifier | None = None
@@ -84,7 +86,7 @@ def run(settings: "Settings", context: Context) -> None:
         atomic_folder(root / "outputs" / "plots") as pictures,
     ):
         with parts("classifier"):
-            classifier = train_offline(section, folder, shards, settings.run.workers, device)
+            classifier = train_on_shards(section, folder, settings.run.workers, device)
             accuracy = agreement(classifier, originals["val"], val_labels, section.batch_size)
             metrics["classifier"] = {"val_accuracy": accuracy}
             save(root / "models" / "classifier", classifier)
@@ -100,19 +102,15 @@ def run(settings: "Settings", context: Context) -> None:
             else:
                 extractor = inception_extractor(inception, device)
             about_it = about(section, extractor.hash, shards, counts)
-            write_json(root / "outputs" / "instrument.json", about_it)
+            write_json(root / "outputs" / "protocol.json", about_it)
             sets = {"samples": drawn, "reconstructions": restored, **originals}
-            for name, figures in distances(section, extractor, sets, device, parts).items():
-                metrics[name] |= figures
+            for name, measured in distances(section, extractor, sets, device, parts).items():
+                metrics[name] |= measured
         with parts("psnr"):
-            metrics["reconstructions"]["psnr"] = psnr(restored, originals["val"], section.batch_size)
+            metrics["reconstructions"]["psnr"] = mean_psnr(restored, originals["val"], section.batch_size)
         with parts("codes"):
             usage = code_usage(codes["train"], min(counts["train"], KEPT))
-            metrics["codes"] = {
-                "bit_entropy": float(usage.entropy.mean()),
-                "dead_bits": usage.dead,
-                "unique_share": usage.unique_share,
-            }
+            metrics["codes"] = usage.metrics()
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
             probed = counts | {"train": min(section.probe_images, shards.images("train"))}
@@ -120,7 +118,7 @@ def run(settings: "Settings", context: Context) -> None:
             with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
                 train, val = extract(section, model.to(device), codes, probed, scratch)
                 representation = represent(section, train, val, len(classes), device)
-            metrics |= representation.figures()
+            metrics |= representation.metrics()
             representation.draw(pictures, classes)
             save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
         measure_zero_shot(settings, metrics, parts, tokenizer, model.to(device), classifier, originals, val_labels)
@@ -146,7 +144,7 @@ def needed(classifier: Classifier | None) -> Classifier:
 
 
 def check_probe(section: "Section", classes: int, images: int) -> None:
-    """Raise `NotApplicable` where so many classes and training images leave nothing to tell apart, or to learn from."""
+    """Raise `NotApplicable` where there is one class, or too few training images to choose a layer by."""
     if classes < 2:
         raise NotApplicable("there is one class: nothing to tell it from")
     try:
@@ -156,21 +154,21 @@ def check_probe(section: "Section", classes: int, images: int) -> None:
 
 
 def distances(
-    section: "Section", extractor: Extractor, sets: Mapping[str, InOrder], device: torch.device, parts: Parts
+    section: "Section", extractor: Extractor, sets: Mapping[str, ImageStream], device: torch.device, parts: Parts
 ) -> dict[str, dict[str, float]]:
     """The distances of samples, reconstructions and the validation split, each under its name in metrics.json."""
     looks = {name: measure(extractor, images, section.batch_size, name=name) for name, images in sets.items()}
-    fidelity = instrument(section, device)
+    fidelity = Fidelity.of(section, device)
     pairs = {
         "samples": ("samples", section.reference),
         "reconstructions": ("reconstructions", "val"),
         "val_against_train": ("val", "train"),
     }
     found = {name: fidelity.compare(looks[ours], looks[theirs]) for name, (ours, theirs) in pairs.items()}
-    for name, figures in found.items():
-        if "precision" not in figures:
+    for name, measured in found.items():
+        if "precision" not in measured:
             parts.leave_out(f"precision and recall of {name}", fidelity.too_few)
-    distance = names(section.extractor).distance
+    distance = metric_names(section.extractor).distance
     floor = max(found["val_against_train"][distance], _SMALLEST_FLOOR)
     found["samples"]["over_floor"] = found["samples"][distance] / floor
     return found
@@ -183,7 +181,7 @@ def measure_zero_shot(
     tokenizer: Tokenizer,
     model: BiGR,
     classifier: Classifier | None,
-    originals: Mapping[str, InOrder],
+    originals: Mapping[str, ImageStream],
     labels: Tensor,
 ) -> None:
     """Add what needs no further training to `metrics`, each application a part of its own."""
@@ -193,14 +191,15 @@ def measure_zero_shot(
         parts.leave_out("zero_shot", "evaluation.zero_shot_images is 0")
         return
     with parts("zero_shot"):
-        measured = ZeroShot(
+        drawing = measured_model(
             tokenizer,
             model,
-            needed(classifier),
-            ZeroShotSettings.of(settings.samples, settings.editing),
+            settings.samples,
+            settings.editing,
             section.batch_size,
             knows_labels=settings.generator.use_labels,
         )
+        measured = ZeroShot(drawing, needed(classifier), section.batch_size)
         images = originals["val"].first(count, section.batch_size)
         metrics["zero_shot"]["images"] = float(count)
         every = measured.applications(images, labels[:count], mean_picture(originals["train"]))
@@ -220,7 +219,7 @@ def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
 
 
 def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mapping[str, int]) -> dict[str, object]:
-    """What the distances depend on besides the images measured: only where all of it agrees do figures compare.
+    """What the distances depend on besides the images measured: metrics compare only where all of it is the same.
 
     extractor: the hash of its weights.
     """
@@ -238,18 +237,18 @@ def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mappin
     }
 
 
-def mean_picture(images: InOrder) -> Tensor:
+def mean_picture(images: ImageStream) -> Tensor:
     """The mean of a set of images, float [3, H, W] in [0, 1]."""
     total = sum(batch.double().sum(0) for batch in images.batches(256))
     return (torch.as_tensor(total) / len(images) / 255).float()
 
 
-def predictions(classifier: Classifier, images: InOrder, batch_size: int) -> Tensor:
+def predictions(classifier: Classifier, images: ImageStream, batch_size: int) -> Tensor:
     """The class that the classifier sees in each image, int64 [n]."""
     return torch.cat([classifier.predict(batch) for batch in images.batches(batch_size)])
 
 
-def agreement(classifier: Classifier, images: InOrder, labels: Tensor, batch_size: int) -> float:
+def agreement(classifier: Classifier, images: ImageStream, labels: Tensor, batch_size: int) -> float:
     """The share of images that the classifier assigns to their label."""
     return float((predictions(classifier, images, batch_size) == labels).double().mean())
 
@@ -268,17 +267,17 @@ def draw_confusion(folder: Path, asked: Tensor, seen: Tensor, classes: list[str]
     """Write which class the classifier sees in samples of each class, and the table behind it."""
     plots.confusion_plot(folder / "confusion.png", asked.numpy(), seen.numpy(), classes)
     pairs = zip(asked.tolist(), seen.tolist(), strict=True)
-    plots.write_table(folder / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
+    write_csv(folder / "confusion.csv", ("actual", "predicted"), ((classes[a], classes[s]) for a, s in pairs))
 
 
 def report(context: Context, metrics: Mapping[str, Mapping[str, float]], representation: Representation | None) -> None:
-    """Tell the figures under their names in metrics.json, the layers' also as curves over layers, and the pictures."""
+    """Report the metrics by their names in metrics.json, those of layers as curves over layers, and the pictures."""
     if representation is not None:
         for layer, *accuracies in representation.table():
             names = (f"probe_by_layer.{column}" for column in COLUMNS[1:])
             context.report.metrics(dict(zip(names, accuracies, strict=True)), step=int(layer))
-    context.report.metrics({f"{part}.{name}": v for part, figures in metrics.items() for name, v in figures.items()})
-    for name in ("probe", "tsne", "bits", "confusion"):
-        picture = context.root / "outputs" / "plots" / f"{name}.png"
-        if picture.exists():
-            context.report.picture(name, picture)
+    context.report.metrics(flatten(metrics))
+    outputs = context.root / "outputs"
+    pictures = [outputs / "samples.png", *(outputs / "plots" / f"{name}.png" for name in PLOTS)]
+    for picture in filter(Path.is_file, pictures):
+        context.report.picture(picture.stem, picture)

@@ -1,6 +1,7 @@
-"""shards: an image folder → `data/shards/{train,val}-NNNNNN.tar`, `index.json`, `report.json`.
+"""Stage `shards`: pack an image folder as webdataset shards.
 
-Where too many images cannot be read, `data/shards-report.json` alone.
+Reads the folder `shards.source`; writes data/shards/{train,val}-NNNNNN.tar, index.json and report.json. Where too many
+images cannot be read, it fails and writes data/shards-report.json alone.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Crop, resize and pack the folder `shards.source` (absolute, or below the project's folder)."""
+    """Crop, resize and pack the images of `shards.source`, a path relative to the project's folder, or absolute."""
     shards = settings.shards
     root, folder = context.root / shards.source, context.root / "data" / "shards"
     if root.resolve().is_relative_to(folder.resolve()):

@@ -1,9 +1,7 @@
-"""Stage `generator`: train the masked backbone jointly with its transcoder, the paper's objective, or take a ready one.
+"""Stage `generator`: train the masked backbone jointly with its transcoder, or take a trained model.
 
-docs/method.md, sections 2 and 3.
-
-Reads data/codes, and with `generator.from` the model that it names; writes models/generator (the average of the
-weights, backbone and joint transcoder) and outputs/curves/generator.csv.
+docs/method.md, sections 2 and 3. Reads data/codes, and with `generator.from` the model that it names; writes
+models/generator (the EMA of the weights of backbone and joint transcoder) and outputs/curves/generator.csv.
 """
 
 from collections.abc import Callable
@@ -31,7 +29,7 @@ from bigr.training.loop import (
     train,
     write_untrained,
 )
-from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches
+from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches
 from bigr.training.optimiser import adamw
 
 if TYPE_CHECKING:
@@ -44,11 +42,11 @@ Validation = Callable[[nn.Module, int], dict[str, float]]
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Train, and write the average of the weights; or write the model that `generator.from` names."""
+    """Train, and write the EMA of the weights; or write the model that `generator.from` names."""
     section, device = settings.generator, resolve_device(settings.run.device)
     folder = context.root / "data" / "codes"
     tokenizer = context.root / "models" / "tokenizer"
-    made_by = model_hash(tokenizer) if (tokenizer / "config.json").exists() else None  # codes may come without it
+    made_by = model_hash(tokenizer) if (tokenizer / "config.json").exists() else None  # data/codes alone will do
     dataset = CodesDataset.open(folder, "train", made_by)
     fixed = FixedMasks(
         CodesDataset.open(folder, "val", None),
@@ -71,8 +69,11 @@ def run(settings: "Settings", context: Context) -> None:
 
 
 def take_over(section: "Section", dataset: CodesDataset, context: Context) -> BiGR:
-    """The model that `generator.from` names. Raises `BigrError` where it is not of the shape that the settings
-    describe, or not one for these codes: other tokens, another tokenizer's, or other classes."""
+    """The model that `generator.from` names.
+
+    Raises `BigrError` where its shape is not that of the settings, or where it is for other codes: another grid, number
+    of bits, tokenizer, or other classes.
+    """
     ready, expected = ready_generator(context.root, str(section.from_)), BiGRConfig.of(section, **dataset.shape)
     found = ready.find(expected)
     shape = found.config
@@ -92,7 +93,7 @@ def take_over(section: "Section", dataset: CodesDataset, context: Context) -> Bi
 def learn(
     settings: "Settings", dataset: CodesDataset, device: torch.device, validate: Validation, context: Context
 ) -> None:
-    """Train from nothing, and write the average of the weights."""
+    """Train from random weights, and write their EMA."""
     section = settings.generator
     check_batch_size("generator", section.batch_size)
     torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
@@ -114,8 +115,8 @@ def learn(
     )
     plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
     trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss)]
-    average = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
+    ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
     if is_main():
-        assert isinstance(average, BiGR)
-        save(context.root / "models" / "generator", average, dataset.tokenizer)
+        assert isinstance(ema, BiGR)
+        save(context.root / "models" / "generator", ema, dataset.tokenizer)
     forget_checkpoint(plan, context)

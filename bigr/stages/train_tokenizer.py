@@ -1,11 +1,10 @@
-"""Stage `tokenizer`: train the binary autoencoder on the shards (docs/method.md, section 1), or take a ready one.
+"""Stage `tokenizer`: train the binary autoencoder on the shards (docs/method.md, section 1), or take a trained one.
 
 Reads data/shards, and with `tokenizer.from` the model that it names; writes models/tokenizer,
 outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the validation split above their
 reconstructions).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bigr.data.shards import ImageBatches, ShardIndex, load_split
+from bigr.data.image_batches import ImageBatches
+from bigr.data.picture_grid import pairs, save_grid
+from bigr.data.shards import ShardIndex, load_split
 from bigr.interop.folders import save
 from bigr.interop.lpips import load_lpips
 from bigr.interop.tokenizers import OF_SHARDS, ready_tokenizer
 from bigr.models import bits
 from bigr.models.autoencoder.discriminator import PatchDiscriminator
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.psnr import psnr
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.seeds import derive_seed
 from bigr.runtime.transfer import to_device
-from bigr.stages.picture_grid import pairs, save_grid
 from bigr.training.autoencoding import Autoencoding, Batch
 from bigr.training.loop import (
     VALIDATION_IMAGES,
@@ -47,7 +48,7 @@ Validation = Callable[[nn.Module, int], dict[str, float]]
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Train, and write the average of the weights; or write the model that `tokenizer.from` names."""
+    """Train, and write the EMA of the weights; or write the model that `tokenizer.from` names."""
     section, device = settings.tokenizer, resolve_device(settings.run.device)
     shards = context.root / "data" / "shards"
     validate = validation(shards, section.batch_size, device, context)
@@ -62,22 +63,22 @@ def run(settings: "Settings", context: Context) -> None:
 
 
 def validation(shards: Path, batch_size: int, device: torch.device, context: Context) -> Validation:
-    """What measures a tokenizer on fixed images, and draws them above their reconstructions."""
+    """A function that measures a tokenizer on fixed images, and writes them above their reconstructions."""
     originals = load_split(shards, "val", limit=VALIDATION_IMAGES)[0].to(device) / 255
     picture = context.root / "outputs" / "reconstructions.png"
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Tokenizer)
-        figures, restored = reconstruct(model, originals, batch_size)
+        metrics, restored = reconstruct(model, originals, batch_size)
         save_grid(picture, pairs(originals[:PICTURED], restored[:PICTURED]), columns=PICTURED)
         context.report.picture("reconstructions", picture, step)
-        return figures
+        return metrics
 
     return validate
 
 
 def learn(settings: "Settings", shards: Path, device: torch.device, validate: Validation, context: Context) -> None:
-    """Train from nothing, and write the average of the weights."""
+    """Train from random weights, and write their EMA."""
     section = settings.tokenizer
     check_batch_size("tokenizer", section.batch_size)
     torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
@@ -110,30 +111,29 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
             yield to_device(images, device), labels
 
     plan = TrainingPlan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
-    average = train(
+    ema = train(
         plan, trained_modules, batches, validate, context, lambda step: f"(batch {step} of the training shards)"
     )
     if is_main():
-        assert isinstance(average, Tokenizer)
-        save(context.root / "models" / "tokenizer", average)
+        assert isinstance(ema, Tokenizer)
+        save(context.root / "models" / "tokenizer", ema)
     forget_checkpoint(plan, context)
 
 
 @torch.no_grad()
 def reconstruct(tokenizer: Tokenizer, images: Tensor, batch_size: int) -> tuple[dict[str, float], Tensor]:
-    """Figures of the deterministic codes of images [n, 3, H, W] in [0, 1], and the images restored from them.
+    """Metrics of the deterministic codes of images [n, 3, H, W] in [0, 1], and the reconstructions.
 
     val_l1; val_psnr: the mean over images, in dB; val_bit_entropy: the mean over bits of the entropy of each bit's
     frequency, in bits; val_dead_bits: how many bits are on in less than 1 % or more than 99 % of all tokens.
     """
     codes = torch.cat([tokenizer.codes(batch) for batch in images.split(batch_size)])
     restored = torch.cat([tokenizer.decode(batch).clamp(0, 1) for batch in codes.split(batch_size)])
-    squared = (restored - images).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     frequency = codes.double().mean(dim=(0, 1))
-    figures = {
+    metrics = {
         "val_l1": float((restored - images).abs().mean()),
-        "val_psnr": float((-10 / math.log(10) * squared.log()).mean()),
+        "val_psnr": float(psnr(restored, images).mean()),
         "val_bit_entropy": float(bits.entropy(frequency).mean()),
         "val_dead_bits": float(bits.dead(frequency)),
     }
-    return figures, restored
+    return metrics, restored

@@ -1,9 +1,9 @@
-"""Stage `transcoder`: fit the transcoder further on the frozen backbone; the complete model comes out.
+"""Stage `transcoder`: train the transcoder further on the frozen backbone, and write the complete model.
 
-One backbone pass serves several noise draws, so that a new transcoder (width, depth, steps, target) costs minutes
-instead of days. With `transcoder.steps: 0` the joint one is handed on unchanged: the paper's model.
-Reads data/codes and models/generator; writes models/bigr and outputs/curves/transcoder.csv (its row 0 is the
-validation loss before).
+Several noise draws share one pass of the backbone, so that a new transcoder (width, depth, steps, target) takes minutes
+instead of days. With `transcoder.steps: 0` the joint one is written unchanged: the paper's model.
+Reads data/codes and models/generator; writes models/bigr and outputs/curves/transcoder.csv, whose row 0 is the
+validation loss before training.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ from bigr.training.loop import (
     train,
     write_curves,
 )
-from bigr.training.masked import FixedMasks, MaskedBatch, MaskedBatches, hidden_of
+from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches, hidden_of
 from bigr.training.optimiser import adamw
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Fit, and write backbone and transcoder as one model."""
+    """Train, and write backbone and transcoder as one model."""
     section, device = settings.transcoder, resolve_device(settings.run.device)
     check_batch_size("transcoder", section.batch_size)
     folder = context.root / "data" / "codes"
@@ -61,7 +61,7 @@ def run(settings: "Settings", context: Context) -> None:
         return {"val_loss": float(torch.stack(losses).mean())}
 
     before = {"step": 0, **validate(model.transcoder, 0)}
-    if joint.config.target == model.config.target:  # losses of two targets do not compare
+    if joint.config.target == model.config.target:  # losses of different targets do not compare
         context.report.metrics({"val_loss_joint": validate(joint, 0)["val_loss"]})
     if section.steps == 0:
         if is_main():
@@ -88,10 +88,10 @@ def run(settings: "Settings", context: Context) -> None:
     )
     plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, width=model.config.dim)
     trained_modules = [TrainedModule("model", transcoder, adamw(transcoder, section), loss)]
-    average = train(plan, trained_modules, stream.from_step, validate, context, stream.describe, first_row=before)
+    ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe, first_row=before)
     if is_main():
-        assert isinstance(average, Transcoder)
-        model.transcoder = average
+        assert isinstance(ema, Transcoder)
+        model.transcoder = ema
         save(context.root / "models" / "bigr", model, dataset.tokenizer)
     forget_checkpoint(plan, context)
 

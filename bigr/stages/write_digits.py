@@ -1,4 +1,4 @@
-"""digits: nothing → `data/digits/{train,val}/<class>/<id>.png`."""
+"""Stage `digits`: write the embedded data set to data/digits/{train,val}/<class>/<id>.png."""
 
 from typing import TYPE_CHECKING
 

@@ -1,16 +1,16 @@
-"""What happened, in MLflow: the only package that imports `mlflow`, and only when a stage runs.
+"""Records runs in MLflow. The only package that imports `mlflow`, and only when a stage runs.
 
-Each executed stage is a run named after it, nested under one parent run per pipeline execution (`executions`). A
-stage run holds the stage's settings, its curves by step, final figures, pictures, the model files that it wrote, the
-git commit, and as tags `dvc.dep.<path>` and `dvc.out.<path>` the DVC hash of all data that it read and wrote; the
-hashes of the code that it ran with are its file code.json. What the machine did is its system metrics. What it
-read is also its datasets, so that runs are found by their data. Data (shards, codes, samples) is recorded by hash
-alone: DVC keeps it. The parent holds all settings, the figures
-of evaluation, and the pictures of samples and evaluation, so that two executions compare there.
+Each executed stage is a run named after it, nested under one parent run per execution of the pipeline (`executions`). A
+stage run holds the stage's settings, its curves by step, final metrics, pictures, the model files that it wrote, and
+the git commit. Its tags `dvc.dep.<path>` and `dvc.out.<path>` hold the DVC hashes of the data that it read and wrote,
+its file code.json those of its code. The load of the machine is recorded as system metrics, and the data read also as
+MLflow's datasets, so that runs are found by their data. Data (shards, codes, samples) is recorded by hash alone: DVC
+stores it. The parent holds all settings, the metrics of the evaluation, and the pictures of samples and evaluation, so
+that MLflow compares executions side by side.
 
-The store is `mlflow.db` in the project folder with files in `mlartifacts/` beside it; MLFLOW_TRACKING_URI redirects
-everything, MLFLOW_EXPERIMENT_NAME renames the experiment `bigr`. All calls are made on a thread of their own: a stage
-never waits for them, and goes on where MLflow is out of reach.
+The store is `mlflow.db` in the project folder with files in `mlartifacts/` beside it; MLFLOW_TRACKING_URI names another
+one, MLFLOW_EXPERIMENT_NAME another experiment than `bigr`. All calls are made on a separate thread: a stage never waits
+for them, and continues where MLflow cannot be reached.
 """
 
 from bigr.tracking.report import Tracker

@@ -1,7 +1,7 @@
-"""Who runs: the pipeline execution that a stage belongs to, the process, the commit.
+"""The execution of the pipeline that a stage belongs to, its process, and its commit.
 
-One execution is one parent run. It is named by BIGR_EXECUTION where that is set (the Prefect flow sets it); otherwise
-it is the nearest `dvc` process above this one, known by its number and start; otherwise this process alone.
+One execution is one parent run. Its id is BIGR_EXECUTION where that is set (the Prefect flow sets it); otherwise the
+number and start time of the nearest `dvc` process above this one; otherwise those of this process.
 """
 
 import os
@@ -18,7 +18,7 @@ from bigr.runtime.masking import masked
 
 @dataclass(frozen=True)
 class Execution:
-    """id: the same for all stages of one execution; name: of the parent run; command: what was started."""
+    """id: the same for all stages of one execution; name: of the parent run; command: the command line."""
 
     id: str
     name: str
@@ -38,7 +38,7 @@ def current() -> Execution:
 
 
 def is_experiment(root: Path) -> bool:
-    """Whether this execution is an experiment of DVC, or in a copy of the project that was made for one."""
+    """Whether this execution is an experiment of DVC, or runs in a copy of the project for one."""
     return "DVC_EXP_NAME" in os.environ or ".dvc" in (folder.name for folder in root.absolute().parents)
 
 
@@ -59,7 +59,7 @@ def _identity(process: psutil.Process) -> str:
 
 
 def process_tag() -> str:
-    """This process, so that a later one can tell whether it lives: host:number:start."""
+    """This process as host:number:start, by which `is_dead` finds whether it has ended."""
     return _identity(psutil.Process())
 
 
@@ -75,7 +75,7 @@ def is_dead(tag: str) -> bool:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """The commit checked out at `root` and whether tracked files differ from it; nothing outside a git repository."""
+    """The commit checked out at `root`, and whether tracked files differ from it; empty outside a git repository."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20)

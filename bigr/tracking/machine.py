@@ -1,4 +1,4 @@
-"""What the machine does while a stage runs: processors, memory, disk, network and GPUs, as MLflow's system metrics."""
+"""The machine's load while a stage runs (processors, memory, disk, network, GPUs), as MLflow's system metrics."""
 
 import logging
 import threading
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 log = logging.getLogger(__name__)
 
 _PATIENCE_S = 5
-"""Seconds that a measurement under way may still take, of a driver that hangs, say."""
+"""Seconds that `stop` waits for a measurement: a driver may hang."""
 
 
 class MachineMonitor:
-    """Measures on a thread of its own from its making to `stop`, and hands each measurement and its number to `report`.
+    """Measures on a separate thread until `stop`, and passes each measurement and its number to `report`.
 
-    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is the time between two, 10 seconds by default;
-    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false measures nothing.
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is the time between two measurements, 10 seconds by default;
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false switches them off.
     """
 
     def __init__(self, report: Callable[[Mapping[str, float], int], None]) -> None:
@@ -23,7 +23,7 @@ class MachineMonitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the measuring. A measurement under way is waited for, but not long: the stage has ended."""
+        """End the measuring. Waits five seconds at most for a measurement that has begun."""
         self._stopped.set()
         self._thread.join(_PATIENCE_S)
 
@@ -33,7 +33,7 @@ class MachineMonitor:
 
         if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
             return
-        machine, number = SystemMetricsMonitor(run_id=None), 0  # it measures; the tracker's mailbox delivers
+        machine, number = SystemMetricsMonitor(run_id=None), 0  # measures alone; the tracker's mailbox delivers
         try:
             while not self._stopped.wait(machine.sampling_interval):
                 machine.collect_metrics()
@@ -42,4 +42,4 @@ class MachineMonitor:
                     monitor.clear_metrics()
                 number += 1
         except Exception as error:  # a stage does not fail for it
-            log.warning("what the machine does could not be measured: %s", error)
+            log.warning("the load of the machine is not measured: %s", error)

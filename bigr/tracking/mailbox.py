@@ -1,8 +1,7 @@
-"""Deliveries made in order on a thread of their own, so that whoever posts them never waits.
+"""A queue of deliveries that a separate thread makes in order, so that the sender never waits.
 
-Points (of curves) are gathered and delivered together, about once a second. A delivery that fails is kept and tried
-again after a pause, and whatever was posted meanwhile waits its turn in a queue of bounded length and bytes; this is
-said once.
+Points (of curves) are collected and delivered together, about once a second. A delivery that fails is tried again after
+a pause; what is posted meanwhile stays in the queue, which is bounded in length and bytes. One warning is logged.
 """
 
 import logging
@@ -24,7 +23,11 @@ _CLOSE_S = 600.0
 
 
 class Mailbox:
-    """A queue of calls and of points. `name` is the receiver's, for messages; `deliver` receives gathered points."""
+    """A queue of calls and of points.
+
+    name: of the receiver, for messages; deliver: receives collected points; permanent: whether an error is final: the
+    delivery is not tried again.
+    """
 
     def __init__(self, name: str, deliver: Callable[[list[Any]], None], permanent: Callable[[Exception], bool]) -> None:
         self._name, self._deliver, self._permanent = name, deliver, permanent
@@ -36,11 +39,11 @@ class Mailbox:
         self._thread.start()
 
     def call(self, function: Callable[[], None], size: int = 0) -> None:
-        """Have `function`, which holds `size` bytes of memory, called after everything posted before."""
+        """Call `function`, which holds `size` bytes of memory, after everything posted before."""
         self._post(function, None, size)
 
     def point(self, value: Any) -> None:
-        """Have `value` delivered, together with its neighbours."""
+        """Deliver `value`, together with the points next to it in the queue."""
         self._post(None, value, 0)
 
     def _post(self, function: Callable[[], None] | None, value: Any, size: int) -> None:
@@ -49,7 +52,7 @@ class Mailbox:
             if full and not self._closing:
                 self._lost += 1
                 if not self._full:
-                    log.warning("%s: too much waits for it; what there is no room for is dropped", self._name)
+                    log.warning("%s: the queue of records is full; further ones are dropped", self._name)
                 self._full = True
                 return
             self._queue.append((function, value, size))
@@ -57,7 +60,7 @@ class Mailbox:
             self._changed.notify()
 
     def close(self, last: Callable[[], None]) -> None:
-        """Deliver what is left and `last`; where the receiver is out of reach, try once and give up."""
+        """Deliver what is left, then `last`; where the receiver cannot be reached, try once."""
         with self._changed:
             self._closing = True
             self._queue.append((last, None, 0))

@@ -1,8 +1,8 @@
-"""Who may use MLflow's server: whoever has the password, unless a page of another site makes the request.
+"""Access to MLflow's server: by password, and not for requests that a page of another site makes.
 
-`.credentials/mlflow.ini` names `authenticate` as MLflow's `authorization_function`. MLflow by itself trusts every page
-that comes from a loopback address, whichever its port: also one that another user of this machine serves. The browser
-would add the password that it remembers.
+`.credentials/mlflow.ini` names `authenticate` as MLflow's `authorization_function`. MLflow alone trusts every page of a
+loopback address, whatever its port: also one that another user of this machine serves. The browser would add the
+password that it has stored.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def authenticate() -> "Authorization | Response":
-    """The user and password of the request in hand; else the answer that refuses it, 401 or 403."""
+    """The user and password of the current request, or the response that refuses it: 401 or 403."""
     from flask import make_response, request
     from mlflow.server.auth import authenticate_request_basic_auth
 

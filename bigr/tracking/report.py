@@ -1,16 +1,15 @@
 """A stage's report (`bigr.runtime.context.Report`) that goes to MLflow."""
 
 import io
-import logging
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bigr.evaluation.headline import in_words
 from bigr.runtime.context import Report
-from bigr.runtime.masking import masked
+from bigr.runtime.dotted_keys import flatten
 from bigr.tracking import executions
 from bigr.tracking.machine import MachineMonitor
 from bigr.tracking.mailbox import Mailbox
@@ -19,12 +18,6 @@ from bigr.tracking.store import Store, permanent, read_tags, shown, tag_name
 if TYPE_CHECKING:
     from bigr.config import Settings
 
-log = logging.getLogger(__name__)
-
-_PICTURES_ON_PARENT = ("samples", "evaluation")
-_FIGURES_ON_PARENT = ("evaluation",)
-_CONTEXTS = dict.fromkeys(("tokenizer", "generator", "transcoder"), "training")
-"""What the stage reads its inputs for, in MLflow's words; that of another stage has its name."""
 _MADE_ON_THE_WAY = (("models",), ("outputs",))
 """Folders of what stages hand to each other: no input of the whole execution."""
 
@@ -38,17 +31,25 @@ class _Point(NamedTuple):
 
 
 class Tracker(Report):
-    """Records one execution of one stage, from its making to `finish`. No call waits, but for `finish`.
+    """Records one run of one stage, from its creation to `finish`. Only `finish` waits for MLflow.
 
-    root: the project folder; inputs: path → DVC hash of everything that the stage reads; about: what it does, in words.
+    root: the project folder; inputs: path → DVC hash of everything that the stage reads; about: what it does, in words;
+    shares: "metrics" and "pictures" where the parent run shows those too.
     """
 
     def __init__(
-        self, root: Path, stage: str, settings: "Settings", inputs: Mapping[str, str], about: str = ""
+        self,
+        root: Path,
+        stage: str,
+        settings: "Settings",
+        inputs: Mapping[str, str],
+        about: str = "",
+        shares: Collection[str] = (),
     ) -> None:
         self.root, self.stage = root, stage
-        self._settings, self._all_settings = settings, flatten(settings.model_dump())
-        self._inputs, self._about = dict(inputs), about
+        self._settings, self._inputs, self._about, self._shares = flatten(settings.model_dump()), inputs, about, shares
+        trains = hasattr(getattr(settings, stage, None), "trains")
+        self._purpose = "training" if trains else stage  # of the inputs, in MLflow's words
         self._results: dict[str, float] = {}
         self._last_step = self._last_time = 0
         self._store: Store
@@ -59,7 +60,7 @@ class Tracker(Report):
         self._machine = MachineMonitor(self._measured)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        # MLflow shows the point of the highest step, then the latest, then the largest: final figures go to the last
+        # MLflow shows the point of the highest step, then the latest, then the largest: final metrics go to the last
         # step, and no two reports have the same time.
         self._last_step = max(self._last_step, step or 0)
         self._last_time = max(self._last_time + 1, int(time.time() * 1000))
@@ -87,11 +88,6 @@ class Tracker(Report):
         for path in written:
             if Path(path).parts[0] == "models":
                 self._mail.call(lambda path=path: self._log_model(path))  # type: ignore[misc]
-        if self.stage == "evaluation" and (grid := self.root / "outputs" / "samples.png").is_file():
-            self.picture("samples", grid)
-        finished = self.stage == "evaluation" and status == "FINISHED" and "models/bigr" in self._inputs
-        if finished and not executions.is_experiment(self.root):
-            self._mail.call(lambda: self._register(written))
         self._mail.close(lambda: self._close(status, written))
 
     # What follows runs on the mailbox's thread.
@@ -100,7 +96,7 @@ class Tracker(Report):
         self._store = store = Store(self.root)
         execution = executions.current()
         about = executions.git_tags(self.root)
-        self._parent = store.parent(execution, self._all_settings, about)
+        self._parent = store.parent(execution, self._settings, about)
         store.bury(self.stage, self._parent)
         tags = {
             **about,
@@ -111,26 +107,25 @@ class Tracker(Report):
         }
         own = {
             key: value
-            for key, value in self._all_settings.items()
+            for key, value in self._settings.items()
             if key in ("seed", "run.precision") or key.startswith(f"{self.stage}.")
         }
         self._run = store.child(self._parent, self.stage, own, tags)
 
     def _log_inputs(self) -> None:
         self._store.code(self._run, self._inputs)
-        context = _CONTEXTS.get(self.stage, self.stage)
-        self._store.inputs(self._run, self._inputs, context)
+        self._store.inputs(self._run, self._inputs, self._purpose)
         data = {path: md5 for path, md5 in self._inputs.items() if Path(path).parts[:1] not in _MADE_ON_THE_WAY}
-        self._store.inputs(self._parent, data, context)
+        self._store.inputs(self._parent, data, self._purpose)
 
     def _log_points(self, points: list[_Point]) -> None:
         from mlflow.entities import Metric
 
         metrics = [Metric(p.key, p.value, p.timestamp, p.step) for p in points]
         self._store.client.log_batch(self._run, metrics=metrics)
-        # Step 0: MLflow charts a figure with a later step as a curve, and figures side by side are what one compares.
+        # Step 0: MLflow charts a metric with a later step as a curve, one of step 0 beside those of other executions.
         shown = [Metric(p.key, p.value, p.timestamp, 0) for p in points if p.final]
-        if shown and self.stage in _FIGURES_ON_PARENT:
+        if shown and "metrics" in self._shares:
             self._store.client.log_batch(self._parent, metrics=shown)
 
     def _log_picture(self, name: str, content: bytes) -> None:
@@ -138,7 +133,7 @@ class Tracker(Report):
             path = Path(folder) / name
             path.write_bytes(content)
             self._store.client.log_artifact(self._run, str(path), "pictures")
-            if self.stage in _PICTURES_ON_PARENT:  # in no folder: MLflow's page of compared runs shows no folders
+            if "pictures" in self._shares:  # in no folder: MLflow's page of compared runs shows no folders
                 self._store.client.log_artifact(self._parent, str(path))
 
     def _log_frame(self, name: str, content: bytes, step: int) -> None:
@@ -150,32 +145,12 @@ class Tracker(Report):
     def _log_model(self, path: str) -> None:
         self._store.client.log_artifacts(self._run, str(self.root / path), path)
 
-    def _register(self, written: Mapping[str, str]) -> None:
-        """Make the finished pipeline's model a version in the registry; `bigr promote` makes up for a failure."""
-        from bigr.tracking.registry.versions import Candidate, Registry
-
-        candidate = Candidate(self.root, self._settings, {**self._inputs, **written})
-        try:
-            Registry(self._store).register(candidate, self._parent)
-        except Exception as error:
-            log.warning(
-                "the model could not be registered, which `bigr promote` will try again: %s", masked(str(error))
-            )
-
     def _close(self, status: str, written: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         tags = [RunTag(f"dvc.out.{path}", md5) for path, md5 in written.items()]
         self._store.client.log_batch(self._run, tags=tags)
-        if status == "FINISHED" and self.stage in _FIGURES_ON_PARENT and (words := in_words(self._results)):
+        if status == "FINISHED" and "metrics" in self._shares and (words := in_words(self._results)):
             self._store.client.set_tag(self._parent, "mlflow.note.content", f"The pipeline, to its end: {words}.")
         self._store.client.set_terminated(self._run, status)
         self._store.client.set_terminated(self._parent, status)
-
-
-def flatten(values: Mapping[str, Any], above: Iterable[str] = ()) -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, (*above, key)) if isinstance(value, Mapping) else {".".join((*above, key)): value}
-    return flat

@@ -1,4 +1,4 @@
-"""The store: where it is, the experiment, and the runs in it. Nothing here is imported before a stage runs."""
+"""MLflow's store: its address, the experiment, and the runs in it."""
 
 import contextlib
 import getpass
@@ -31,7 +31,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-"""MLflow's environment, where the user has not set it: no telemetry, no noise, and no long waits for a dead server."""
+"""MLflow's environment where the user has not set it: no telemetry, few messages, short timeouts."""
 
 CODE = "code.json"
 """A stage run's artifact: path → DVC hash of the code that it ran with."""
@@ -53,12 +53,12 @@ _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "
 
 
 def home(root: Path) -> Path:
-    """The project folder that records belong to: `root`, or where DVC made `root` for an experiment, its project."""
+    """The project folder that records belong to: `root`, or its project where DVC made `root` for an experiment."""
     return next((folder.parent for folder in root.absolute().parents if folder.name == ".dvc"), root.absolute())
 
 
 def location(root: Path) -> str:
-    """The tracking URI in force; a database named relatively is one of the project's, wherever the stage runs."""
+    """The tracking URI. A relative path of a database is below the project folder, wherever the stage runs."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
     return f"{_SQLITE}{home(root) / uri.removeprefix(_SQLITE)}" if uri.startswith(_SQLITE) else uri
 
@@ -70,7 +70,7 @@ def shown(root: Path) -> str:
 
 @contextlib.contextmanager
 def asking(root: Path) -> Iterator[None]:
-    """Ask MLflow inside; where it is out of reach, or its database is none, raise one `BigrError` that says so."""
+    """Raise `BigrError` where a call of MLflow in the block fails: no server, or not a database of MLflow."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -100,7 +100,7 @@ def _code(hashes: Mapping[str, str]) -> dict[str, str]:
 
 
 def tag_name(text: str) -> str:
-    """`text` with what MLflow does not allow in a name replaced."""
+    """`text` with the characters that MLflow does not allow in a name replaced by _."""
     return re.sub(r"[^\w\-./ :]", "_", text)
 
 
@@ -112,12 +112,15 @@ def _user() -> str:
 
 
 def permanent(error: Exception) -> bool:
-    """Whether MLflow refused a call for good, so that repeating it is useless."""
+    """Whether MLflow refuses a call for good, so that it need not be repeated."""
     return getattr(error, "error_code", None) in _FINAL
 
 
 class Store:
-    """The experiment in the store. Creating it connects, and creates what is missing; failures are MLflow's own."""
+    """The experiment in the store. The constructor connects, and creates the experiment where missing.
+
+    Methods raise MLflow's own exceptions.
+    """
 
     def __init__(self, root: Path) -> None:
         for name, value in DEFAULTS.items():
@@ -151,7 +154,7 @@ class Store:
         return list(self.client.search_runs([self.experiment], condition, order_by=["attributes.start_time DESC"]))
 
     def parent(self, execution: executions.Execution, settings: dict[str, Any], tags: dict[str, str]) -> str:
-        """The parent run of `execution`, running again or created: its id."""
+        """The id of the parent run of `execution`, which is created or set to running again."""
         found = self.runs(bigr__execution=execution.id, bigr__kind="pipeline")
         if found:
             self.client.update_run(found[0].info.run_id, status="RUNNING")
@@ -164,19 +167,19 @@ class Store:
         return run
 
     def create(self, name: str, tags: Mapping[str, str]) -> str:
-        """A new run of the user who asks for it: its id."""
+        """Create a run of this user: its id."""
         about = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **{k: v for k, v in tags.items() if v}}
         return str(self.client.create_run(self.experiment, run_name=name, tags=about).info.run_id)
 
     def child(self, parent: str, stage: str, settings: dict[str, Any], tags: dict[str, str]) -> str:
-        """A new run of `stage` under `parent`: its id."""
+        """Create a run of `stage` under `parent`: its id."""
         own = {"mlflow.parentRunId": parent, "bigr.stage": stage, "bigr.kind": "stage"}
         run = self.create(stage, {**tags, **own})
         self.params(run, settings)
         return run
 
     def code(self, run: str, hashes: Mapping[str, str]) -> None:
-        """Keep the code among what a run read, path → DVC hash, as one file of it."""
+        """Store the code among `hashes`, path → DVC hash of what a run read, as its file code.json."""
         if code := _code(hashes):
             self.client.log_dict(run, code, CODE)
 
@@ -189,8 +192,10 @@ class Store:
             self.client.log_batch(run, params=params[start : start + 100])
 
     def inputs(self, run: str, hashes: Mapping[str, str], context: str) -> None:
-        """Record what a run read, path → DVC hash, as MLflow's datasets: its page shows them, and runs are filtered by
-        `dataset.name`, `dataset.digest` and `dataset.context`. Code is left out. What was recorded before stays.
+        """Record the data among `hashes`, path → DVC hash of what a run read, as MLflow's datasets.
+
+        The page of the run shows them, and runs are filtered by `dataset.name`, `dataset.digest` and `dataset.context`.
+        Datasets that were recorded before stay.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -204,7 +209,7 @@ class Store:
             self.client.log_inputs(run, datasets=[DatasetInput(dataset, tags) for dataset in read])
 
     def bury(self, stage: str, parent: str) -> None:
-        """Mark as killed the runs of `stage` whose process died without a word, and their executions but `parent`."""
+        """Mark as killed the runs of `stage` whose process has ended unrecorded, and their executions but `parent`."""
         for run in self.search(f"attributes.status = 'RUNNING' and tags.`bigr.stage` = '{stage}'"):
             if executions.is_dead(run.data.tags.get("bigr.process", "::")):
                 self.client.set_terminated(run.info.run_id, "KILLED")

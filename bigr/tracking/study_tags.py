@@ -1,4 +1,4 @@
-"""Many executions as one study: tags by which a single filter of MLflow's run table selects them."""
+"""Tags of the executions of a study, by which one filter of MLflow's run table selects them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +7,12 @@ from bigr.tracking.store import Store
 
 
 def prepare(project: Path) -> None:
-    """Make the store before several executions at once would."""
+    """Create the store, before several executions at once do."""
     Store(project)
 
 
-def mark(project: Path, execution: str, tags: Mapping[str, str], figures: Mapping[str, float]) -> bool:
-    """Give the parent run of an execution tags and figures; False where there is no such run."""
+def mark(project: Path, execution: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> bool:
+    """Add tags and metrics to the parent run of an execution; False where there is no such run."""
     store = Store(project)
     found = store.runs(bigr__execution=execution, bigr__kind="pipeline")
     if not found:
@@ -20,6 +20,6 @@ def mark(project: Path, execution: str, tags: Mapping[str, str], figures: Mappin
     run = found[0].info.run_id
     for name, value in tags.items():
         store.client.set_tag(run, name, value)
-    for name, figure in figures.items():
-        store.client.log_metric(run, name, figure)
+    for name, metric in metrics.items():
+        store.client.log_metric(run, name, metric)
     return True

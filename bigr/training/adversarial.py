@@ -1,6 +1,6 @@
 """The tokenizer's adversarial loss (docs/method.md, section 1): hinge losses, their adaptive weight, DiffAugment.
 
-Functions of tensors; the networks are `models/discriminator.py` and the tokenizer, the step is the tokenizer stage's.
+Functions of tensors; `bigr.training.autoencoding` applies them.
 """
 
 import torch
@@ -12,20 +12,23 @@ TRANSLATION = 0.125
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of logits of any shape: ½·mean(max(0, 1 − real)) + ½·mean(max(0, 1 + fake)), a scalar."""
+    """Hinge loss of the discriminator, a scalar: ½·mean(max(0, 1 − real)) + ½·mean(max(0, 1 + fake)).
+
+    real, fake: its logits, of any shape.
+    """
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """−mean(fake), a scalar: what the decoder lowers to be taken for real."""
+    """The decoder's adversarial loss, a scalar: −mean(fake), of the discriminator's logits, of any shape."""
     return -fake.mean()
 
 
 def adaptive_weight(nll: Tensor, gan: Tensor, last_weight: Tensor) -> Tensor:
-    """λ = ‖∇nll‖/(‖∇gan‖ + 1e-4) at the decoder's last convolution, clamped to [0, 1]; a scalar without gradient.
+    """λ = ‖∇nll‖/(‖∇gan‖ + 1e-4) at the decoder's last convolution, in [0, 1]; a scalar without gradient (VQGAN).
 
-    It keeps the adversarial gradient no larger than the reconstruction's. `nll` and `gan` are scalars whose graphs
-    reach `last_weight`; both graphs are kept. Backward passes belong outside autocast, this one too.
+    It keeps the adversarial gradient no larger than that of the reconstruction. nll, gan: scalars that depend on
+    `last_weight`; their graphs are kept. The backward passes run outside autocast.
     """
     with torch.autocast(last_weight.device.type, enabled=False):
         nll_gradient, gan_gradient = (torch.autograd.grad(l, last_weight, retain_graph=True)[0] for l in (nll, gan))
@@ -33,10 +36,9 @@ def adaptive_weight(nll: Tensor, gan: Tensor, last_weight: Tensor) -> Tensor:
 
 
 def diff_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """DiffAugment (Zhao et al., 2020), policies color and translation: differentiable, each image its own draws.
+    """DiffAugment (Zhao et al., 2020), policies color and translation, differentiable; draws of its own for each image.
 
-    images: [B,3,H,W]; the result has the same shape, zeros where an image was shifted away, and may leave [0, 1].
-    Draws are made on the generator's device, the same number whatever the images.
+    images: [B,3,H,W] in [0, 1]. Returns the same shape, zero where an image was shifted away, not bounded to [0, 1].
     """
     draws = torch.rand((3, len(images), 1, 1, 1), generator=generator, device=generator.device)
     brightness, saturation, contrast = draws.to(images)
@@ -51,7 +53,7 @@ def _scale_about(images: Tensor, centre: Tensor, factor: Tensor) -> Tensor:
 
 
 def _translate(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image by a whole number of pixels, up to ⌊side·TRANSLATION + ½⌋ each way."""
+    """Shift each image by a whole number of pixels, up to ⌊side·TRANSLATION + ½⌋ in each direction."""
     for dim in (2, 3):
         side = images.shape[dim]
         reach = int(side * TRANSLATION + 0.5)
@@ -60,6 +62,6 @@ def _translate(images: Tensor, generator: torch.Generator) -> Tensor:
         shape = [len(images), 1, 1, 1]
         shape[dim] = side
         padded = F.pad(images, (0, 0, reach, reach) if dim == 2 else (reach, reach))
-        # No index occurs twice, so that the gradient is a plain copy and repeatable on every device.
+        # No index occurs twice, so that the gradient is a copy, which is deterministic on every device.
         images = padded.gather(dim, index.view(shape).expand_as(images))
     return images

@@ -1,7 +1,7 @@
-"""What the tokenizer is trained on: L1 + LPIPS + λ·hinge-GAN + the quantizer's penalties (docs/method.md, section 1).
+"""The tokenizer's loss: L1 + LPIPS + λ·hinge-GAN + the quantizer's penalties (docs/method.md, section 1).
 
-The weights of the terms are settings; a term of weight 0 costs nothing. The discriminator is a second trained module of
-the same loop, and sees the reconstructions of the step that the tokenizer has just made.
+The weights of the terms are settings; a term of weight 0 is not computed. The discriminator is a second trained module
+of the same loop; it is trained on the reconstructions that the tokenizer made in the same step.
 """
 
 from typing import TYPE_CHECKING
@@ -22,7 +22,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Autoencoding:
-    """The two losses of a batch (images float [B, 3, H, W] in [0, 1], labels): tokenizer's, discriminator's."""
+    """The losses of the tokenizer and of the discriminator, of a batch (images float [B, 3, H, W] in [0, 1], labels).
+
+    perceptual: LPIPS; discriminator: [B, 3, H, W] → logits; each None where its term has weight 0.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class Autoencoding:
         self._restored: Tensor | None = None
 
     def tokenizer_loss(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Named scalars of one batch; step counts from 0."""
+        """The terms by name, scalars, and their weighted sum "loss"; step: from 0."""
         images, section = batch[0], self.section
         restored, logits = self._autoencode(images, self._generator("bits", step, images))
         losses = {"l1": F.l1_loss(restored, images)}
@@ -60,7 +63,7 @@ class Autoencoding:
         return {"loss": loss, **losses}
 
     def discriminator_loss(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
-        """The discriminator's hinge loss on the batch and its last reconstructions; None before `gan_start`."""
+        """The hinge loss {"loss": scalar} of the batch and its reconstructions; None before `gan_start`."""
         if not self._adversarial(step) or self._discriminate is None or self._restored is None:
             return None
         real = self._discriminate(self._augment(batch[0], "real", step))

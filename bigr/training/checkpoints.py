@@ -1,8 +1,8 @@
-"""What a killed training needs to continue with the same weights, bit for bit: one safetensors file a stage.
+"""Checkpoints: a killed training resumes with the same weights, bit for bit. One safetensors file for each stage.
 
-The file is replaced atomically, so that a kill at any moment leaves a whole one. It is taken up again only under the
-fingerprint (code, settings, inputs) that it was written under. Of several processes the first one alone writes, reads
-and decides; the others get everything from it, so that they need neither the file nor a folder that all share.
+The file is replaced atomically. It is resumed only under the fingerprint (code, settings, inputs) that it was written
+under. Of several processes only the first reads and writes it and sends the state to the others, so that they need no
+shared folder.
 """
 
 import json
@@ -22,11 +22,11 @@ from bigr.runtime.files import write_tensors
 log = logging.getLogger(__name__)
 
 States = dict[int, dict[str, Tensor]]
-"""An optimiser's: by the number of the parameter, and by name."""
+"""The state of an optimiser: index of the parameter → name → tensor."""
 
 
 class Checkpoint:
-    """The checkpoint of one stage, in `folder`; modules and optimisers are named."""
+    """The checkpoint of one stage, in `folder`. fingerprint: of the code, the settings and the inputs."""
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.path = folder / "checkpoint.safetensors"
@@ -38,24 +38,22 @@ class Checkpoint:
         optimisers: Mapping[str, torch.optim.Optimizer],
         progress: Mapping[str, Any],
     ) -> None:
-        """Write the state of modules and optimisers, and `progress` (JSON values, among them the steps done)."""
+        """Write the states of modules and optimisers, by name, and `progress`: JSON values, such as the steps done."""
         tensors: dict[str, Tensor] = {}
         for name, module in modules.items():
             tensors |= {f"module/{name}/{key}": t for key, t in module.state_dict().items()}
         for name, optimiser in optimisers.items():
             for index, state in _states(optimiser).items():
                 tensors |= {f"optimiser/{name}/{index}/{key}": t for key, t in state.items()}
-        # safetensors refuses tensors that share memory; clones are cheap beside the write.
-        tensors = {key: t.detach().cpu().clone() for key, t in tensors.items()}
         write_tensors(self.path, tensors, {"fingerprint": self.fingerprint, "progress": json.dumps(dict(progress))})
 
     def resume(
         self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
     ) -> dict[str, Any] | None:
-        """Load what was saved into modules and optimisers, return `progress`; None where there is nothing to resume.
+        """Load the saved states into modules and optimisers; return `progress`, or None if there is none to resume.
 
-        To be called by all processes together, whose modules and optimisers are then those of the first. Raises
-        `BigrError` in all of them where they were started on different code, settings or inputs.
+        All processes must call it; their modules and optimisers are then those of the first. Raises `BigrError` in all
+        of them if they were started with different code, settings or inputs.
         """
         self._check_alike()
         progress = self._load(modules, optimisers) if is_main() else None
@@ -72,8 +70,8 @@ class Checkpoint:
         for number, fingerprint in enumerate(fingerprints):
             if fingerprint != fingerprints[0]:
                 raise BigrError(
-                    f"process {number} was started on other code, settings or inputs than process 0; bring the "
-                    "project's folder on its machine to the same state"
+                    f"process {number} has other code, settings or inputs than process 0; bring the project's folder "
+                    "on its machine to the same state"
                 )
 
     def _load(
@@ -85,12 +83,12 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 header = file.metadata()
                 if header["fingerprint"] != self.fingerprint:
-                    log.info("the checkpoint in %s is of other code, settings or inputs: starting afresh", self.path)
+                    log.info("the checkpoint %s is of other code, settings or inputs: starting from step 0", self.path)
                     return None
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             progress: dict[str, Any] = json.loads(header["progress"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("the checkpoint %s cannot be read (%s): starting afresh", self.path, error)
+            log.warning("the checkpoint %s cannot be read (%s): starting from step 0", self.path, error)
             return None
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{name}/"))
@@ -103,7 +101,7 @@ class Checkpoint:
         return progress
 
     def remove(self) -> None:
-        """Forget the checkpoint: the stage is done."""
+        """Delete the checkpoint."""
         self.path.unlink(missing_ok=True)
 
 

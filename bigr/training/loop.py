@@ -1,13 +1,12 @@
-"""The one training loop: every trained stage runs it, in one process or in many.
+"""The training loop of every trained stage, in one process or in several.
 
-A stage brings trained modules (each with its optimiser and its loss), a stream of batches, and a validation. The first
-one's EMA is what is validated and returned. Every draw is derived from the seed and the step, so that a run that
-was killed continues with the same weights, bit for bit. Losses stay on the device until they are looked at.
+A stage passes trained modules (each with its optimiser and its loss), a stream of batches, and a validation. The EMA of
+the first module is validated and returned. Every draw is derived from the seed and the step, so that a killed run
+resumes with the same weights, bit for bit. Losses stay on the device until they are read.
 """
 
-import csv
-import io
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bigr.runtime.context import Context
-from bigr.runtime.device import autocast
 from bigr.runtime.distributed import barrier, is_main, rank, world
 from bigr.runtime.errors import BigrError
-from bigr.runtime.files import write_bytes
+from bigr.runtime.files import write_csv
+from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.training.checkpoints import Checkpoint
@@ -32,16 +31,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
-VALIDATION_IMAGES = 512  # at most, behind a point of the curves; the stage evaluation uses every image
-READ_BACK_EVERY = 20  # steps between two looks at the losses of a device that computes ahead
+VALIDATION_IMAGES = 512
+"""The most images that a validation during training uses."""
+READ_BACK_EVERY = 20
+"""Steps between two reads of the losses on a device that computes asynchronously."""
 
 
 @dataclass(frozen=True)
 class TrainedModule(Generic[Batch]):
-    """One module that learns.
+    """A module, its optimiser and its loss.
 
-    loss: batch and step (from 0) → named scalars; "loss" is the one that is minimised. None: nothing to learn in this
-    step (a discriminator before its first).
+    loss: batch and step (from 0) → scalars by name, of which "loss" is minimised; None skips the module in this step.
     """
 
     name: str
@@ -52,7 +52,10 @@ class TrainedModule(Generic[Batch]):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Which run this is: the stage's name and settings, and those of the whole run."""
+    """The stage's name and settings, and those of the run.
+
+    width: channels or features of the widest layers; decides whether bfloat16 pays.
+    """
 
     stage: str
     settings: "TrainingSettings"
@@ -60,7 +63,6 @@ class TrainingPlan:
     seed: int
     device: torch.device
     width: int
-    """Channels or features of the widest layers: decides whether bfloat16 pays."""
 
 
 def train(
@@ -72,36 +74,30 @@ def train(
     describe: Callable[[int], str] = lambda step: "",
     first_row: Mapping[str, float] | None = None,
 ) -> nn.Module:
-    """Train, and return the EMA of the first trained module, on its device, in eval mode.
+    """Train, and return the EMA of the first trained module, on its device, in evaluation mode.
 
-    batches: the stream from a given step on; validate: the average and the steps done → named figures, called every
-    `validate_every` steps and at the end, on the first process only; describe: names the batch of a step, for errors;
-    first_row: figures from before the training, the curves' row of step 0.
-    Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reported are the curves' rows as they
-    are in that file (means since the row before as `train_<name>`, the validation's figures), and now and then one
-    step's losses, by their own names.
-    Raises `BigrError` with the step and the batch where a loss is not finite.
+    batches: step → the stream from that step on; validate: the EMA and the steps done → metrics by name, called every
+    `validate_every` steps and at the end, on the first process only; describe: step → words that name its batch, for
+    errors; first_row: metrics from before the training, the curves' row of step 0.
+    Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reports the rows of that file (mean
+    losses since the last row as `train_<name>`, and the validation's metrics) and, every `READ_BACK_EVERY` steps, the
+    losses of one step. Raises `BigrError` that names step and batch if a loss is not finite.
     """
     settings = plan.settings
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
         # Not `warn_only`: attention would then take its kernels that add in any order.
         torch.use_deterministic_algorithms(True)
-    average = EMA(trained_modules[0].module, settings.ema_decay)
-    modules = {trained_module.name: trained_module.module for trained_module in trained_modules} | {
-        "average": average.module
-    }
-    optimisers = {trained_module.name: trained_module.optimiser for trained_module in trained_modules}
+    ema = EMA(trained_modules[0].module, settings.ema_decay)
+    modules = {each.name: each.module for each in trained_modules} | {"average": ema.module}
+    optimisers = {each.name: each.optimiser for each in trained_modules}
     checkpoint = _checkpoint(plan, context)
-    progress = checkpoint.resume(modules, optimisers) or {
-        "step": 0,
-        "rows": [first_row] if first_row else [],
-        "losses": [],
-    }
+    nothing_done: dict[str, Any] = {"step": 0, "rows": [first_row] if first_row else [], "losses": []}
+    progress = checkpoint.resume(modules, optimisers) or nothing_done
     start, rows = progress["step"], progress["rows"]
     losses = Losses(progress["losses"], start, describe)
     if start:
         log.info("%s: continuing from step %d of %d", plan.stage, start, settings.steps)
-    for row in rows if is_main() else []:  # this execution's record shows the whole curve
+    for row in rows if is_main() else []:  # so that this run's record shows the whole curve
         _report(row, context)
     read_back = 1 if plan.device.type == "cpu" else READ_BACK_EVERY
     stream = batches(start)
@@ -110,11 +106,11 @@ def train(
             batch = next(stream)
             torch.manual_seed(derive_seed(plan.seed, plan.stage, "dropout", step, rank()))
             rate = learning_rate(settings, step)
-            found: dict[str, Tensor] = {}
+            step_losses: dict[str, Tensor] = {}
             for trained_module in trained_modules:
-                found |= _update(plan, trained_module, batch, step, rate)
-            average.update(trained_modules[0].module)
-            losses.add(found)
+                step_losses |= _update(plan, trained_module, batch, step, rate)
+            ema.update(trained_modules[0].module)
+            losses.add(step_losses)
 
             done = step + 1
             note = ""
@@ -126,7 +122,7 @@ def train(
             if done % settings.validate_every == 0 or done == settings.steps:
                 losses.read()
                 if is_main():
-                    rows.append({"step": done, **losses.mean(), **validate(average.module, done)})
+                    rows.append({"step": done, **losses.mean(), **validate(ema.module, done)})
                     _check_finite(rows[-1], done, describe)
                     _report(rows[-1], context)
                 losses.clear()
@@ -139,7 +135,7 @@ def train(
             bar.advance(note=note)
     if is_main():
         write_curves(context.root / "outputs" / "curves" / f"{plan.stage}.csv", rows)
-    return average.module
+    return ema.module
 
 
 def _report(row: Mapping[str, Any], context: Context) -> None:
@@ -148,13 +144,13 @@ def _report(row: Mapping[str, Any], context: Context) -> None:
 
 
 def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
-    """Remove the checkpoint of a stage whose outputs are written."""
+    """Delete the checkpoint of a stage whose outputs are written."""
     if is_main():
         _checkpoint(plan, context).remove()
 
 
 def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
-    # Draws are derived from the process's number, and kinds of devices round differently: both belong to the run.
+    # Draws are derived from the process's number, and kinds of devices round differently.
     fingerprint = f"{context.fingerprint} on {world()} × {plan.device.type}"
     return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint)
 
@@ -178,20 +174,23 @@ def _update(
 
 
 class Losses:
-    """The losses since the last row of the curves: on the device until `read`, which checks that they are finite."""
+    """The losses of each step since the last row of the curves, on the device until `read`.
+
+    window: losses that are on the host, one dict a step; step: the steps done; describe: as in `train`.
+    """
 
     def __init__(self, window: list[dict[str, float]], step: int, describe: Callable[[int], str]) -> None:
         self.window, self._step, self._describe = window, step, describe
         self._waiting: list[dict[str, Tensor]] = []
 
     def add(self, losses: dict[str, Tensor]) -> None:
-        """Take one step's named scalars."""
+        """Add the losses of one step, scalars by name."""
         self._waiting.append(losses)
 
     def read(self) -> dict[str, float]:
-        """Bring the waiting losses to the host in one transfer; returns the last step's.
+        """Copy all losses to the host in one transfer; return those of the last step.
 
-        Raises `BigrError` naming the first step with a loss that is not finite.
+        Raises `BigrError` that names the first step with a loss that is not finite.
         """
         if self._waiting:
             values = iter(torch.stack([v.float() for losses in self._waiting for v in losses.values()]).tolist())
@@ -204,44 +203,41 @@ class Losses:
         return self.window[-1] if self.window else {"loss": float("nan")}
 
     def mean(self) -> dict[str, float]:
-        """The mean of each loss over the window, as `train_<name>`: the names alone are those of one step's losses."""
+        """The mean of each loss over the window, as `train_<name>`."""
         names = dict.fromkeys(name for row in self.window for name in row)
         return {f"train_{n}": sum(v) / len(v) for n in names if (v := [row[n] for row in self.window if n in row])}
 
     def clear(self) -> None:
-        """Begin a new window."""
+        """Start a new window."""
         self.window.clear()
 
 
-def _check_finite(figures: Mapping[str, float], step: int, describe: Callable[[int], str]) -> None:
-    for name, value in figures.items():
-        if not abs(value) < float("inf"):
+def _check_finite(values: Mapping[str, float], step: int, describe: Callable[[int], str]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
             raise BigrError(
                 f"{name} is {value} at step {step} {describe(step - 1)}".rstrip()
                 + "; lower learning_rate or grad_clip, or set run.precision to float32"
             )
 
 
-def write_untrained(stage: str, figures: Mapping[str, float], context: Context) -> None:
-    """Write and report the figures of a model that was not trained: outputs/curves/<stage>.csv with one row, step 0."""
-    write_curves(context.root / "outputs" / "curves" / f"{stage}.csv", [{"step": 0, **figures}])
-    context.report.metrics(figures)
+def write_untrained(stage: str, metrics: Mapping[str, float], context: Context) -> None:
+    """Write and report the metrics of a model that was not trained, as row 0 of outputs/curves/<stage>.csv."""
+    write_curves(context.root / "outputs" / "curves" / f"{stage}.csv", [{"step": 0, **metrics}])
+    context.report.metrics(metrics)
 
 
 def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows (with a column "step") as CSV, atomically; what a row lacks is nan: plots draw an empty cell as 0.
+    """Write rows, each with a "step", as CSV; a value that a row lacks is nan, since plots draw an empty cell as 0.
 
-    There is a column "train_loss" even where nothing was trained: the plots of dvc.yaml ask for it.
+    There is always a column "train_loss", which the plots of dvc.yaml name.
     """
     names = list(dict.fromkeys(["step", "train_loss", *(name for row in rows for name in row)]))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="nan", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()} for row in rows)
-    write_bytes(path, text.getvalue().encode())
+    values = ([row.get(name, math.nan) for name in names] for row in rows)
+    write_csv(path, names, ([v if isinstance(v, int) else f"{v:.6g}" for v in row] for row in values))
 
 
 def check_batch_size(stage: str, batch_size: int) -> None:
-    """Raise `BigrError` where a global batch cannot be dealt out evenly to the processes."""
+    """Raise `BigrError` if a global batch cannot be divided evenly among the processes."""
     if batch_size % world():
-        raise BigrError(f"{stage}.batch_size is {batch_size}; allowed: a multiple of the {world()} processes")
+        raise BigrError(f"{stage}.batch_size must be a multiple of the {world()} processes, got {batch_size}")

@@ -1,4 +1,4 @@
-"""AdamW, its schedule, and the moving average of weights (docs/method.md, section 6)."""
+"""AdamW, its learning-rate schedule, and the EMA of the weights (docs/method.md, section 6)."""
 
 import copy
 import math
@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from bigr.config import TrainingSettings
 
 
 def adamw(module: nn.Module, settings: "TrainingSettings", undecayed: tuple[str, ...] = ()) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; no decay on vectors, biases, or names that start with one of `undecayed`."""
+    """AdamW over the trainable parameters; no decay of vectors, biases, and names that begin with `undecayed`."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            # A vector has one side longer than 1: `mask_tok` [1, D] and `ada_gss` [1, 1, 6, D] are counted by matrices.
+            # A vector has at most one side longer than 1, so that `ada_gss` [1, 1, 6, D] is a matrix.
             vector = sum(size > 1 for size in parameter.shape) < 2 or name.startswith(undecayed)
             (plain if vector else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -30,7 +31,7 @@ def adamw(module: nn.Module, settings: "TrainingSettings", undecayed: tuple[str,
 
 
 def learning_rate(settings: "TrainingSettings", step: int) -> float:
-    """The rate of a step counted from 0: a linear warm-up, then constant, or a cosine down to zero at the last step."""
+    """The learning rate of a step, from 0: a linear warm-up, then constant, or a cosine to zero after the last step."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -40,15 +41,18 @@ def learning_rate(settings: "TrainingSettings", step: int) -> float:
 
 
 class EMA:
-    """The exponential moving average of a module's parameters; buffers are copied."""
+    """The exponential moving average of a module's parameters; buffers are copied.
+
+    module: the average, in evaluation mode, without gradients; decay: in [0, 1].
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
+        self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
-        """Move towards `source`, the module that this average was made from."""
-        torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in source.parameters()], 1 - self.decay)
+        """average ← decay·average + (1 − decay)·`source`, the module that the average was copied from."""
+        self._average(list(self.module.parameters()), [p.detach() for p in source.parameters()], None)
         for ours, theirs in zip(self.module.buffers(), source.buffers(), strict=True):
             ours.copy_(theirs)

@@ -1,9 +1,7 @@
-"""The offline classifier: a small CNN that measures images where Inception's weights are not at hand.
+"""The offline classifier: a small CNN for metrics without Inception's weights (docs/method.md, section 5).
 
-It is an instrument, so it is the same for every model that it measures: trained on the training split alone, under a
-seed of its own that the project's `seed` does not touch. Two runs that differ in `seed` only have comparable
-distances. Its distances are reported as `fd_classifier` and `kd_classifier`, and are not to be compared with FID and
-KID over Inception. Knows no files.
+It is part of the evaluation protocol: trained on the training split alone, with `EVALUATION_SEED`, so that it is the
+same for every model. Its distances, `fd_classifier` and `kd_classifier`, do not compare with FID and KID of Inception.
 """
 
 import math
@@ -11,21 +9,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bigr.data.image_batches import ImageBatches
+from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed, generator
 from bigr.runtime.transfer import to_device
 
-INSTRUMENT_SEED = 20240914
-"""Seeds everything random in the evaluation: the same for every run, so that figures of different runs compare."""
+if TYPE_CHECKING:
+    from bigr.config import EvaluationSettings
 
-_SMALLEST = 4  # pixels along one side of the last feature map
-_WARMUP = 0.1  # share of the steps in which the learning rate rises
+_SMALLEST = 4  # pixels of one side of the last feature map
+_WARMUP = 0.1  # share of the steps during which the learning rate rises
 _WEIGHT_DECAY = 1e-2
 
 
@@ -34,7 +35,7 @@ class ClassifierConfig:
     """A classifier's shape.
 
     image_size: pixels of one side, at least 8; classes: C; channels: width after the first halving, doubled from the
-    second on; features: F, the width of the layer that distances are measured in.
+    second on; features: F, the width of the layer that distances use.
     """
 
     image_size: int
@@ -44,7 +45,7 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """Strided convolutions down to about 4×4, one layer of F features over all of that, one linear layer."""
+    """Strided convolutions down to about 4×4, a fully connected layer of F features, a linear layer of C logits."""
 
     kind: ClassVar[str] = "classifier"
     config_class: ClassVar[type[ClassifierConfig]] = ClassifierConfig
@@ -61,7 +62,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(config.features, config.classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] → the layer before the last, [B, F], not negative."""
+        """Images [B, 3, H, W] in [0, 1] → the features before the last layer, [B, F], not negative."""
         return self.neck(self.trunk(images * 2 - 1).flatten(1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -72,8 +73,24 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, 3, H, W] → the likeliest class of each, int64 [B] on the CPU."""
+        """Images uint8 [B, 3, H, W] → the most probable class of each, int64 [B] on the CPU."""
         return self.logits(images.to(self.head.weight.device).float() / 255).argmax(1).cpu()
+
+
+def train_on_shards(section: "EvaluationSettings", shards: Path, workers: int, device: torch.device) -> Classifier:
+    """The classifier of the settings `evaluation`, trained on the training split of the folder `shards`."""
+    seed = derive_seed(EVALUATION_SEED, "classifier", "order")
+    stream = ImageBatches(
+        shards, "train", section.classifier_batch_size, seed=seed, horizontal_flip=False, workers=workers
+    )
+    index, width, features = stream.index, section.classifier_channels, section.classifier_features
+    return train_classifier(
+        stream.from_step(0),
+        ClassifierConfig(index.image_size, len(index.classes), width, features),
+        steps=section.classifier_steps,
+        learning_rate=section.classifier_learning_rate,
+        device=device,
+    )
 
 
 def train_classifier(
@@ -84,22 +101,22 @@ def train_classifier(
     learning_rate: float,
     device: torch.device,
 ) -> Classifier:
-    """Train a `Classifier` for `steps` batches (float images [B, 3, H, W] in [0, 1], labels [B]); in evaluation mode.
+    """Train a `Classifier` on `steps` batches; returned in evaluation mode, without gradients.
 
-    Images are shifted by up to an eighth of their size, so that the features do not hang on the place of a stroke.
-    AdamW, one-cycle learning rate, float32. The same batches give the same classifier on the same machine, on a CPU
-    however many threads it may use: sums in another order would end in another instrument, whose distances differ.
+    batches: float images [B, 3, H, W] in [0, 1] and labels int64 [B]; learning_rate: the highest of a one-cycle
+    schedule. AdamW, float32; images are shifted by up to an eighth of their size, so that features do not depend on
+    exact places. One thread: on the same machine the same batches give the same classifier, bit for bit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(INSTRUMENT_SEED, "classifier", "init"))
+        torch.manual_seed(derive_seed(EVALUATION_SEED, "classifier", "init"))
         model = Classifier(config)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
-    warmup = 2 * _WARMUP if _WARMUP * steps == 1 else _WARMUP  # torch divides by one step less than the warm-up has
+    warmup = 2 * _WARMUP if _WARMUP * steps == 1 else _WARMUP  # torch divides by the warm-up's steps less one
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup)
     with _one_thread(), Progress("classifier", steps) as progress:
         for step, (images, labels) in zip(range(steps), batches, strict=False):
-            shifted = _shift(to_device(images, device), generator(INSTRUMENT_SEED, "classifier", "shift", step))
+            shifted = _shift(to_device(images, device), generator(EVALUATION_SEED, "classifier", "shift", step))
             loss = F.cross_entropy(model(shifted), to_device(labels, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -126,7 +143,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _shift(images: Tensor, draws: torch.Generator) -> Tensor:
-    """Each image [B, 3, H, W] moved by its own offset of up to an eighth of its size, edges repeated."""
+    """Each image [B, 3, H, W] shifted by an offset of its own of up to an eighth of its size, edges repeated."""
     batch, _, height, width = images.shape
     reach = max(1, height // 8)
     offset = torch.randint(-reach, reach + 1, (2, batch, 1), generator=draws)

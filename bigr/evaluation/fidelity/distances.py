@@ -1,17 +1,19 @@
-"""Fidelity: how far a set of images is from another, by torch-fidelity's own arithmetic over an extractor's features.
+"""Fidelity metrics of a set of images against another, computed by torch-fidelity from an extractor's features.
 
-Fréchet and kernel distance, precision and recall, and the Inception score where the extractor has logits. All in
-float64. Only Inception's are called FID, KID and IS: those of another extractor bear its name.
+Fréchet and kernel distance, precision and recall, and the Inception score if the extractor has logits, in float64. They
+are called FID, KID and IS for Inception alone; those of another extractor have its name.
 """
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from bigr.evaluation.fidelity.extractors import INCEPTION
 from bigr.evaluation.fidelity.statistics import Statistics
+from bigr.evaluation.protocol import EVALUATION_SEED, numpy_seed
 from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
 
 # isort: split
 import torch_fidelity
@@ -20,32 +22,34 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-_PRECISION_RECALL_ROWS = 1000  # rows of a block of the distance matrix: bounds memory, changes no figure
+if TYPE_CHECKING:
+    from bigr.config import EvaluationSettings
+
+_PRECISION_RECALL_ROWS = 1000  # rows of a block of the distance matrix: bounds memory, changes no result
 _SCORE_SPLITS = 10
-_RNG_BITS = 32  # what numpy's RandomState takes
 
 
-class Names(NamedTuple):
-    """What the figures of an extractor are called."""
+class MetricNames(NamedTuple):
+    """Names of an extractor's Fréchet distance, kernel distance and score in metrics.json."""
 
     distance: str
     kernel: str
     score: str
 
 
-def names(extractor: str) -> Names:
-    """`fid`, `kid`, `isc` for Inception; `fd_classifier`, … for another. Of `module:Class` the class counts."""
+def metric_names(extractor: str) -> MetricNames:
+    """`fid`, `kid`, `isc` for Inception; `fd_<extractor>`, … for another; of `module:Class`, the class."""
     if extractor == INCEPTION:
-        return Names("fid", "kid", "isc")
+        return MetricNames("fid", "kid", "isc")
     word = re.sub(r"\W", "_", extractor.rpartition(":")[2])
-    return Names(f"fd_{word}", f"kd_{word}", f"is_{word}")
+    return MetricNames(f"fd_{word}", f"kd_{word}", f"is_{word}")
 
 
 class Fidelity:
-    """Compares what one extractor made of two sets.
+    """Compares two sets of images by one extractor's statistics.
 
-    seed: of the kernel distance's subsets and the score's shuffle. The same seed and images give the same figures.
-    device: where neighbours are looked for.
+    kid_subsets, kid_subset_size: random subsets of the kernel distance; neighbours: k of precision and recall; seed: of
+    the subsets and of the score's shuffle; device: of the search for neighbours.
     """
 
     def __init__(
@@ -58,25 +62,36 @@ class Fidelity:
         device: torch.device | str = "cpu",
     ) -> None:
         self.kid_subsets, self.kid_subset_size, self.neighbours = kid_subsets, kid_subset_size, neighbours
-        self._seed = seed % 2**_RNG_BITS
+        self._seed = numpy_seed(seed)
         self._device = "cpu" if torch.device(device).type == "mps" else device  # Metal has no float64
 
-    def compare(self, images: Statistics, reference: Statistics) -> dict[str, float]:
-        """Figures of `images` against `reference`, as many as what was kept of them allows.
+    @classmethod
+    def of(cls, section: "EvaluationSettings", device: torch.device) -> "Fidelity":
+        """The comparison of the settings `evaluation`."""
+        return cls(
+            kid_subsets=section.kid_subsets,
+            kid_subset_size=section.kid_subset_size,
+            neighbours=section.precision_recall_neighbours,
+            seed=derive_seed(EVALUATION_SEED, "fidelity"),
+            device=device,
+        )
 
-        Precision: share of `images` inside the reference's manifold; recall: the other way round. The kernel
-        distance draws subsets of `kid_subset_size`, or of the smaller set's size where that is less.
-        Precision and recall are left out where a set has no more images than the neighbours looked for. Raises
-        `BigrError` where the two are of different extractors.
+    def compare(self, images: Statistics, reference: Statistics) -> dict[str, float]:
+        """The metrics of `images` against `reference` that their statistics allow, by name (`metric_names`).
+
+        precision: share of `images` inside the reference's manifold; recall: the reverse. Both need more images in each
+        set than neighbours. The subsets of the kernel distance are no larger than the smaller set.
+        Raises `BigrError` if the statistics are of different extractors.
         """
         ours, theirs = ((s.extractor, s.extractor_hash) for s in (images, reference))
-        if not alike(ours, theirs) or images.mu.shape != reference.mu.shape:
+        if not same_extractor(ours, theirs) or images.mu.shape != reference.mu.shape:
             raise BigrError(
-                f"the samples were seen through {known_as(*ours)} ({len(images.mu)} features), the reference through "
-                f"{known_as(*theirs)} ({len(reference.mu)}); distances need one extractor for both"
+                f"the samples' statistics are of {describe_extractor(*ours)} ({len(images.mu)} features), those of the "
+                f"reference of {describe_extractor(*theirs)} ({len(reference.mu)}); distances need one extractor for "
+                "both"
             )
-        called = names(images.extractor)
-        figures = {called.distance: frechet_distance(images, reference)}
+        names = metric_names(images.extractor)
+        metrics = {names.distance: frechet_distance(images, reference)}
         if images.features is not None and reference.features is not None:
             a, b = images.features.double(), reference.features.double()
             smaller = min(len(a), len(b))
@@ -84,7 +99,7 @@ class Fidelity:
             drawn = kid_features_to_metric(
                 a, b, kid_subsets=self.kid_subsets, kid_subset_size=size, rng_seed=self._seed, verbose=False
             )
-            figures[called.kernel] = drawn[torch_fidelity.KEY_METRIC_KID_MEAN]
+            metrics[names.kernel] = drawn[torch_fidelity.KEY_METRIC_KID_MEAN]
             if smaller > self.neighbours:
                 inside = prc_features_to_metric(
                     a.to(self._device),
@@ -94,30 +109,30 @@ class Fidelity:
                     save_cpu_ram=True,
                     verbose=False,
                 )
-                figures["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
-                figures["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
+                metrics["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
+                metrics["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
         if images.logits is not None and len(images.logits) >= _SCORE_SPLITS:
             score = isc_features_to_metric(images.logits, _SCORE_SPLITS, shuffle=True, rng_seed=self._seed)
-            figures[called.score] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
-        return figures
+            metrics[names.score] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
+        return metrics
 
     @property
     def too_few(self) -> str:
-        """Why precision and recall are missing where they are."""
+        """The reason for missing precision and recall."""
         return f"a set has no more than evaluation.precision_recall_neighbours = {self.neighbours} images"
 
 
-def alike(first: tuple[str, str], second: tuple[str, str]) -> bool:
-    """Whether two extractors, each by name and hash, are the same. One whose hash is not known is trusted."""
+def same_extractor(first: tuple[str, str], second: tuple[str, str]) -> bool:
+    """Whether two extractors, each a name and a hash, are the same; an unknown hash, "", equals any."""
     return first[0] == second[0] and len({first[1], second[1]} - {""}) < 2
 
 
-def known_as(extractor: str, hash_: str) -> str:
-    """An extractor as people are told of it."""
+def describe_extractor(extractor: str, hash_: str) -> str:
+    """An extractor's name and short hash, for a message."""
     return f"{extractor} {hash_[:12] or '(of unknown weights)'}"
 
 
 def frechet_distance(images: Statistics, reference: Statistics) -> float:
-    """Fréchet distance of two Gaussians, ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½): torch-fidelity's."""
+    """Fréchet distance of two Gaussians by torch-fidelity: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½)."""
     first, second = ({"mu": s.mu, "sigma": s.sigma} for s in (images, reference))
     return fid_statistics_to_metric(first, second, verbose=False)[torch_fidelity.KEY_METRIC_FID]

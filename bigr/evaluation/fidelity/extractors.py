@@ -1,29 +1,29 @@
-"""Feature extractors: what turns images into the numbers that distances between sets are measured in.
+"""Feature extractors: networks whose features of images the fidelity metrics compare.
 
-The offline classifier, Inception from a file, whatever torch-fidelity has registered under a name, and classes of the
-user's own. Each is known by its name and a hash of its weights (of foreign ones also of their code): figures of other
-extractors do not compare. Nothing is downloaded unless `download` says so.
+The offline classifier, Inception from a file, extractors that torch-fidelity has registered, and the user's own
+classes. An extractor is identified by its name and a hash of its weights (of registered and own ones also of their
+code): metrics of different extractors do not compare. Nothing is downloaded without `download`.
 """
 
-import contextlib
 import hashlib
 import importlib
 import inspect
+import io
+import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bigr.evaluation.fidelity import _torchvision  # noqa: F401 - torch_fidelity imports torchvision: this line goes first
+from bigr.evaluation.fidelity import torchvision_import  # noqa: F401 - before torch_fidelity, which imports torchvision
 from bigr.evaluation.fidelity.classifier import Classifier
 from bigr.runtime.errors import BigrError
 
@@ -31,148 +31,112 @@ from bigr.runtime.errors import BigrError
 import torch_fidelity
 from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as REGISTRY
-from torch_fidelity.utils import create_feature_extractor
 
 CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
 INCEPTION_WIDTH = 2048
-"""Numbers that Inception makes of an image."""
+"""Features of Inception."""
 
 _DISTANCES = ("fid", "kid", "prc")
-_DOWNLOADED = feature_extractor_inceptionv3.load_state_dict_from_url
-
-
-class ClassifierExtractor(torch_fidelity.FeatureExtractorBase):
-    """The offline classifier as torch-fidelity wants it: its features, and its logits for a score."""
-
-    def __init__(self, name: str, features_list: list[str], classifier: Classifier, **_: Any) -> None:
-        super().__init__(name, features_list)
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images uint8 [B, 3, H, W] → the layers asked for, [B, F] and [B, C]."""
-        features = self.classifier.features(images.float() / 255)
-        layers = {"penultimate": features, "logits": self.classifier.head(features)}
-        return tuple(layers[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """The two layers that there are."""
-        return ("penultimate", "logits")
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Logits for the score, features for every distance."""
-        return "logits" if metric == "isc" else "penultimate"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Not worth it at this size."""
-        return False
 
 
 class InceptionExtractor(feature_extractor_inceptionv3.FeatureExtractorInceptionV3):
-    """torch-fidelity's Inception with weights that are handed in.
-
-    Upstream's constructor downloads its weights or unpickles a file. Its download is replaced by the given tensors.
-    """
+    """torch-fidelity's Inception with the weights `weights`."""
 
     def __init__(self, name: str, features_list: list[str], weights: Mapping[str, Tensor], **_: Any) -> None:
-        with patch.object(feature_extractor_inceptionv3, "load_state_dict_from_url", lambda *_, **__: weights):
-            super().__init__(name, features_list)
-
-
-# Named for this project: torch-fidelity's own "inception-v3-compat" is the one that downloads.
-_OURS = {CLASSIFIER: "bigr-classifier", INCEPTION: "bigr-inception-v3-compat"}
-torch_fidelity.register_feature_extractor(_OURS[CLASSIFIER], ClassifierExtractor)
-torch_fidelity.register_feature_extractor(_OURS[INCEPTION], InceptionExtractor)
+        file = io.BytesIO()  # upstream's constructor reads a file, or downloads one
+        torch.save(weights, file)
+        file.seek(0)
+        super().__init__(name, features_list, feature_extractor_weights_path=file)
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that is ready, and what it is known by.
+    """A network with its name and hash.
 
-    network: uint8 [B, 3, H, W] → a tuple of its layers; layer: the one that distances are measured in; score_layer:
-    class logits, where it has a layer of its own for torch-fidelity's `isc`; side: of the square images that it takes,
-    None where it takes any.
+    network: images uint8 [B, 3, H, W] → features [B, F], and class logits [B, C] if it has them; layer: the name of the
+    features; side: pixels of one side of the images that it takes, None for any size.
     """
 
     name: str
     hash: str
-    network: torch_fidelity.FeatureExtractorBase
+    network: Callable[[Tensor], Sequence[Tensor]]
     layer: str
-    score_layer: str | None
     device: torch.device
     side: int | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images uint8 [B, 3, H, W] → features [B, F] and logits [B, C] or None, on the extractor's device."""
-        layers = self.network.convert_features_tuple_to_dict(self.network(images.to(self.device)))
-        return layers[self.layer], layers[self.score_layer] if self.score_layer else None
+        features, *logits = self.network(images.to(self.device))
+        return features, logits[0] if logits else None
 
 
 def classifier_extractor(classifier: Classifier, device: torch.device) -> Extractor:
-    """The offline classifier."""
-    made = _extractor(CLASSIFIER, _OURS[CLASSIFIER], device, classifier=classifier, state=classifier.state_dict())
-    return replace(made, side=classifier.config.image_size)
+    """The extractor of an offline classifier, which is moved to `device`."""
+    classifier.to(device).eval()
+
+    def network(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = classifier.features(images.float() / 255)
+        return features, classifier.head(features)
+
+    side = classifier.config.image_size
+    return Extractor(CLASSIFIER, weights_hash(classifier.state_dict()), network, "penultimate", device, side)
 
 
 def inception_extractor(weights: Mapping[str, Tensor], device: torch.device) -> Extractor:
-    """Inception with these weights (`read_inception_weights`, `download_inception_weights`)."""
-    return _extractor(INCEPTION, _OURS[INCEPTION], device, weights=weights)
+    """Inception with weights of `read_inception_weights` or `download_inception_weights`."""
+    return _extractor(INCEPTION, INCEPTION, InceptionExtractor, device, weights=weights)
 
 
 def other_extractor(
     name: str, root: Path, device: torch.device, *, weights: Path | None = None, download: bool = False
 ) -> Extractor:
-    """An extractor of torch-fidelity's registry, or a class of the user's own: `module:Class`, found below `root`.
+    """An extractor of torch-fidelity's registry, or the user's own class `module:Class`, imported from `root`.
 
-    A class that its module has not registered is registered here. weights: handed on as torch-fidelity's
-    `feature_extractor_weights_path`. Those that torch-fidelity brings need it, or `download`, which lets torch-fidelity
-    fetch them; of a file nothing but tensors is unpickled then. Raises `BigrError` where there is no such extractor, or
-    it cannot be made.
+    weights: torch-fidelity's `feature_extractor_weights_path`. torch-fidelity's own extractors need it, or `download`,
+    with which torch-fidelity downloads them; from their files only tensors are unpickled.
+    Raises `BigrError` if there is no such extractor, or its constructor fails.
     """
     own = ":" in name
-    registered = _import(name, root) if own else name
-    if registered not in REGISTRY:
-        known = ", ".join(sorted({CLASSIFIER, *REGISTRY} - set(_OURS.values())))
-        raise BigrError(f"--extractor: no {name!r}; allowed: {known}, or module:Class for one of your own")
+    cls = _import(name, root) if own else REGISTRY.get(name)
+    if cls is None:
+        known = ", ".join(sorted({CLASSIFIER, *REGISTRY}))
+        raise BigrError(f"--extractor must be module:Class of your own, or one of {known}; got {name!r}")
     if not own and weights is None and not download:
-        raise BigrError(f"--extractor {name} has no weights; give --weights FILE, or --download to let it fetch them")
+        raise BigrError(f"--extractor {name} has no weights; give --weights FILE, or --download")
+    registered = next((known for known, other in REGISTRY.items() if other is cls), name) if own else name
     path = None if weights is None else str(weights)
-    code = _digest(Path(inspect.getfile(REGISTRY[registered])).read_bytes())
+    code = _digest(Path(inspect.getfile(cls)).read_bytes())
     try:
-        with contextlib.nullcontext() if own or weights is None else _tensors_only():
-            return _extractor(name, registered, device, code=code, feature_extractor_weights_path=path)
+        with nullcontext() if own or weights is None else _tensors_only():
+            return _extractor(name, registered, cls, device, code=code, feature_extractor_weights_path=path)
     except BigrError:
         raise
-    except Exception as error:  # whatever a class of the user's does in its constructor
+    except Exception as error:  # a user's class may raise any
         raise BigrError(f"--extractor {name}: it cannot be made: {_reason(error)}") from error
 
 
 def _extractor(
     name: str,
     registered: str,
+    cls: type[torch_fidelity.FeatureExtractorBase],
     device: torch.device,
     *,
     code: str = "",
-    state: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Extractor:
-    layer, score_layer = _layers(name, REGISTRY[registered])
-    layers = list(dict.fromkeys([layer, *([score_layer] if score_layer else [])]))
-    network = create_feature_extractor(registered, layers, cuda=False, verbose=False, **options).to(device)
-    weights = weights_hash(network.state_dict() if state is None else state)
-    return Extractor(
-        name, _digest(f"{weights} {code}".encode()) if code else weights, network, layer, score_layer, device
-    )
+    layer, score_layer = _layers(name, cls)
+    network = cls(registered, [layer, score_layer] if score_layer else [layer], **options)
+    network.to(device).eval().requires_grad_(False)
+    weights = weights_hash(network.state_dict())
+    return Extractor(name, _digest(f"{weights} {code}".encode()) if code else weights, network, layer, device)
 
 
 def _layers(name: str, cls: type[torch_fidelity.FeatureExtractorBase]) -> tuple[str, str | None]:
-    """The layer of the distances, and that of the score where it is another one: features are no logits."""
+    """The layer of the distances, and that of the score, or None if it is the same: features are not logits."""
     layers = {metric: cls.get_default_feature_layer_for_metric(metric) for metric in _DISTANCES}
     if len(set(layers.values())) > 1:
-        raise BigrError(f"--extractor {name}: its layers for {layers} differ; one layer for all three is needed")
+        raise BigrError(f"--extractor {name}: fid, kid and prc must have the same default layer, got {layers}")
     try:
         score = cls.get_default_feature_layer_for_metric("isc")
     except (KeyError, ValueError, NotImplementedError):
@@ -180,32 +144,36 @@ def _layers(name: str, cls: type[torch_fidelity.FeatureExtractorBase]) -> tuple[
     return layers["fid"], score if score != layers["fid"] else None
 
 
-def _import(name: str, root: Path) -> str:
-    """Import `module:Class` with `root` on the path; the name under which it is registered."""
+def _import(name: str, root: Path) -> type[torch_fidelity.FeatureExtractorBase]:
+    """Import `module:Class` with `root` on the path."""
     module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(root))
     try:
-        with patch.object(sys, "path", [str(root), *sys.path]):
-            found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's does when it is imported
+        cls = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a user's module may raise any
         raise BigrError(f"--extractor {name}: it cannot be imported: {_reason(error)}") from error
-    if not (isinstance(found, type) and issubclass(found, torch_fidelity.FeatureExtractorBase)):
+    finally:
+        sys.path.remove(str(root))
+    if not (isinstance(cls, type) and issubclass(cls, torch_fidelity.FeatureExtractorBase)):
         raise BigrError(f"--extractor {name}: not a class derived from torch_fidelity.FeatureExtractorBase")
-    registered = next((known for known, cls in REGISTRY.items() if cls is found), None)
-    if registered is None:
-        torch_fidelity.register_feature_extractor(registered := name, found)
-    return registered
+    return cls
 
 
-@contextlib.contextmanager
+@contextmanager
 def _tensors_only() -> Iterator[None]:
-    """torch-fidelity unpickles files of weights whole; here `torch.load` reads tensors and nothing else."""
-    load = torch.load
-    with patch.object(torch, "load", lambda *args, **options: load(*args, **{**options, "weights_only": True})):
+    """Make `torch.load` unpickle tensors alone; torch-fidelity would unpickle everything."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
         yield
+    finally:
+        del os.environ[name]
+        os.environ.update({name: before} if before is not None else {})
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over named tensors (names, types, shapes, values), in whatever file or order they come."""
+    """SHA-256 over the names, types, shapes and values of tensors, whatever their order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -214,13 +182,15 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def download_inception_weights() -> dict[str, Tensor]:
-    """Inception's weights as torch-fidelity publishes them, fetched once into torch's own cache, checked by their hash.
+    """Inception's weights as torch-fidelity publishes them, by name: downloaded once to torch's cache, checked by hash.
 
-    Nothing but tensors is unpickled. Raises `BigrError` where they cannot be had.
+    Only tensors are unpickled. Raises `BigrError` if the download fails.
     """
-    fetch = partial(_DOWNLOADED, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+    url = feature_extractor_inceptionv3.URL_INCEPTION_V3
     try:
-        return fetch(feature_extractor_inceptionv3.URL_INCEPTION_V3)
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise BigrError(f"--download: Inception's weights cannot be had ({_reason(error)}); give --weights") from None
 
@@ -228,24 +198,22 @@ def download_inception_weights() -> dict[str, Tensor]:
 def read_inception_weights(path: Path, setting: str = "evaluation.extractor_weights") -> dict[str, Tensor]:
     """The weights of `inception-v3-compat`, by name: a .safetensors file, or torch-fidelity's published .pth.
 
-    Of a .pth nothing but tensors is unpickled (`weights_only`). setting: what named the file. Raises `BigrError` where
-    the file is missing, cannot be read, or does not fit.
+    From a .pth only tensors are unpickled. setting: the option or setting that named the file, for errors. Raises
+    `BigrError` if the file is missing, cannot be read, or holds other tensors.
     """
     if not path.is_file():
         raise BigrError(f"{setting}: {path} is not there; nothing is downloaded, bring the file")
-    read: Callable[[Path], Any] = load_file if path.suffix == ".safetensors" else _read_pth
     try:
-        weights = read(path)
-        InceptionExtractor(_OURS[INCEPTION], ["2048"], weights)
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        InceptionExtractor(INCEPTION, ["2048"], weights)
     except pickle.UnpicklingError:
         raise BigrError(f"{setting}: {path} does not hold Inception's weights, tensors alone") from None
     except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, OSError, KeyError) as error:
         raise BigrError(f"{setting}: {path} does not hold Inception's weights: {_reason(error)}") from None
     return weights
-
-
-def _read_pth(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:

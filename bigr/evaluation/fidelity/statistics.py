@@ -1,8 +1,7 @@
-"""What an extractor makes of a set of images: mean and covariance of its features, and features to compare one by one.
+"""An extractor's statistics of a set of images: mean and covariance of the features, and the features themselves.
 
-Mean and covariance are torch-fidelity's own over all images. Of a set of more than `KEPT` images no more features than
-that are kept, evenly spread over the set: memory stays bounded at any size, mean and covariance are then summed up in
-float64 as the images pass. Knows no files.
+Mean and covariance are of all images. Of a set of more than `KEPT` images, the features of `KEPT` are kept, evenly
+spread over the set, and mean and covariance are sums in float64, so that memory is bounded.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bigr.evaluation.fidelity.extractors import Extractor
-from bigr.evaluation.imagesets.streams import InOrder
+from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.runtime.errors import BigrError
 from bigr.runtime.progress import Progress
 
@@ -20,15 +19,15 @@ from bigr.runtime.progress import Progress
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
 KEPT = 50_000
-"""Features of a set that are kept: 400 MB of Inception's. As many samples as published figures are measured on."""
+"""Images of a set whose features are kept, 400 MB of Inception's: as many samples as published metrics use."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the extractor called `extractor` with the hash `extractor_hash` made of `count` images.
+    """Statistics of `count` images by the extractor with this name and hash.
 
-    mu [F] and sigma [F, F]: float64. features [n, F] and logits [n, C]: those of all images, or of `KEPT`; None where
-    they were not kept, or the extractor has none. extractor_hash and count are empty or None where nobody said.
+    mu [F], sigma [F, F]: float64; features [n, F], logits [n, C]: of all images, or of `KEPT` of them; None if they are
+    not kept, or the extractor has none. extractor_hash is "" and count None if they are unknown.
     """
 
     extractor: str
@@ -40,14 +39,14 @@ class Statistics:
     logits: Tensor | None = None
 
 
-def measure(extractor: Extractor, images: InOrder, batch_size: int, *, name: str = "features") -> Statistics:
-    """Show every image to the extractor, once and in order. name: of the bar that shows how far it is.
+def measure(extractor: Extractor, images: ImageStream, batch_size: int, *, name: str = "features") -> Statistics:
+    """The extractor's statistics of `images`, each read once, in order. name: of the set, for progress and messages.
 
-    Raises `BigrError` for a set of fewer than two images, and for an extractor that gives anything but features.
+    Raises `BigrError` for fewer than two images, and if the extractor's output is not finite features [B, F].
     """
     count = len(images)
     if count < 2:
-        raise BigrError(f"{name}: a set of {count} images has no covariance; two are the least")
+        raise BigrError(f"{name}: a set must have at least two images for a covariance, got {count}")
     features: list[Tensor] = []
     logits: list[Tensor] = []
     moments = Moments() if count > KEPT else None
@@ -55,18 +54,18 @@ def measure(extractor: Extractor, images: InOrder, batch_size: int, *, name: str
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with flags, Progress(name, count, unit="image") as progress:
         for batch in images.batches(batch_size):
-            seen, scores = extractor(batch)
-            if seen.ndim != 2 or len(seen) != len(batch) or not seen.isfinite().all():
+            output, scores = extractor(batch)
+            if output.ndim != 2 or len(output) != len(batch) or not output.isfinite().all():
                 raise BigrError(
-                    f"extractor {extractor.name} made {list(seen.shape)} of {len(batch)} images of {name}; finite "
-                    "features [images, width] are needed"
+                    f"extractor {extractor.name}: the output for {len(batch)} images of {name} must be finite features "
+                    f"[{len(batch)}, width], got {list(output.shape)}"
                 )
             kept = spread(done, done + len(batch), count)
-            features.append(seen[kept].cpu())
+            features.append(output[kept].cpu())
             if scores is not None:
                 logits.append(scores[kept].cpu())
             if moments is not None:
-                moments.add(seen)
+                moments.add(output)
             done += len(batch)
             progress.advance(len(batch))
     every = torch.cat(features)
@@ -75,26 +74,26 @@ def measure(extractor: Extractor, images: InOrder, batch_size: int, *, name: str
 
 
 def spread(start: int, end: int, count: int) -> list[int]:
-    """Which of the images `start` to `end` of `count` are kept, counted from `start`: all, or `KEPT` evenly spread."""
+    """Which images from `start` to `end`, of `count`, are kept, counted from `start`: all, or `KEPT`, evenly spread."""
     kept = min(KEPT, count)
     return [i - start for i in range(start, end) if (i + 1) * kept // count > i * kept // count]
 
 
 def mean_and_covariance(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """torch-fidelity's mean [F] and covariance [F, F] of features [n, F], in float64."""
+    """Mean [F] and covariance [F, F] of features [n, F], in float64, by torch-fidelity."""
     found = fid_features_to_statistics(features.double())
     return found["mu"], np.atleast_2d(found["sigma"])
 
 
 class Moments:
-    """Mean and covariance of rows that are not kept: float64 sums of their differences from the first batch's mean."""
+    """Mean and covariance of rows that are not kept, from float64 sums of differences from the first batch's mean."""
 
     def __init__(self) -> None:
         self._count = 0
         self._origin = self._sum = self._products = torch.empty(0)
 
     def add(self, rows: Tensor) -> None:
-        """Count rows [B, F] in."""
+        """Add rows [B, F]."""
         rows = rows.double() if rows.device.type != "mps" else rows.cpu().double()  # Metal has no float64
         if self._count == 0:
             self._origin = rows.mean(0)
@@ -105,7 +104,7 @@ class Moments:
         self._products += rows.T @ rows
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean [F] and unbiased covariance [F, F] of all rows, of which there are at least two."""
+        """Mean [F] and unbiased covariance [F, F] of all rows, at least two."""
         mean = self._sum / self._count
         sigma = (self._products - self._count * mean.outer(mean)) / (self._count - 1)
         return (self._origin + mean).cpu().numpy(), sigma.cpu().numpy()

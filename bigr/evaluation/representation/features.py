@@ -1,11 +1,10 @@
-"""What a frozen backbone says about images, kept on disk: every layer's token average, read through a memory map.
+"""Features of a frozen backbone on disk: every layer's token average, as float16, read through a memory map.
 
-The features of ImageNet fill no machine's memory (1.28 M images × 24 layers × 1024 numbers), so they are computed once,
-written as float16 a batch at a time, and read a batch at a time. float16 has 11 bits: so that they are spent on what
-tells images apart, and nothing overflows, what is stored is each number's distance from its feature's mean over the
-first batch, on a scale of its layer's. Reading undoes both.
+Those of ImageNet (1.28 M images × 24 layers × 1024) exceed a machine's memory, so that they are written and read in
+batches. Stored is a feature's difference from its mean over the first batch, divided by a scale of its layer: it does
+not overflow, and its 11 bits describe the differences between images. Reading undoes both.
 
-Shapes: n images, B of a batch, L layers, D width. Layer l is what the backbone's block l, counted from 1, hands on.
+Shapes: n images, B of a batch, L layers, D width. Layer l, from 1, is the output of the backbone's block l.
 """
 
 import shutil
@@ -29,35 +28,32 @@ from bigr.runtime.progress import Progress
 from bigr.runtime.transfer import to_device
 
 _LARGEST = 256.0
-"""What the first batch's farthest number of a layer is stored as: float16 keeps all its bits from a four-millionth of
-that on, and reaches 256 times beyond it."""
+"""The stored magnitude of a layer's largest difference in the first batch. float16 keeps all its bits down to a
+four-millionth of it, and overflows at 256 times of it."""
 
 _BLOCK_BYTES = 256 << 20
-"""Of features that are read at a time for their statistics."""
+"""Features that are read at a time for their statistics."""
 
 _SIZE = np.dtype("<f2").itemsize
 
 
 class Features:
-    """The features of one split: float16 on disk, float32 where they are read. Use `open`.
-
-    labels: int64 [n].
-    """
+    """The features of one split: float16 on disk, read as float32. Made by `open`. labels: int64 [n]."""
 
     def __init__(self, stored: np.ndarray, labels: Tensor, offset: Tensor, scale: Tensor) -> None:
         self._stored, self.labels, self._offset, self._scale = stored, labels, offset, scale
 
     @classmethod
     def open(cls, path: Path) -> "Features":
-        """Map what `write_features` wrote to `path`. Raises `BigrError` where it is missing or damaged."""
+        """Map a file of `write_features`. Raises `BigrError` if it is missing or damaged."""
         try:
             stored = np.load(path, mmap_mode="r", allow_pickle=False)
             beside = load_file(_beside(path))
             found = cls(stored, beside["labels"], beside["offset"], beside["scale"])
         except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:
-            raise BigrError(f"{path}: features that cannot be read ({error}); remove {path.parent}") from None
+            raise BigrError(f"{path}: the features cannot be read ({error}); remove {path.parent}") from None
         if stored.dtype != np.float16 or stored.shape != (len(found.labels), *found._offset.shape):
-            raise BigrError(f"{path}: features that do not belong to {_beside(path).name}; remove {path.parent}")
+            raise BigrError(f"{path} does not match {_beside(path).name}; remove {path.parent}")
         return found
 
     def __len__(self) -> int:
@@ -65,16 +61,16 @@ class Features:
 
     @property
     def layers(self) -> int:
-        """L."""
+        """L, the number of layers."""
         return int(self._stored.shape[1])
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of a layer."""
         return int(self._stored.shape[2])
 
     def rows(self, chosen: Tensor | slice, device: torch.device) -> Tensor:
-        """All layers of the chosen images (int64 [B], or a range): float32 [B, L, D] on `device`."""
+        """All layers of the chosen images, int64 [B] or a range: float32 [B, L, D] on `device`."""
         index = chosen if isinstance(chosen, slice) else chosen.numpy()
         return self._restored(self._stored[index], slice(None), device)
 
@@ -83,11 +79,11 @@ class Features:
         return self._restored(self._stored[chosen, number - 1], number - 1, device)
 
     def statistics(self, device: torch.device, block_bytes: int = _BLOCK_BYTES) -> FeatureStatistics:
-        """Mean and deviation of every layer over the split, read once, a block at a time; sums are of float64."""
+        """Mean and standard deviation of the split, [L, D], from float64 sums over blocks of about `block_bytes`."""
         rows = max(1, block_bytes // (8 * self.layers * self.width))
         kind = torch.float64 if device.type != "mps" else torch.float32  # Metal has no float64
         total, squares = torch.zeros(2, self.layers, self.width, dtype=kind, device=device)
-        origin = self._offset.to(device)  # near the mean, so that nothing is lost in the difference of squares
+        origin = self._offset.to(device)  # near the mean, so that the difference of squares is exact enough
         for start in range(0, len(self), rows):
             block = (self.rows(slice(start, start + rows), device) - origin).to(kind)
             total += block.sum(0)
@@ -97,7 +93,7 @@ class Features:
         return FeatureStatistics((origin + mean).float().cpu(), deviation.float().cpu())
 
     def _restored(self, stored: np.ndarray, layers: slice | int, device: torch.device) -> Tensor:
-        # A choice of rows is a copy already; a range is still the map, which torch would take for writable.
+        # Chosen rows are a copy; a range is the read-only map, which torch would take for writable.
         half = torch.from_numpy(stored if stored.flags.writeable else stored.copy())
         offset, half, scale = (to_device(t, device) for t in (self._offset[layers], half, self._scale[layers]))
         return torch.addcmul(offset, half.float(), scale)
@@ -105,7 +101,7 @@ class Features:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that is removed at the end; what a killed process left in it is removed first."""
+    """An empty folder that is removed at the end; what a killed process left there is removed first."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     try:
@@ -115,17 +111,17 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def layer_features(path: Path, model: BiGR, codes: CodesDataset, count: int, batch_size: int) -> Features:
-    """Compute and write the features of the first `count` images of a split (first view); see `write_features`."""
+    """Compute and write features of the first `count` images of a split (first view); see `write_features`."""
     batches = (codes.batch(indices) for indices in torch.arange(count).split(batch_size))
     return write_features(path, token_averages(model, batches), count)
 
 
 @torch.no_grad()
 def token_averages(model: BiGR, codes: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of codes [B, N, K] and labels [B] → the representation of docs/method.md, section 5: float32 [B, L, D].
+    """Codes bool [B, N, K] and labels [B] → features float32 [B, L, D] and labels (docs/method.md, section 5).
 
-    Unconditional, nothing masked: the residual stream after every block, without the condition token, averaged over
-    tokens.
+    The residual stream after every block, averaged over the tokens without the condition token; unconditional, nothing
+    masked.
     """
     device = next(model.parameters()).device
     for bits, labels in codes:
@@ -134,10 +130,10 @@ def token_averages(model: BiGR, codes: Iterable[tuple[Tensor, Tensor]]) -> Itera
 
 
 def write_features(path: Path, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Features:
-    """Write batches of features float32 [B, L, D] and labels [B] to `path` (`.npy`, with a file of scales beside it).
+    """Write batches of features float32 [B, L, D] and labels [B] to `path` (`.npy`) and a file of scales beside it.
 
-    One batch is in memory at a time. count: images that are expected, for the progress and for the room on the disk.
-    Raises `BigrError` where the disk is too small, or a feature is not finite.
+    count: the expected number of images, for the progress and the check of the disk. Raises `BigrError` if there are no
+    images, the disk is too small, or a feature is not finite.
     """
     labels: list[Tensor] = []
     offset, scale = torch.zeros(0, 0), torch.zeros(0, 0)
@@ -145,21 +141,20 @@ def write_features(path: Path, batches: Iterable[tuple[Tensor, Tensor]], count: 
     with path.open("wb") as file, Progress(f"features of {path.stem}", count, unit="image") as progress:
         for features, here in batches:
             if not labels:
-                _check_room(path, count * features[0].numel() * _SIZE)
-                offset, scale = _measure(features)
+                _check_disk(path, count * features[0].numel() * _SIZE)
+                offset, scale = _offset_and_scale(features)
                 _write_header(file, (0, *offset.shape))
             stored = ((features - offset) / scale).half()
-            _check(stored, done)
+            _check_finite(stored, done)
             _write(path, file, stored.cpu().numpy())
             labels.append(here.cpu())
             done += len(here)
             progress.advance(len(here))
         if not labels:
-            raise BigrError(f"{path.stem}: there are no images to take features of")
+            raise BigrError(f"{path.stem}: there are no images")
         file.seek(0)
-        _write_header(file, (done, *offset.shape))  # as long as the first: numpy leaves room for any number of rows
-    beside = {"labels": torch.cat(labels), "offset": offset.cpu(), "scale": scale.cpu()}
-    write_tensors(_beside(path), beside)
+        _write_header(file, (done, *offset.shape))  # of the same length: numpy leaves room for any number of rows
+    write_tensors(_beside(path), {"labels": torch.cat(labels), "offset": offset.cpu(), "scale": scale.cpu()})
     return Features.open(path)
 
 
@@ -167,31 +162,31 @@ def _beside(path: Path) -> Path:
     return path.with_suffix(".safetensors")
 
 
-def _measure(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the first batch [B, L, D]: each feature's mean [L, D], each layer's scale [L, 1]."""
+def _offset_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The first batch's mean of each feature [L, D], and the scale of each layer [L, 1]; features: [B, L, D]."""
     offset = features.mean(dim=0)
     farthest = (features - offset).abs().amax(dim=(0, 2))
-    level = features.abs().amax(dim=(0, 2))  # where all images of the batch are alike, or there is but one
+    level = features.abs().amax(dim=(0, 2))  # used if all images of the batch are equal
     farthest = torch.where(farthest > level * 1e-6, farthest, level)
     return offset, torch.where(farthest > 0, farthest / _LARGEST, 1.0)[:, None]
 
 
-def _check(stored: Tensor, first: int) -> None:
+def _check_finite(stored: Tensor, first: int) -> None:
     if bool((finite := stored.isfinite().all(dim=2)).all()):
         return
     image, layer = (~finite).nonzero()[0].tolist()
     raise BigrError(
-        f"the features of image {first + image} in layer {layer + 1} are not finite, or far beyond all others; the "
-        "model has diverged in training, or its file is damaged"
+        f"the features of image {first + image} in layer {layer + 1} are not finite, or far larger than all others; "
+        "the training diverged, or the model's file is damaged"
     )
 
 
-def _check_room(path: Path, needed: int) -> None:
+def _check_disk(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise BigrError(
             f"{path.parent}: the features of {path.stem} need {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB; "
-            "free some, or measure fewer images"
+            "free space, or measure fewer images"
         )
 
 

@@ -1,7 +1,6 @@
-"""The representation of any trained model on any labelled images: what `bigr probe` does.
+"""`bigr probe`: the representation of any trained model on any labelled image folder, without shards and codes.
 
-Reads an image folder and two model folders, no shards and no codes. The features are in a folder of their own: removed
-at the end, or kept under a hash of everything that they follow from.
+Features are in a temporary folder, or are kept under a hash of everything that they depend on.
 """
 
 import hashlib
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bigr.data.sources import SPLITS, Source, discover, printable
-from bigr.evaluation.imagesets.labelled import content_hash, folder_codes
+from bigr.evaluation.imagesets.labelled_folders import content_hash, folder_codes
 from bigr.evaluation.representation.features import Features, token_averages, write_features
-from bigr.evaluation.representation.represent import Representation, represent
+from bigr.evaluation.representation.representation_metrics import Representation, represent
 from bigr.interop.folders import load_model, model_hash, tokenizer_of
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Of kept features: another number where what is computed or stored changes."""
+"""Of kept features. To be raised with every change of what is computed or stored."""
 _WRITTEN = {"metrics.json", "probe.csv", "probe.png", "tsne.png"}
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What was measured. images: measured and there, of each split; classes: their names."""
+class FolderProbe:
+    """images: of each split the number measured, and the number in the folder; classes: their names."""
 
     representation: Representation
     images: dict[str, tuple[int, int]]
@@ -56,13 +55,12 @@ def probe_folder(
     *,
     kept: Path | None = None,
     max_images: int | None = None,
-) -> Probed:
-    """Write metrics.json, probe.csv, probe.png and tsne.png to `out`, which appears whole or not at all.
+) -> FolderProbe:
+    """Measure, and write metrics.json, probe.csv, probe.png and tsne.png to `out`, atomically.
 
-    kept: the folder of kept features; max_images: of a split, in place of `evaluation.probe_images` and, held out,
-    `evaluation.reference_images`. Raises `BigrError` where the folders do not fit each other, where `out` holds
-    anything that no probe wrote, is where this process stands, or cannot be written, and where another probe is at work
-    on it.
+    kept: the folder of kept features, or None; max_images: of each split, instead of `evaluation.probe_images` and
+    `evaluation.reference_images`. Raises `BigrError` if the folders do not fit each other, if `out` holds other files,
+    is the current folder, or cannot be written, and if another probe is writing to it.
     """
     check_out(out)
     section, device = settings.evaluation, resolve_device(settings.run.device)
@@ -101,15 +99,15 @@ def probe_folder(
         measured = {"train": len(train), "val": len(val)}
         about = {"source": str(images), "classes": len(classes), **measured}
         with atomic_folder(out) as new:
-            write_json(new / "metrics.json", {**found.figures(), "images": about, "hashes": hashes})
+            write_json(new / "metrics.json", {**found.metrics(), "images": about, "hashes": hashes})
             found.draw(new, classes)
-    return Probed(found, {split: (measured[split], there[split]) for split in SPLITS}, classes)
+    return FolderProbe(found, {split: (measured[split], there[split]) for split in SPLITS}, classes)
 
 
 def check_out(out: Path) -> None:
-    """Raise `BigrError` where `out` could not be replaced without losing something, or not be written at all."""
+    """Raise `BigrError` if `out` is the current folder or one above it, a file, or a folder of other files."""
     if Path.cwd().is_relative_to(out.resolve()):
-        raise BigrError(f"--out {out} is the folder that this runs in, or one above; name a new folder")
+        raise BigrError(f"--out {out} is the current folder, or one above it; name a new folder")
     if out.is_dir():
         others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN)
         if not others:
@@ -120,16 +118,19 @@ def check_out(out: Path) -> None:
 
 
 def check_pair(tokenizer: Tokenizer, model: BiGR, tokenizer_hash: str, named: str | None) -> None:
-    """Raise `BigrError` where the model cannot read this tokenizer's codes, or names another one as its own."""
+    """Raise `BigrError` if the model cannot read this tokenizer's codes, or names another tokenizer.
+
+    tokenizer_hash: of the tokenizer; named: the hash that the model names, or None.
+    """
     ours, theirs = (model.config.code_bits, model.config.grid), (tokenizer.config.code_bits, tokenizer.grid)
     if ours != theirs:
-        raise BigrError(f"--model reads codes of (bits, grid) = {ours}, --tokenizer makes {theirs}; name its own")
+        raise BigrError(f"--model takes codes of (bits, grid) = {ours}, --tokenizer gives {theirs}; name its own")
     if named not in (None, tokenizer_hash):
         raise BigrError("--model was trained on codes of another tokenizer than --tokenizer; name its own")
 
 
 def labelled(images: Path, settings: "Settings") -> Source:
-    """The pictures of `images`, split as the stage `shards` would; its errors name --images."""
+    """The images of a folder, split as by the stage `shards`; errors name --images."""
     try:
         return discover(images, val_fraction=settings.shards.val_fraction, seed=settings.seed)
     except BigrError as error:
@@ -138,10 +139,10 @@ def labelled(images: Path, settings: "Settings") -> Source:
 
 @contextmanager
 def _scratch(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out`, removed at the end, and with it the right to write `out`."""
+    """An empty folder beside `out`, removed at the end; its lock keeps other probes from writing `out`."""
     folder = out.absolute().with_name(f".{out.absolute().name}.features")
     with _holding(folder, f"--out {out}"):
-        for left in folder.iterdir():  # by one that was killed
+        for left in folder.glob("*.npy"):  # by one that was killed
             left.unlink()
         try:
             yield folder
@@ -150,12 +151,12 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _kept(folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path], Features]) -> list[Features]:
-    """Both splits' features of this origin: those that are kept, or computed now to be kept."""
+    """Both splits' features of this origin: the kept ones, or computed now and kept."""
     text = json.dumps({"format": _FORMAT, **origin}, sort_keys=True)
     place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def wait() -> None:
-        log.info("another `bigr probe` computes features in %s; waiting for it", folder)
+    def wait(process: str) -> None:
+        log.info("another `bigr probe` (process %s) computes features in %s; waiting for it", process, folder)
 
     with _holding(folder, f"--features {folder}", wait):
         if place.is_dir():
@@ -168,13 +169,13 @@ def _kept(folder: Path, origin: Mapping[str, str], compute: Callable[[str, Path]
 
 
 @contextmanager
-def _holding(folder: Path, option: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def _holding(folder: Path, option: str, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """`only_one`, whose failures are lines that name the option."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(only_one(folder, waiting))
+            stack.enter_context(only_one(folder / ".lock", waiting))
         except Held:
-            raise BigrError(f"{option}: another `bigr probe` is at work on it; wait for it, or name another") from None
+            raise BigrError(f"{option}: another `bigr probe` is writing to it; wait for it, or name another") from None
         except OSError as error:
-            raise BigrError(f"{option}: nothing can be written there ({error.strerror}: {error.filename})") from None
+            raise BigrError(f"{option} cannot be written ({error.strerror}: {error.filename})") from None
         yield

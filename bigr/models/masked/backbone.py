@@ -8,7 +8,7 @@ Shapes: B images, N tokens, L = N + 1, K bits, D width, H heads, d = D/H.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import cast
 
 import torch
@@ -26,6 +26,7 @@ class BackboneConfig:
     dim: int
     layers: int
     heads: int
+    _: KW_ONLY
     ffn_multiple_of: int = 256
     dropout: float = 0.1
     condition_rope: bool = False

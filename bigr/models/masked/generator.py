@@ -4,7 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,22 +16,12 @@ from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
 
 
 @dataclass(frozen=True)
-class BiGRConfig:
-    """The shape of the model, flat: the backbone's fields, and the transcoder's with their prefix."""
+class BiGRConfig(BackboneConfig):
+    """The shape of the model: the backbone's fields, and those of the transcoder."""
 
-    code_bits: int
-    grid: int
-    num_classes: int
-    dim: int
-    layers: int
-    heads: int
     transcoder_dim: int
     transcoder_blocks: int
-    ffn_multiple_of: int = 256
-    dropout: float = 0.1
-    condition_rope: bool = False
-    init_std: float = 0.02
-    position_std: float = 0.02
+    _: KW_ONLY
     diffusion_steps: int = 256
     target: str = "flip"
 
@@ -39,11 +29,6 @@ class BiGRConfig:
     def of(cls, section: object, *, code_bits: int, grid: int, num_classes: int) -> "BiGRConfig":
         """The shape that the section `generator` of params.yaml describes, for such codes."""
         return described(cls, section, code_bits=code_bits, grid=grid, num_classes=num_classes)
-
-    @property
-    def backbone(self) -> BackboneConfig:
-        """The backbone's part."""
-        return BackboneConfig(**{name: getattr(self, name) for name in BackboneConfig.__dataclass_fields__})
 
     @property
     def transcoder(self) -> TranscoderConfig:
@@ -68,7 +53,7 @@ class BiGR(nn.Module):
     def __init__(self, config: BiGRConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config)
         self.transcoder = Transcoder(config.transcoder)
 
     def hidden(self, codes: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from ruamel.yaml.error import YAMLError
 
 from bigr.config import read
 from bigr.pipeline import dvcfile
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_code
-from bigr.tracking.report import flatten
 
 LOCK = "dvc.lock"
 _DIR = ".dir"

@@ -17,9 +17,10 @@ from bigr.pipeline.planning.meter import Arithmetic, flops, measure, shapes_only
 from bigr.pipeline.planning.networks import Networks
 from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
 from bigr.pipeline.planning.training_cost import TrainingCost
-from bigr.pipeline.stage_table import NAMES
-from bigr.runtime.device import autocast, resolve_device
+from bigr.pipeline.stage_table import NAMES, STAGES
+from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
+from bigr.runtime.precision import autocast
 
 _INCEPTION = 11.4e9
 """FLOPs of an image through Inception v3 at 299²: 5.7 GMAC (Szegedy et al., 2016)."""
@@ -192,7 +193,7 @@ def _stages(
     by_name = {t.stage: t for t in trained}
     stages = []
     for name in NAMES:
-        if name in ("digits", "shards"):
+        if not STAGES[name].on_device:
             stages.append(StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs"))
         elif name in by_name:
             stages.append(StageCost(name, *split(name, by_name[name].flops), processes))

@@ -15,12 +15,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from bigr.config import Settings
-from bigr.evaluation.zero_shot import ZeroShotSettings
 from bigr.models.masked.generator import BiGR
 from bigr.pipeline.planning.meter import Arithmetic, flops, measure
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.sampling.decode import DECODED_TOGETHER, batched
-from bigr.sampling.editing import CELL, group_sizes, in_proportion
+from bigr.sampling.editing import CELL, group_sizes, in_proportion, painting
 from bigr.sampling.unmask import Sampling, guidance, sample_codes, still_masked
 
 _FLOAT32 = 4  # bytes of a weight
@@ -121,19 +120,22 @@ def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> floa
     Where a subject is edited, as if the box around it were the whole image. Left out: the encoder, the classifier.
     """
     model, tokenizer = networks.bigr.eval(), networks.tokenizer
-    how = ZeroShotSettings.of(settings.samples, settings.editing)
+    sampling = Sampling.of(settings.samples)
+    free = replace(sampling, guidance_scale=1.0)
+    guided = painting(sampling, settings.editing.guidance_scale, settings.editing.gumbel_temperature)
     grid, batch = settings.grid, min(images, settings.evaluation.batch_size)
     lower_half, whole = (grid - grid // 2) * grid, grid**2
-    drawings = [[(how.free, lower_half)], [(how.free, size) for size in group_sizes(grid, CELL)] * how.enrich_rounds]
+    enriched = [(free, size) for size in group_sizes(grid, CELL)] * settings.editing.enrich_rounds
+    drawings = [[(free, lower_half)], enriched]
     if settings.generator.use_labels:
-        drawings += [[(how.editing, lower_half)], [(how.editing, whole)], [(how.editing, whole)]]
+        drawings += [[(guided, lower_half)], [(guided, whole)], [(guided, whole)]]
     decoder = flops(lambda: tokenizer.decode(torch.zeros(1, whole, model.config.code_bits)))
     decoded = DECODED_TOGETHER * sum(math.ceil(len(part) / DECODED_TOGETHER) for part in batched(images, batch))
     direct = model.config.target == "direct"
     drawn = [
-        sum(network_flops(model, passes(in_proportion(sampling, unknown, whole), unknown, batch, direct=direct)))
+        sum(network_flops(model, passes(in_proportion(how, unknown, whole), unknown, batch, direct=direct)))
         for drawing in drawings
-        for sampling, unknown in drawing
+        for how, unknown in drawing
     ]
     return images * sum(drawn) + len(drawings) * decoded * decoder
 

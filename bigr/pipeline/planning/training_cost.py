@@ -15,7 +15,7 @@ from bigr.models.masked.transcoder import Transcoder
 from bigr.pipeline.planning.meter import Arithmetic, Cost, measure
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.training.autoencoding import Autoencoding
-from bigr.training.masked import MaskedBatch, hidden_of
+from bigr.training.masked_batches import MaskedBatch, hidden_of
 
 _FLOAT32 = 4  # bytes of a weight, a gradient, a moment: autocast leaves them in float32
 _MOMENTS = 2  # AdamW's

@@ -14,8 +14,8 @@ from typing import Any
 
 from bigr.pipeline.study.tables import Table
 from bigr.runtime.errors import BigrError
-from bigr.runtime.figures import LOWER_IS_BETTER
 from bigr.runtime.files import write_json
+from bigr.runtime.metric_directions import LOWER_IS_BETTER
 
 
 @dataclass(frozen=True)

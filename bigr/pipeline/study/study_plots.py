@@ -13,8 +13,8 @@ from matplotlib.ticker import ScalarFormatter
 
 from bigr.pipeline.study.results import Results
 from bigr.pipeline.study.tables import FID, ITERATIONS, POINTS, STEPS, TABLES, TOP1
-from bigr.runtime.figures import LOWER_IS_BETTER
 from bigr.runtime.files import atomic_path
+from bigr.runtime.metric_directions import LOWER_IS_BETTER
 
 LABELS = {FID: "fd_classifier", TOP1: "linear probe, top-1"}
 _COLOURS = ("#9ecae1", "#2f6db3", "#d9822b", "#8c3f9e")

@@ -16,9 +16,11 @@ from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.pipeline.study.tables import TIMED_IMAGES, TIMED_ROUNDS
-from bigr.runtime.device import autocast, resolve_device
+from bigr.runtime.device import resolve_device
+from bigr.runtime.precision import autocast
 from bigr.sampling.decode import decoded
-from bigr.sampling.unmask import Sampling, balanced_labels, sample_codes
+from bigr.sampling.inputs import balanced_labels
+from bigr.sampling.unmask import Sampling, sample_codes
 
 
 def measure(root: Path, points: list[tuple[int, int]]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Finished models as versions: packages, the gate, promotion, serving."""
+"""Finished models as versions in MLflow's registry: packages, the gate, serving."""

@@ -1,8 +1,8 @@
-"""The gate: whether a challenger may take the champion's place, figure by figure.
+"""The gate: whether a challenger may take the champion's place, metric by metric.
 
-Pure arithmetic over figures that were measured with the same instrument. A challenger passes where no figure is worse
-than the champion's by more than its tolerance, none is beyond its limit, and at least one is better. Without a champion
-the limits alone decide.
+Pure arithmetic over metrics of the same evaluation protocol. A challenger passes where no metric is worse than the
+champion's by more than its tolerance, none is beyond its limit, and at least one is better. Without a champion the
+limits alone decide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bigr.runtime.errors import BigrError
-from bigr.runtime.figures import LOWER_IS_BETTER
+from bigr.runtime.metric_directions import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from bigr.config import PromotionMetric
@@ -21,7 +21,7 @@ FAILED = ("worse", "beyond its limit")
 
 @dataclass(frozen=True)
 class GateRow:
-    """One figure's comparison. worst: what the challenger may have at worst, by tolerance and limit; None: anything."""
+    """One metric's comparison. worst: the worst value that passes, by tolerance and limit; None: any passes."""
 
     name: str
     champion: float | None
@@ -34,14 +34,14 @@ class GateRow:
 def compare(
     comparisons: "Sequence[PromotionMetric]", challenger: Mapping[str, float], champion: Mapping[str, float] | None
 ) -> list[GateRow]:
-    """A row for each configured figure. Raises `BigrError` for one that was not measured."""
+    """A row for each configured metric. Raises `BigrError` for one that was not measured."""
     rows = []
     for comparison in comparisons:
-        for figures in (challenger, champion):
-            if figures is not None and comparison.name not in figures:
+        for metrics in (challenger, champion):
+            if metrics is not None and comparison.name not in metrics:
                 raise BigrError(
                     f"promotion.metrics names {comparison.name}, which the evaluation did not measure; it measured "
-                    f"{', '.join(sorted(figures))}"
+                    f"{', '.join(sorted(metrics))}"
                 )
         theirs = None if champion is None else champion[comparison.name]
         rows.append(_row(comparison, challenger[comparison.name], theirs))
@@ -56,8 +56,8 @@ def decide(rows: Sequence[GateRow]) -> tuple[bool, str]:
     better = [row.name for row in rows if row.verdict == "better"]
     if any(row.champion is not None for row in rows):
         if not better:
-            return False, "no figure is better than the champion's"
-        return True, f"better in {', '.join(better)}, in no figure worse by more than its tolerance"
+            return False, "no metric is better than the champion's"
+        return True, f"better in {', '.join(better)}, in no metric worse by more than its tolerance"
     return True, "the first champion, within all limits"
 
 

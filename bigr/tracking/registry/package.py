@@ -1,16 +1,17 @@
 """One version of the model as MLflow keeps it: a folder with weights, code, signature and example, and no pickle.
 
-`MLmodel` names the signature and the sampling settings; `artifacts/tokenizer` and `artifacts/bigr` are the project's
-model folders (config.json, model.safetensors), `artifacts/features` is what makes their features comparable, where that
-was measured; `served.py` is the code that serves them; `samples.png` shows what the model draws.
+`MLmodel` has the signature and the record of what it is served with (`served_record.py`); `artifacts/tokenizer` and
+`artifacts/bigr` are the project's model folders (config.json, model.safetensors), `artifacts/features` is what makes
+their features comparable, where that was measured; `served.py` is the code that serves them; `samples.png` shows what
+the model draws.
 """
 
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bigr.sampling.unmask import Sampling
+from bigr.tracking.registry.served_record import ServedRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +55,7 @@ def write(
         folder,
         python_model=CODE,
         artifacts={name: str(models / name) for name in kept},
-        model_config=served_config(settings, classes),
+        model_config=ServedRecord.of(settings, classes).write(),
         signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), ParamSchema(params)),
         input_example=np.arange(min(2, len(classes)), dtype=np.int64),
         pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
@@ -63,29 +64,3 @@ def write(
     picture = root / "outputs" / "samples.png"
     if picture.is_file():
         shutil.copy(picture, folder / picture.name)
-
-
-def served_config(settings: "Settings", classes: "Sequence[str]") -> dict[str, Any]:
-    """What the code that serves, and a later measurement, must know besides the weights."""
-    return {
-        "samples": sampling_settings(settings),
-        "editing": settings.editing.model_dump(),
-        "seed": settings.seed,
-        "precision": settings.run.precision,
-        "batch_size": settings.samples.batch_size,
-        "max_images": settings.serving.max_images,
-        "use_labels": settings.generator.use_labels,
-        "classes": list(classes),
-    }
-
-
-def sampling_settings(settings: "Settings") -> dict[str, Any]:
-    """The settings of the sampler, as plain values."""
-    return {name: getattr(settings.samples, name) for name in Sampling.__dataclass_fields__}
-
-
-def served_with(package: Path) -> dict[str, Any]:
-    """What `served_config` wrote into `package`."""
-    from mlflow.models import Model
-
-    return dict(Model.load(str(package)).flavors["python_function"]["config"])

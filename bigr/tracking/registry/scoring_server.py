@@ -1,7 +1,7 @@
-"""The web service of one version: MLflow's scoring server, and in front of it what that server does not do.
+"""The web service of one version: MLflow's scoring server behind checks that it does not make.
 
-A request with a key that nothing reads is refused. Drawing ends when the client has gone, when MLflow's time limit has
-passed (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT), or when the server is told to end.
+A request with an unknown key is refused. Sampling stops when the client disconnects, when MLflow's time limit
+(MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT) is over, or when the server is stopped.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 INPUTS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 """The formats of MLflow's scoring protocol; a request has one of them."""
 MAX_BODY_BYTES = 2**20
-"""Of a request: labels are short, and their number is bounded."""
+"""The largest body of a request: labels are short, and their number is bounded."""
 GRACE_S = 5
-"""Seconds that requests under way have to finish when the server is told to end."""
+"""Seconds that running requests have to finish when the server is stopped."""
 
 
 def serve(source: str, root: Path, host: str, port: int) -> None:
     """Serve a version until the process is interrupted or terminated.
 
-    source: as `models:/bigr@champion`, or a version's folder, as MLflow downloads it. Raises `BigrError` where there is
-    none.
+    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to. Raises
+    `BigrError` where there is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(source, root, Path(folder))
@@ -78,7 +78,7 @@ def _loaded(source: str, root: Path, folder: Path) -> "PyFuncModel":
 
 
 class _Requests:
-    """Looks at a request's keys before MLflow does, and tells the drawing when nobody waits for it any more."""
+    """Checks a request's keys before MLflow reads them, and stops sampling when nobody waits for the response."""
 
     def __init__(self, app: App, params: Collection[str]) -> None:
         self.app, self.params = app, params
@@ -105,7 +105,7 @@ class _Requests:
         await self._watched(scope, bytes(body), receive, send)
 
     def _wrong(self, body: bytes) -> str | None:
-        """What is wrong with the form of a request, in one sentence; the labels themselves are `served.py`'s."""
+        """What is wrong with the form of a request, in one sentence, or None; `served.py` checks the labels."""
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError):
@@ -141,8 +141,8 @@ class _Requests:
         abandoned.set(nobody_waits)  # of this request's task alone; MLflow's thread gets a copy
         try:
             await self.app(scope, replay, send)
-        except asyncio.CancelledError:  # the server ends; MLflow sends whole answers, so nothing is sent yet
-            await _refuse(send, 503, "the server ends")
+        except asyncio.CancelledError:  # the server stops; MLflow sends whole responses, so nothing is sent yet
+            await _refuse(send, 503, "the server is stopping")
         finally:  # answered, timed out, or cancelled
             nobody_waits.set()
             watcher.cancel()

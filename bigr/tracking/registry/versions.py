@@ -1,10 +1,10 @@
-"""The registry: versions of the model `bigr`, what they were measured at, and the aliases that point to two of them.
+"""The registry: versions of the model `bigr`, their metrics, and the aliases `champion` and `challenger`.
 
-A version is tokenizer + model + all that its package serves them with (`package.served_config`: sampler, editing,
-classes, seed, …); the same is never registered twice. Its tags `dvc.<path>` hold the DVC hashes of the models, of what
-made and measured them, and `git.commit` the commit. Its metrics belong to an evaluation protocol (reference, extractor,
-number of samples, code) that is named by hash; metrics of different protocols do not compare. `champion` is the version
-that serves, `challenger` that of the last finished pipeline.
+A version is tokenizer, model and all that they are served with (`ServedRecord`: sampler, editing, classes, seed, …);
+the same is registered once. Its tags `dvc.<path>` hold the DVC hashes of the models, the data and the metrics,
+`git.commit` the commit. Its metrics belong to an evaluation protocol (reference, extractor, number of samples,
+settings, code), which is named by its hash; metrics of different protocols do not compare. `champion` is the version
+that is served, `challenger` that of the last finished pipeline.
 """
 
 import hashlib
@@ -13,17 +13,18 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.evaluation.headline import in_words
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
 from bigr.tracking import executions
-from bigr.tracking.registry.package import CODE, MODELS, served_config, write
-from bigr.tracking.report import flatten
+from bigr.tracking.registry.package import CODE, MODELS, write
+from bigr.tracking.registry.served_record import ServedRecord
 from bigr.tracking.store import RUN_PAGE, Store
 
 if TYPE_CHECKING:
@@ -34,11 +35,9 @@ if TYPE_CHECKING:
 NAME = "bigr"
 CHAMPION, CHALLENGER = "champion", "challenger"
 METRICS = "outputs/metrics.json"
-INSTRUMENT = "outputs/instrument.json"
+PROTOCOL = "outputs/protocol.json"
 RECORDED = ("models/tokenizer", "models/bigr", "data/shards", "outputs/samples.npz", METRICS)
 """What a version's tags name by DVC hash."""
-MEASURING = ("data/shards", "bigr/stages/evaluate_model.py", "bigr/evaluation/")
-"""Of what the stage `evaluation` reads, the part of the evaluation protocol: the images, and the code that measures."""
 
 _ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeline, one version for each finished model.
 
@@ -49,15 +48,15 @@ _ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeli
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a finished pipeline has made.
+    """The result of a finished pipeline.
 
-    hashes: path → DVC hash of what the stage `evaluation` read and wrote, and of nothing else: code that other stages
-    alone use is no part of the evaluation protocol.
+    hashes: path → DVC hash of what the stage `evaluation` read and wrote; measuring: of the code that it measures with.
     """
 
     root: Path
     settings: "Settings"
     hashes: Mapping[str, str]
+    measuring: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def classes(self) -> list[str]:
@@ -68,46 +67,47 @@ class Candidate:
 
     @cached_property
     def identity(self) -> str:
-        """The same for what behaves the same when it is served: both networks, all that is served with them, and the
-        code that the package holds, which a version of other days may no longer run with."""
+        """A hash of all that decides how the version answers: both networks, the `ServedRecord`, the package's code."""
         models = {name: self.hashes[f"models/{name}"] for name in MODELS}
         code = hashlib.sha256(CODE.read_bytes()).hexdigest()
-        return _digest({**models, "served with": served_config(self.settings, self.classes), "code": code})
+        record = ServedRecord.of(self.settings, self.classes).write()
+        return _digest({**models, "served with": record, "code": code})
 
     @cached_property
-    def instrument(self) -> str:
-        """The evaluation protocol, by hash: the same for metrics that compare."""
-        file = self.root / INSTRUMENT
+    def protocol(self) -> str:
+        """The hash of the evaluation protocol: metrics compare where it is the same."""
+        file = self.root / PROTOCOL
         return _digest(
             {
                 "evaluation": self.settings.evaluation.model_dump(),
                 "samples": self.settings.samples.count,
-                "hashes": {path: md5 for path, md5 in self.hashes.items() if path.startswith(MEASURING)},
+                "shards": self.hashes.get("data/shards"),
+                "code": dict(self.measuring),
                 "extractor and reference": json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None,
             }
         )
 
     @cached_property
-    def figures(self) -> dict[str, float]:
-        """The figures of outputs/metrics.json as `<part>.<name>`, the finite ones."""
+    def metrics(self) -> dict[str, float]:
+        """The finite metrics of outputs/metrics.json, as `<part>.<name>`."""
         flat = flatten(json.loads((self.root / METRICS).read_text(encoding="utf-8")))
         return {name: float(value) for name, value in flat.items() if math.isfinite(value)}
 
     @property
     def in_words(self) -> str:
-        """What the model is, and how good."""
+        """The model's shape and headline metrics, in a sentence."""
         tokenizer, generator = self.settings.tokenizer, self.settings.generator
         return (
             f"{len(self.classes)} classes of {self.settings.shards.source}, {self.settings.shards.image_size} pixels: "
             f"{self.settings.grid}×{self.settings.grid} tokens of {tokenizer.code_bits} bits, a generator of "
             f"{generator.layers} layers of width {generator.dim}, seed {self.settings.seed}. "
-            f"Measured when registered: {in_words(self.figures)}."
+            f"Measured when registered: {in_words(self.metrics)}."
         )
 
 
 @dataclass(frozen=True)
 class Version:
-    """One version: its number, its logged model (weights and figures), the DVC hashes of its tags by path."""
+    """One version: its number, the id of its logged model (weights, metrics), and path → DVC hash of its tags."""
 
     number: int
     model_id: str
@@ -115,15 +115,15 @@ class Version:
 
 
 class Registry:
-    """The registered model in a store. Failures are MLflow's own."""
+    """The registered model in a store. Methods raise MLflow's own exceptions."""
 
     def __init__(self, store: Store) -> None:
         self.store, self.client = store, store.client
 
     def register(self, candidate: Candidate, run_id: str) -> Version:
-        """The candidate's version, made if there is none yet; its figures are recorded and it is the challenger.
+        """The candidate's version, created where there is none: with its metrics, and the alias `challenger`.
 
-        run_id: of the pipeline execution that made it.
+        run_id: of the execution of the pipeline.
         """
         from mlflow.exceptions import MlflowException
 
@@ -135,13 +135,13 @@ class Registry:
                 if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
                     raise
             version = self._create(candidate, run_id)
-        if self.figures(version, candidate.instrument) is None:
-            self.record(version, candidate.instrument, candidate.figures, run_id, candidate.settings)
+        if self.metrics(version, candidate.protocol) is None:
+            self.record(version, candidate.protocol, candidate.metrics, run_id, candidate.settings)
         self.client.set_registered_model_alias(NAME, CHALLENGER, str(version.number))
         return version
 
     def find(self, candidate: Candidate) -> Version | None:
-        """The version of the same model, or None."""
+        """The version of the same identity, or None."""
         found = self.client.search_model_versions(
             f"name = '{NAME}' and tag.`bigr.identity` = '{candidate.identity}'", order_by=["version_number DESC"]
         )
@@ -184,20 +184,20 @@ class Registry:
         self.client.set_registered_model_alias(NAME, CHAMPION, str(version.number))
 
     def note(self, version: Version, verdict: str) -> None:
-        """Leave what the gate decided with the version."""
+        """Store the gate's decision with the version."""
         self.client.set_model_version_tag(NAME, str(version.number), "bigr.gate", verdict)
 
-    def figures(self, version: Version, instrument: str) -> dict[str, float] | None:
-        """What `version` was measured at with `instrument`, or None where it was not."""
+    def metrics(self, version: Version, protocol: str) -> dict[str, float] | None:
+        """The metrics of `version` under the evaluation protocol `protocol`, or None where it was not measured so."""
         metrics = self.client.get_logged_model(version.model_id).metrics or []
-        own = [metric for metric in metrics if metric.dataset_digest == instrument]
+        own = [metric for metric in metrics if metric.dataset_digest == protocol]
         return {metric.key: metric.value for metric in sorted(own, key=lambda metric: metric.timestamp)} or None
 
     def samples(self, version: Version) -> int:
-        """The most samples that `version` was measured with as a challenger; 0 where that is not known.
+        """The largest number of samples that `version` was measured with as a challenger; 0 where it is not known.
 
-        Measuring it again for the sake of another challenger does not count: else one such comparison with many samples
-        would shut out every usual one.
+        A remeasurement beside another challenger does not count: one with many samples would exclude all usual
+        challengers.
         """
         metrics = self.client.get_logged_model(version.model_id).metrics or []
         counts = {metric.run_id: metric.value for metric in metrics if metric.key == "samples.images" and metric.run_id}
@@ -205,23 +205,23 @@ class Registry:
         return int(max(own, default=0))
 
     def record(
-        self, version: Version, instrument: str, figures: Mapping[str, float], run_id: str, settings: "Settings"
+        self, version: Version, protocol: str, metrics: Mapping[str, float], run_id: str, settings: "Settings"
     ) -> None:
-        """Keep figures of `version`, measured with `instrument` under `settings`, in the run `run_id`."""
+        """Record metrics of `version`, measured under `protocol` and `settings`, in the run `run_id`."""
         from mlflow.entities import Metric
 
         evaluation, now = settings.evaluation, int(time.time() * 1000)
         about = {
             "dataset_name": f"{evaluation.reference} split, {evaluation.extractor}",
-            "dataset_digest": instrument,
+            "dataset_digest": protocol,
             "model_id": version.model_id,
             "run_id": run_id,
         }
-        metrics = [Metric(name, value, now, 0, **about) for name, value in figures.items()]
-        self.client.log_batch(run_id, metrics=metrics)
+        points = [Metric(name, value, now, 0, **about) for name, value in metrics.items()]
+        self.client.log_batch(run_id, metrics=points)
 
     def fetch(self, version: Version, folder: Path) -> Path:
-        """The version's package (`package.py`): where it lies, or below `folder`, where it is copied."""
+        """The folder of the version's package (`package.py`): the stored one, or a copy below `folder`."""
         from mlflow.artifacts import download_artifacts
 
         location = self.client.get_logged_model(version.model_id).artifact_location

@@ -1,0 +1,154 @@
+"""Images a second of this project and of the published algorithm, in sampling and in training, in turns."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from benchmarks import published
+from benchmarks.machine import wait
+from benchmarks.parts import DRAWS, Parts, flops
+from benchmarks.subjects import Subject
+from bigr.runtime.seeds import generator
+from bigr.sampling.decode import decoded
+from bigr.sampling.unmask import sample_codes
+from bigr.training.optimiser import EMA, adamw
+
+OURS, PUBLISHED = "this project", "published"
+
+
+@dataclass
+class Result:
+    """What was measured of one kind of work: `seconds` of each round by implementation, in the order of the rounds.
+
+    parts: seconds by part in one more round; flops: of the same, by part or as a whole ("all"); memory: the most bytes
+    that were allocated on a GPU.
+    """
+
+    model: str
+    work: str
+    batch: int
+    settings: str
+    seconds: dict[str, list[float]]
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
+    flops: dict[str, dict[str, float]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def rate(self, who: str) -> float:
+        """Images a second: the median of the rounds."""
+        return self.batch / statistics.median(self.seconds[who])
+
+    @property
+    def ratio(self) -> float | None:
+        """This project's rate ÷ the published algorithm's, where both were measured."""
+        return self.rate(OURS) / self.rate(PUBLISHED) if PUBLISHED in self.seconds else None
+
+    def sustained(self, who: str) -> float | None:
+        """TFLOP/s, of the FLOPs that were counted."""
+        if who not in self.flops:
+            return None
+        return sum(self.flops[who].values()) / statistics.median(self.seconds[who]) / 1e12
+
+
+def in_turns(works: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each work in each round: one after another, so that what else the machine does falls on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            wait(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def sampling(subject: Subject, batch: int, rounds: int, precision: torch.dtype, compare: bool = True) -> Result:
+    """Sampling a batch of codes and decoding it, under the settings of the section `samples`."""
+    device, model, how = subject.device, subject.model.eval(), subject.sampling
+    labels, seeds = subject.labels(batch), list(range(batch))
+
+    def ours() -> None:
+        with _autocast(device, precision):
+            codes = sample_codes(model, labels, how, seeds)
+        decoded(subject.tokenizer, codes)
+
+    def literal() -> None:
+        with _autocast(device, precision):
+            codes = published.sample_codes(model, labels, how, generator(0, "benchmarks", device=device))
+        decoded(subject.tokenizer, codes)
+
+    works = {OURS: ours, PUBLISHED: literal} if compare else {OURS: ours}
+    described = f"n = {how.iterations}, S = {how.diffusion_steps}, guidance {how.guidance_scale:g}"
+    result = Result(subject.name, "sampling", batch, described, {})
+    warm = replace(how, iterations=min(2, how.iterations), diffusion_steps=2)
+    with _autocast(device, precision):
+        sample_codes(model, labels, warm, seeds)
+    networks = [("backbone", model.backbone, "forward"), ("decoder", subject.tokenizer, "decode")]
+    networks += [("transcoder", model.transcoder, name) for name in ("forward", "denoise")]
+    networks += [("transcoder", getattr(model.transcoder, name), "forward") for name in ("c_embedder", "t_embedder")]
+    result.seconds = in_turns(works, rounds, device)
+    for who, work in works.items():
+        _reset_memory(device)
+        parts = Parts(device)
+        with parts.measuring(*networks, (DRAWS, torch, "rand")):
+            work()
+        result.parts[who], result.flops[who] = parts.seconds(), parts.flops
+        _remember_memory(result, who, device)
+    return result
+
+
+def training(subject: Subject, batch: int, rounds: int, precision: torch.dtype, compare: bool = True) -> Result:
+    """Steps of the generator's training, on random codes that are in memory."""
+    device, section = subject.device, subject.settings.generator
+    codes, labels, masked = subject.training_batch(batch)
+    result = Result(subject.name, "training", batch, f"{masked.shape[1]} of {codes.shape[1]} tokens masked", {})
+    model = subject.model.train()
+    optimiser, average = adamw(model, section), EMA(model, section.ema_decay)
+    theirs = published.TrainingStep(model, section.learning_rate, section.ema_decay, section.grad_clip)
+    draws = generator(0, "benchmarks", device=device)
+
+    def forward() -> torch.Tensor:
+        with _autocast(device, precision):
+            return model.loss(codes, labels, masked, draws)
+
+    def ours(lap: Callable[[str, Callable[[], Any]], Any] = lambda name, work: work()) -> None:
+        loss = lap("forward", forward)
+        optimiser.zero_grad(set_to_none=True)
+        lap("backward", loss.backward)
+        lap("clipping", lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), section.grad_clip))
+        lap("optimiser", optimiser.step)
+        lap("EMA", lambda: average.update(model))
+
+    def literal() -> None:
+        with _autocast(device, precision):
+            loss = theirs.loss(codes, labels, masked, draws)
+        theirs.update(loss)
+
+    works = {OURS: ours, PUBLISHED: literal} if compare else {OURS: ours}
+    for who, work in works.items():  # warms up, too
+        result.flops[who] = {"all": flops(work)}
+    result.seconds = in_turns(works, rounds, device)
+    _reset_memory(device)
+    parts = Parts(device)
+    with parts.measuring():
+        ours(parts.lap)
+    result.parts[OURS] = parts.seconds()
+    _remember_memory(result, OURS, device)
+    return result
+
+
+def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def _reset_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _remember_memory(result: Result, who: str, device: torch.device) -> None:
+    if device.type == "cuda":
+        result.memory[who] = torch.cuda.max_memory_allocated(device)

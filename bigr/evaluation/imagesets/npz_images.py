@@ -1,0 +1,133 @@
+"""Images in ADM's `.npz` files (`arr_0`, uint8 [n, H, W, 3]), and the statistics in some of them.
+
+`images` reads them in blocks from the zip archive, since numpy would read the whole array: 10 GB for 50,000 images of
+256². Nothing is unpickled.
+"""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from bigr.data.images import ImageError, check_pixels
+from bigr.runtime.errors import BigrError
+
+IMAGES, LABELS, MEAN, COVARIANCE = "arr_0", "arr_1", "mu", "sigma"
+_BLOCK_BYTES = 1 << 24
+
+_HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}
+
+
+def has(path: Path, *names: str) -> bool:
+    """Whether the archive holds arrays of all these names. Raises `BigrError` if it is not an archive."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return {f"{name}.npy" for name in names} <= set(archive.namelist())
+
+
+def shape(path: Path, max_pixels: int | None = None) -> tuple[int, int, int]:
+    """Number, height and width of the images, without reading them.
+
+    Raises `BigrError` if `arr_0` does not hold images, or they have more than `max_pixels` (as in `decode`).
+    """
+    with _reading(path), zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
+        count, height, width = _header(path, file)
+    try:
+        check_pixels(width, height, max_pixels)
+    except ImageError as error:
+        raise BigrError(f"{path}: images of {error}") from None
+    return count, height, width
+
+
+def images(path: Path) -> Iterator[np.ndarray]:
+    """Every image in order, uint8 [H, W, 3]."""
+    with _reading(path), zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
+        count, height, width = _header(path, file)
+        one = height * width * 3
+        at_once = max(1, _BLOCK_BYTES // one)
+        for start in range(0, count, at_once):
+            number = min(at_once, count - start)
+            block = file.read(number * one)
+            if len(block) != number * one:
+                raise BigrError(f"{path} is cut off: its header says {count} images, {start} were read")
+            yield from np.frombuffer(block, np.uint8).reshape(number, height, width, 3)
+
+
+def content(path: Path) -> str:
+    """SHA-256 of the array of images alone."""
+    digest = hashlib.sha256()
+    with _reading(path), zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def moments(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """`mu` [F] and `sigma` [F, F] of ADM's published references, float64. Raises `BigrError` for other shapes."""
+    with _reading(path), np.load(path, allow_pickle=False) as file:
+        mu, sigma = file[MEAN].astype(np.float64), file[COVARIANCE].astype(np.float64)
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise BigrError(f"{path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} must be [F] and [F, F]")
+    return mu, sigma
+
+
+def read_samples(path: Path, image_size: int, classes: int) -> tuple[Tensor, Tensor]:
+    """The images uint8 [n, 3, H, W] and labels int64 [n] (`arr_1`) of samples, in memory.
+
+    image_size: H = W; classes: labels must be in [0, classes). Raises `BigrError` for a missing, damaged or other file.
+    """
+    again = "run the stage samples again"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file[IMAGES], file[LABELS]
+    except FileNotFoundError:
+        raise BigrError(f"{path} is missing; run the stage samples first") from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise BigrError(f"{path} is not a file of samples ({error}); {again}") from None
+    except Exception as error:  # zipfile's errors have no other common base
+        raise BigrError(f"{path} is damaged ({error}); {again}") from None
+    if images.dtype != np.uint8 or images.shape[1:] != (image_size, image_size, 3):
+        raise BigrError(
+            f"{path}: {IMAGES} must be uint8 [n, {image_size}, {image_size}, 3], as the shards' images, got "
+            f"{images.dtype} {list(images.shape)}; {again}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise BigrError(
+            f"{path}: {LABELS} must be integers [{len(images)}], got {labels.dtype} {list(labels.shape)}; {again}"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise BigrError(f"{path}: labels must be in [0, {classes}), got {labels.min()} to {labels.max()}; {again}")
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[int, int, int]:
+    version = npy.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of numpy's format")
+    dimensions, fortran, dtype = _HEADERS[version](file)
+    if dtype != np.uint8 or len(dimensions) != 4 or dimensions[3] != 3 or 0 in dimensions or fortran:
+        raise BigrError(
+            f"{path}: {IMAGES} must be uint8 [n, height, width, 3], as ADM's evaluator reads it, got {dtype} "
+            f"{list(dimensions)}{' in Fortran order' if fortran else ''}"
+        )
+    return dimensions[0], dimensions[1], dimensions[2]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError:
+        raise BigrError(f"{path} holds neither images ({IMAGES}) nor statistics ({MEAN}, {COVARIANCE})") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise BigrError(f"{path} cannot be read as an .npz file: {error}") from None

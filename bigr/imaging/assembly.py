@@ -1,0 +1,95 @@
+"""From model folders and settings to an `ImageModel`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from bigr.imaging.model import Editing, ImageModel
+from bigr.imaging.options import limits
+from bigr.imaging.sampler import Sampler
+from bigr.interop.belonging import check_fit
+from bigr.interop.folders import load_model
+from bigr.interop.standardisation import load_statistics
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.device import resolve_device
+from bigr.runtime.precision import autocast
+from bigr.sampling.unmask import Sampling
+
+PAPER = Sampling(
+    iterations=20,
+    diffusion_steps=100,
+    guidance_scale=2.5,
+    guidance_schedule="constant",
+    gumbel_temperature=0.17,
+)
+"""Table 7 of the paper, the model L."""
+PAPER_LARGER = {
+    36: replace(PAPER, iterations=25, gumbel_temperature=0.25),
+    48: replace(PAPER, iterations=25, gumbel_temperature=0.3),
+}
+"""The same for XL and XXL, by their layers."""
+PAPER_EDITING = Editing(
+    guidance_scale=2.5, gumbel_temperature=0.17, feather=0.5, enrich_guidance_scale=10.0, enrich_rounds=1
+)
+"""Where no settings come with the model: docs/method.md, sections 4 and 5."""
+BATCH_SIZE = 16
+"""Images that are drawn together, where no settings come with the model."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What an `ImageModel` is made with, besides the networks.
+
+    editing: None for the paper's; classes: their names, in the order of labels; precision: as `run.precision`;
+    knows_labels: whether the model was trained with labels.
+    """
+
+    sampling: Sampling
+    editing: Editing | None
+    classes: Sequence[str]
+    precision: str
+    batch_size: int
+    knows_labels: bool
+
+    @classmethod
+    def of_paper(cls, network: BiGR) -> "ImageSettings":
+        """The paper's, for a model of this many layers; classes are named by their numbers."""
+        names = [str(number) for number in range(network.config.num_classes)]
+        return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
+
+
+def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
+    """The networks in `models/tokenizer` and `models/bigr`, on `device` (as `run.device`).
+
+    Raises `BigrError` where one is missing or damaged, or they do not fit each other.
+    """
+    where = resolve_device(device)
+    tokenizer = load_model(models / "tokenizer", Tokenizer).to(where)
+    network = load_model(models / "bigr", BiGR).to(where)
+    check_fit(models, tokenizer, network)
+    return tokenizer, network
+
+
+def assemble(models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> ImageModel:
+    """The `ImageModel` of the networks of `models`, and of the features' statistics there, if any.
+
+    Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a weight
+    of the generator is not finite.
+    """
+    tokenizer, network = networks
+    device = network.backbone.mask_tok.device
+    context = partial(autocast, device, settings.precision, network.config.dim)
+    sampling = settings.sampling
+    most = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
+    model = ImageModel(
+        Sampler(tokenizer, network, settings.batch_size, context),
+        replace(sampling, **most),
+        settings.editing or PAPER_EDITING,
+        settings.classes,
+        knows_labels=settings.knows_labels,
+        statistics=load_statistics(models / "features", models / "bigr"),
+    )
+    model.check_finite()
+    return model

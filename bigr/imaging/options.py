@@ -1,0 +1,95 @@
+"""The options that every application takes, and classes by name or number."""
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypedDict
+
+from bigr.imaging.frames import Frame
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.errors import BigrError
+from bigr.runtime.seeds import derive_seed
+from bigr.sampling.unmask import Sampling
+
+Label: TypeAlias = int | str | None
+"""A class number, a class name, or None: no class."""
+
+OnStep: TypeAlias = Callable[[Frame], None]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that every application takes.
+
+    seed: 0 or more, the same seed gives the same images; variants: images of each kind, by other draws; iterations,
+    guidance_scale, diffusion_steps: of the sampler, in place of the model's own settings; on_step: called with a
+    `Frame` after every iteration; an exception that it raises ends the call.
+    """
+
+    seed: int
+    variants: int
+    iterations: int | None
+    guidance_scale: float | None
+    diffusion_steps: int | None
+    on_step: OnStep | None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """`Options`, with its defaults."""
+
+    seed: int = 0
+    variants: int = 1
+    iterations: int | None = None
+    guidance_scale: float | None = None
+    diffusion_steps: int | None = None
+    on_step: OnStep | None = None
+
+    def seeds(self, count: int, *place: str | int) -> list[int]:
+        """A seed for each of `count` images drawn at `place`."""
+        return [derive_seed(self.seed, *place, index) for index in range(count)]
+
+    def applied(self, sampling: Sampling, limits: dict[str, tuple[int, int]]) -> Sampling:
+        """`sampling` with what these options set. Raises `BigrError` for a value out of range."""
+        for name, (least, most) in {"seed": (0, 2**63 - 1), "variants": (1, 1024), **limits}.items():
+            value = getattr(self, name)
+            if value is not None:
+                check_whole(name, value, least, most)
+        scale = self.guidance_scale
+        if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
+            raise BigrError(f"guidance_scale must be a number, 0 or more, got {scale}")
+        given = {name: getattr(self, name) for name in ("iterations", "guidance_scale", "diffusion_steps")}
+        return replace(sampling, **{name: value for name, value in given.items() if value is not None})
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raise `BigrError` unless the argument `name` is a whole number from `least` to `most`."""
+    if not (isinstance(value, int) and least <= value <= most):
+        raise BigrError(f"{name} must be a whole number from {least} to {most}, got {value}")
+
+
+def limits(model: BiGR) -> dict[str, tuple[int, int]]:
+    """The range of each option of the sampler: iterations, and diffusion_steps where the transcoder takes any."""
+    found = {"iterations": (1, model.config.grid**2)}
+    if model.config.target != "direct":
+        found["diffusion_steps"] = (2, model.config.diffusion_steps)
+    return found
+
+
+def class_number(label: Label, classes: Sequence[str]) -> int:
+    """The label as the model takes it: 0 to C − 1, or C for None. Raises `BigrError` where it is no class."""
+    if label is None:
+        return len(classes)
+    if isinstance(label, str) and label in classes:
+        return list(classes).index(label)
+    text = str(label).strip()
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    within = [name for name in classes if len(text) > 1 and text.casefold() in name.casefold()]
+    close = (within or difflib.get_close_matches(text, classes))[:3]
+    known = f"did you mean {', '.join(close)}?" if close else f"the {len(classes)} classes: {_some(classes)}"
+    raise BigrError(f"label must be a class of the model, got {text!r}; {known}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:11])}, …, {names[-1]}; or a number"

@@ -1,0 +1,36 @@
+"""The random draws of sampling. Each image draws from its own generator, always for all of its tokens.
+
+Shapes: B images, N tokens, K bits, S diffusion steps.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Noise(NamedTuple):
+    """The draws of one iteration.
+
+    diffusion: uniform in [0, 1), [B, S, N, K], of the reverse process; gumbel: Gumbel noise [B, N], for the order;
+    thresholds: uniform in [0, 1), [B, N, K]: a bit is 1 where its probability is above.
+    """
+
+    diffusion: Tensor
+    gumbel: Tensor
+    thresholds: Tensor
+
+
+def draw_noise(generators: Sequence[torch.Generator], steps: int, tokens: int, bits: int) -> Noise:
+    """The draws of one iteration of `steps` diffusion steps, on the generators' device."""
+    shape = (steps + 1, tokens, bits)
+    uniform = torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generators])
+    order = torch.stack([torch.rand(tokens, generator=g, device=g.device) for g in generators])
+    gumbel = -torch.log(-torch.log(order.clamp(1e-20, 1 - 1e-7)))
+    return Noise(uniform[:, :-1], gumbel, uniform[:, -1])
+
+
+def diffusion_noise_at(noise: Tensor, positions: Tensor) -> Tensor:
+    """The noise [B, S, N, K] of the tokens at positions int64 [B, m], as `bit_probabilities` takes it: [S, B·m, K]."""
+    return torch.take_along_dim(noise, positions[:, None, :, None], dim=2).transpose(0, 1).flatten(1, 2)

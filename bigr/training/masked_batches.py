@@ -1,0 +1,133 @@
+"""Batches of codes with masked tokens, for training and validation (docs/method.md, section 2, "Masking in training").
+
+Seed and epoch fix the order. Drawn for each step: which labels become unconditional, one count of masked tokens for the
+batch, and their positions in each image. Of codes with draws of the bits, each epoch uses the next draw, and never the
+thresholded bits.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bigr.data.codes import CodesDataset
+from bigr.models.masked.generator import BiGR, gather_tokens, masked_count
+from bigr.runtime.distributed import rank, share
+from bigr.runtime.seeds import derive_seed, generator
+from bigr.runtime.transfer import to_device
+
+
+class MaskedBatch(NamedTuple):
+    """codes: float [B, N, K], 0 or 1; labels: int64 [B]; masked: int64 [B, m], the positions that are masked."""
+
+    codes: Tensor
+    labels: Tensor
+    masked: Tensor
+
+
+class MaskedBatches:
+    """The training stream of one process: its share of each global batch of `batch_size`, on `device`.
+
+    label_dropout: the probability in [0, 1] that a label becomes `unconditional` (1: trained without labels).
+    """
+
+    def __init__(
+        self,
+        dataset: CodesDataset,
+        batch_size: int,
+        *,
+        stage: str,
+        seed: int,
+        label_dropout: float,
+        unconditional: int,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.batch_size, self.stage, self.seed = dataset, batch_size, stage, seed
+        self.label_dropout, self.unconditional, self.device = label_dropout, unconditional, device
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def indices(self, step: int) -> Tensor:
+        """The images of a step's global batch, int64 [B]. An epoch is a permutation; a batch may span two epochs."""
+        length, first = len(self.dataset), step * self.batch_size
+        parts: list[Tensor] = []
+        while (missing := self.batch_size - sum(map(len, parts))) > 0:
+            epoch, offset = divmod(first + self.batch_size - missing, length)
+            if epoch != self._epoch:
+                order = generator(self.seed, self.stage, "order", epoch)
+                self._epoch, self._order = epoch, torch.randperm(length, generator=order)
+            parts.append(self._order[offset : offset + missing])
+        return torch.cat(parts)
+
+    def drawn(self, step: int) -> Tensor:
+        """The draw of each image of a step's global batch, int64 [B]: the next one in each epoch."""
+        places = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return _next_draw(self.dataset, places // len(self.dataset))
+
+    def describe(self, step: int) -> str:
+        """Words that name the batch of a step, for an error."""
+        shown = ", ".join(map(str, self.indices(step)[:4].tolist()))
+        return f"(batch {step}: training codes {shown}, …)"
+
+    def from_step(self, step: int) -> Iterator[MaskedBatch]:
+        """Batches from `step` on, without end."""
+        while True:
+            yield self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> MaskedBatch:
+        """The batch of a step; its draws follow from the seed, the step and this process's number."""
+        mine = self.indices(step)[share(self.batch_size)]
+        draws = generator(self.seed, self.stage, "batch", step, rank())
+        views = torch.randint(len(self.dataset.views), (len(mine),), generator=draws)
+        codes, labels = self.dataset.batch(mine, views, self.drawn(step)[share(self.batch_size)])
+        dropped = torch.rand(len(mine), generator=draws) < self.label_dropout
+        labels = torch.where(dropped, self.unconditional, labels)
+        tokens = codes.shape[1]
+        shared = derive_seed(self.seed, self.stage, "count", step)  # the same in all processes
+        count = masked_count(shared % tokens, tokens)
+        masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
+        codes, labels, masked = (to_device(t, self.device) for t in (codes, labels, masked))
+        return MaskedBatch(codes.float(), labels, masked)
+
+
+def _next_draw(dataset: CodesDataset, epochs: Tensor) -> Tensor:
+    """The draw of the bits in each epoch; 0, the thresholded bits, where there are no draws."""
+    return 1 + epochs % dataset.draws if dataset.draws else torch.zeros_like(epochs)
+
+
+class FixedMasks:
+    """Validation batches that are the same at every call: fixed images, bits, masks and noise.
+
+    images: at most this many of the split; each is masked once, with counts spread evenly over the schedule;
+    unconditional: the class that replaces all labels, or None to keep them.
+    """
+
+    def __init__(self, dataset: CodesDataset, images: int, seed: int, device: torch.device, unconditional: int | None):
+        self.seed, self.device = seed, device
+        count = min(images, len(dataset))
+        codes, labels = dataset.batch(torch.arange(count), 0, _next_draw(dataset, torch.zeros(count, dtype=torch.long)))
+        if unconditional is not None:
+            labels = torch.full_like(labels, unconditional)
+        tokens = codes.shape[1]
+        draws = generator(seed, "validation", "masks")
+        order = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)
+        # A group of images has one mask count, so that it is a batch.
+        groups = min(8, count)
+        self.batches: list[MaskedBatch] = []
+        for group in range(groups):
+            mine = torch.arange(group, count, groups)
+            masked = order[mine, : masked_count(tokens * (group + 0.5) / groups, tokens)]
+            parts = (codes[mine].float(), labels[mine], masked)
+            self.batches.append(MaskedBatch(*(t.to(device) for t in parts)))
+
+    def noise(self) -> torch.Generator:
+        """A generator for the draws of the diffusion, in the same state at every call."""
+        return generator(self.seed, "validation", "noise", device=self.device)
+
+
+@torch.no_grad()
+def hidden_of(model: BiGR, batch: MaskedBatch) -> Tensor:
+    """The frozen backbone's h of the masked tokens of a batch, float [B·m, D]."""
+    mask = torch.zeros(batch.codes.shape[:2], dtype=torch.bool, device=batch.codes.device)
+    return gather_tokens(model.hidden(batch.codes, batch.labels, mask.scatter_(1, batch.masked, True)), batch.masked)
