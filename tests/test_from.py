@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from bigr import config
-from bigr.interop import exchange
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
-from bigr.interop.generators import PUBLISHED_WIDTHS, generator_config
-from bigr.interop.published import published_generator, published_tokenizer
+from bigr.interop.published import exchange
+from bigr.interop.published.published_generator import PUBLISHED_WIDTHS, generator_config
+from bigr.interop.published.weight_names import published_generator, published_tokenizer
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
@@ -403,7 +403,7 @@ def test_a_file_of_another_shape_or_kind_is_refused(published: Path) -> None:
         "generator.dim is 64, but models/files/bigr.pt has 32; set it to 32",
     ]
     (line,) = complaints(lambda: check.check_models(published, settings(tokenizer__from="models/files/bigr.pt")))
-    assert line.startswith("tokenizer.from: ") and "where a tokenizer is wanted" in line
+    assert line.startswith("tokenizer.from: ") and "where a tokenizer is expected" in line
     (published / "models/files/ae.th").write_bytes((published / "models/files/ae.th").read_bytes()[:1000])
     (line,) = complaints(lambda: check.check_models(published, settings(tokenizer__from="models/files/ae.th")))
     assert line.startswith("tokenizer.from: ") and "ae.th" in line

@@ -79,7 +79,7 @@ def test_only_the_user_can_read_the_passwords_whatever_the_umask(services: Servi
     folder = services.project / credentials.FOLDER
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {"profiles.toml": 0o600}
+    assert modes == {".lock": 0o600, "profiles.toml": 0o600}
     password = services.login.partition(":")[2]
     assert len(password) >= 32
     assert not [process for process in services.processes() if password in " ".join(process.cmdline())]

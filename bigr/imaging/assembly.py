@@ -1,19 +1,27 @@
-"""From model folders and settings to an `ImageModel`."""
+"""From model folders and settings to an `ImageModel`, and back.
 
+A folder that `ImageModel.save_pretrained` wrote holds `tokenizer/`, `bigr/`, `features/` where the features were
+measured, and the settings in generation_config.json, as Hugging Face's libraries name theirs.
+"""
+
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from bigr.imaging.model import Editing, ImageModel
 from bigr.imaging.options import limits
 from bigr.imaging.sampler import Sampler
-from bigr.interop.belonging import check_fit
-from bigr.interop.folders import load_model
-from bigr.interop.standardisation import load_statistics
+from bigr.interop.belonging import check_pair
+from bigr.interop.folders import load_model, model_hash
+from bigr.interop.hub import save_pretrained
+from bigr.interop.standardisation import load_statistics, save_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.device import resolve_device
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
 from bigr.sampling.unmask import Sampling
 
@@ -36,6 +44,7 @@ PAPER_EDITING = Editing(
 """Where no settings come with the model: docs/method.md, sections 4 and 5."""
 BATCH_SIZE = 16
 """Images that are drawn together, where no settings come with the model."""
+SETTINGS_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,22 @@ class ImageSettings:
         names = [str(number) for number in range(network.config.num_classes)]
         return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
 
+    @classmethod
+    def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":
+        """Those that `save` wrote beside the models; where there are none, the paper's. Raises `BigrError`."""
+        path = models / SETTINGS_FILE
+        if not path.is_file():
+            return cls.of_paper(network)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            sampling, editing = Sampling(**values.pop("sampling")), Editing(**values.pop("editing"))
+            found = cls(sampling=sampling, editing=editing, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BigrError(f"{path}: not the settings of an ImageModel: {error}") from None
+        if len(found.classes) != network.config.num_classes:
+            raise BigrError(f"{path} names {len(found.classes)} classes; the model has {network.config.num_classes}")
+        return found
+
 
 def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
     """The networks in `models/tokenizer` and `models/bigr`, on `device` (as `run.device`).
@@ -68,7 +93,7 @@ def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
     where = resolve_device(device)
     tokenizer = load_model(models / "tokenizer", Tokenizer).to(where)
     network = load_model(models / "bigr", BiGR).to(where)
-    check_fit(models, tokenizer, network)
+    check_pair(tokenizer, network, (models / "tokenizer", models / "bigr"))
     return tokenizer, network
 
 
@@ -93,3 +118,20 @@ def assemble(models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSett
     )
     model.check_finite()
     return model
+
+
+def save(folder: Path, model: ImageModel) -> None:
+    """Write a model's networks, settings and statistics; other files in `folder` stay. Its precision is not kept."""
+    tokenizer, network = model.networks
+    save_pretrained(tokenizer, folder / "tokenizer")
+    save_pretrained(network, folder / "bigr", model_hash(folder / "tokenizer"))
+    how = ImageSettings(model.sampling, model.editing, model.classes, "auto", model.batch_size, model.knows_labels)
+    write_json(folder / SETTINGS_FILE, asdict(how))
+    if model.statistics is not None and model.statistics.best_layer is not None:
+        save_statistics(folder / "features", model.statistics, folder / "bigr")
+
+
+def from_folder(folder: Path, device: str) -> ImageModel:
+    """What `save` wrote, or a folder with `tokenizer/` and `bigr/` alone. Raises `BigrError` where one is missing."""
+    networks = load_networks(folder, device)
+    return assemble(folder, networks, ImageSettings.of_folder(folder, networks[1]))

@@ -8,12 +8,13 @@ square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imagi
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Unpack
 
 from bigr.data.images import center_crop
 from bigr.imaging import similarity
@@ -23,8 +24,11 @@ from bigr.imaging.options import Label, Options, SamplingOptions, check_whole, c
 from bigr.imaging.painting import Part, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
+from bigr.interop import hub
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.described import described
+from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes, painting
 from bigr.sampling.inputs import check_finite
@@ -81,6 +85,51 @@ class ImageModel:
         self._sampler, self.sampling, self.editing = sampler, sampling, editing
         self.classes, self.knows_labels = tuple(classes), knows_labels
         self.statistics = statistics
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        revision: str | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = True,
+        device: str = "auto",
+    ) -> "ImageModel":
+        """The model that `save_pretrained` or `push_to_hub` wrote; tokenizer/ and bigr/ alone will do.
+
+        source: a folder, or the id of a repository on the Hugging Face Hub, which is downloaded where
+        `local_files_only` is False, else read from huggingface_hub's cache; the other arguments are those of
+        `bigr.interop.hub.from_pretrained` and `bigr.load`. Raises `BigrError` where there is no such model.
+        """
+        from bigr.imaging import assembly
+
+        return assembly.from_folder(hub.local_folder(source, revision, cache_dir, local_files_only), device)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings.
+
+        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay.
+        """
+        from bigr.imaging import assembly
+
+        assembly.save(Path(folder), self)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes; see `bigr.interop.hub.push_to_hub`."""
+        return hub.upload(self.save_pretrained, repo_id, private, revision, token)
+
+    @property
+    def networks(self) -> tuple[Tokenizer, BiGR]:
+        """The tokenizer and the generator."""
+        return self._sampler.tokenizer, self._sampler.network
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are drawn together."""
+        return self._sampler.batch_size
 
     @property
     def size(self) -> int:

@@ -61,7 +61,7 @@ def _assembled(
 ) -> ImageModel:
     """The networks below `models`, and their sampler: `settings`', else a version's `own`, else the paper's."""
     networks = load_networks(models, device if settings is None or device != "auto" else settings.run.device)
-    how = own or ImageSettings.of_paper(networks[1])
+    how = own or ImageSettings.of_folder(models, networks[1])
     if settings is not None:
         how = replace(
             how,

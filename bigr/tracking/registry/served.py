@@ -1,6 +1,6 @@
 """What MLflow serves: labels in, images out. Kept beside the weights of each version (models-from-code, no pickle).
 
-MLflow runs this file when it loads a version; the package `bigr` must be installed there. The input is class numbers
+MLflow runs this file when it loads a version; `bigr[pipeline]` must be installed there. The input is class numbers
 [n]; the output n PNG files, each as a string in base64. Image i of a request is image i of the stage `samples` for the
 same label, seed and settings.
 """
