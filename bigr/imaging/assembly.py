@@ -1,4 +1,4 @@
-"""From model folders and settings to an `ImageModel`, and back.
+"""The networks and settings of an `ImageModel`, from folders and back.
 
 A folder that `ImageModel.save_pretrained` wrote holds `tokenizer/`, `bigr/`, `features/` where the features were
 measured, and the settings in generation_config.json, as Hugging Face's libraries name theirs.
@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bigr.imaging.model import Editing, ImageModel
-from bigr.imaging.options import limits
+from bigr.imaging.options import Editing, limits
 from bigr.imaging.sampler import Sampler
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model, model_hash
 from bigr.interop.hub import save_pretrained
-from bigr.interop.standardisation import load_statistics, save_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.device import resolve_device
@@ -97,41 +95,17 @@ def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
     return tokenizer, network
 
 
-def assemble(models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> ImageModel:
-    """The `ImageModel` of the networks of `models`, and of the features' statistics there, if any.
-
-    Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a weight
-    of the generator is not finite.
-    """
+def sampler_of(networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> tuple[Sampler, Sampling]:
+    """The sampler, and the settings' iterations and diffusion steps reduced to what the model can take."""
     tokenizer, network = networks
-    device = network.backbone.mask_tok.device
-    context = partial(autocast, device, settings.precision, network.config.dim)
+    context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
     sampling = settings.sampling
     most = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
-    model = ImageModel(
-        Sampler(tokenizer, network, settings.batch_size, context),
-        replace(sampling, **most),
-        settings.editing or PAPER_EDITING,
-        settings.classes,
-        knows_labels=settings.knows_labels,
-        statistics=load_statistics(models / "features", models / "bigr"),
-    )
-    model.check_finite()
-    return model
+    return Sampler(tokenizer, network, settings.batch_size, context), replace(sampling, **most)
 
 
-def save(folder: Path, model: ImageModel) -> None:
-    """Write a model's networks, settings and statistics; other files in `folder` stay. Its precision is not kept."""
-    tokenizer, network = model.networks
-    save_pretrained(tokenizer, folder / "tokenizer")
-    save_pretrained(network, folder / "bigr", model_hash(folder / "tokenizer"))
-    how = ImageSettings(model.sampling, model.editing, model.classes, "auto", model.batch_size, model.knows_labels)
-    write_json(folder / SETTINGS_FILE, asdict(how))
-    if model.statistics is not None and model.statistics.best_layer is not None:
-        save_statistics(folder / "features", model.statistics, folder / "bigr")
-
-
-def from_folder(folder: Path, device: str) -> ImageModel:
-    """What `save` wrote, or a folder with `tokenizer/` and `bigr/` alone. Raises `BigrError` where one is missing."""
-    networks = load_networks(folder, device)
-    return assemble(folder, networks, ImageSettings.of_folder(folder, networks[1]))
+def save_networks(folder: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> None:
+    """Write both networks and the settings; other files in `folder` stay."""
+    save_pretrained(networks[0], folder / "tokenizer")
+    save_pretrained(networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
+    write_json(folder / SETTINGS_FILE, asdict(settings))
