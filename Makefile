@@ -1,16 +1,16 @@
-# What a user types. Every target can be run in any order and any number of times; only a changed requirements.lock or
+# The commands of a user. Targets can run in any order and any number of times. Only a change of requirements.lock or
 # pyproject.toml installs anything again.
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 HALF := $(VENV)/.installing
-PYTHON ?= $(shell for p in python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && echo $$p && break; done)
 
 # Ports of `make ui` and `make services`; both listen on loopback only.
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
-# Of `make serve`.
+# Port of `make serve`.
 SERVE_PORT ?= 5001
 SWITCH ?= on
 
@@ -23,16 +23,16 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_PORT PREFECT_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline ablations test test-gpu lint ui services nightly serve deps clean
+.PHONY: help install pipeline ablations test test-gpu lint docs ui services nightly serve deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## create .venv and install the pinned dependencies
 
-# A killed installation leaves $(HALF) behind, and the next call starts over: pip cannot tell a half-written package.
+# A killed installation leaves $(HALF), and the next call starts again: pip does not detect a half-written package.
 $(STAMP): requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed and was not found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed and was not found; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@if [ -e $(HALF) ] || [ ! -x $(VENV)/bin/pip ]; then $(PYTHON) -m venv --clear $(VENV); fi
 	@touch $(HALF)
 	python -m pip install --quiet -c requirements.lock "$$(grep '^torch==' requirements.lock)"
@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@rm $(HALF)
 	@touch $@
 
-pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then show the metrics
+pipeline: $(STAMP) ## train, sample and evaluate what is out of date; then show the metrics
 	bigr check
 	dvc repro
 	@echo && bigr metrics
@@ -49,7 +49,7 @@ pipeline: $(STAMP) ## train, sample and evaluate, whatever is out of date; then 
 ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study
 
-# A file's tests stay in one process, a core each: two files beside each other, four at most.
+# One process for each core, four at most. The tests of a file stay in one process.
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -63,23 +63,26 @@ lint: $(STAMP) ## check style and types
 	ruff format --check .
 	mypy
 
-ui: $(STAMP) ## open the records of all runs: MLflow, on loopback port 5000 (MLFLOW_PORT)
+docs: $(STAMP) ## build the documentation as a site, in site/, and check its links
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+ui: $(STAMP) ## start MLflow, with the records of all runs, on loopback port 5000 (MLFLOW_PORT)
 	@python -m flows.services mlflow
 
 services: $(STAMP) ## start Prefect's server, MLflow and a worker together; Ctrl-C stops them
 	@python -m flows.services
 
-nightly: $(STAMP) ## have the services retrain every night; make nightly SWITCH=off, no longer
+nightly: $(STAMP) ## let the services retrain every night; make nightly SWITCH=off: no longer
 	@python -m flows.nightly $(SWITCH)
 
-serve: $(STAMP) ## answer labels with images of the champion (bigr promote), on loopback port 5001 (SERVE_PORT)
+serve: $(STAMP) ## serve the champion (bigr promote): images for labels, on loopback port 5001 (SERVE_PORT)
 	bigr serve --port $(SERVE_PORT)
 
-deps: $(STAMP) ## name in dvc.yaml the code that each stage imports
+deps: $(STAMP) ## update dvc.yaml: the code that each stage imports
 	python -m bigr.pipeline.closure --write
 
-# MLflow's records stay with dvc.lock and DVC's cache: every output that these name has its run. So do the passwords.
-clean: ## remove what the pipeline and the services made; .venv, DVC's cache, MLflow's records, .credentials stay
+# dvc.lock and DVC's cache stay, and with them MLflow's records: every output that they name keeps its run.
+clean: ## remove outputs of the pipeline and the services, but not .venv, DVC's cache, MLflow's records, .credentials
 	@pid=$$(cat .prefect/services.pid 2>/dev/null) && ps -o args= -p "$$pid" | grep -q honcho && { \
 		echo "The services run: stop them first, with Ctrl-C where \`make services\` was started" >&2; exit 1; } || true
 	rm -rf data models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots

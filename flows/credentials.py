@@ -1,8 +1,8 @@
 """The passwords of Prefect's API and of MLflow's pages: made when first needed, in files that only the user can read.
 
-`.credentials/profiles.toml` has Prefect's own form, and pyproject.toml names it: `prefect …` finds it in the project's
-folder. `.credentials/mlflow.ini` has MLflow's. No password is ever on a command line, which every user of a machine can
-read. To have new ones, stop the services, remove the folder, and start them again.
+`.credentials/profiles.toml` has Prefect's profiles, and pyproject.toml names it, so that `prefect …` finds it in the
+project's folder; `.credentials/mlflow.ini` configures MLflow's login. No password is on a command line, which every
+user of a machine can read. For new ones, stop the services, remove the folder, and start them again.
 """
 
 import configparser
@@ -25,25 +25,25 @@ USER = "bigr"
 
 
 def profile(project: Path) -> dict[str, str]:
-    """Prefect's settings for this project's own server, as they are kept; empty before its first start.
+    """Prefect's settings for this project's own server; empty before its first start.
 
-    Raises `BigrError` where the file is not a file of profiles.
+    Raises `BigrError` where the file is not TOML.
     """
     own = _profiles(project)["profiles"].get(PROFILE, {})
     return {key: str(value) for key, value in own.items()}
 
 
 def prefect(project: Path, url: str) -> dict[str, str]:
-    """The same, once they are kept: the API is on `url`; its password is made at the first call, and then stays.
+    """Write these settings for an API on `url`, and return them. The password is made at the first call.
 
-    Other profiles in the file stay as they are. Raises `BigrError` like `profile`.
+    Other profiles in the file stay as they are. Raises like `profile`.
     """
     with _alone(project):
         return _keep_profile(project, url)
 
 
 def mlflow(project: Path) -> dict[str, str]:
-    """The environment that MLflow's server needs to ask for a password, which is made at the first call."""
+    """The environment with which MLflow's server asks for a password. It is made at the first call."""
     with _alone(project):
         _keep_mlflow(project)
     return {
@@ -53,7 +53,7 @@ def mlflow(project: Path) -> dict[str, str]:
 
 
 def _alone(project: Path) -> AbstractContextManager[None]:
-    """Make the folder, and hold it: `make ui` and `make services` may be started beside each other."""
+    """Make the folder, and lock it: `make ui` and `make services` may be started at the same time."""
     (project / FOLDER).mkdir(mode=0o700, exist_ok=True)
     (project / FOLDER).chmod(0o700)
     lock = project / FOLDER / ".lock"
@@ -81,7 +81,7 @@ def _keep_mlflow(project: Path) -> None:
     ini.read(project / MLFLOW)
     password = ini.get("mlflow", "admin_password", fallback="")
     if not password:
-        (project / MLFLOW_USERS).unlink(missing_ok=True)  # MLflow reads the password only where it knows no user
+        (project / MLFLOW_USERS).unlink(missing_ok=True)  # MLflow reads the password only where it has no user yet
         password = secrets.token_urlsafe(32)
     users = str((project / MLFLOW_USERS).absolute())
     ini["mlflow"] = {
@@ -99,7 +99,7 @@ def _keep_mlflow(project: Path) -> None:
 
 
 def _profiles(project: Path) -> dict[str, Any]:
-    """The file of profiles, with a table `profiles` even where it has none."""
+    """The file of profiles; without one, an empty table `profiles`."""
     try:
         content = tomllib.loads((project / PROFILES).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _toml(value: Any) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Put `text` in the file, all at once, its mode 0600 from the beginning."""
+    """Write `text` to the file atomically, with mode 0600 from the start."""
     beside = path.with_name(f".{path.name}")
     beside.unlink(missing_ok=True)  # of a process that was killed
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,9 +1,8 @@
-"""Tell Prefect's server about the work pool and the deployments of prefect.yaml: `python -m flows.deploy`.
+"""Register the work pool and the deployments of prefect.yaml with Prefect's server: `python -m flows.deploy`.
 
-Waits for the server first, so that it can be started together with it. Runs that were under way on this machine when
-the services last stopped are declared crashed: nobody else would, and they would hold the deployment's only place for
-ever. What belongs to others on the same server stays as it is, and a schedule stays switched on or off. Harmless when
-repeated.
+Waits for the server first, so that both can be started together. Runs that were under way on this machine when the
+services last stopped are marked as crashed: otherwise they would hold the deployment's only slot. Other work pools and
+deployments on the server stay as they are, and a schedule stays on or off. It can be repeated.
 """
 
 import signal
@@ -42,36 +41,33 @@ from flows.whereabouts import LABEL
 POOL, FLOW = "bigr", "bigr"
 PATIENCE_S = 600
 BUSY = (408, 429, 502, 503, 504)
-"""What a server, or a proxy before it, answers while it is starting or has too much to do."""
+"""The status codes of a server, or of a proxy before it, that is starting or overloaded."""
 
 
 @contextmanager
 def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
     """A client of the server that Prefect's settings name, once that answers.
 
-    Waits for a server that is silent, and says why; not for one that refuses. Raises `BigrError` where the settings
-    name none, where it does not answer in time, where it refuses the password, and where it is not Prefect's.
+    Waits for a server that does not answer, and logs the reason. Raises `BigrError` where the settings name none, where
+    it does not answer in time, refuses the password, or is not Prefect's.
     """
     if not get_current_settings().api.url:
         raise BigrError("There is no Prefect server: start one with `make services`, or set PREFECT_API_URL")
-    end, told = time.monotonic() + patience_s, ""
+    end, logged = time.monotonic() + patience_s, ""
     while silence := _silence():
         if time.monotonic() > end:
             raise BigrError(f"{silence}; start it with `make services`, or set PREFECT_API_URL")
-        if silence != told:
+        if silence != logged:
             _say(f"{silence}; waiting")
-            told = silence
+            logged = silence
         time.sleep(0.5)
     with get_client(sync_client=True) as client:
         yield client
 
 
 def _silence() -> str:
-    """What keeps the server from answering, which may pass; empty where it answers as Prefect's.
-
-    Raises `BigrError` where it answers otherwise.
-    """
-    brief: dict[str, Any] = {"timeout": 10}  # a server that is starting may keep a request waiting for ever
+    """Why the server does not answer yet; empty where it answers. Raises `BigrError` where it never will."""
+    brief: dict[str, Any] = {"timeout": 10}  # a server that is starting may never answer
     remedy = "PREFECT_API_URL must be the address of an API, as http://127.0.0.1:4200/api"
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -102,7 +98,7 @@ def _address(client: SyncPrefectClient) -> str:
 
 
 def deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
-    """Those of prefect.yaml that the server knows."""
+    """The deployments of prefect.yaml that the server has."""
     for described in config.read(Path("prefect.yaml"))["deployments"]:
         try:
             yield client.read_deployment_by_name(f"{FLOW}/{described['name']}")
@@ -110,11 +106,11 @@ def deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
             continue
 
 
-def bury(client: SyncPrefectClient, known: list[UUID]) -> None:
-    """Declare crashed the runs of the deployments `known` whose process was on this machine, and is gone.
+def mark_crashed(client: SyncPrefectClient, known: list[UUID]) -> None:
+    """Mark as crashed the runs of the deployments `known` whose process was on this machine and has ended.
 
-    They can be retried from their page. A run that has not said where its process is (`flows/whereabouts.py`), or that
-    said another machine, is left alone.
+    They can be retried from their page. A run without the label of `flows/whereabouts.py`, or of another machine, is
+    left alone.
     """
     if not known:
         return
@@ -152,31 +148,30 @@ def switched(client: SyncPrefectClient) -> dict[tuple[UUID, str], bool]:
     }
 
 
-def switch(client: SyncPrefectClient, wanted: dict[tuple[UUID, str], bool]) -> None:
-    """Switch schedules on or off; those that `wanted` does not name stay as they are."""
+def switch(client: SyncPrefectClient, on: dict[tuple[UUID, str], bool]) -> None:
+    """Switch schedules (deployment and slug) on or off; those that `on` does not name stay as they are."""
     for deployment in deployments(client):
         for schedule in deployment.schedules:
-            active = wanted.get((deployment.id, schedule.slug or ""), schedule.active)
+            active = on.get((deployment.id, schedule.slug or ""), schedule.active)
             if active != schedule.active:
                 client.update_deployment_schedule(deployment.id, schedule.id, active=active)
 
 
 def main() -> int:
-    """Exit status 0 once everything is registered, 2 where there is something to put right first; else that of
-    `prefect deploy`."""
+    """Exit status 0 once everything is registered, 2 for an error of the user's, else that of `prefect deploy`."""
     try:
         with connected() as client:
-            bury(client, [deployment.id for deployment in deployments(client)])
+            mark_crashed(client, [deployment.id for deployment in deployments(client)])
             ensure_pool(client)
             before = switched(client)
             words = [command("prefect"), "--no-prompt", "deploy", "--all"]
-            # Its advice is for another server and another way to start a worker; where it fails it says why.
+            # Its output advises another way to start a worker, and is shown only where it fails.
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
             if done.returncode:
                 _say(done.stdout)
-            switch(client, before)  # prefect.yaml says how a schedule starts out, not how the user has it
+            switch(client, before)  # prefect.yaml has a schedule's initial state only
             if not done.returncode:
                 pages = f"Prefect {_address(client).removesuffix('/').removesuffix('/api')}, MLflow {mlflow_url()}"
                 _say(f"{pages}; in a second terminal: prefect deployment run {FLOW}/full --watch")

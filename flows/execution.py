@@ -1,8 +1,7 @@
-"""One stage, executed by DVC in a process of its own.
+"""Commands run by the flow in processes of their own; above all one stage, executed by DVC.
 
-What DVC and the stage print goes line by line to a logger. How it ended is one of three: an `Outcome` (it ran, or there
-was nothing to do), `StageKilled` (a signal ended it: worth another try), `StageFailed` (it failed by itself, and would
-fail again).
+What DVC and the stage print goes line by line to a logger. A stage ends in one of three ways: an `Outcome` (it ran, or
+there was nothing to do), `StageKilled` (a signal ended it: worth another try), `StageFailed` (it would fail again).
 """
 
 import contextlib
@@ -12,20 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigr.runtime.errors import EXIT_USER_ERROR
+from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
 from bigr.runtime.masking import masked
 from flows import guard
 
 RETRY = "press Retry on the run's page to go on from the last checkpoint"
-"""What to do about a run that was killed; its message says so."""
+"""The remedy in the message of a killed run."""
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
 _NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log
+_TIME = re.compile(r"^\d\d:\d\d:\d\d ")
 _SKIPPED = re.compile(r"Stage '[^']*' (didn't change|is cached)")
 _RUNNING = re.compile(r"Running stage '([^']*)'")
 
@@ -39,11 +39,11 @@ class Outcome:
 
 
 class StageFailed(Exception):
-    """The stage cannot succeed as things are; the message is its own, and names it."""
+    """The stage would fail again. The message names the stage and is otherwise its own."""
 
 
 class StageKilled(Exception):
-    """A signal ended the stage: out of memory, a machine going down, an impatient user."""
+    """A signal ended the stage: out of memory, a shutdown, or a user's kill."""
 
 
 def command(program: str) -> str:
@@ -98,7 +98,7 @@ def execute(
 def started_in(
     workspace: Path, words: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command of this project under way in `workspace`; of all that it starts, nothing outlives this context."""
+    """A running command of this project in `workspace`; no process that it starts outlives this context."""
     process = subprocess.Popen(
         [sys.executable, guard.__file__, *words],
         cwd=workspace,
@@ -117,12 +117,46 @@ def started_in(
 
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """What the command prints, line by line, empty ones left out, to its end; passwords in URIs are masked.
-
-    Prefect keeps the lines, also of a traceback that the stage did not write through its log.
-    """
+    """What the command prints, line by line, without empty ones; passwords in URIs are masked, as Prefect keeps all."""
     assert process.stdout is not None
     yield from (masked(line.rstrip()) for line in process.stdout if line.rstrip())
+
+
+def run_logged(
+    name: str,
+    workspace: Path,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    log: Callable[[str], None],
+    *,
+    accepted: Collection[int] = (0,),
+) -> list[str]:
+    """Run a command of this project in `workspace`, each line of its output to `log`, and return the lines.
+
+    accepted: exit statuses of success. Raises `StageKilled` and, with the last line, `StageFailed`.
+    """
+    said: list[str] = []
+    with started_in(workspace, words, environment) as process:
+        for line in lines(process):
+            log(line)
+            said.append(line)
+        status = process.wait()
+    if number := killer(status):
+        raise StageKilled(f"{name}: killed by {signal.Signals(number).name}")
+    if status not in accepted:
+        raise StageFailed(f"{name}: {_TIME.sub('', said[-1]) if said else f'failed with status {status}'}")
+    return said
+
+
+def output(folder: Path, *words: str, **environment: str) -> str:
+    """Standard output of a command run in `folder`. Raises `BigrError` with the last line of its error output."""
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C", **environment}
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
+        raise BigrError(masked(f"{Path(words[0]).name} {words[1]}: {said}"))
+    return done.stdout
 
 
 def _paths(workspace: Path) -> dict[str, str]:
@@ -135,7 +169,7 @@ def _paths(workspace: Path) -> dict[str, str]:
 
 
 def killer(status: int) -> int:
-    """The signal that an exit status tells of, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
+    """The signal in an exit status, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
     number = -status if status < 0 else status - 128
     return number if number in set(signal.Signals) else 0
 

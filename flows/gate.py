@@ -1,7 +1,6 @@
-"""The gate after the pipeline: `bigr promote`, in a process of its own, and what it decided."""
+"""The gate after the pipeline: `bigr promote` in a process of its own, and its decision."""
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,18 +9,18 @@ from typing import Any
 
 from bigr import config
 from bigr.pipeline.dvcfile import StageSpec
-from flows.execution import StageFailed, StageKilled, killer, lines, started_in
+from flows.execution import run_logged
 
 NAME, CHAMPION = "bigr", "champion"
 MODELS, SAMPLES = ("models/tokenizer", "models/bigr"), "outputs/samples.npz"
 NOT_PROMOTED = 3
-"""The exit status of `bigr promote` where the champion is another version; the decision is told all the same."""
+"""The exit status of `bigr promote` where another version is the champion; the decision is printed all the same."""
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What `bigr promote --json` says: the state of its task, one line, a row for each metric compared, and what was
-    measured again to compare them, if anything."""
+class GateResult:
+    """What `bigr promote --json` says. state: of the task; summary: one line; rows: one for each metric compared;
+    measured_again: what was measured again for the comparison, if anything."""
 
     state: str
     summary: str
@@ -30,14 +29,14 @@ class Decision:
 
 
 def applies(graph: Mapping[str, StageSpec], chosen: list[str]) -> bool:
-    """Whether there is something to compare: a model, measured by this run."""
+    """Whether this run has measured a model."""
     return "evaluation" in chosen and {*MODELS} <= {out for spec in graph.values() for out in spec.outs}
 
 
 def has_judged(project: Path, workspace: Path) -> bool:
-    """Whether the registry has the model of `workspace`, with a decision. Fails as MLflow does.
+    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors.
 
-    It has none where the run that made the model ended before the gate, or was not a flow run.
+    There is none where the run that made the model ended before the gate, or was not a flow run.
     """
     from bigr.tracking.store import Store
 
@@ -52,18 +51,10 @@ def has_judged(project: Path, workspace: Path) -> bool:
     return str(champion) in {str(version.version) for version in versions}
 
 
-def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str], None]) -> Decision:
-    """Let the model in `workspace` compete. Raises `StageFailed` where nothing compares, or `StageKilled`."""
-    said: list[str] = []
-    with started_in(workspace, [sys.executable, "-m", "bigr", "promote", "--json"], environment) as process:
-        for line in lines(process):
-            log(line)
-            said.append(line)
-        status = process.wait()
-    if number := killer(status):
-        raise StageKilled(f"promote: killed by {signal.Signals(number).name}")
-    if status not in (0, NOT_PROMOTED):
-        raise StageFailed(f"promote: {said[-1] if said else f'failed with status {status}'}")
-    told = json.loads(next(line for line in reversed(said) if line.startswith("{")))
-    state = "Promoted" if told["promoted"] else "Champion" if told["is_champion"] else "NotPromoted"
-    return Decision(state, told["summary"], tuple(told["rows"]), told["measured_again"])
+def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str], None]) -> GateResult:
+    """Let the model in `workspace` compete. Raises `StageFailed` where it cannot be compared, or `StageKilled`."""
+    words = [sys.executable, "-m", "bigr", "promote", "--json"]
+    said = run_logged("promote", workspace, words, environment, log, accepted=(0, NOT_PROMOTED))
+    decision = json.loads(next(line for line in reversed(said) if line.startswith("{")))
+    state = "Promoted" if decision["promoted"] else "Champion" if decision["is_champion"] else "NotPromoted"
+    return GateResult(state, decision["summary"], tuple(decision["rows"]), decision["measured_again"])

@@ -1,4 +1,4 @@
-"""Run a command that dies with whoever asked for it: `python -m flows.guard COMMAND…`.
+"""Run a command that ends with the process that started it: `python -m flows.guard COMMAND…`.
 
 A killed flow run must not leave a training behind that holds DVC's lock. This process leads a session of its own; its
 standard input is a pipe that the flow run holds open and never writes to. When the pipe closes, however the flow run
@@ -26,13 +26,13 @@ def _end_with_parent() -> None:
 
 
 def main() -> int:
-    """The command's exit status; 128 + n where signal n killed it, as a shell says it."""
+    """The command's exit status; 128 + n where signal n killed it, as in a shell."""
     # The group's SIGTERM is survived, to be followed up; children do not inherit this handler.
     signal.signal(signal.SIGTERM, lambda *_: None)
     watcher = threading.Thread(target=_end_with_parent, daemon=True)
     watcher.start()
     status = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
-    if _ending.is_set():  # the command has ended; what it started may not have heeded the request
+    if _ending.is_set():  # the command has ended; its children may still run
         watcher.join()
     return status if status >= 0 else 128 - status
 

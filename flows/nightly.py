@@ -1,6 +1,6 @@
 """Switch the nightly retraining of prefect.yaml on or off: `python -m flows.nightly [on|off]`, which is `make nightly`.
 
-The server keeps it, so one must be running; it stays so over every restart of the services.
+The server keeps the switch, so one must be running; restarts of the services leave it.
 """
 
 import signal
@@ -22,7 +22,7 @@ def nightly(active: bool) -> None:
 
 
 def main() -> int:
-    """Exit status 2 where there is something to put right first."""
+    """Exit status 2 for an error of the user's."""
     word = sys.argv[1] if len(sys.argv) > 1 else "on"
     try:
         if word not in ("on", "off"):

@@ -1,4 +1,4 @@
-"""What a flow run shows on its page in Prefect: stages, figures, settings, a picture, and the way to the records."""
+"""A flow run's page in Prefect: metrics, decision, samples, links to the records, stages, settings."""
 
 import base64
 import json
@@ -13,10 +13,10 @@ from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.masking import masked
 from bigr.tracking.store import RUN_LIST, RUN_PAGE
 from flows.execution import Outcome
-from flows.gate import Decision
+from flows.gate import GateResult
 
 HEADLINES = 5
-_NOT_ASKED = (
+_DOES_NOT_COMPETE = (
     "This model does not compete for `champion`: the run has settings of its own. `promote: true` among its parameters "
     "lets it; so does `bigr promote` after `dvc exp apply`."
 )
@@ -25,21 +25,21 @@ METRICS, PICTURE = Path("outputs/metrics.json"), Path("outputs/samples.png")
 
 @dataclass
 class Page:
-    """Filled in while the flow runs; `text` is Markdown. competes: False where the model is kept from the gate."""
+    """Filled in while the flow runs. competes: whether the model may become champion."""
 
     name: str
     workspace: Path
     settings: Mapping[str, Any]
     overrides: Mapping[str, Any]
     stages: dict[str, Outcome | str] = field(default_factory=dict)
-    gate: Decision | None = None
+    gate: GateResult | None = None
     competes: bool = True
     record: str = ""
 
     def text(self) -> str:
-        """The whole page."""
+        """The page, as Markdown."""
         parts = [f"# {self.name}", self._headline(), self._gate(), self._picture(), self._records(), self._stages()]
-        return "\n\n".join(part for part in [*parts, self._figures(), self._settings()] if part)
+        return "\n\n".join(part for part in [*parts, self._metrics(), self._settings()] if part)
 
     def _stages(self) -> str:
         rows = [
@@ -50,7 +50,7 @@ class Page:
 
     def _gate(self) -> str:
         if self.gate is None:
-            return "" if self.competes or not self._made("evaluation") else f"## Promotion\n\n{_NOT_ASKED}"
+            return "" if self.competes or not self._made("evaluation") else f"## Promotion\n\n{_DOES_NOT_COMPETE}"
         said = [self.gate.summary, *filter(None, [self.gate.measured_again])]
         summary = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in said)
         keys = ("champion", "challenger", "worst")
@@ -58,7 +58,7 @@ class Page:
             (row["name"], *("—" if row[key] is None else _number(row[key]) for key in keys), row["verdict"])
             for row in self.gate.rows
         ]
-        table = _table("Promotion", ("figure", "champion", "challenger", "at worst", "verdict"), rows, f"{summary}.\n")
+        table = _table("Promotion", ("metric", "champion", "challenger", "at worst", "verdict"), rows, f"{summary}.\n")
         return table or f"## Promotion\n\n{summary}."
 
     def _measured(self) -> dict[str, Any]:
@@ -71,9 +71,8 @@ class Page:
         shown = list(flatten(headline(self._measured())).items())[:HEADLINES]
         return _table("Headline metrics", ("metric", "value"), [(name, _number(value)) for name, value in shown])
 
-    def _figures(self) -> str:
-        figures = self._measured()
-        return _table("Metrics", ("figure", "value"), [(k, _number(v)) for k, v in flatten(figures).items()])
+    def _metrics(self) -> str:
+        return _table("Metrics", ("metric", "value"), [(k, _number(v)) for k, v in flatten(self._measured()).items()])
 
     def _picture(self) -> str:
         path = self.workspace / PICTURE
@@ -82,11 +81,11 @@ class Page:
         return f"## Samples\n\n![Samples](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
 
     def _made(self, stage: str) -> bool:
-        """Whether this run vouches for what the stage wrote: an older run's figures are not shown as this one's."""
+        """Whether this run brought the stage up to date: an older run's results are not shown as this one's."""
         return isinstance(self.stages.get(stage), Outcome)
 
     def _records(self) -> str:
-        about = "its stages' curves, figures, pictures and model files"
+        about = "its stages' curves, metrics, pictures and model files"
         if not self.record:
             return f"## Records in MLflow\n\n- [All runs]({mlflow_url()})"
         runs = f"{self.record.rpartition('/')[0]}?{RUN_LIST}"
@@ -101,9 +100,9 @@ class Page:
 
 
 def mlflow_url() -> str:
-    """Where MLflow's pages are: the tracking server, or the one that `make services` and `make ui` start.
+    """The address of MLflow's pages: the tracking server, or the one that `make services` and `make ui` start.
 
-    Without user and password: Prefect keeps the page.
+    Without user and password, since Prefect keeps the page.
     """
     tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
     local = f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"

@@ -1,7 +1,7 @@
 """The flow `bigr`: the stages of dvc.yaml, one task each, in their order.
 
-Prefect decides when, where, how often, and what is tried again; DVC decides what there is to do. A stage that fails by
-itself ends the run at once with its own message; one that a signal killed is tried again and continues from its last
+Prefect decides when, where, how often, and what is tried again; DVC decides what is out of date. A stage that fails
+ends the run at once with its own message; one that a signal killed is tried again and continues from its last
 checkpoint. `prefect deployment run bigr/full --watch` runs the deployment of prefect.yaml.
 """
 
@@ -35,7 +35,7 @@ RETRIES, RETRY_DELAY_S = 2, 5
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the log is more than Prefect's traceback of a state that the flow itself has returned."""
+    """False for Prefect's traceback of a failed state that the flow itself returned."""
     return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
 
 
@@ -44,7 +44,7 @@ for _name in ("prefect.flow_runs", "prefect.engine"):
 
 
 def was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
-    """Whether a task ended because a signal ended its stage: another try continues it."""
+    """Whether a signal ended the task's stage: another try then continues it."""
     return isinstance(state.result(raise_on_failure=False), StageKilled)
 
 
@@ -52,10 +52,7 @@ def was_killed(_: Task[Any, Any], __: TaskRun, state: State) -> bool:
 def run_stage(
     stage: str, folder: str, environment: dict[str, str], force: bool, unchanged: bool = False
 ) -> State[Outcome]:
-    """Bring one stage up to date; the state of the task is named after what it took: Ran or Cached.
-
-    unchanged: it is known to be up to date.
-    """
+    """Bring one stage up to date; the task's state is named Ran or Cached. unchanged: it is up to date already."""
     if unchanged:
         outcome = Outcome("cached", 0.0)
     else:
@@ -70,7 +67,7 @@ def run_stage(
     retry_delay_seconds=RETRY_DELAY_S,
     retry_condition_fn=was_killed,
 )
-def run_gate(folder: str, environment: dict[str, str]) -> State[gate.Decision]:
+def run_gate(folder: str, environment: dict[str, str]) -> State[gate.GateResult]:
     """Let the model compete for the alias `champion`; the state is Promoted, Champion (already) or NotPromoted."""
     decision = gate.promote(Path(folder), environment, get_run_logger().info)
     return Completed(name=decision.state, message=decision.summary, data=decision)
@@ -85,12 +82,12 @@ def pipeline(
 ) -> State[Any]:
     """Run the pipeline, or some of its stages.
 
-    stages: names of the stages to bring up to date, each by itself; all, if left out.
+    stages: names of the stages to bring up to date, without those that they depend on; all by default.
     settings: values that differ from params.yaml for this run only, as {"generator.steps": 2000}. The run then works in
         a clone of the project, and becomes an experiment of DVC under its name.
     force: run each stage even if nothing that it depends on has changed.
-    promote: let the model compete for the alias `champion` once it is measured; if left out, only where `settings` are
-        those of params.yaml: an experiment replaces nothing unasked.
+    promote: let the model compete for the alias `champion` once it is measured; by default only where `settings` are
+        those of params.yaml.
     """
     project = Path.cwd()
     name, run_id = str(flow_run.name), str(flow_run.id)
@@ -120,7 +117,7 @@ def pipeline(
     finally:
         _publish(page, project, run_id)
     if message:
-        if overrides and "failed" in page.stages.values():  # one that was killed stays, with its checkpoints
+        if overrides and "failed" in page.stages.values():  # the clone of a killed run stays, with its checkpoints
             workspace.remove(folder)
         return _failed(message)
     if overrides:
@@ -136,8 +133,7 @@ def pipeline(
 
 
 def _failed(message: str) -> State[Any]:
-    """The end of a run that cannot succeed as things are. The message is logged, and sent, before the run ends: a
-    terminal that watches shows it."""
+    """The state of a failed run. The message is logged and sent before the run ends, so that `--watch` shows it."""
     try:
         get_run_logger().error(message)
     except MissingContextError:  # called as a function, outside a run
@@ -148,27 +144,24 @@ def _failed(message: str) -> State[Any]:
 
 
 def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
-    """The stages asked for, in the pipeline's order. Raises `BigrError` for an unknown one."""
+    """The named stages, all by default, in the pipeline's order. Raises `BigrError` for an unknown one."""
     if unknown := sorted(set(stages or []) - set(graph)):
         raise BigrError(f"stages: {', '.join(unknown)}: no such stage; there are {', '.join(graph)}")
     return [stage for stage in graph if not stages or stage in stages]
 
 
 def _environment(name: str, run_id: str) -> dict[str, str]:
-    """What ties the stages' MLflow runs together. (A stage in a clone finds the project's records by itself.)"""
-    return {
-        "BIGR_EXECUTION": run_id,
-        "BIGR_EXECUTION_NAME": name,
-    }
+    """Makes the stages' MLflow runs children of one run. (A stage in a clone finds the project's records by itself.)"""
+    return {"BIGR_EXECUTION": run_id, "BIGR_EXECUTION_NAME": name}
 
 
 def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment: dict[str, str], force: bool) -> str:
-    """Run the stages one after the other; the message of the first that fails, or nothing."""
+    """Run the stages one after the other. Returns the message of the first that fails, else an empty string."""
     done: dict[str, State[Any]] = {}
     fresh = set() if force else unchanged(page.workspace, chosen)
     for stage in chosen:
         makers = [other for other in done if _feeds(graph[other], graph[stage])]
-        if not fresh.issuperset(makers):  # DVC may have changed what it reads, even where nothing ran
+        if not fresh.issuperset(makers):  # DVC may have checked out other inputs, though nothing ran
             fresh.discard(stage)
         named = run_stage.with_options(name=stage, task_run_name=stage)
         made_by = [done[maker] for maker in makers]
@@ -184,7 +177,7 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
 
 
 def ended_by(result: Any) -> str:
-    """The message of a run that the failure of a task, a stage or the gate, has ended. Raises what is a mistake."""
+    """The message of a run that a killed or failed task has ended. Raises any other exception."""
     if isinstance(result, StageKilled):
         return f"{result}; {RETRY}"
     if isinstance(result, StageFailed):
@@ -193,7 +186,7 @@ def ended_by(result: Any) -> str:
 
 
 def _is_decided(page: Page, project: Path) -> bool:
-    """Whether nothing ran and the gate has judged the model before: then it is not asked again."""
+    """Whether nothing ran and the gate has judged the model before."""
     if any(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome)):
         return False
     try:
@@ -206,10 +199,10 @@ def _is_decided(page: Page, project: Path) -> bool:
 
 
 def _promote(page: Page, environment: dict[str, str]) -> str:
-    """Let the model compete; the message of a failure, or nothing."""
+    """Let the model compete. Returns the message of a failure, else an empty string."""
     state = run_gate(str(page.workspace), environment, return_state=True)
     result: Any = state.result(raise_on_failure=False)
-    if isinstance(result, gate.Decision):
+    if isinstance(result, gate.GateResult):
         page.gate = result
         return ""
     return ended_by(result)
@@ -220,14 +213,13 @@ def _feeds(maker: StageSpec, reader: StageSpec) -> bool:
 
 
 def _publish(page: Page, project: Path, run_id: str) -> None:
-    """Show the page among the run's artifacts. It tells how the run ended and never decides it: where MLflow or
-    Prefect fails here, a warning says so."""
+    """Add the page to the run's artifacts. A failure of MLflow or Prefect here is only a warning."""
     try:
         page.record = record(project, run_id)
     except Exception as error:
         get_run_logger().warning("MLflow does not answer; the page has no link to this run: %s", masked(str(error)))
     try:
-        about = "Stages, figures, samples, records, settings"
+        about = "Stages, metrics, samples, records, settings"
         create_markdown_artifact(page.text(), key="pipeline", description=about)
     except Exception as error:
         get_run_logger().warning("the run's page could not be written: %s", masked(str(error)))

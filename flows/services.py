@@ -1,8 +1,8 @@
 """Start Prefect's server, a worker and MLflow together: `python -m flows.services [prefect] [worker] [mlflow]`.
 
-The lines of `Procfile`, started by honcho, which this process becomes; Ctrl-C stops them all. Both servers listen on
+This process becomes honcho, which starts the lines of `Procfile`; Ctrl-C stops them all. Both servers listen on
 loopback and ask for a password (`flows/credentials.py`). Where the user's environment names a server elsewhere, that is
-used and none is started here: PREFECT_API_URL (or a profile of Prefect) for one, MLFLOW_TRACKING_URI for the other.
+used and none is started here: PREFECT_API_URL (or a profile of Prefect), and MLFLOW_TRACKING_URI.
 """
 
 import os
@@ -23,14 +23,14 @@ from flows.page import mlflow_url
 
 SERVICES = ("prefect", "worker", "mlflow")
 PID = Path(".prefect/services.pid")
-"""Tells `make clean`, and another start, that the database is in use."""
+"""Shows `make clean`, and another start, that the database is in use."""
 
 
 def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Which of the services `names` are to be started here, and what to add to their environment.
 
-    Passwords that are missing are made. Raises `BigrError`, before anything is written, where a port is not a number or
-    is taken, and where this folder has its server already.
+    Missing passwords are made. Raises `BigrError`, before anything is written, where a port is not a number or is in
+    use, and where the services of this folder run already.
     """
     chosen, added = list(names), {"PREFECT_HOME": environment.get("PREFECT_HOME") or str(project / ".prefect")}
     added["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
@@ -42,7 +42,7 @@ def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str])
         if url := _prefect_elsewhere(project, environment):
             chosen = [name for name in chosen if name != "prefect"]
             if not environment.get("PREFECT_API_AUTH_STRING") and _auth_string_is_own(project):
-                added["PREFECT_API_AUTH_STRING"] = ""  # the password of the server here is none of its business
+                added["PREFECT_API_AUTH_STRING"] = ""  # the other server must not see the password of the one here
             _tell(f"Prefect  {masked(url, '')}, named by your settings; its runs are executed here")
         else:
             added |= _own_prefect(project, chosen, environment)
@@ -64,7 +64,7 @@ def _own_prefect(project: Path, chosen: list[str], environment: Mapping[str, str
 
 
 def _server_runs(project: Path) -> bool:
-    """Whether services with a Prefect server, which has its database to itself, are under way in this folder."""
+    """Whether services with a Prefect server run in this folder; two servers cannot share a database."""
     try:
         number = int((project / PID).read_text())
         return any("honcho" in Path(word).name for word in psutil.Process(number).cmdline())
@@ -73,7 +73,7 @@ def _server_runs(project: Path) -> bool:
 
 
 def _prefect_elsewhere(project: Path, environment: Mapping[str, str]) -> str | None:
-    """The API that the user's own settings name: the environment, `.env`, `prefect.toml` or another profile."""
+    """The API in the user's own settings: the environment, `.env`, `prefect.toml` or another profile."""
     if url := environment.get("PREFECT_API_URL"):
         return url
     from prefect.settings import get_current_settings
@@ -91,7 +91,7 @@ def _auth_string_is_own(project: Path) -> bool:
 
 
 def _port(name: str, default: int, environment: Mapping[str, str], free: bool = True) -> int:
-    """The port that the variable `name` tells; `free`: it must be one that nothing listens on."""
+    """The port in the variable `name`. free: nothing may listen on it."""
     text = environment.get(name) or str(default)
     if not (text.isdecimal() and 0 < int(text) < 2**16):
         raise BigrError(f"{name} must be a port, 1 to 65535, got {text}")
@@ -106,13 +106,13 @@ def _port(name: str, default: int, environment: Mapping[str, str], free: bool = 
 
 
 def _tell(line: str) -> None:
-    """An address: what was asked for. Out before honcho takes this process's place."""
+    """Print a line at once: honcho then takes this process's place."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def main() -> int:
-    """Become honcho. Exit status 2 where there is something to put right first."""
+    """Become honcho. Exit status 2 for an error of the user's."""
     project, names = Path.cwd(), sys.argv[1:] or SERVICES
     try:
         if unknown := sorted(set(names) - set(SERVICES)):

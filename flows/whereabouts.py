@@ -1,6 +1,6 @@
-"""What Prefect does not say of a flow run: where its process is, and what to do once that was killed.
+"""Hooks of the flows: label a run with its machine and process, and add the remedy to the message of a killed run.
 
-Prefect 3.8 keeps a process's number, but not the machine that it belongs to.
+Prefect 3.8 keeps a process's number, but not its machine.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def say_where(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> Non
 
 
 def say_retry(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A flow's hook `on_crashed`, which the worker calls: the message of the run ends with the remedy."""
+    """A flow's hook `on_crashed`, which the worker calls: add the remedy to the run's message."""
     with get_client(sync_client=True) as client:
         message = f"{(state.message or 'its process ended').rstrip('.')}; {RETRY}"
         client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)

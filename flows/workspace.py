@@ -1,10 +1,10 @@
-"""Where a flow run works: in the user's folder, or, with settings of its own, in a clone that the user never sees.
+"""The clone of the project in which a flow run with settings of its own works. (Others work in the user's folder.)
 
 The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares
-DVC's cache, and alone has the overridden params.yaml: the user's files are never touched, however the run ends. It
-goes when the run has succeeded or failed by itself; after a kill it stays, so that a retry finds its checkpoints, until
-that retry ends, or `make clean`. Only the user can read it: DVC's passwords are copied into it. Its result is an
-experiment of the user's project (`dvc exp show`) under the flow run's name.
+DVC's cache, and alone has the overridden params.yaml: the user's files stay untouched. It is removed when the run
+succeeds or fails; after a kill it stays, so that a retry finds its checkpoints, until that retry ends, or `make clean`.
+Only the user can read it, since DVC's passwords are copied into it. Its result becomes an experiment of the user's
+project (`dvc exp show`) under the flow run's name.
 """
 
 import configparser
@@ -12,7 +12,6 @@ import copy
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,15 @@ from typing import Any
 from bigr import config
 from bigr.pipeline import dvcfile
 from bigr.runtime.errors import BigrError
-from bigr.runtime.masking import masked
-from flows.execution import command
+from flows.execution import command, output
 
 FOLDER = Path(".dvc/tmp/flows")
-"""Where clones are, one a flow run: inside .dvc, so that DVC, git and the tracking see the project around them."""
+"""The clones, one a flow run: inside .dvc, so that DVC, git and the tracking find the project around them."""
 
 _LOCAL = ".dvc/config.local"
 """DVC's settings of one machine, passwords of remotes among them."""
 _MADE = ".git/made"
-"""There once a clone is complete."""
+"""Marks a complete clone."""
 
 
 def merge(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def experiment_name(project: Path, flow_run_name: str, flow_run_id: str) -> str:
 
 
 def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Make `folder` a copy of `project` with `overrides` in its params.yaml. Left as it is if it was made already.
+    """Make `folder` a copy of `project` with `overrides` in its params.yaml. A complete clone is left as it is.
 
     Raises `BigrError` where `project` is not a git repository of its own with a commit.
     """
@@ -70,8 +68,12 @@ def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
         return
     if not (project / ".git").exists():
         raise BigrError(f"{project}: settings can be overridden in a git repository only; run `git init` and commit")
-    if subprocess.run(["git", "rev-parse", "-q", "--verify", "HEAD"], cwd=project, capture_output=True).returncode:
-        raise BigrError(f"{project}: settings can be overridden only after the first commit; run `git commit`")
+    try:
+        _git(project, "rev-parse", "--verify", "HEAD")
+    except BigrError:
+        raise BigrError(
+            f"{project}: settings can be overridden only after the first commit; run `git commit`"
+        ) from None
     values = merge(config.read(project / "params.yaml"), overrides)
     files = _files(project, values)
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,7 +93,7 @@ def clone(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
 
 
 def change(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Give a clone other settings: those of `project` with `overrides` laid over them."""
+    """Give a clone other settings: those of `project` with `overrides`."""
     shutil.copy2(project / "params.yaml", folder / "params.yaml")
     _write_params(folder / "params.yaml", overrides)
 
@@ -103,8 +105,8 @@ def save(project: Path, folder: Path, name: str, stages: list[str]) -> None:
 
 
 def keep(project: Path, folder: Path, name: str, stages: list[str]) -> None:
-    """Make what `stages` produced in the clone an experiment of `project`; the clone can go on."""
-    _run(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
+    """Make what `stages` produced in the clone an experiment of `project`; the clone stays."""
+    output(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
     ref = _git(folder, "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").split()[0]
     _git(project, "fetch", "--quiet", "--no-write-fetch-head", str(folder), f"+{ref}:{ref}")
 
@@ -116,15 +118,14 @@ def experiments(project: Path) -> set[str]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a clone, the copies of passwords in it first: a kill meanwhile leaves none."""
+    """Remove a clone; its copies of passwords first, so that a kill meanwhile leaves none."""
     for file in (_LOCAL, _MADE):
         (folder / file).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def _files(project: Path, values: Mapping[str, Any]) -> list[str]:
-    """Relative files that settings name, that are there, and that neither git nor a stage provides: the clone gets
-    links to them."""
+    """Existing relative files that settings name and neither git nor a stage provides: the clone links them."""
     outs = [out for spec in dvcfile.stages(project, values).values() for out in spec.outs]
     return [
         file
@@ -137,7 +138,7 @@ def _files(project: Path, values: Mapping[str, Any]) -> list[str]:
 
 
 def _copy_changes(project: Path, folder: Path, linked: list[str]) -> None:
-    """Bring into the clone what differs from the last commit, new files included, and drop what was deleted."""
+    """Copy what differs from the last commit, new files included, and remove what was deleted."""
     changed = _git(project, "diff", "--name-only", "-z", "HEAD") + _git(
         *(project, "ls-files", "--others", "--exclude-standard", "-z")
     )
@@ -152,10 +153,10 @@ def _copy_changes(project: Path, folder: Path, linked: list[str]) -> None:
 
 
 def _share_cache(project: Path, folder: Path) -> None:
-    """Let the clone use the project's cache, by links where the file system has them, and check out what it knows."""
+    """Let the clone use the project's cache, by links where the file system has them, and check out the outputs."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(project / _LOCAL)
-    cache = project / _run(project, command("dvc"), "cache", "dir").strip()
+    cache = project / output(project, command("dvc"), "cache", "dir").strip()
     own = {"cache": {"dir": cache.resolve(), "type": "reflink,hardlink,copy"}}
     own["core"] = {"site_cache_dir": (folder / ".dvc/tmp/site").resolve()}
     for section, values in own.items():
@@ -166,7 +167,7 @@ def _share_cache(project: Path, folder: Path) -> None:
     (folder / _LOCAL).unlink(missing_ok=True)
     with os.fdopen(os.open(folder / _LOCAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         settings.write(file)
-    _run(folder, command("dvc"), "checkout", "--quiet", "--force", "--allow-missing")
+    output(folder, command("dvc"), "checkout", "--quiet", "--force", "--allow-missing")
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
@@ -175,13 +176,4 @@ def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    return _run(folder, "git", *words)
-
-
-def _run(folder: Path, *words: str) -> str:
-    """Standard output of a command run in `folder`. Raises `BigrError` with the last line of its complaint."""
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
-        raise BigrError(masked(f"{Path(words[0]).name} {words[1]}: {said}"))
-    return done.stdout
+    return output(folder, "git", *words)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bigr.interop.published import SCHEDULE, published_generator, published_tokenizer
+from bigr.interop.published.weight_names import SCHEDULE, published_generator, published_tokenizer
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.diffusion import BernoulliDiffusion
 from bigr.models.masked.generator import BiGR, BiGRConfig

@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from tests import tiny
+
 ROOT = Path(__file__).parents[1]
 COPIED = ("bigr", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore")
 RAN = "ran.log"
@@ -57,7 +62,7 @@ def make(folder: Path, *, real: bool) -> Path:
     (project / ".dvc").mkdir()
     for name in ("config", "plots.html", ".gitignore"):
         shutil.copy(ROOT / ".dvc" / name, project / ".dvc" / name)
-    (project / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {folder / 'site'}\n")
+    _set_site(project)
     with (project / ".gitignore").open("a") as file:
         file.write(f"/{RAN}\n")
     command = folder / "bin" / "bigr"
@@ -67,6 +72,39 @@ def make(folder: Path, *, real: bool) -> Path:
     for words in ("git init -q -b main", "git add -A", "git commit -q -m first"):
         run(project, *words.split())
     return project
+
+
+def make_tiny(folder: Path, **overrides: object) -> Path:
+    """The project with its real stages on 72 images of two classes, under the settings of `tiny` and `overrides`
+    (section__key=value), committed."""
+    project = make(folder, real=True)
+    draws = np.random.default_rng(0)
+    for number in range(72):
+        path = project / "pictures" / ("val" if number < 24 else "train") / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    own = {key.replace("__", "."): value for key, value in overrides.items()}
+    tiny.apply(project / "params.yaml", tiny.OVERRIDES | {"shards.source": "pictures"} | own)
+    for words in ("git add -A", "git commit -q -m tiny"):
+        run(project, *words.split())
+    return project
+
+
+def copy(project: Path, folder: Path, *, records: bool = False) -> Path:
+    """Copy a project that `make` made, with its data and cache, to `folder`/project.
+
+    records: with its runs in MLflow too; their files, and those of runs to come, are in the original's mlartifacts.
+    """
+    left_out = ["mlartifacts", "site"] if records else ["mlflow.db*", "mlartifacts", "site"]
+    shutil.copytree(project.parent, folder, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
+    _set_site(folder / project.name)
+    return folder / project.name
+
+
+def _set_site(project: Path) -> None:
+    """Have DVC keep beside the project what it keeps for all of a user's projects."""
+    text = f"[core]\n    site_cache_dir = {project.parent / 'site'}\n"
+    (project / ".dvc" / "config.local").write_text(text)
 
 
 def environment(project: Path) -> dict[str, str]:

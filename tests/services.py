@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,6 @@ from typing import Any
 import psutil
 
 from flows import credentials, guard
-from tests import mini_project
 
 PATIENCE_S = 300
 ENDED = ("COMPLETED", "FAILED", "CRASHED")
@@ -129,22 +127,26 @@ class Services:
         """Make the deployment that of `project`."""
         subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.of(project), check=True)
 
-    def start(self, *options: str, project: Path | None = None, **parameters: Any) -> tuple[str, str]:
-        """The flow run's id, and all that `prefect deployment run bigr/full` says."""
-        words = ["prefect", "deployment", "run", "bigr/full", *options, "--params", json.dumps(parameters)]
-        folder = project or self.project
-        done = subprocess.run(words, cwd=folder, env=self.of(folder), capture_output=True, text=True, timeout=400)
+    def command(self, **parameters: Any) -> tuple[str, str]:
+        """Run the deployment to its end as README says: the flow run's id, and all that the command says."""
+        words = ["prefect", "deployment", "run", "bigr/full", "--watch", "--params", json.dumps(parameters)]
+        done = subprocess.run(words, cwd=self.project, env=self.terminal, capture_output=True, text=True, timeout=400)
         said = done.stdout + done.stderr
         found = re.search(r"UUID: (\S+)", said)
         assert found, said
         return found[1], said
 
-    def watch(self, project: Path | None = None, **parameters: Any) -> dict[str, Any]:
+    def start(self, **parameters: Any) -> str:
+        """Start a run of the deployment: its id. It asks the server as the command does, without loading Prefect."""
+        deployment = self.api("/deployments/name/bigr/full")
+        asked = {"state": {"type": "SCHEDULED"}, "parameters": parameters}
+        return str(self.api(f"/deployments/{deployment['id']}/create_flow_run", asked)["id"])
+
+    def watch(self, **parameters: Any) -> dict[str, Any]:
         """Run the deployment to its end; the flow run as the server knows it."""
-        run_id, said = self.start("--watch", project=project, **parameters)
-        run = self.run(run_id)
-        assert f"'{run['state_name']}'" in said, said
-        return run
+        run_id = self.start(**parameters)
+        self.wait_for(lambda: self.run(run_id)["state_type"] in ENDED)
+        return self.run(run_id)
 
     def run(self, run_id: str) -> dict[str, Any]:
         """The flow run as the server knows it."""
@@ -199,20 +201,6 @@ def started(folder: Path, project: Path) -> Iterator[Services]:
     finally:
         for process in services.stop():
             process.kill()
-
-
-def copy_of_this_project(folder: Path) -> Path:
-    """The repository's files as they are, without a dvc.lock, as a new git repository with one commit."""
-    files = mini_project.run(
-        mini_project.ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"
-    ).split("\0")
-    for name in filter(None, files):
-        if (mini_project.ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(mini_project.ROOT / name, folder / name)
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    mini_project.commit(folder)
-    return folder
 
 
 def rows(page: str) -> list[str]:

@@ -48,7 +48,7 @@ def test_every_run_is_of_valid_settings_and_has_a_name_of_its_own() -> None:
 
 def test_every_row_and_every_point_of_figure_3_is_a_variant() -> None:
     names = {variant.name for variant in tables.VARIANTS}
-    assert {row.variant for table in tables.TABLES for row in table.rows} | set(tables.POINTS.values()) == names
+    assert {row.variant.name for table in tables.TABLES for row in table.rows} | set(tables.POINTS.values()) == names
     assert tables.tables_of("base") == ["Table 2", "Table 3", "Table 4", "Table 8", "Figure 3"]
 
 
@@ -113,7 +113,7 @@ def test_the_page_and_its_plots_are_a_function_of_the_json(tmp_path: Path) -> No
     results.save(tmp_path / "a/ablations.json", made_up())
     for name in ("a", "b"):
         study_page.write(tmp_path / name, results.load(tmp_path / "a/ablations.json"))
-    for file in ("ablations.md", "images/ablations-tables.png", "images/ablations-figure3.png"):
+    for file in ("ablations.md", "images/ablations-figure3.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     links = re.findall(r"\]\((images/[^)]*)\)", (tmp_path / "a/ablations.md").read_text())
     assert links and all((tmp_path / "a" / link).is_file() for link in links)
@@ -158,17 +158,17 @@ def test_what_is_done_is_not_done_again_and_a_lost_experiment_is_found_in_the_ca
     mini_project.run(project, "git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "codes")
     said: list[str] = []
     first = Study(project, chosen)
-    assert [(job.name, len(job.runs)) for job in first.open_jobs()] == [("flip-seed0", 2), ("x0-seed0", 1)]
-    first.run_job(first.jobs[0], said.append, lambda line: None)
+    assert [(group.name, len(group.runs)) for group in first.open_groups()] == [("flip-seed0", 2), ("x0-seed0", 1)]
+    first.run_group(first.groups[0], said.append, lambda line: None)
     assert [line.split(":")[0] for line in said] == ["ablations-base-seed0", "ablations-table8-thresholded-seed0"]
-    assert [job.name for job in Study(project, chosen).open_jobs()] == ["x0-seed0"]
+    assert [group.name for group in Study(project, chosen).open_groups()] == ["x0-seed0"]
     assert first.result(chosen[0]) == Study(project, chosen).result(chosen[0])
 
     mini_project.run(project, "dvc", "exp", "remove", "ablations-base-seed0")
     again: list[str] = []
     second = Study(project, chosen)
     detail: list[str] = []
-    second.run_job(second.jobs[0], again.append, detail.append)
+    second.run_group(second.groups[0], again.append, detail.append)
     assert [line.split(":")[0] for line in again] == ["ablations-base-seed0"]
     assert not any(line.startswith("Running stage") for line in detail)
     assert not list((project / workspace.FOLDER).iterdir())
@@ -188,8 +188,8 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
     names = ("base", "table2-x0")
     some = Study(project, tables.runs((0,), tuple(v for v in tables.VARIANTS if v.name in names), small))
     lines: list[str] = []
-    for job in some.open_jobs():
-        some.run_job(job, lines.append, lines.append)
+    for group in some.open_groups():
+        some.run_group(group, lines.append, lines.append)
     ran = [match[1] for line in lines if (match := re.match(r"Running stage '(\w+)'", line))]
     trained = ["generator", "transcoder", "samples", "evaluation"]
     assert ran == ["digits", "shards", "tokenizer", "codes", *trained, *trained]

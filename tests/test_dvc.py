@@ -135,10 +135,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(reproduced: Path, tmp_path: Path) -> Path:
     """A copy of the reproduced project for a test to change."""
-    shutil.copytree(reproduced.parent, tmp_path / "copy", symlinks=True)
-    copy = tmp_path / "copy" / "project"
-    (copy / ".dvc" / "config.local").write_text(f"[core]\n    site_cache_dir = {tmp_path / 'site'}\n")
-    return copy
+    return scratch.copy(reproduced, tmp_path / "copy")
 
 
 def repro(project: Path) -> list[str]:

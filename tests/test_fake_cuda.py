@@ -28,7 +28,8 @@ from bigr.evaluation.representation.features import token_averages, write_featur
 from bigr.evaluation.representation.folder_probe import probe_folder
 from bigr.evaluation.representation.linear_probe import linear_probe
 from bigr.evaluation.zero_shot import ZeroShot
-from bigr.imaging.model import Editing, ImageModel
+from bigr.imaging.model import ImageModel
+from bigr.imaging.options import Editing
 from bigr.imaging.sampler import Sampler
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer

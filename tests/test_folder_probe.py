@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_one_line(words, images, reason, project, monkeypat
 def test_a_model_that_cannot_read_the_tokenizers_codes_is_refused(project, monkeypatch, capsys) -> None:
     worlds.write_models(project, model_bits=8)
     assert probe(monkeypatch) == 2
-    assert "--model takes codes of (bits, grid) = (8, 4), --tokenizer gives (6, 4)" in capsys.readouterr().err
+    assert "--model has (bits, grid) = (8, 4), --tokenizer (6, 4); name its own" in capsys.readouterr().err
     worlds.write_models(project, tokenizer="another")
     assert probe(monkeypatch) == 2
     assert "--model was trained on codes of another tokenizer" in capsys.readouterr().err

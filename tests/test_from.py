@@ -15,10 +15,10 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from bigr import config
-from bigr.interop import exchange
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
-from bigr.interop.generators import PUBLISHED_WIDTHS, generator_config
-from bigr.interop.published import published_generator, published_tokenizer
+from bigr.interop.published import exchange
+from bigr.interop.published.published_generator import PUBLISHED_WIDTHS, generator_config
+from bigr.interop.published.weight_names import published_generator, published_tokenizer
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
@@ -403,7 +403,7 @@ def test_a_file_of_another_shape_or_kind_is_refused(published: Path) -> None:
         "generator.dim is 64, but models/files/bigr.pt has 32; set it to 32",
     ]
     (line,) = complaints(lambda: check.check_models(published, settings(tokenizer__from="models/files/bigr.pt")))
-    assert line.startswith("tokenizer.from: ") and "where a tokenizer is wanted" in line
+    assert line.startswith("tokenizer.from: ") and "where a tokenizer is expected" in line
     (published / "models/files/ae.th").write_bytes((published / "models/files/ae.th").read_bytes()[:1000])
     (line,) = complaints(lambda: check.check_models(published, settings(tokenizer__from="models/files/ae.th")))
     assert line.startswith("tokenizer.from: ") and "ae.th" in line
@@ -498,12 +498,11 @@ def test_two_processes_take_a_model_over_as_one_does(tmp_path: Path, world: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_project_samples_the_models_of_another_to_the_byte_and_once(tmp_path: Path) -> None:
-    first, second = (scratch.make(tmp_path / name, real=True) for name in ("first", "second"))
-    for project in (first, second):
-        tiny.apply(project / "params.yaml", tiny.OVERRIDES | {"transcoder.steps": 0})
-        scratch.run(project, "git", "commit", "-q", "-a", "-m", "tiny")
+def test_a_project_samples_the_models_of_another_to_the_byte_and_once(trained: Path, tmp_path: Path) -> None:
+    first = scratch.copy(trained, tmp_path / "first")
+    tiny.apply(first / "params.yaml", {"transcoder.steps": 0})
     scratch.run(first, "dvc", "repro", "samples")
+    second = scratch.make_tiny(tmp_path / "second", transcoder__steps=0)
     shutil.copytree(first / "models/tokenizer", second / TOKENIZER)
     lines = [f"tokenizer.from={TOKENIZER}", f"generator.from={first / 'models/generator'}"]
     said = scratch.run(second, "dvc", "exp", "run", "-S", lines[0], "-S", lines[1])

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from bigr.interop.published import generator_state, tokenizer_state
+from bigr.interop.published.weight_names import generator_state, tokenizer_state
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.diffusion import weighted_bce
 from bigr.models.masked.generator import BiGR, BiGRConfig

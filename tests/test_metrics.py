@@ -1,5 +1,7 @@
 """`bigr metrics`: results beside their targets, in a table that a terminal can show; the headline that DVC compares."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from bigr import config
+from bigr.cli import program
 from bigr.evaluation.headline import HEADLINE, headline
 from bigr.runtime.metric_directions import COMPARED_METRICS
 from tests import scratch
@@ -57,10 +60,18 @@ def write(project: Path, metrics: Any) -> None:
 
 
 def bigr(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`bigr metrics` in the project."""
-    command = [sys.executable, "-m", "bigr", "metrics", *words]
-    environment = scratch.environment(project) | {"PYTHONPATH": str(scratch.ROOT)}
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    """`bigr metrics` in the project, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(project),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", ["bigr", "metrics", *words])
+        program.main()
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def table(project: Path, *words: str) -> list[str]:

@@ -28,29 +28,31 @@ COLOUR = """async (image) => {
 }"""
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project with the records of two executions in the default store."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "outputs").mkdir()
+    root = tmp_path_factory.mktemp("project")
+    (root / "outputs").mkdir()
     settings = config.load(ROOT / "params.yaml")
-    for name, (scale, agreement, colour) in EXECUTIONS.items():
-        monkeypatch.setenv("BIGR_EXECUTION", name)
-        monkeypatch.setenv("BIGR_EXECUTION_NAME", name)
-        samples = settings.samples.model_copy(update={"guidance_scale": scale})
-        changed = settings.model_copy(update={"samples": samples})
-        grid = tmp_path / "outputs" / "samples.png"
-        Image.new("RGB", (64, 32), colour).save(grid)
-        tracker = Tracker(tmp_path, "samples", changed, {}, "", ["pictures"])
-        tracker.picture("samples", grid)
-        tracker.finish("FINISHED")
-        tracker = Tracker(tmp_path, "evaluation", changed, {}, "", ["metrics"])
-        tracker.metrics({"samples.label_agreement": agreement})
-        tracker.finish("FINISHED")
-    return tmp_path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, (scale, agreement, colour) in EXECUTIONS.items():
+            patch.setenv("BIGR_EXECUTION", name)
+            patch.setenv("BIGR_EXECUTION_NAME", name)
+            samples = settings.samples.model_copy(update={"guidance_scale": scale})
+            changed = settings.model_copy(update={"samples": samples})
+            grid = root / "outputs" / "samples.png"
+            Image.new("RGB", (64, 32), colour).save(grid)
+            tracker = Tracker(root, "samples", changed, {}, "", ["pictures"])
+            tracker.picture("samples", grid)
+            tracker.finish("FINISHED")
+            tracker = Tracker(root, "evaluation", changed, {}, "", ["metrics"])
+            tracker.metrics({"samples.label_agreement": agreement})
+            tracker.finish("FINISHED")
+        yield root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(project: Path) -> Iterator[str]:
     """The address of an MLflow server over the project's store."""
     with mlflow_pages.serve(project) as address:

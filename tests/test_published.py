@@ -13,13 +13,14 @@ from torch import nn
 
 from bigr import interop
 from bigr.cli import program
-from bigr.interop import exchange
+from bigr.interop.belonging import check_published
 from bigr.interop.folders import load_model, model_hash, save, tokenizer_of, without_weights
-from bigr.interop.found import PublishedModel
-from bigr.interop.generators import generator_config, read_generator
-from bigr.interop.published import TRANSCODER, TRANSCODER_AGAIN, published_generator, published_tokenizer
-from bigr.interop.tensorfiles import FileTensor
-from bigr.interop.tokenizers import read_tokenizer, tokenizer_config
+from bigr.interop.published import exchange
+from bigr.interop.published.published_generator import generator_config, read_generator
+from bigr.interop.published.published_model import PublishedModel
+from bigr.interop.published.published_tokenizer import read_tokenizer, tokenizer_config
+from bigr.interop.published.tensor_files import FileTensor
+from bigr.interop.published.weight_names import TRANSCODER, TRANSCODER_AGAIN, published_generator, published_tokenizer
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.models.presets import PRESETS, TOKENIZERS
@@ -267,9 +268,9 @@ def test_the_published_tokenizer_for_512_is_not_taken_for_a_generator_for_256(tm
     tensors = published_tokenizer(without_weights(Tokenizer, TOKENIZERS["512"]).state_dict())
     tokenizer = found(Tokenizer, tokenizer_config(tensors, "file", grid=16))
     assert "512² images in 32×32 tokens, diffusion_pos_embed_learned for 16×16" in refused(
-        exchange.check_pair, tokenizer, l256
+        check_published, tokenizer, l256
     )
-    exchange.check_pair(tokenizer, l512)
+    check_published(tokenizer, l512)
     assert (exchange.title(l512)[:11], exchange.title(l256)[:11]) == ("L-d32, 512²", "L-d32, 256²")
 
 
@@ -404,7 +405,7 @@ def test_an_unfit_file_is_one_line_and_leaves_nothing_behind(tmp_path, files, mo
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(tmp_path, files, monkeypatch):
-    monkeypatch.setattr("bigr.interop.tensorfiles.FileTensor.read", lambda self: 1 / 0)
+    monkeypatch.setattr("bigr.interop.published.tensor_files.FileTensor.read", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         exchange.import_tokenizer(files[0], tmp_path / "out/tokenizer")
     assert not list((tmp_path / "out").iterdir())
@@ -446,7 +447,7 @@ def test_importing_needs_far_less_memory_than_the_file_has(tmp_path):
     """Peak resident memory of an import of a 400 MB file, beside that of a process that imports the modules alone."""
     shape = publications.generator_config(dim=1024, heads=16, layers=7, transcoder_dim=512)
     path = publications.save_generator(tmp_path / "g.pt", publications.generator_tensors(shape))
-    work = f"bigr.interop.exchange.import_generator(Path({str(path)!r}), Path({str(tmp_path / 'model')!r}))"
+    work = f"bigr.interop.published.exchange.import_generator(Path({str(path)!r}), Path({str(tmp_path / 'model')!r}))"
     whole = f"bytes(Path({str(path)!r}).read_bytes())"
     idle, importing, reading = (peak(code) for code in ("", work, whole))
     assert path.stat().st_size > 4e8
@@ -456,7 +457,7 @@ def test_importing_needs_far_less_memory_than_the_file_has(tmp_path):
 
 def peak(code: str) -> int:
     """Peak resident memory, in bytes, of a process that runs `code`."""
-    script = f"import bigr.interop.exchange, torch._refs\nfrom pathlib import Path\n{code}\n"
+    script = f"import bigr.interop.published.exchange, torch._refs\nfrom pathlib import Path\n{code}\n"
     script += "print(next(x.split()[1] for x in Path('/proc/self/status').open() if x.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return 1024 * int(done.stdout)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -19,11 +18,12 @@ CHANGES = {"generator.steps": STEPS, "generator.validate_every": STEPS, "run.che
 REPRO = ("dvc", "repro", "generator")
 
 
-def test_repro_after_kill_9_continues_and_ends_with_the_weights_of_one_that_was_left_alone(tmp_path: Path) -> None:
-    straight = scratch.make(tmp_path / "straight", real=True)
-    tiny.apply(straight / "params.yaml", tiny.OVERRIDES | CHANGES)
-    scratch.run(straight, "dvc", "repro", "-q", "codes")
-    killed = copy_of(straight, tmp_path / "killed")
+def test_repro_after_kill_9_continues_and_ends_with_the_weights_of_one_that_was_left_alone(
+    trained: Path, tmp_path: Path
+) -> None:
+    straight, killed = (scratch.copy(trained, tmp_path / name) for name in ("straight", "killed"))
+    for project in (straight, killed):
+        tiny.apply(project / "params.yaml", CHANGES)
 
     assert "continuing from step" not in repro(straight)
     kill_while_training(killed)
@@ -34,14 +34,6 @@ def test_repro_after_kill_9_continues_and_ends_with_the_weights_of_one_that_was_
     for name in ("config.json", "model.safetensors"):
         ends = [(project / "models" / "generator" / name).read_bytes() for project in (straight, killed)]
         assert ends[0] == ends[1], name
-
-
-def copy_of(project: Path, folder: Path) -> Path:
-    """The project with its data, its cache and its `bigr`, without its records, which name files of the original."""
-    shutil.copytree(
-        project.parent, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns", "mlartifacts")
-    )
-    return folder / project.name
 
 
 def repro(project: Path) -> str:

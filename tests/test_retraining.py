@@ -1,7 +1,8 @@
 """Scheduled retraining, shown for real: Prefect's server, worker and schedule; the whole pipeline on a user's images.
 
-Three runs that the schedule starts: the first trains and has its model made champion; images are added, and the second
-trains on them and lets its model compete; the third finds nothing to do.
+`dvc repro` has trained on the first images. Images are added, and a run that the schedule starts trains on all of them
+and makes its model champion. The first model is made champion by hand, and one with a setting of its own competes with
+it. A last scheduled run finds nothing to do.
 """
 
 import shutil
@@ -17,13 +18,14 @@ from ruamel.yaml import YAML
 
 from bigr import config
 from bigr.pipeline.stage_table import NAMES
+from bigr.tracking.registry.versions import Registry
 from bigr.tracking.store import Store
-from tests import mini_project, tiny
-from tests.services import Services, copy_of_this_project, rows, started
+from tests import mini_project, scratch, tiny
+from tests.services import Services, rows, started
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(2400)]
 
-FIRST, ADDED = 72, 24
+FIRST, ADDED = 72, 24  # images: of `scratch.make_tiny`, and new ones
 UNREACHABLE = 2.0
 """A share of labels that no model can reach."""
 
@@ -63,11 +65,16 @@ class Seen:
         return str(self.run["state"]["message"])
 
 
-def fire(services: Services, *tasks: str) -> Seen:
-    """Have the schedule start a run in a few seconds, and wait for its end and that of `tasks`."""
+def fire(services: Services) -> dict[str, Any]:
+    """Have the schedule start a run in a few seconds, and wait for its end."""
     before = len(services.scheduled())
     with services.schedule("FREQ=SECONDLY;COUNT=1"):
         (run,) = services.wait_for(lambda: services.scheduled()[before:], patience_s=900)
+    return dict(run)
+
+
+def look(services: Services, run: dict[str, Any], *tasks: str) -> Seen:
+    """What there is after `run`, once its `tasks` have ended."""
     client = Store(services.project).client
     versions = {int(v.version): dict(v.tags) for v in client.search_model_versions("name = 'bigr'")}
     return Seen(
@@ -80,74 +87,101 @@ def fire(services: Services, *tasks: str) -> Seen:
     )
 
 
+@dataclass(frozen=True)
+class Story:
+    """What was seen after the three runs, and dvc.lock before them."""
+
+    project: Path
+    before: dict[str, Any]
+    added: Seen
+    competing: Seen
+    idle: Seen
+
+
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Seen]]:
-    """What was seen after each of the three runs."""
+def story(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    """The three runs."""
     folder = tmp_path_factory.mktemp("retraining")
-    project = copy_of_this_project(folder / "project")
-    params, pictures = project / "params.yaml", project / "pictures"
-    draw(pictures, range(FIRST))
-    draw(folder / "new", range(FIRST, FIRST + ADDED))
-    tiny.apply(params, tiny.OVERRIDES | {"shards.source": "pictures"})
+    project = scratch.copy(trained, folder / "copy", records=True)
+    shutil.copytree(mini_project.ROOT / "flows", project / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("prefect.yaml", "pyproject.toml", "Procfile"):
+        shutil.copy(mini_project.ROOT / name, project / name)
+    params, before = project / "params.yaml", config.read(project / "dvc.lock")["stages"]
     set_limit(params, None)
-    with (project / ".gitignore").open("a") as file:
-        file.write("/pictures/\n")
     mini_project.commit(project)
+    draw(project / "pictures", range(FIRST, FIRST + ADDED))
     with pytest.MonkeyPatch.context() as patch, started(folder, project) as services:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
         stages = (*NAMES, "promote")
-        first = fire(services, *stages)
-        shutil.copytree(folder / "new", pictures, dirs_exist_ok=True)
+        added = look(services, fire(services), *stages)
+        registry = Registry(Store(project))
+        registry.promote(registry.named("models:/bigr/1"))
         set_limit(params, UNREACHABLE)
-        second = fire(services, *stages)
-        third = fire(services, *NAMES)
-        yield [first, second, third]
+        competing = look(services, services.watch(settings={"samples.guidance_scale": 2.0}, promote=True), *stages)
+        yield Story(project, before, added, competing, look(services, fire(services), *NAMES))
 
 
-def images(seen: Seen) -> int:
+def images(lock: dict[str, Any]) -> int:
     """How many files of images the shards were made from."""
-    (source,) = [dep for dep in seen.lock["shards"]["deps"] if dep["path"] == "pictures"]
+    (source,) = [dep for dep in lock["shards"]["deps"] if dep["path"] == "pictures"]
     return int(source["nfiles"])
 
 
-def test_the_first_scheduled_run_trains_and_its_model_becomes_champion(story: list[Seen]) -> None:
-    first = story[0]
-    assert first.run["state_type"] == "COMPLETED" and first.run["auto_scheduled"], first.run["state"]
-    assert first.message.startswith("8 stages ran, 0 cached; version 1 is the champion now: ")
-    assert first.tasks == {**dict.fromkeys(NAMES, "Ran"), "promote": "Promoted"}
-    assert list(first.versions) == [1] and first.aliases == {"champion": 1, "challenger": 1}
-    assert images(first) == FIRST
+def shards(lock: dict[str, Any]) -> str:
+    """DVC's hash of the shards."""
+    (out,) = lock["shards"]["outs"]
+    return str(out["md5"])
 
 
-def test_added_images_are_picked_up_and_what_depends_on_them_runs_again(story: list[Seen]) -> None:
-    first, second, _ = story
-    assert images(second) == FIRST + ADDED
-    assert second.run["state_type"] == "COMPLETED" and second.message.startswith("7 stages ran, 1 cached; ")
-    ran = dict.fromkeys(NAMES, "Ran") | {"digits": "Cached"}
-    assert {name: state for name, state in second.tasks.items() if name in ran} == ran
-    assert any(row.startswith("| digits | cached |") for row in rows(second.page))
-    assert sum("| ran |" in row for row in rows(second.page)) == 7
-    same = [name for name in NAMES if second.lock[name]["outs"] == first.lock[name]["outs"]]
+def test_added_images_are_picked_up_by_a_scheduled_run_and_what_depends_on_them_runs_again(story: Story) -> None:
+    added = story.added
+    assert (images(story.before), images(added.lock)) == (FIRST, FIRST + ADDED)
+    assert added.run["state_type"] == "COMPLETED" and added.run["auto_scheduled"], added.run["state"]
+    assert added.message.startswith("7 stages ran, 1 cached; ")
+    assert added.tasks == {**dict.fromkeys(NAMES, "Ran"), "digits": "Cached", "promote": "Promoted"}
+    assert any(row.startswith("| digits | cached |") for row in rows(added.page))
+    assert sum("| ran |" in row for row in rows(added.page)) == 7
+    same = [name for name in NAMES if added.lock[name]["outs"] == story.before[name]["outs"]]
     assert same == ["digits"]
 
 
-def test_the_challenger_is_compared_and_the_run_says_what_was_decided(story: list[Seen]) -> None:
-    second = story[1]
-    assert sorted(second.versions) == [1, 2] and second.aliases == {"champion": 1, "challenger": 2}
-    (shards,) = second.lock["shards"]["outs"]
-    assert [second.versions[number]["dvc.data/shards"] == shards["md5"] for number in (1, 2)] == [False, True]
-    decided = "version 2 is not promoted, version 1 stays the champion: samples.label_agreement is "
-    assert f"; {decided}" in second.message
-    assert second.tasks["promote"] == "NotPromoted"
-    assert f"V{decided[1:]}" in second.page and any("| samples.label_agreement |" in row for row in rows(second.page))
-    assert second.versions[2]["bigr.gate"].startswith(decided)
+def test_the_model_of_the_first_run_becomes_champion(story: Story) -> None:
+    added = story.added
+    assert "; version 2 is the champion now: " in added.message
+    assert sorted(added.versions) == [1, 2] and added.aliases == {"champion": 2, "challenger": 2}
+    assert [added.versions[number]["dvc.data/shards"] for number in (1, 2)] == [
+        shards(story.before),
+        shards(added.lock),
+    ]
 
 
-def test_with_no_change_a_scheduled_run_is_up_to_date_and_starts_no_stage(story: list[Seen]) -> None:
-    _, second, third = story
-    assert third.run["state_type"] == "COMPLETED"
-    assert third.message == "up to date: 0 stages ran, 8 cached"
-    assert third.tasks == dict.fromkeys(NAMES, "Cached")  # and no task for the gate
-    assert sum("| cached | 0.0 s |" in row for row in rows(third.page)) == 8
-    assert (third.versions, third.aliases, third.lock) == (second.versions, second.aliases, second.lock)
+def test_the_challenger_is_compared_and_the_run_says_what_was_decided(story: Story) -> None:
+    competing = story.competing
+    assert sorted(competing.versions) == [1, 2, 3] and competing.aliases == {"champion": 1, "challenger": 3}
+    decided = "version 3 is not promoted, version 1 stays the champion: samples.label_agreement is "
+    assert competing.message.startswith(f"2 stages ran, 6 cached; {decided}")
+    assert competing.tasks["promote"] == "NotPromoted"
+    assert "## Promotion" in competing.page and f"V{decided[1:]}" in competing.page
+    assert any("| samples.label_agreement |" in row for row in rows(competing.page))
+    assert competing.versions[3]["bigr.gate"].startswith(decided)
+
+
+def test_a_run_with_a_setting_of_its_own_becomes_an_experiment_and_leaves_the_project_alone(story: Story) -> None:
+    competing = story.competing
+    assert competing.run["state_name"] == "Completed", competing.run["state"]
+    assert "| samples.guidance_scale | **2.0** |" in competing.page
+    assert "](data:image/png;base64,iVBOR" in competing.page and "/#/experiments/" in competing.page
+    assert f"\n{competing.run['name']}," in mini_project.run(story.project, "dvc", "exp", "show", "--csv")
+    assert competing.lock == story.added.lock
+    assert tiny.OVERRIDES["samples.guidance_scale"] == mini_project.guidance(story.project)
+
+
+def test_with_no_change_a_scheduled_run_is_up_to_date_and_starts_no_stage(story: Story) -> None:
+    idle = story.idle
+    assert idle.run["state_type"] == "COMPLETED" and idle.run["auto_scheduled"]
+    assert idle.message == "up to date: 0 stages ran, 8 cached"
+    assert idle.tasks == dict.fromkeys(NAMES, "Cached")  # and no task for the gate
+    assert sum("| cached | 0.0 s |" in row for row in rows(idle.page)) == 8
+    last = story.competing
+    assert (idle.versions, idle.aliases, idle.lock) == (last.versions, last.aliases, last.lock)

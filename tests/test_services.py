@@ -22,8 +22,8 @@ from bigr.runtime.errors import EXIT_USER_ERROR
 from flows import credentials
 from flows.execution import RETRY
 from flows.whereabouts import LABEL
-from tests import mini_project, tiny
-from tests.services import ENDED, Services, copy_of_this_project, rows, started
+from tests import mini_project
+from tests.services import ENDED, Services, rows, started
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -79,7 +79,7 @@ def test_only_the_user_can_read_the_passwords_whatever_the_umask(services: Servi
     folder = services.project / credentials.FOLDER
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert modes == {"profiles.toml": 0o600}
+    assert modes == {".lock": 0o600, "profiles.toml": 0o600}
     password = services.login.partition(":")[2]
     assert len(password) >= 32
     assert not [process for process in services.processes() if password in " ".join(process.cmdline())]
@@ -88,7 +88,9 @@ def test_only_the_user_can_read_the_passwords_whatever_the_umask(services: Servi
 
 
 def test_the_deployment_completes_and_its_page_tells_all(services: Services) -> None:
-    run = services.watch()
+    run_id, said = services.command()
+    run = services.run(run_id)
+    assert f"'{run['state_name']}'" in said
     assert run["state_type"] == "COMPLETED" and run["state"]["message"] == "4 stages ran, 0 cached"
     tasks = services.tasks(run, *mini_project.STAGES)
     assert {name: task["state_name"] for name, task in tasks.items()} == dict.fromkeys(mini_project.STAGES, "Ran")
@@ -142,7 +144,7 @@ def test_a_bad_setting_fails_the_run_at_once_with_its_own_message(services: Serv
 
 
 def test_an_unknown_setting_fails_before_anything_runs(services: Services) -> None:
-    run_id, said = services.start("--watch", settings={"generator.stepz": 3})
+    run_id, said = services.command(settings={"generator.stepz": 3})
     sentence = "settings: generator.stepz is not a setting; did you mean generator.steps?"
     assert services.run(run_id)["state"]["message"] == sentence
     assert sentence in " ".join(said.split()) and "Traceback" not in said
@@ -161,7 +163,7 @@ def test_a_run_that_is_killed_leaves_the_project_alone_and_continues_when_retrie
     params = (services.project / "params.yaml").read_bytes()
     status = mini_project.run(services.project, "git", "status", "--porcelain")
     services.hold.touch()
-    run_id, _ = services.start(settings={"shards.images_per_shard": 7})
+    run_id = services.start(settings={"shards.images_per_shard": 7})
     stage = mini_project.holder(services.hold.with_suffix(".pid"))
     guard = next(process for process in stage.parents() if "guard.py" in " ".join(process.cmdline()))
     engine = guard.parent()
@@ -190,7 +192,7 @@ def test_a_run_that_is_cancelled_ends_its_stage_and_a_later_one_continues(servic
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
-    run_id, _ = services.start(stages=["digits", "shards"], force=True)
+    run_id = services.start(stages=["digits", "shards"], force=True)
     stage = mini_project.holder(pid)
     mine = [stage, *stage.parents()[:2]]  # DVC, and a shell or the guard
     mini_project.run(services.project, "prefect", "flow-run", "cancel", run_id, **services.environment)
@@ -334,27 +336,12 @@ def test_a_port_that_is_taken_or_none_is_said_in_one_line(services: Services, tm
         assert what in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_the_real_pipeline_runs_through_the_deployment(services: Services, tmp_path: Path) -> None:
-    project = copy_of_this_project(tmp_path / "bigr")
-    services.deploy(project)
-    run = services.watch(project=project, settings=tiny.OVERRIDES, promote=True)
-    assert run["state_name"] == "Completed", run["state"]
-    decided = "8 stages ran, 0 cached; version 1 is not promoted, there is no champion: samples.label_agreement is "
-    assert run["state"]["message"].startswith(decided)
-    assert "## Promotion" in services.page(run)
-    page = services.page(run)
-    assert "label_agreement" in page and "](data:image/png;base64,iVBOR" in page and "/#/experiments/" in page
-    shown = mini_project.run(project, "dvc", "exp", "show", "--csv")
-    assert f"\n{run['name']}," in shown
-    assert mini_project.run(project, "git", "status", "--porcelain") == ""
-
-
 def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(services: Services) -> None:
     services.deploy(services.project)
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
-    run_id, _ = services.start(stages=["digits", "shards"], force=True)
+    run_id = services.start(stages=["digits", "shards"], force=True)
     mini_project.holder(pid)
     said = [" ".join(process.cmdline()) for process in services.processes()]
     assert all(any(words in line for line in said) for words in ("prefect server", "prefect worker", "step.py"))

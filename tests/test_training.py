@@ -6,13 +6,12 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from torch import nn
@@ -124,41 +123,6 @@ def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weigh
         assert math.isfinite(float(rows[-1]["train_discriminator_loss"]))
         assert 0 <= float(rows[-1]["train_gan_adaptive"]) <= 1
     assert ends[0] == ends[1]
-
-
-@pytest.mark.slow
-def test_a_run_after_kill_9_continues_and_ends_with_the_weights_of_one_run(tmp_path):
-    """The same with a real SIGKILL while checkpoints are being written; tests/test_resume.py does it through DVC."""
-    changes = {"generator__steps": 60, "generator__validate_every": 60, "run__checkpoint_every": 1}
-    command = [sys.executable, "-c", _PROGRAM, str(changes)]
-    for name in ("straight", "killed"):
-        write_codes(tmp_path / name)
-    subprocess.run([*command, str(tmp_path / "straight")], check=True, cwd=ROOT)
-    process = subprocess.Popen([*command, str(tmp_path / "killed")], cwd=ROOT)
-    checkpoint = tmp_path / "killed" / "checkpoints" / "generator" / "checkpoint.safetensors"
-    while not checkpoint.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "models" / "generator").exists()
-    second = subprocess.run(
-        [*command, str(tmp_path / "killed")], check=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
-    )
-    assert re.search(r"generator: continuing from step \d+ of 60", second.stderr)
-    assert weights(tmp_path / "straight" / "models" / "generator") == weights(
-        tmp_path / "killed" / "models" / "generator"
-    )
-
-
-_PROGRAM = """
-import ast, logging, pathlib, sys
-from bigr.runtime.context import Context
-from bigr.stages import train_generator as generator
-from tests.worlds import settings
-logging.basicConfig(level=logging.INFO)
-generator.run(settings(**ast.literal_eval(sys.argv[1])), Context(pathlib.Path(sys.argv[2]), "f"))
-"""
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monkeypatch):
@@ -337,19 +301,23 @@ def test_losses_are_averaged_over_their_window():
 
 
 def run_two_processes(text, folder):
-    """Run a program, which gets the folder, in two processes that torchrun starts, and end those that hang."""
-    program = folder / "program.py"
-    program.write_text(text)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment)
+    """Run a program, which gets the folder, in two processes of one group, and end those that hang."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | group | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", text, str(folder)], cwd=ROOT, env=environment | {"RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in ("0", "1")
+    ]
     try:
-        assert process.wait(timeout=240) == 0
+        assert [process.wait(timeout=240) for process in processes] == [0, 0]
     finally:
-        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
-            child.kill()
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow

@@ -6,3 +6,7 @@ be watched and stopped; `panel.py` makes HTML of its results; `uploads.py` reads
 `gallery.py` has the data set's images; `guard.py` refuses requests of other sites and requests beyond `bounds.py`.
 Only this package imports gradio. It knows no networks and no settings: `ImageModel` does all the work.
 """
+
+from bigr.runtime.extras import require
+
+require("app", "bigr.app")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigr.cli.image_files import Folder, say_also
+from bigr.runtime.extras import require
 from bigr.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ class StepRecorder:
     """Counts the iterations of a call on the terminal, and keeps them where they are to be traced."""
 
     def __init__(self, name: str, trace: bool) -> None:
+        if trace:
+            require("evaluation", "--trace")
         self._name, self._trace = name, trace
         self._frames: list[Frame] = []
         self._progress: Progress | None = None

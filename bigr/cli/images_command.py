@@ -17,6 +17,7 @@ from bigr.cli.image_options import Blended, Box, Common, Drawn, Masked, box_of, 
 from bigr.cli.image_steps import StepRecorder
 from bigr.cli.image_variants import draw_each, in_rows, number_of, picture_of, say, variant_names
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ def interpolate(
     As pictures, a strip and an animation there and back.
     """
     from bigr.imaging.trace import there_and_back
+
+    require("evaluation", "the strip of `bigr interpolate`")
 
     model = how.load()
     ends = [number_of(model, label) for label in (first, second)]

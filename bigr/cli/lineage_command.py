@@ -26,7 +26,7 @@ def lineage(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: whole hashes, all code.")] = False,
 ) -> None:
-    """Say what an artifact was made from, back to the raw images.
+    """Show what an artifact was made from, back to the raw images.
 
     With settings, commits and runs of each step.
     """

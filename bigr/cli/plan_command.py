@@ -27,7 +27,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: FLOPs, bytes, seconds.")] = False,
 ) -> None:
-    """Say what the settings will cost, without training or data.
+    """Show what the settings will cost, without training or data.
 
     Parameters, FLOPs, memory, disk, time.
     """

@@ -33,7 +33,7 @@ def import_(
     The shape is that of the tensors. Give both files where they belong together: the generator then names its
     tokenizer.
     """
-    from bigr.interop import exchange
+    from bigr.interop.published import exchange
 
     if not (tokenizer or generator):
         raise BigrError("nothing to import: give --tokenizer FILE, --generator FILE, or both")
@@ -69,7 +69,7 @@ def export(
 
     The files are safetensors.
     """
-    from bigr.interop import exchange
+    from bigr.interop.published import exchange
 
     if not (tokenizer or generator):
         raise BigrError("nothing to export: give --tokenizer FOLDER, --generator FOLDER, or both")

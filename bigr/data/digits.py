@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+from bigr.runtime.extras import require
 from bigr.runtime.files import atomic_folder
 
 _SPLIT_SEED = 0
@@ -23,6 +22,10 @@ def write_digits(folder: Path, image_size: int, val_count: int) -> dict[str, int
 
     val holds exactly `val_count` digits, stratified by class. Returns the number of images of each split.
     """
+    require("train", "the embedded data set")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     indices = np.arange(len(digits.target))
     train, val = train_test_split(indices, test_size=val_count, stratify=digits.target, random_state=_SPLIT_SEED)

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from webdataset import TarWriter
-
 from bigr.data.images import ImageError, center_crop, decode, encode_png
 from bigr.data.sources import SPLITS, Item, Source, printable
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.files import atomic_folder, sha256_file, write_json
 from bigr.runtime.progress import Progress
 
@@ -161,6 +160,9 @@ def write_shard(job: Job) -> Packed:
 
     The tar's headers hold neither time nor user, so that the same images give the same bytes.
     """
+    require("train", "writing shards")
+    from webdataset import TarWriter
+
     bad: list[tuple[str, str]] = []
     counts: Counter[int] = Counter()
     with job.tar.open("wb") as file:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from bigr.data.images import to_tensor
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.threads import map_ahead
 
 
@@ -99,6 +99,9 @@ def read_entries(shard: Shard) -> Iterator[tuple[bytes, int]]:
 
     Raises `BigrError` for a shard that cannot be read, or holds another number of images than its index says.
     """
+    require("train", "reading shards")
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     count = 0
     try:
         # Opened here, since webdataset's own opener reads braces and colons of a path as its URL syntax.

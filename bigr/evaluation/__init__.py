@@ -1,1 +1,5 @@
 """Fidelity, representation and plots."""
+
+from bigr.runtime.extras import require
+
+require("evaluation", "bigr.evaluation")

@@ -19,7 +19,8 @@ from bigr.data.images import to_tensor
 from bigr.evaluation.evaluation_parts import NotApplicable
 from bigr.evaluation.fidelity.classifier import Classifier
 from bigr.evaluation.protocol import EVALUATION_SEED
-from bigr.imaging.model import Editing, ImageModel
+from bigr.imaging.model import ImageModel
+from bigr.imaging.options import Editing
 from bigr.imaging.sampler import Sampler
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR

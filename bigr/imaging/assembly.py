@@ -1,19 +1,25 @@
-"""From model folders and settings to an `ImageModel`."""
+"""The networks and settings of an `ImageModel`, from folders and back.
 
+A folder that `ImageModel.save_pretrained` wrote holds `tokenizer/`, `bigr/`, `features/` where the features were
+measured, and the settings in generation_config.json, as Hugging Face's libraries name theirs.
+"""
+
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bigr.imaging.model import Editing, ImageModel
-from bigr.imaging.options import limits
+from bigr.imaging.options import Editing, limits
 from bigr.imaging.sampler import Sampler
-from bigr.interop.belonging import check_fit
-from bigr.interop.folders import load_model
-from bigr.interop.standardisation import load_statistics
+from bigr.interop.belonging import check_pair
+from bigr.interop.folders import load_model, model_hash
+from bigr.interop.hub import save_pretrained
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.device import resolve_device
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
 from bigr.sampling.unmask import Sampling
 
@@ -36,6 +42,7 @@ PAPER_EDITING = Editing(
 """Where no settings come with the model: docs/method.md, sections 4 and 5."""
 BATCH_SIZE = 16
 """Images that are drawn together, where no settings come with the model."""
+SETTINGS_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,22 @@ class ImageSettings:
         names = [str(number) for number in range(network.config.num_classes)]
         return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
 
+    @classmethod
+    def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":
+        """Those that `save` wrote beside the models; where there are none, the paper's. Raises `BigrError`."""
+        path = models / SETTINGS_FILE
+        if not path.is_file():
+            return cls.of_paper(network)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            sampling, editing = Sampling(**values.pop("sampling")), Editing(**values.pop("editing"))
+            found = cls(sampling=sampling, editing=editing, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BigrError(f"{path}: not the settings of an ImageModel: {error}") from None
+        if len(found.classes) != network.config.num_classes:
+            raise BigrError(f"{path} names {len(found.classes)} classes; the model has {network.config.num_classes}")
+        return found
+
 
 def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
     """The networks in `models/tokenizer` and `models/bigr`, on `device` (as `run.device`).
@@ -68,28 +91,21 @@ def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
     where = resolve_device(device)
     tokenizer = load_model(models / "tokenizer", Tokenizer).to(where)
     network = load_model(models / "bigr", BiGR).to(where)
-    check_fit(models, tokenizer, network)
+    check_pair(tokenizer, network, (models / "tokenizer", models / "bigr"))
     return tokenizer, network
 
 
-def assemble(models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> ImageModel:
-    """The `ImageModel` of the networks of `models`, and of the features' statistics there, if any.
-
-    Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a weight
-    of the generator is not finite.
-    """
+def sampler_of(networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> tuple[Sampler, Sampling]:
+    """The sampler, and the settings' iterations and diffusion steps reduced to what the model can take."""
     tokenizer, network = networks
-    device = network.backbone.mask_tok.device
-    context = partial(autocast, device, settings.precision, network.config.dim)
+    context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
     sampling = settings.sampling
     most = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
-    model = ImageModel(
-        Sampler(tokenizer, network, settings.batch_size, context),
-        replace(sampling, **most),
-        settings.editing or PAPER_EDITING,
-        settings.classes,
-        knows_labels=settings.knows_labels,
-        statistics=load_statistics(models / "features", models / "bigr"),
-    )
-    model.check_finite()
-    return model
+    return Sampler(tokenizer, network, settings.batch_size, context), replace(sampling, **most)
+
+
+def save_networks(folder: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> None:
+    """Write both networks and the settings; other files in `folder` stay."""
+    save_pretrained(networks[0], folder / "tokenizer")
+    save_pretrained(networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
+    write_json(folder / SETTINGS_FILE, asdict(settings))

@@ -6,25 +6,29 @@ square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imagi
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
+from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Unpack
 
 from bigr.data.images import center_crop
 from bigr.imaging import similarity
+from bigr.imaging.assembly import PAPER_EDITING, ImageSettings, load_networks, sampler_of, save_networks
 from bigr.imaging.blend import Blend, check
 from bigr.imaging.frames import ProgressReporter
-from bigr.imaging.options import Label, Options, SamplingOptions, check_whole, class_number, limits
+from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
 from bigr.imaging.painting import Part, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
-from bigr.interop.standardisation import FeatureStatistics
-from bigr.models.described import described
+from bigr.interop import hub
+from bigr.interop.standardisation import FeatureStatistics, load_statistics, save_statistics
+from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes, painting
 from bigr.sampling.inputs import check_finite
@@ -33,26 +37,6 @@ from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
 
 INTERPOLATION_STEPS = 9
 """Images on the way from one class to another, both ends included, where a call names no number."""
-
-
-@dataclass(frozen=True)
-class Editing:
-    """How to edit; the fields are those of params.yaml's section `editing`.
-
-    guidance_scale, gumbel_temperature: of the sampler where a class is painted; feather: the seam's width, in tokens;
-    enrich_guidance_scale, enrich_rounds: of enrichment.
-    """
-
-    guidance_scale: float
-    gumbel_temperature: float
-    feather: float
-    enrich_guidance_scale: float
-    enrich_rounds: int
-
-    @classmethod
-    def of(cls, section: object) -> "Editing":
-        """What the section `editing` of params.yaml describes."""
-        return described(cls, section)
 
 
 class ImageModel:
@@ -81,6 +65,71 @@ class ImageModel:
         self._sampler, self.sampling, self.editing = sampler, sampling, editing
         self.classes, self.knows_labels = tuple(classes), knows_labels
         self.statistics = statistics
+
+    @classmethod
+    def of(cls, models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> "ImageModel":
+        """The model of the networks of `models`, and of the features' statistics there, if any.
+
+        Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a
+        weight of the generator is not finite.
+        """
+        sampler, sampling = sampler_of(networks, settings)
+        model = cls(
+            sampler,
+            sampling,
+            settings.editing or PAPER_EDITING,
+            settings.classes,
+            knows_labels=settings.knows_labels,
+            statistics=load_statistics(models / "features", models / "bigr"),
+        )
+        model.check_finite()
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Path | str,
+        *,
+        revision: str | None = None,
+        cache_dir: Path | str | None = None,
+        local_files_only: bool = True,
+        device: str = "auto",
+    ) -> "ImageModel":
+        """The model that `save_pretrained` or `push_to_hub` wrote; tokenizer/ and bigr/ alone will do.
+
+        source: a folder, or the id of a repository on the Hugging Face Hub, which is downloaded where
+        `local_files_only` is False, else read from huggingface_hub's cache; the other arguments are those of
+        `bigr.interop.hub.from_pretrained` and `bigr.load`. Raises `BigrError` where there is no such model.
+        """
+        folder = hub.local_folder(source, revision, cache_dir, local_files_only)
+        networks = load_networks(folder, device)
+        return cls.of(folder, networks, ImageSettings.of_folder(folder, networks[1]))
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings.
+
+        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precision is not kept.
+        """
+        how = ImageSettings(self.sampling, self.editing, self.classes, "auto", self.batch_size, self.knows_labels)
+        save_networks(Path(folder), self.networks, how)
+        if self.statistics is not None and self.statistics.best_layer is not None:
+            save_statistics(Path(folder) / "features", self.statistics, Path(folder) / "bigr")
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+    ) -> str:
+        """Upload what `save_pretrained` writes; see `bigr.interop.hub.push_to_hub`."""
+        return hub.upload(self.save_pretrained, repo_id, private, revision, token)
+
+    @property
+    def networks(self) -> tuple[Tokenizer, BiGR]:
+        """The tokenizer and the generator."""
+        return self._sampler.tokenizer, self._sampler.network
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are drawn together."""
+        return self._sampler.batch_size
 
     @property
     def size(self) -> int:

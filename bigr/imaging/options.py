@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias, TypedDict
 
 from bigr.imaging.frames import Frame
+from bigr.models.described import described
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
@@ -32,6 +33,26 @@ class Options(TypedDict, total=False):
     guidance_scale: float | None
     diffusion_steps: int | None
     on_step: OnStep | None
+
+
+@dataclass(frozen=True)
+class Editing:
+    """How to edit; the fields are those of params.yaml's section `editing`.
+
+    guidance_scale, gumbel_temperature: of the sampler where a class is painted; feather: the seam's width, in tokens;
+    enrich_guidance_scale, enrich_rounds: of enrichment.
+    """
+
+    guidance_scale: float
+    gumbel_temperature: float
+    feather: float
+    enrich_guidance_scale: float
+    enrich_rounds: int
+
+    @classmethod
+    def of(cls, section: object) -> "Editing":
+        """What the section `editing` of params.yaml describes."""
+        return described(cls, section)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ display, from the frames that `on_step` receives.
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from bigr.imaging.frames import GREY, Frame
+from bigr.runtime.extras import require
 
 Map: TypeAlias = NDArray[np.floating]
 
@@ -186,11 +186,17 @@ def _shown(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
+def _matplotlib() -> Any:
+    require("evaluation", "drawing a trace")
+    import matplotlib
+
+    return matplotlib
+
+
 def _entropy_map(entropies: Map, side: int, most: float, decided: NDArray[np.bool_]) -> Image.Image:
     """Entropies [g, g] from 0 to `most` bits as a square: known tokens pale, `decided` ones outlined."""
-    colours = (
-        (mpl.colormaps[_ENTROPY](np.nan_to_num(entropies).clip(0, most) / most)[..., :3] * 255).round().astype(np.uint8)
-    )
+    shares = np.nan_to_num(entropies).clip(0, most) / most
+    colours = (_matplotlib().colormaps[_ENTROPY](shares)[..., :3] * 255).round().astype(np.uint8)
     colours[np.isnan(entropies)] = _rgb(_KNOWN)
     page = Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
     _outline(page, decided)
@@ -210,7 +216,7 @@ def _outline(page: Image.Image, marked: NDArray[np.bool_]) -> None:
 def _order_map(decided: NDArray[np.int64], count: int, side: int) -> Image.Image:
     """Which of `count` frames decided each token [g, g]: the later the darker, with its number where there is room."""
     share = decided / max(count - 1, 1)
-    colours = (mpl.colormaps[_ORDER](0.12 + 0.8 * share.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
+    colours = (_matplotlib().colormaps[_ORDER](0.12 + 0.8 * share.clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
     colours[decided < 0] = _rgb(_KNOWN)
     page = Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
     draw, cell = ImageDraw.Draw(page), side / len(decided)
@@ -247,7 +253,7 @@ def _scale(page: Image.Image, left: int, top: int, width: int, most: float) -> N
 
 
 def _bar(page: Image.Image, left: int, top: int, width: int, most: float) -> None:
-    shades = (mpl.colormaps[_ENTROPY](np.linspace(0, 1, width))[:, :3] * 255).round().astype(np.uint8)
+    shades = (_matplotlib().colormaps[_ENTROPY](np.linspace(0, 1, width))[:, :3] * 255).round().astype(np.uint8)
     page.paste(Image.fromarray(np.tile(shades, (12, 1, 1))), (left, top))
     draw = ImageDraw.Draw(page)
     for x, text, anchor in ((left, "0", "la"), (left + width / 2, "bits", "ma"), (left + width, f"{most:.2g}", "ra")):
@@ -258,7 +264,7 @@ def _bar(page: Image.Image, left: int, top: int, width: int, most: float) -> Non
 def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
     """matplotlib's own, which is there wherever matplotlib is."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(mpl.get_data_path(), "fonts", "ttf", name)), _TEXT)
+    return ImageFont.truetype(str(Path(_matplotlib().get_data_path(), "fonts", "ttf", name)), _TEXT)
 
 
 def _width(text: str) -> int:

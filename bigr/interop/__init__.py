@@ -1,14 +1,13 @@
-"""Weights on disk: this project's model folders and the published checkpoints.
+"""Weights on disk: model folders, the Hugging Face Hub, and the published checkpoints.
 
-What `bigr import` and `bigr export` do is here as functions, taken from `bigr.interop.exchange` when they are first
-asked for.
+The functions behind `bigr import` and `bigr export` are offered here; their module is imported when one is used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bigr.interop.exchange import (
+    from bigr.interop.published.exchange import (
         export_generator,
         export_pair,
         export_tokenizer,
@@ -30,4 +29,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("bigr.interop.exchange"), name)
+    return getattr(import_module("bigr.interop.published.exchange"), name)

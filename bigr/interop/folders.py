@@ -1,7 +1,7 @@
 """A model on disk: a folder with config.json (its shape) and model.safetensors (its weights). Never a pickle.
 
-Knows no model: a class that is saved and loaded here names its `kind` and the dataclass of its shape. So a change of
-one model's code leaves the stages that use another up to date.
+Imports no model: a class that is saved here has its `kind` and the dataclass of its shape as attributes. So a change
+of one model's code leaves stages that use another up to date.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from bigr.runtime.files import StoredTensor, atomic_folder, sha256_file, write_j
 
 
 class Model(Protocol):
-    """What can be kept in a folder."""
+    """A network that can be saved to a folder."""
 
     kind: ClassVar[str]
     config_class: ClassVar[type[Any]]
@@ -46,7 +46,7 @@ def save(folder: Path, model: Model, tokenizer: str | None = None) -> None:
 def write_model(
     folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
 ) -> None:
-    """What `save` does, for a model that is not in memory: its kind, the dataclass of its shape, its state dict."""
+    """As `save`, for a model that is not in memory: its kind, the dataclass of its shape, its state dict."""
     with atomic_folder(folder) as temporary:
         fill_folder(temporary, kind, config, weights, tokenizer)
 
@@ -54,7 +54,7 @@ def write_model(
 def fill_folder(
     folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
 ) -> None:
-    """Write them in place, to an empty folder that `atomic_folder` gave."""
+    """Write them in place, to a folder that is there."""
     shape = {"kind": kind, **asdict(config)}
     if tokenizer is not None:
         shape["tokenizer"] = tokenizer
@@ -110,7 +110,7 @@ def config_from(cls: type[Model], values: Mapping[str, Any]) -> Any:
 
 
 def without_weights(cls: type[M], config: Any) -> M:
-    """A model whose parameters have shapes but no memory; buffers (tables that it computes) are real."""
+    """A model whose parameters are on the device `meta`, without memory; its buffers are computed."""
 
     def unfilled(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         return parameter if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
@@ -124,7 +124,7 @@ def without_weights(cls: type[M], config: Any) -> M:
 
 
 def model_hash(folder: Path) -> str:
-    """What tells this model from any other: SHA-256 over config.json and model.safetensors, as hex."""
+    """The identity of a model: SHA-256 over config.json and model.safetensors, as hex."""
     digests = [sha256_file(folder / name) for name in ("config.json", "model.safetensors")]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 

@@ -1,9 +1,9 @@
-"""How features are made comparable, kept beside the model that they are of: `models/features`.
+"""Statistics that make features comparable, kept in `models/features` beside the model.
 
-A backbone's features share a large mean, and a few of their numbers are far larger than the rest: by themselves, all
-images are alike. So images are compared by their features minus the training split's mean, each number divided by its
-standard deviation there, layer by layer. The folder holds both for every layer (statistics.safetensors), and
-which layer tells most (config.json). It names the model that it was measured on, and is no part of that model.
+A backbone's features share a large mean, and a few of their numbers are far larger than the rest, so that the raw
+features of all images are alike. Images are compared by their features minus the training split's mean, each number
+divided by its standard deviation there, layer by layer. The folder holds both for every layer (statistics.safetensors),
+and in config.json the linear probe's best layer and the hash of the model. It is not part of that model.
 
 Shapes: L layers, D width. Layers are counted from 1.
 """
@@ -39,7 +39,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStatistics":
-        """Those of features [n, L, D] that are at hand; one image has no deviation."""
+        """The statistics of features [n, L, D]; the deviation of one image is 0."""
         exact = features.double()
         return cls(exact.mean(0).float(), exact.std(0, correction=0).float())
 
@@ -49,7 +49,7 @@ class FeatureStatistics:
         return (features - self.mean.to(features.device)) / scale
 
     def layer(self, number: int) -> "FeatureStatistics":
-        """The same of one layer, as one of L = 1."""
+        """The statistics of one layer (L = 1)."""
         return FeatureStatistics(self.mean[number - 1 : number], self.deviation[number - 1 : number])
 
     @property

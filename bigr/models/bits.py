@@ -1,4 +1,4 @@
-"""How sure a bit is, and how well bits are used. The one definition of binary entropy and of a dead bit.
+"""Binary entropy, and dead bits: the one definition of each.
 
 Source: docs/method.md, sections 1 and 4: use of the bits, and certainty of a token.
 """

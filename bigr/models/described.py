@@ -1,4 +1,4 @@
-"""Shapes from settings: a dataclass whose fields are named as the settings of a section are."""
+"""Shapes from settings: a dataclass whose fields have the names of a section's settings."""
 
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -7,9 +7,9 @@ D = TypeVar("D")
 
 
 def described(cls: type[D], section: object, **given: object) -> D:
-    """`cls` with the fields `given`, and every other from the attribute of `section` that has its name.
+    """`cls` with the fields `given`; every other field is the attribute of `section` of that name.
 
-    A section of params.yaml holds lists where a shape, which does not change, holds tuples.
+    A section's lists become tuples.
     """
     names: set[str] = {field.name for field in fields(cls)} - given.keys()  # type: ignore[arg-type]
     values: dict[str, Any] = {name: getattr(section, name) for name in sorted(names)}

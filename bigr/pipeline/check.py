@@ -109,26 +109,29 @@ def check_models(
 
 
 def _tokenizer_problems(root: Path, settings: config.Settings, named: str) -> list[str]:
-    from bigr.interop.tokenizers import OF_SHARDS, ready_tokenizer  # imports torch, which is slow
+    from bigr.interop.published.published_tokenizer import (  # imports torch, which is slow
+        OF_SHARDS,
+        pretrained_tokenizer,
+    )
     from bigr.models.autoencoder.tokenizer import TokenizerConfig
 
-    ready = ready_tokenizer(root, named)
+    source = pretrained_tokenizer(root, named)
     expected = TokenizerConfig.of(settings.tokenizer, image_size=settings.shards.image_size)
-    return ready.problems(ready.find(expected), expected, OF_SHARDS)
+    return source.problems(source.find(expected), expected, OF_SHARDS)
 
 
 def _generator_problems(
     root: Path, settings: config.Settings, named: str, classes: int | None, tokenizer: str | None
 ) -> list[str]:
-    from bigr.interop.belonging import other_classes, other_tokenizer
+    from bigr.interop.belonging import generator_problems
     from bigr.interop.folders import model_hash
-    from bigr.interop.generators import ready_generator
+    from bigr.interop.published.published_generator import pretrained_generator
     from bigr.models.masked.generator import BiGRConfig
 
-    ready = ready_generator(root, named)
+    source = pretrained_generator(root, named)
     bits, grid, size = settings.tokenizer.code_bits, settings.grid, settings.shards.image_size
     expected = BiGRConfig.of(settings.generator, code_bits=bits, grid=grid, num_classes=classes or 0)
-    found = ready.find(expected)
+    found = source.find(expected)
     theirs = found.config
     problems = []
     if theirs.grid != grid:
@@ -136,16 +139,10 @@ def _generator_problems(
             f"shards.image_size is {size}, {grid}×{grid} tokens, but {named} has {theirs.grid}×{theirs.grid}; set it "
             f"to {size // grid * theirs.grid}, or name another generator"
         )
-    if classes not in (None, theirs.num_classes):
-        problems.append(other_classes(named, theirs.num_classes, classes))
-    if (
-        tokenizer
-        and (root / tokenizer).is_dir()
-        and found.tokenizer not in (None, ours := model_hash(root / tokenizer))
-    ):
-        problems.append(other_tokenizer(named, found.tokenizer, ours))
+    ours = model_hash(root / tokenizer) if tokenizer and (root / tokenizer).is_dir() else None
+    problems += generator_problems(named, found, ours, classes)
     expected = replace(expected, grid=theirs.grid, num_classes=theirs.num_classes)
-    return problems + ready.problems(found, expected, {"code_bits": "tokenizer.code_bits"})
+    return problems + source.problems(found, expected, {"code_bits": "tokenizer.code_bits"})
 
 
 def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> None:

@@ -8,18 +8,21 @@ DVC's cache of file states, so that what `dvc repro` has hashed is not read agai
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.config import read
 from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
 from bigr.runtime.paths import is_code
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
+
+require("pipeline", "reading dvc.yaml")
 
 
 @dataclass(frozen=True)
@@ -105,17 +108,47 @@ def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec])
 def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """DVC's hash of each path below `root` (or absolute). Raises `BigrError` where `root` is no DVC project."""
     from dvc.fs import localfs
+
+    with _repo(root) as repo:
+        return {path: _hash_of(repo, localfs, str((root / path).absolute())) for path in paths}
+
+
+def content_hashes_at(root: Path, revision: str, paths: Iterable[str]) -> dict[str, str]:
+    """DVC's hash of each path below `root` as a revision has it; without those that it lacks. Raises like `read_at`."""
+    with _at(root, revision) as repo:
+        places = {path: repo.fs.join(repo.root_dir, path) for path in paths}
+        return {path: _hash_of(repo, repo.fs, place) for path, place in places.items() if repo.fs.exists(place)}
+
+
+def read_at(root: Path, revision: str, path: str) -> str:
+    """The text of a file as a revision of git, or an experiment of DVC, has it; empty where it has no such file.
+
+    Raises `BigrError` where there is no such revision, or `root` is no DVC project.
+    """
+    with _at(root, revision) as repo:
+        place = repo.fs.join(repo.root_dir, path)
+        return str(repo.fs.read_text(place, encoding="utf-8")) if repo.fs.exists(place) else ""
+
+
+def _hash_of(repo: "Repo", fs: Any, path: str) -> str:
     from dvc_data.hashfile.build import build
 
-    repo = _repo(root)
+    return str(build(repo.cache.local, path, fs, "md5", ignore=repo.dvcignore, dry_run=True)[2].hash_info.value)
 
-    def hash_of(path: str) -> str:
-        absolute = str((root / path).absolute())
-        built = build(repo.cache.local, absolute, localfs, "md5", ignore=repo.dvcignore, dry_run=True)
-        return str(built[2].hash_info.value)
 
-    with repo:
-        return {path: hash_of(path) for path in paths}
+@contextmanager
+def _at(root: Path, revision: str) -> Iterator["Repo"]:
+    from dvc.repo.brancher import switch
+    from dvc.scm import SCMError
+
+    with _repo(root) as repo:
+        try:
+            with switch(repo, revision):
+                yield repo
+        except SCMError:  # unknown, or there is no git repository
+            raise BigrError(
+                f"--rev: {revision} is neither a revision of git nor an experiment (`git log`, `dvc exp show`)"
+            ) from None
 
 
 def cache_folder(root: Path) -> Path:
@@ -138,7 +171,7 @@ def _repo(root: Path) -> "Repo":
         raise BigrError(f"{root}: not a git repository, as DVC expects; {remedy}") from None
 
 
-def outdated(root: Path, names: Iterable[str]) -> list[str]:
+def outdated(root: Path, names: Collection[str]) -> list[str]:
     """Those stages whose inputs, settings or outputs differ from dvc.lock.
 
     Raises `BigrError` where `root` is no DVC project, or another DVC process holds its lock.
@@ -147,7 +180,9 @@ def outdated(root: Path, names: Iterable[str]) -> list[str]:
 
     try:
         with _repo(root) as repo:
-            return [name for name in names if repo.status(targets=[name])]
+            targets = [f"{root.absolute() / 'dvc.yaml'}:{name}" for name in names]
+            changed = {stage.rpartition(":")[2] for stage in repo.status(targets=targets)}
+            return [name for name in names if name in changed]
     except DvcException as error:
         raise BigrError(f"DVC: {' '.join(str(error).split())}") from error
 

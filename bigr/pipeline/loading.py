@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from bigr import config
 from bigr.data.shards import ShardIndex
-from bigr.imaging.assembly import ImageSettings, assemble, load_networks
-from bigr.imaging.model import Editing, ImageModel
+from bigr.imaging.assembly import ImageSettings, load_networks
+from bigr.imaging.model import ImageModel
+from bigr.imaging.options import Editing
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling
 
@@ -61,7 +62,7 @@ def _assembled(
 ) -> ImageModel:
     """The networks below `models`, and their sampler: `settings`', else a version's `own`, else the paper's."""
     networks = load_networks(models, device if settings is None or device != "auto" else settings.run.device)
-    how = own or ImageSettings.of_paper(networks[1])
+    how = own or ImageSettings.of_folder(models, networks[1])
     if settings is not None:
         how = replace(
             how,
@@ -71,7 +72,7 @@ def _assembled(
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels if own is None else own.knows_labels,
         )
-    return assemble(models, networks, how)
+    return ImageModel.of(models, networks, how)
 
 
 def _of_package(folder: Path, params: Path | str | None, device: str) -> ImageModel:

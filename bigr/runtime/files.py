@@ -22,7 +22,7 @@ import torch
 
 _CHUNK = 1 << 20
 _MARK = "[0-9a-f]" * 8  # of a name that is being written
-_DTYPES = {
+DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -132,13 +132,13 @@ def fill_tensors(
     The same tensors and metadata give the same bytes, so that a hash of the file names its content. (safetensors' own
     writer copies all tensors first, and orders metadata differently from process to process.)
     """
-    order = sorted(tensors, key=lambda name: (list(_DTYPES).index(tensors[name].dtype), name))
+    order = sorted(tensors, key=lambda name: (list(DTYPES).index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": dict(sorted((metadata or {}).items()))}
     end = 0
     for name in order:
         start, shape = end, list(tensors[name].shape)
         end += math.prod(shape) * tensors[name].dtype.itemsize
-        header[name] = {"dtype": _DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     with path.open("wb") as file:

@@ -21,4 +21,6 @@ def generator(seed: int, *place: str | int, device: "torch.device | str" = "cpu"
     """A `torch.Generator` on `device`, seeded for this place."""
     import torch  # here, so that what lists images (`bigr check`, the flow) starts without it
 
+    if torch.device(device).type == "meta":  # nothing is computed there: a plan (bigr/pipeline/planning)
+        device = "cpu"
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *place))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigr.data.picture_grid import save_grid
-from bigr.interop.belonging import check_fit
+from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
@@ -41,7 +41,7 @@ def run(settings: "Settings", context: Context) -> None:
     section, device = settings.samples, resolve_device(settings.run.device)
     tokenizer = load_model(context.root / "models" / "tokenizer", Tokenizer).to(device)
     model = load_model(context.root / "models" / "bigr", BiGR).to(device)
-    check_fit(context.root / "models", tokenizer, model)
+    check_pair(tokenizer, model, (context.root / "models" / "tokenizer", context.root / "models" / "bigr"))
     check_finite(model)
     labels = balanced_labels(section.count, model.config.num_classes)
     # A model trained without labels has learned the unconditional row alone.

@@ -40,7 +40,7 @@ from bigr.evaluation.representation.features import Features, layer_features, sc
 from bigr.evaluation.representation.linear_probe import selection
 from bigr.evaluation.representation.representation_metrics import COLUMNS, Representation, represent
 from bigr.evaluation.zero_shot import ZeroShot, measured_model
-from bigr.interop.belonging import check_model
+from bigr.interop.belonging import check_codes
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import save_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def run(settings: "Settings", context: Context) -> None:
     classes = shards.classes
     tokenizer, model = load_model(root / "models" / "tokenizer", Tokenizer), load_model(root / "models" / "bigr", BiGR)
     codes = open_codes(root, shards)
-    check_model(model, root, codes["train"])
+    check_codes(model, root / "models" / "bigr", codes["train"])
     samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
     counts = {split: min(section.reference_images, shards.images(split)) for split in SPLITS}
     originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bigr.data.codes import CodesDataset
-from bigr.interop.belonging import other_classes, other_tokenizer
+from bigr.interop.belonging import generator_problems
 from bigr.interop.folders import model_hash, save
-from bigr.interop.generators import ready_generator
+from bigr.interop.published.published_generator import pretrained_generator
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
@@ -74,8 +74,8 @@ def take_over(section: "Section", dataset: CodesDataset, context: Context) -> Bi
     Raises `BigrError` where its shape is not that of the settings, or where it is for other codes: another grid, number
     of bits, tokenizer, or other classes.
     """
-    ready, expected = ready_generator(context.root, str(section.from_)), BiGRConfig.of(section, **dataset.shape)
-    found = ready.find(expected)
+    source, expected = pretrained_generator(context.root, str(section.from_)), BiGRConfig.of(section, **dataset.shape)
+    found = source.find(expected)
     shape = found.config
     if (shape.grid, shape.code_bits) != (dataset.grid, dataset.code_bits):
         raise BigrError(
@@ -83,11 +83,9 @@ def take_over(section: "Section", dataset: CodesDataset, context: Context) -> Bi
             f"data/codes has {dataset.grid}×{dataset.grid} of {dataset.code_bits} bits; name the generator's own "
             "tokenizer in tokenizer.from"
         )
-    if found.tokenizer not in (None, dataset.tokenizer):
-        raise BigrError(other_tokenizer(ready.named, found.tokenizer, dataset.tokenizer))
-    if shape.num_classes != dataset.num_classes:
-        raise BigrError(other_classes(ready.named, shape.num_classes, dataset.num_classes))
-    return ready.load(found, expected)
+    if problems := generator_problems(source.named, found, dataset.tokenizer, dataset.num_classes):
+        raise BigrError("\n".join(problems))
+    return source.load(found, expected)
 
 
 def learn(

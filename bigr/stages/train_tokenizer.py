@@ -17,7 +17,7 @@ from bigr.data.picture_grid import pairs, save_grid
 from bigr.data.shards import ShardIndex, load_split
 from bigr.interop.folders import save
 from bigr.interop.lpips import load_lpips
-from bigr.interop.tokenizers import OF_SHARDS, ready_tokenizer
+from bigr.interop.published.published_tokenizer import OF_SHARDS, pretrained_tokenizer
 from bigr.models import bits
 from bigr.models.autoencoder.discriminator import PatchDiscriminator
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
@@ -55,9 +55,9 @@ def run(settings: "Settings", context: Context) -> None:
     if section.from_ is None:
         learn(settings, shards, device, validate, context)
     elif is_main():
-        ready = ready_tokenizer(context.root, section.from_)
+        source = pretrained_tokenizer(context.root, section.from_)
         expected = TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size)
-        tokenizer = ready.load(ready.find(expected), expected, OF_SHARDS).to(device)
+        tokenizer = source.load(source.find(expected), expected, OF_SHARDS).to(device)
         write_untrained("tokenizer", validate(tokenizer, 0), context)
         save(context.root / "models" / "tokenizer", tokenizer)
 

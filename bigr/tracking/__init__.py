@@ -13,7 +13,11 @@ one, MLFLOW_EXPERIMENT_NAME another experiment than `bigr`. All calls are made o
 for them, and continues where MLflow cannot be reached.
 """
 
-from bigr.tracking.report import Tracker
-from bigr.tracking.store import find_writer
+from bigr.runtime.extras import require
+
+require("pipeline", "bigr.tracking")
+
+from bigr.tracking.report import Tracker  # noqa: E402  # behind the check
+from bigr.tracking.store import find_writer  # noqa: E402
 
 __all__ = ["Tracker", "find_writer"]

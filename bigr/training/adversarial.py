@@ -30,7 +30,8 @@ def adaptive_weight(nll: Tensor, gan: Tensor, last_weight: Tensor) -> Tensor:
     It keeps the adversarial gradient no larger than that of the reconstruction. nll, gan: scalars that depend on
     `last_weight`; their graphs are kept. The backward passes run outside autocast.
     """
-    with torch.autocast(last_weight.device.type, enabled=False):
+    device = last_weight.device.type if torch.amp.is_autocast_available(last_weight.device.type) else "cpu"  # not meta
+    with torch.autocast(device, enabled=False):
         nll_gradient, gan_gradient = (torch.autograd.grad(l, last_weight, retain_graph=True)[0] for l in (nll, gan))
     return (nll_gradient.norm() / (gan_gradient.norm() + 1e-4)).clamp(0, 1)
 

@@ -19,7 +19,8 @@ from bigr.data.sources import SPLITS, Source, discover, printable
 from bigr.evaluation.imagesets.labelled_folders import content_hash, folder_codes
 from bigr.evaluation.representation.features import Features, token_averages, write_features
 from bigr.evaluation.representation.representation_metrics import Representation, represent
-from bigr.interop.folders import load_model, model_hash, tokenizer_of
+from bigr.interop.belonging import check_pair
+from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.device import resolve_device
@@ -66,7 +67,8 @@ def probe_folder(
     section, device = settings.evaluation, resolve_device(settings.run.device)
     tokenizer, model = load_model(tokenizer_folder, Tokenizer), load_model(model_folder, BiGR)
     hashes = {"tokenizer": model_hash(tokenizer_folder), "model": model_hash(model_folder)}
-    check_pair(tokenizer, model, hashes["tokenizer"], tokenizer_of(model_folder))
+    folders = tokenizer_folder, model_folder
+    check_pair(tokenizer, model, folders, ("--tokenizer", "--model"), "name its own")
     source = labelled(images, settings)
     there = {split: len(source.items[split]) for split in SPLITS}
     limits = {"train": section.probe_images, "val": section.reference_images}
@@ -115,18 +117,6 @@ def check_out(out: Path) -> None:
         raise BigrError(f"--out {out} holds {others[0]!r}, which no probe wrote; name a new folder")
     if out.exists():
         raise BigrError(f"--out {out} is a file; name a folder")
-
-
-def check_pair(tokenizer: Tokenizer, model: BiGR, tokenizer_hash: str, named: str | None) -> None:
-    """Raise `BigrError` if the model cannot read this tokenizer's codes, or names another tokenizer.
-
-    tokenizer_hash: of the tokenizer; named: the hash that the model names, or None.
-    """
-    ours, theirs = (model.config.code_bits, model.config.grid), (tokenizer.config.code_bits, tokenizer.grid)
-    if ours != theirs:
-        raise BigrError(f"--model takes codes of (bits, grid) = {ours}, --tokenizer gives {theirs}; name its own")
-    if named not in (None, tokenizer_hash):
-        raise BigrError("--model was trained on codes of another tokenizer than --tokenizer; name its own")
 
 
 def labelled(images: Path, settings: "Settings") -> Source:

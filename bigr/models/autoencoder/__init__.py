@@ -1,1 +1,1 @@
-"""The binary tokenizer: an autoencoder, its quantizers, and what it is trained against."""
+"""The binary tokenizer: an autoencoder, its quantizers, and the discriminator and LPIPS that it is trained with."""

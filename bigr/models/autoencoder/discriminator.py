@@ -1,7 +1,6 @@
-"""The tokenizer's opponent: a PatchGAN discriminator of three layers (pix2pix, as in VQGAN; docs/method.md, section 1).
+"""The tokenizer's discriminator: a PatchGAN of three layers (pix2pix, as in VQGAN; docs/method.md, section 1).
 
-Every output judges one 70×70 patch of the image, and neighbours overlap. It knows nothing of losses: those are
-`training/adversarial.py`'s.
+Every output judges one 70×70 patch of the image; patches overlap. The losses are in `training/adversarial.py`.
 """
 
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
 """From the encoder's features to bits and back (docs/method.md, section 1): Bernoulli latent codes, and LFQ.
 
-A quantizer turns features z [B,E,h,w] into real logits [B,K,h,w]; everything else starts from those: a bit's
-probability, a drawn bit that gradients pass through, the penalties that its training adds. `embed_bits` leads back to
-[B,E,h,w]. In both quantizers the deterministic code is probability > 1/2. Knows nothing of images or token order.
+A quantizer turns features z [B,E,h,w] into real logits [B,K,h,w]. From these follow a bit's probability, a drawn bit
+that gradients pass through, and penalties for the training loss. `embed_bits` maps bits to [B,E,h,w]. In both
+quantizers the deterministic code is probability > 1/2.
 
 Shapes: B images, E `embed_dim`, K `code_bits`, h×w tokens. Bits are 0 or 1.
 """
@@ -25,7 +25,7 @@ class Quantizer(nn.Module):
         self.proj = nn.Sequential(nn.Conv2d(embed_dim, code_bits, 1))
 
     def logits(self, z: Tensor) -> Tensor:
-        """Features [B,E,h,w] -> real logits [B,K,h,w], float32 also under autocast: bits hang on their sign."""
+        """Features [B,E,h,w] -> real logits [B,K,h,w], float32 also under autocast, since bits are their signs."""
         logits: Tensor = self.proj(z).float()
         return logits
 
@@ -34,7 +34,7 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits -> bits of exactly 0 or 1, with a straight-through gradient. Draws come from `generator` alone."""
+        """Logits -> bits of exactly 0 or 1, with a straight-through gradient. All draws come from `generator`."""
         raise NotImplementedError
 
     def embed_bits(self, bits: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class LookupFreeQuantizer(Quantizer):
     def penalties(self, logits: Tensor) -> dict[str, Tensor]:
         """`entropy`: a bit's mean entropy minus the entropy of its mean, in nats, averaged over bits, in [−ln 2, 0].
 
-        It is least when every bit is sure of itself and as often 1 as 0. Bit by bit because 2^K codes cannot be
+        It is least when every bit is certain in each token, and 1 in half of them. Bit by bit, as 2^K codes cannot be
         enumerated: exact for the first term, an upper bound for the second. `commitment`: the mean of (v − sign v)².
         """
         p = self.probabilities(logits)

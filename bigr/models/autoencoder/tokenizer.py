@@ -190,7 +190,7 @@ class Tokenizer(nn.Module):
 
     @property
     def width(self) -> int:
-        """Terms in the widest sums of its convolutions, 3·3·channels: what a matrix product's width is to it."""
+        """Terms in the widest sums of its convolutions, 3·3·channels: the width of the equivalent matrix product."""
         return 9 * self.config.base_channels * max(self.config.channel_multipliers)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Tokenizer(nn.Module):
         return self.decoder(self.quantizer.embed_bits(bits))
 
     def autoencode(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] → what the decoder makes of drawn bits, and bit logits [B, K, g, g]; differentiable."""
+        """Images [B, 3, H, W] → images decoded from drawn bits, and bit logits [B, K, g, g]; differentiable."""
         logits = self.logits(images)
         return self.decode_bits(self.quantizer.sample(logits, generator)), logits
 

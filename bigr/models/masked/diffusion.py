@@ -1,4 +1,4 @@
-"""The Bernoulli diffusion: how bits are corrupted, and how a corrupted bit is taken back (docs/method.md, section 3).
+"""The Bernoulli diffusion: how bits are corrupted, and the reverse step (docs/method.md, section 3).
 
 Pure formulas on tensors; the network that predicts is in bigr/models/masked/transcoder.py. T steps; tables have T + 1
 entries, entry 0 for t = 0 (nothing corrupted); at t = T a bit is a fair coin.
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class BernoulliDiffusion(nn.Module):
-    """The schedule βₜ = 1 − 1/(T−t+1), kₜ = Πβ = (T−t)/T, bₜ = (1−kₜ)/2, and what follows from it."""
+    """The schedule βₜ = 1 − 1/(T−t+1), kₜ = Πβ = (T−t)/T, bₜ = (1−kₜ)/2, and the probabilities that follow."""
 
     k: Tensor
     b: Tensor
@@ -45,7 +45,7 @@ class BernoulliDiffusion(nn.Module):
     def reverse_steps(self, count: int) -> list[int]:
         """S steps of the T for sampling, downwards: ⌊linspace(0, 1, S)·(T−1)⌋ into 1..T, so all of them for S = T.
 
-        In integers: in floats some products fall just short of a whole number, and a step would come twice.
+        Computed in integers: floating-point rounding would repeat some steps.
         """
         return [i * (self.steps - 1) // max(count - 1, 1) + 1 for i in reversed(range(count))]
 

@@ -70,8 +70,8 @@ class BiGR(nn.Module):
         """Mean wBCE over the masked tokens, a scalar (docs/method.md, sections 2 and 3).
 
         codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
-        generator: on the codes' device, for steps and corruptions; noise_draws: how many of them share the backbone's
-        pass, which lowers the noise of the gradient and leaves its mean.
+        generator: on the codes' device, for steps and corruptions; noise_draws: draws for each pass of the
+        backbone; more lower the variance of the gradient, not its mean.
         """
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)
         h = gather_tokens(self.hidden(codes, labels, mask), masked)

@@ -1,7 +1,7 @@
 """The Bernoulli transcoder: a per-token MLP that denoises bits under a condition h (docs/method.md, section 3).
 
 What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice), x₀ itself, or, as
-"direct", x₀ without any diffusion (one pass, nothing noisy goes in). Knows nothing about images or positions.
+"direct", x₀ without any diffusion (one pass, no noisy input). Knows nothing about images or positions.
 
 Shapes: M tokens, K bits, D width of h, H width of the transcoder.
 """
@@ -76,8 +76,8 @@ class Transcoder(nn.Module):
     def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator, noise_draws: int = 1) -> Tensor:
         """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
 
-        noise_draws: how many each token gets; they share what depends on h alone, and every draw of a step shares its
-        embedding. Drawn from `generator`, which must be on x0's device. Source: docs/method.md, section 3, "Loss".
+        noise_draws: how many each token gets. What depends on h alone is computed once for all of them. Drawn from
+        `generator`, which must be on x0's device. Source: docs/method.md, section 3, "Loss".
         """
         x0 = x0.float()
         if self.config.target == "direct":  # nothing is drawn: one is as good as many

@@ -1,6 +1,5 @@
-"""Where an artifact comes from, told from DVC, git and MLflow alone: `bigr lineage`.
+"""Where an artifact comes from, by the records of DVC, git and MLflow: `bigr lineage`.
 
-`records` reads what DVC wrote down (dvc.lock now, at a commit or of an experiment, its cache of runs), `runs` what
-MLflow did, `target` finds the artifact that is meant, `chain` follows it upstream, `chain_page` shows it. Nothing is
-written, nothing is run, and no torch is imported.
+`records` reads DVC's records (dvc.lock and the run cache), `runs` those of MLflow, `target` finds the artifact that is
+meant, `chain` follows it upstream, `chain_page` shows it. Nothing is written, and no torch is imported.
 """

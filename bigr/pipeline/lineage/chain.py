@@ -1,16 +1,16 @@
-"""The chain of an artifact: who wrote it, from what, and so on, back to what no stage wrote.
+"""The chain of an artifact: the execution that wrote it, its inputs, and theirs, back to what no stage wrote.
 
-At each step DVC's record and MLflow's run of the same execution are brought together: they agree where the run read
-what the record says was read. Where one is missing the other suffices, and the step says so.
+Each step combines DVC's record and MLflow's run of the same execution: those that read the same hashes. Either suffices
+alone; the step then says so.
 """
 
-import os
-from collections.abc import Iterable, Mapping
+import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigr.pipeline.lineage.records import Content, Record, Records, git
+from bigr.pipeline.lineage.records import Content, Record, Records
 from bigr.pipeline.lineage.runs import RecordedRun, Runs
 from bigr.pipeline.lineage.target import Target, find
 from bigr.tracking.store import code_digest
@@ -20,8 +20,8 @@ from bigr.tracking.store import code_digest
 class Step:
     """One artifact and the execution that wrote it; `stage` is empty where none did.
 
-    inputs: data that the execution read; settings: as DVC recorded them, else as MLflow did; execution: name of the
-    MLflow run above `run`; subject: the first line of the commit's message.
+    inputs: data that the execution read; settings: by DVC's record, else by MLflow's; execution: the name of the parent
+    of `run`; subject: the first line of the commit's message.
     """
 
     artifact: Content
@@ -39,9 +39,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """starts: the artifacts asked for; steps: they and all that they come from, each once, makers after made.
+    """starts: the artifacts asked for; steps: these and all their sources, each once, an artifact before its sources.
 
-    trouble: why MLflow could not be asked, where it could not.
+    trouble: why MLflow could not be read; empty where it could.
     """
 
     steps: tuple[Step, ...]
@@ -54,10 +54,10 @@ class Chain:
 
 
 def trace(root: Path, text: str, revision: str | None = None) -> Chain:
-    """The chain of the artifact that `text` names: a path, `md5:HASH`, the id of a run, a version.
+    """The chain of the artifact that `text` names: a path, `md5:HASH`, the id of a run, a version in the registry.
 
-    revision: of git, or an experiment of DVC: paths then mean what its dvc.lock holds. Raises `BigrError` where there
-    is no such artifact, or where nobody recorded the version at hand.
+    revision: of git, or an experiment of DVC, whose dvc.lock then counts. Raises `BigrError` where there is no such
+    artifact, or where the present version is not recorded.
     """
     records, runs = Records(root, revision), Runs(root)
     targets = find(root, text, records, runs, revision=revision is not None)
@@ -81,7 +81,7 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
     run = found[0] if found else None
     if record and found:
         run = next((run for run in found if _agree(record, run)), None)
-        if run is None and target.run:  # a run was asked for: what it read counts, not what another execution did
+        if run is None and target.run:  # asked for: another execution's record does not count
             record, run = None, target.run
         elif run is None:
             note += (f"MLflow has no run of this execution, but {found[0].id} wrote the same from other inputs",)
@@ -90,12 +90,12 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
     if run is None and not found and not runs.trouble:
         note += ("MLflow has no run that wrote it",)
     deps = _deps(record, run, records, {} if record or run is None else runs.code(run))
-    inputs, inside = _whole(deps, records)
+    inputs = tuple(dict.fromkeys(dep for dep in deps if not dep.is_code))
     if not inputs:
-        inside = ["it read no files but code"]
+        note += ("it read no files but code",)
     return Step(
         artifact,
-        (*note, *inside),
+        note,
         stage=record.stage if record else run.stage if run else "",
         command=record.command if record else f"bigr run {run.stage}" if run else "",
         settings=dict(record.settings if record else run.settings if run else {}),
@@ -104,19 +104,19 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
         recorded_in=tuple(filter(None, [record.source if record else "", "MLflow" if run else ""])),
         run=run,
         execution=runs.name(run.parent) if run and run.parent else "",
-        subject=git(root, "log", "-1", "--format=%s", run.commit, "--").strip() if run and run.commit else "",
+        subject=_subject(root, run.commit) if run and run.commit else "",
     )
 
 
 def _agree(record: Record, run: RecordedRun) -> bool:
-    """Whether they tell of the same execution, or of one that read the same. (Tags spell odd paths otherwise.)"""
+    """Whether both read the same hashes. (Paths may differ: MLflow's tags allow fewer characters.)"""
     if run.code and run.code != code_digest({dep.path: dep.md5 for dep in record.deps}):
         return False
     return {dep.md5 for dep in record.deps if not (dep.is_code and run.code)} <= set(run.deps.values())
 
 
 def _deps(record: Record | None, run: RecordedRun | None, records: Records, code: Mapping[str, str]) -> list[Content]:
-    """All that was read. The run alone knows ready models and weights that settings name: DVC does not watch those."""
+    """Everything that was read. Only the run has models and weights that settings name: DVC does not track those."""
     deps = list(record.deps) if record else []
     known = {dep.md5 for dep in deps}
     for path, md5 in {**run.deps, **code}.items() if run else ():
@@ -125,20 +125,16 @@ def _deps(record: Record | None, run: RecordedRun | None, records: Records, code
     return deps
 
 
-def _whole(deps: Iterable[Content], records: Records) -> tuple[tuple[Content, ...], list[str]]:
-    """The data among `deps`; for a part of what a stage wrote, as data/digits/train is, the whole, and a note."""
-    inputs, notes = [], []
-    for dep in deps:
-        if dep.is_code:
-            continue
-        out = records.holder(dep)
-        if out:
-            notes.append(f"of {out.path} it read {os.path.relpath(dep.path, out.path)}, md5:{dep.md5}")
-        inputs.append(out or dep)
-    return tuple(dict.fromkeys(inputs)), notes
-
-
 def _origin(artifact: Content, records: Records) -> list[str]:
     if artifact.path in records.outs:
         return ["who wrote this version is not recorded: neither DVC nor MLflow has it; the chain ends here"]
     return ["given: no stage writes it"]
+
+
+def _subject(root: Path, commit: str) -> str:
+    """The first line of a commit's message; empty where this repository lacks the commit, or git is not installed."""
+    words = ["git", "-C", str(root), "log", "-1", "--format=%s", commit, "--"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace").stdout.strip()
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""A chain as a tree for people, or as JSON for machines."""
+"""A chain as a tree of text, or as JSON."""
 
 import json
 import textwrap
@@ -15,13 +15,13 @@ WIDTH = 100
 _NARROWEST = 60
 _LABEL = 10
 _SUBJECT = 60
-_TIE = "\0"  # a space at which no line ends
+_TIE = "\0"  # a space at which no line is broken
 
 
 def tree(chain: Chain, root: Path, *, code: bool = False) -> Iterator[str]:
-    """Lines for people: each artifact with facts about its making, what it was made from indented below it.
+    """Lines of text: each artifact with the facts of its execution, and its inputs indented below it.
 
-    code: list the files of code that are not as in the commit, or not as they were.
+    code: list the code that was not as in the commit, or has changed since.
     """
     if chain.trouble:
         yield from (*textwrap.wrap(chain.trouble, WIDTH, break_long_words=False, break_on_hyphens=False), "")
@@ -97,7 +97,7 @@ def _code(step: Step, root: Path) -> Iterator[tuple[str, str]]:
     other = [file for file in files if file.as_committed is False]
     changed = [file for file in files if not file.as_now]
     if any(file.as_committed is None for file in files):
-        yield "code", f"{len(files)} packages and files; which commit they are of is not known here"
+        yield "code", f"{len(files)} packages and files; their commit is not known here"
     elif not other:
         yield "code", f"{len(files)} packages and files, all as in the commit"
     for file in other:

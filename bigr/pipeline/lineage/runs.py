@@ -1,6 +1,6 @@
-"""What MLflow recorded: the runs of stages, by the hashes of what they wrote (tags `dvc.out.*`, `dvc.dep.*`).
+"""What MLflow recorded: the runs of stages, by the hashes of their outputs and inputs (tags `dvc.out.*`, `dvc.dep.*`).
 
-A store that is not there is not created, and one that does not answer is said once, in `Runs.trouble`.
+A store that does not exist is not created. One that cannot be read is reported in `Runs.trouble`.
 """
 
 import json
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bigr.runtime.masking import masked
 from bigr.tracking.store import CODE, Store, location, shown
 
 _OUT, _DEP = "dvc.out.", "dvc.dep."
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RecordedRun:
     """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of the data that it read
-    and of all that it wrote; code: `code_digest` of the code that it ran with, which `Runs.code` names.
+    and of its outputs; code: `code_digest` of its code, whose files `Runs.code` has.
 
-    commit: of git, `dirty` where tracked files differed from it; None where the project was in no repository.
+    commit: of git, None where the project was in no repository; dirty: whether tracked files differed from it.
     """
 
     id: str
@@ -49,7 +50,7 @@ class Runs:
 
     def writers(self, path: str, md5: str) -> list[RecordedRun]:
         """The runs that wrote `path` with the hash `md5`, the newest first."""
-        if "`" in path:  # no name of a tag in MLflow, nor may it stand in a question
+        if "`" in path:  # not allowed in tags, nor in a filter
             return []
         return self._search(f"tags.`{_OUT}{path}` = '{md5}'")
 
@@ -64,53 +65,54 @@ class Runs:
         )
 
     def get(self, run_id: str) -> list[RecordedRun]:
-        """The stage's run of this id, or the runs of the execution of this id, the newest first; none if there is none.
-
-        Runs of MLflow that are neither are none.
-        """
+        """The stage's run of this id, or the runs of the execution of this id, the newest first; else none."""
         stage = "tags.`bigr.kind` = 'stage' and"
         return self._search(f"{stage} attributes.run_id = '{run_id}'") or self._search(
             f"{stage} tags.`mlflow.parentRunId` = '{run_id}'"
         )
 
     def code(self, run: RecordedRun) -> dict[str, str]:
-        """Path → DVC hash of the code that the run ran with; nothing where the file with them is gone."""
+        """Path → DVC hash of the code that the run ran with; empty where MLflow no longer has the file."""
 
-        def ask(store: Store) -> list[Any]:
+        def ask(store: Store) -> dict[str, str]:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(store.client.download_artifacts(run.id, CODE, folder))
-                return list(json.loads(path.read_text(encoding="utf-8")).items())
+                return dict(json.loads(path.read_text(encoding="utf-8")))
 
-        return dict(self._ask(ask, quiet=True)) if run.code else {}
+        return self._ask(ask, {}, quiet=True) if run.code else {}
 
     def version(self, model: str, which: str) -> tuple[int, dict[str, str]] | None:
         """Number and tags of a version in the registry, or None; which: its number, or `@` and an alias."""
 
-        def ask(store: Store) -> list[Any]:
+        def ask(store: Store) -> tuple[int, dict[str, str]] | None:
             if which.startswith("@"):
-                return [store.client.get_model_version_by_alias(model, which[1:])]
-            return [store.client.get_model_version(model, which)]
+                found = store.client.get_model_version_by_alias(model, which[1:])
+            else:
+                found = store.client.get_model_version(model, which)
+            return int(found.version), dict(found.tags)
 
-        found = self._ask(ask, quiet=True)
-        return (int(found[0].version), dict(found[0].tags)) if found else None
+        return self._ask(ask, None, quiet=True)
 
     def name(self, run_id: str) -> str:
         """The name of a run; empty where it is gone."""
-        found = self._ask(lambda store: [store.client.get_run(run_id)], quiet=True)
-        return str(found[0].info.run_name) if found else ""
+        return self._ask(lambda store: str(store.client.get_run(run_id).info.run_name), "", quiet=True)
 
     def _search(self, condition: str) -> list[RecordedRun]:
-        return list(map(_run, self._ask(lambda store: _all(store, self._experiments, condition))))
+        def ask(store: Store) -> list[RecordedRun]:
+            order = ["attributes.start_time DESC"]
+            return [_run(run) for run in store.client.search_runs(self._experiments, condition, order_by=order)]
 
-    def _ask(self, question: Callable[[Store], list[Any]], quiet: bool = False) -> list[Any]:
+        return self._ask(ask, [])
+
+    def _ask(self, question: Callable[[Store], T], otherwise: T, *, quiet: bool = False) -> T:
         if self._store is None:
-            return []
+            return otherwise
         try:
             return question(self._store)
-        except Exception as error:  # whatever a database or a server fails with
+        except Exception as error:  # a database or a server may fail with anything
             if not quiet:
                 self.trouble = _out_of_reach(self.root, error)
-            return []
+            return otherwise
 
     @cached_property
     def _store(self) -> Store | None:
@@ -120,19 +122,12 @@ class Runs:
             return None
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         try:
-            return Store(self.root)
+            store = Store(self.root)
+            self._experiments = [str(found.experiment_id) for found in store.client.search_experiments()]
+            return store
         except Exception as error:
             self.trouble = _out_of_reach(self.root, error)
             return None
-
-    @cached_property
-    def _experiments(self) -> list[str]:
-        assert self._store is not None  # _ask has looked
-        return [str(experiment.experiment_id) for experiment in self._store.client.search_experiments()]
-
-
-def _all(store: Store, experiments: list[str], condition: str) -> list[Any]:
-    return list(store.client.search_runs(experiments, condition, order_by=["attributes.start_time DESC"]))
 
 
 def _out_of_reach(root: Path, error: Exception) -> str:

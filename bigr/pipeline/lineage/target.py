@@ -1,5 +1,4 @@
-"""Which artifact is meant: a path of the pipeline, a hash, a run of MLflow, a version in its registry, or a copy of an
-artifact anywhere."""
+"""Which artifact is meant: a path of the pipeline, a hash, a run of MLflow, a version in its registry, or a copy."""
 
 import os
 import re
@@ -19,7 +18,7 @@ _MODEL_TAG = f"dvc.{_MODEL}"
 
 @dataclass(frozen=True)
 class Target:
-    """What the chain starts from. run: where a run was named; note: how it was found, where that is not plain."""
+    """The start of a chain. run: the run that was named, if any; note: how it was found, if not by its path."""
 
     artifact: Content
     run: RecordedRun | None = None
@@ -27,9 +26,9 @@ class Target:
 
 
 def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool) -> list[Target]:
-    """The artifacts that `text` names. Raises `BigrError` where it names none, or a version that nobody recorded.
+    """The artifacts that `text` names. Raises `BigrError` where it names none, or a version that is not recorded.
 
-    revision: paths mean what `records` hold, whatever is in the folder.
+    revision: paths mean the versions in `records`, whatever is in the folder.
     """
     if text.startswith(_PREFIX):
         return [Target(_by_hash(text.removeprefix(_PREFIX).lower(), records, runs))]
@@ -54,12 +53,12 @@ def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool)
 
 def _by_hash(prefix: str, records: Records, runs: Runs) -> Content:
     if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},32}}(\.dir)?", prefix):
-        raise BigrError(f"{_PREFIX}{prefix}: not a hash of DVC's; give at least {_SHORTEST} of its hexadecimal digits")
+        raise BigrError(f"{_PREFIX}{prefix}: not a hash of DVC; give at least {_SHORTEST} of its hexadecimal digits")
     found = {(content.path, content.md5): content for content in records.find(prefix)}
     for path, md5 in runs.find(prefix, _outs(records)):
         found.setdefault((path, md5), Content(path, md5))
     if not found:
-        raise BigrError(f"{_PREFIX}{prefix}: no output of a stage has this hash, as far as DVC and MLflow know")
+        raise BigrError(f"{_PREFIX}{prefix}: neither DVC nor MLflow has an output with this hash")
     if len({md5 for _, md5 in found}) > 1:
         names = ", ".join(sorted(f"{path} {_PREFIX}{md5}" for path, md5 in found))
         raise BigrError(f"{_PREFIX}{prefix}: more than one artifact; give more digits: {names}")
@@ -83,8 +82,8 @@ def _by_run(run_id: str, records: Records, runs: Runs) -> list[Target]:
 def _by_version(text: str, model: str, which: str, records: Records, runs: Runs) -> Target:
     found = runs.version(model, which)
     if found is None or _MODEL_TAG not in found[1]:
-        why = runs.trouble or "MLflow's registry has no such version of this pipeline's"
-        raise BigrError(f"{text}: {why}; `bigr promote` registers a finished model, and makes the champion")
+        why = runs.trouble or "MLflow's registry has no such version of this pipeline"
+        raise BigrError(f"{text}: {why}; `bigr promote` registers a finished model")
     number, tags = found
     return Target(_known(_MODEL, tags[_MODEL_TAG], records), note=f"version {number} of {model} in the registry")
 
@@ -104,7 +103,7 @@ def _recorded(path: str, records: Records) -> Target:
 
 
 def _present(root: Path, path: str, text: str, records: Records, runs: Runs) -> Target:
-    """The artifact whose content the file or folder `path` has, wherever it is; `text` is what the user called it."""
+    """The artifact with the content of the file or folder `path`, wherever it is; text: as the user named it."""
     outs = _outs(records)
     whole = next((out for out in outs if Path(path).is_relative_to(out)), path)
     md5 = dvcfile.content_hashes(root, [whole])[whole]

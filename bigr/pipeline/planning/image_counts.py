@@ -19,7 +19,7 @@ _PNG_SHARE = 0.6
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """train, val: images of each split, None where it is not known; classes: of labels; basis: how that was found."""
+    """train, val: images of each split, None where not known; classes: how many; basis: how each was found."""
 
     train: int | None
     val: int | None
@@ -35,9 +35,9 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of one image in the shards, in the codes, and while `evaluation` runs in its features; how they were found.
+    """Bytes of one image in the shards, in the codes, and in the features that exist while `evaluation` runs.
 
-    featured: images of the training and of the validation split whose features are taken, at most.
+    featured: the most images of the training and of the validation split that have features; basis: how each was found.
     """
 
     shard: float
@@ -50,9 +50,9 @@ class Disk:
 
 
 def count_images(settings: Settings, root: Path, images: int | None, classes: int | None) -> ImageCounts:
-    """What is given, else what data/shards holds, else the embedded digits, else what is in the source folder.
+    """The images given (`images` of both splits, `classes`), else those in data/shards, else in shards.source.
 
-    images: of both splits; classes. Raises `BigrError` for a source folder or an index that cannot be read.
+    Raises `BigrError` for a source folder or an index that cannot be read.
     """
     train: int | None = None
     val: int | None = None
@@ -78,7 +78,7 @@ def count_images(settings: Settings, root: Path, images: int | None, classes: in
 
 
 def disk(settings: Settings, root: Path) -> Disk:
-    """Shards as they are, where there are some, else estimated; codes to the byte, but for a header in each file."""
+    """Shards are measured where data/shards exists, else estimated; codes are exact but for a header in each file."""
     index = _index(settings, root)
     tars = [tar for split in index.splits for tar in index.tars(split)] if index is not None else []
     if index is not None and all(tar.is_file() for tar in tars):
@@ -86,7 +86,7 @@ def disk(settings: Settings, root: Path) -> Disk:
         shard, basis = sum(tar.stat().st_size for tar in tars) / images, "measured in data/shards"
     else:
         pixels = 3 * settings.shards.image_size**2
-        records = math.ceil(_PNG_SHARE * pixels / _RECORD) + 3  # the picture's header, the label's, the label
+        records = math.ceil(_PNG_SHARE * pixels / _RECORD) + 3  # the image's header, the label's header, the label
         shard = float(records * _RECORD)
         basis = f"estimated: {_PNG_SHARE} of 3 bytes a pixel (photographs as PNG), tar's records"
     views, tokens, packed = len(settings.codes.views), settings.grid**2, math.ceil(settings.tokenizer.code_bits / 8)
@@ -105,7 +105,7 @@ def disk(settings: Settings, root: Path) -> Disk:
 
 
 def _index(settings: Settings, root: Path) -> ShardIndex | None:
-    """The index of data/shards, where it is there and of images of the settings' size."""
+    """The index of data/shards; None where there is none, or its images have another size than the settings'."""
     folder = root / "data" / "shards"
     if not (folder / "index.json").is_file():
         return None

@@ -1,39 +1,35 @@
-"""What a computation costs, without computing it: the real code runs on tensors that have shapes and no memory.
+"""What a computation costs, without computing it: it runs on the device `meta`, whose tensors have no memory.
 
-Fake tensors (torch's own: meta tensors that know a device) pass through the project's models, losses and autograd,
-under autocast where the settings ask for it, so that the figures follow the code when it changes. Counted are
+The project's own models, losses and backward passes run, so that the results follow the code when it changes. Counted:
 
 - FLOPs of matrix products, convolutions and attention, 2 for a multiplication with its addition, by torch's
-  `FlopCounterMode`; element-wise work is not, and attention as four matmuls backwards, though fused kernels repeat one;
+  `FlopCounterMode`; element-wise work is not counted;
 - saved bytes: every storage that autograd keeps for the backward pass, once, parameters left out;
-- peak bytes: the most that was alive at once of what the computation made: activations, gradients, passing values.
+- peak bytes: the most that is alive at once of what a computation without gradients makes.
 
-A CPU stands in for the device. Where that is to be a GPU, what its autocast and its kernels keep differently is made to
-agree: norms in float32, dropout's mask as bools, one fused RMSNorm.
+`meta` has neither autocast nor fused kernels. `_Kernels` puts both in: what they compute in, and what they save.
 """
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
-_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_IN_BFLOAT16 = {F.linear, F.conv2d, F.scaled_dot_product_attention}
+"""Operations of the networks that autocast runs in bfloat16."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """In what networks compute. gpu: with a GPU's kernels; bfloat16: under autocast."""
+    """What networks compute in. gpu: with a GPU's kernels; bfloat16: under autocast."""
 
     gpu: bool
     bfloat16: bool
@@ -41,12 +37,11 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of the forward and the backward pass, saved and peak bytes, of one call."""
+    """FLOPs of the forward and the backward pass, and saved bytes, of one call."""
 
     forward: int
     backward: int
     saved: int
-    peak: int
 
     @property
     def flops(self) -> int:
@@ -54,67 +49,56 @@ class Cost:
         return self.forward + self.backward
 
 
-@contextmanager
-def shapes_only() -> Iterator[FakeTensorMode]:
-    """Within it, tensors and models that are made take no memory."""
-    with FakeTensorMode() as mode:
-        yield mode
-
-
 def measure(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module] = ()) -> Cost:
-    """The cost of `work`, and of the backward pass from the scalar that it returns where that needs a gradient.
+    """The cost of `work` and of the backward pass from the scalar that it returns. `work` runs twice, on `meta`.
 
-    Call it within `shapes_only`; modules: those whose parameters are not to be counted as saved.
+    modules: those whose parameters do not count as saved.
     """
-    own = {id_of(p) for module in modules for p in module.parameters()}
-    saved: dict[int, Tensor] = {}  # the tensors are kept, so that no storage's address comes twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved[id_of(tensor)] = tensor
-        return tensor
-
-    counter, live = _counter(), _Live()
-    with counter, live:
-        with ExitStack() as stack:
-            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
-            if arithmetic.gpu:
-                stack.enter_context(_LikeGpu())
-            if arithmetic.bfloat16:
-                stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
-            result = work()
+    saved = _saved_bytes(work, arithmetic, modules)
+    with _counter() as counter:
+        result = work()
         forward = counter.get_total_flops()
-        size = sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in own)
-        saved.clear()
-        if result.requires_grad:
-            result.backward()
-    return Cost(forward, counter.get_total_flops() - forward, size, live.peak)
+        result.backward()
+    return Cost(forward, counter.get_total_flops() - forward, saved)
 
 
 def flops(work: Callable[[], object]) -> int:
-    """The FLOPs of `work` alone, which gets no gradients. Call it within `shapes_only`."""
-    counter = _counter()
-    with counter, torch.no_grad():
+    """The FLOPs of `work` without gradients, on `meta` or on a CPU."""
+    with _counter() as counter, torch.no_grad():
         work()
     return counter.get_total_flops()
 
 
-def id_of(tensor: Tensor) -> int:
-    """What tells a storage from any other that is alive."""
-    return int(tensor.untyped_storage()._cdata)
+@contextmanager
+def _counter() -> Iterator[FlopCounterMode]:
+    # Attention as matrix products, two forward and four backward: the counter does not know the CPU's fused kernel.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        yield counter
 
 
-def _counter() -> FlopCounterMode:
-    def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return sdpa_flop_count(query, key, value)
+def _saved_bytes(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module]) -> int:
+    saved: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that no id is given twice
 
-    def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-        return 2 * sdpa_flop_count(query, key, value)
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[id(storage)] = storage
+        return tensor
 
-    # torch counts the attention kernels of GPUs, but not the one that fake CPU tensors take.
-    return FlopCounterMode(display=False, custom_mapping={_ATTENTION: forward, _ATTENTION_BACKWARD: backward})
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Kernels(arithmetic):
+        work()
+    parameters = {id(p.untyped_storage()) for module in modules for p in module.parameters()}
+    return sum(storage.nbytes() for key, storage in saved.items() if key not in parameters)
 
 
-class _Live(TorchDispatchMode):
+@torch.no_grad()
+def peak_bytes(work: Callable[[], object], arithmetic: Arithmetic) -> int:
+    """The most bytes that are alive at once of what `work` makes on `meta`, without gradients."""
+    with _Live() as live, _Kernels(arithmetic):
+        work()
+    return live.peak
+
+
+class _Live(TorchFunctionMode):
     """Follows the bytes of all storages that are made while it is on."""
 
     def __init__(self) -> None:
@@ -122,16 +106,15 @@ class _Live(TorchDispatchMode):
         self.now = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(result) if isinstance(t, Tensor) and id_of(t) not in self._known]
-        given = {id_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)} if made else set()
-        for tensor in made:  # views of parameters and inputs are not new
-            if (key := id_of(tensor)) not in given and key not in self._known:
-                storage = tensor.untyped_storage()
-                self._known.add(key)
+        given = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs or {}))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if id(storage) not in self._known | given:  # views of parameters and inputs are not new
+                self._known.add(id(storage))
                 self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, key, storage.nbytes())
+                weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
 
@@ -140,16 +123,67 @@ class _Live(TorchDispatchMode):
         self.now -= size
 
 
-class _LikeGpu(TorchFunctionMode):
-    """Makes CPU tensors keep for the backward pass what a GPU's kernels under autocast keep."""
+class _Kernels(TorchFunctionMode):
+    """Makes `meta` compute in, and save for the backward pass, what a device's autocast and fused kernels do."""
+
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        super().__init__()
+        self.arithmetic = arithmetic
+        self._cast_parameters: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
-            return func(args[0].float(), *args[1:], **kwargs)
-        if func is F.dropout:
+        gpu, bfloat16 = self.arithmetic.gpu, self.arithmetic.bfloat16
+        if bfloat16 and func in _IN_BFLOAT16:
+            args = tuple(self._cast(value) for value in args)
+            kwargs = {name: self._cast(value) for name, value in kwargs.items()}
+        if bfloat16 and gpu and func in (F.layer_norm, F.group_norm):
+            args = (args[0].float(), *args[1:])
+        if func is F.scaled_dot_product_attention and all(t.stride(-1) == 1 for t in args):  # what fused kernels take
+            return _FusedAttention.apply(*args)
+        if gpu and func is F.dropout:
             p, training = kwargs.get("p", args[1] if len(args) > 1 else 0.5), kwargs.get("training", True)
             return torch.native_dropout(args[0], p, training)[0]
-        if func is F.rms_norm:
-            return torch.ops.aten._fused_rms_norm(args[0], list(args[1]), None, kwargs.get("eps"))[0]
+        if func is F.layer_norm:
+            return _FusedNorm.apply(args[0], 2)
+        if gpu and func is F.rms_norm:
+            return _FusedNorm.apply(args[0], 1)
         return func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad):
+            return value.bfloat16()
+        # autocast keeps one copy of a parameter
+        return self._cast_parameters.setdefault(id(value), value.bfloat16())
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Saves queries, keys, values [B, H, L, d], the result and one number a query, but no attention matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        result = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, result, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return result
+
+
+class _FusedNorm(torch.autograd.Function):
+    """Saves its input and so many numbers a row, of the input's type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, numbers: int) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty(numbers, *x.shape[:-1]))
+        return torch.empty_like(x)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]

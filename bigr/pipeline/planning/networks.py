@@ -1,10 +1,9 @@
-"""The networks that settings describe, as shapes: what is trained, what stands by, what samples."""
+"""The networks that settings describe, and how many parameters they have."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bigr.config import Settings
 from bigr.models.autoencoder.discriminator import PatchDiscriminator
@@ -17,7 +16,7 @@ _VGG16_WIDTHS = (64, 128, 256, 512, 512)
 
 @dataclass(frozen=True)
 class Networks:
-    """Everything that takes part. perceptual, discriminator: None where no training uses them.
+    """All networks of the pipeline. perceptual, discriminator: None where no training uses them.
 
     generator: the backbone with its joint transcoder; bigr: the complete model, whose transcoder may be another one.
     """
@@ -29,8 +28,8 @@ class Networks:
     bigr: BiGR
 
 
-def build(settings: Settings, classes: int, mode: FakeTensorMode) -> Networks:
-    """The networks of these settings; call it within `meter.shapes_only`, whose mode it takes."""
+def build(settings: Settings, classes: int) -> Networks:
+    """The networks of these settings; within `torch.device("meta")` they take no memory."""
     section = settings.tokenizer
     tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=settings.shards.image_size)).train()
     discriminator = section.trains and section.gan_weight > 0
@@ -38,7 +37,7 @@ def build(settings: Settings, classes: int, mode: FakeTensorMode) -> Networks:
     complete = complete_config(settings, generator.config)
     return Networks(
         tokenizer=tokenizer,
-        perceptual=_perceptual(mode) if section.trains and section.perceptual_weight > 0 else None,
+        perceptual=_perceptual() if section.trains and section.perceptual_weight > 0 else None,
         discriminator=PatchDiscriminator(section.gan_base_channels).train() if discriminator else None,
         generator=generator,
         bigr=generator if complete == generator.config else BiGR(complete).train(),
@@ -91,20 +90,14 @@ def count(module: nn.Module, *, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
-def _perceptual(mode: FakeTensorMode) -> Lpips:
+def _perceptual() -> Lpips:
     """LPIPS over VGG-16 as published, whatever the file of its weights holds: it need not be there yet."""
     tensors, width = {}, 3
-    with unset_fake_temporarily():  # its constructor looks at values
+    with torch.device("cpu"):  # its constructor looks at values
         for index, (numbers, channels) in enumerate(zip(STAGES, _VGG16_WIDTHS, strict=True)):
             for number in numbers:
                 tensors[f"features.{number}.weight"] = torch.zeros(channels, width, 3, 3)
                 tensors[f"features.{number}.bias"] = torch.zeros(channels)
                 width = channels
             tensors[f"lin{index}.model.1.weight"] = torch.zeros(1, channels, 1, 1)
-        perceptual = Lpips(tensors)
-        for module in perceptual.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(mode.from_tensor(parameter.detach()), requires_grad=False))
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, mode.from_tensor(buffer))
-    return perceptual
+        return Lpips(tensors).to("meta")

@@ -1,4 +1,4 @@
-"""The whole plan of a params.yaml: parameters, FLOPs, memory, disk, time. Nothing is trained, no data is needed."""
+"""The plan of a params.yaml: parameters, FLOPs, memory, disk, time. Nothing is trained, and no data is needed."""
 
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from bigr.config import Settings
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
 from bigr.pipeline.planning import image_counts, networks, sampling_cost, speed, training_cost
 from bigr.pipeline.planning.image_counts import Disk, ImageCounts
-from bigr.pipeline.planning.meter import Arithmetic, flops, measure, shapes_only
+from bigr.pipeline.planning.meter import Arithmetic, flops, measure
 from bigr.pipeline.planning.networks import Networks
 from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
 from bigr.pipeline.planning.training_cost import TrainingCost
@@ -39,9 +39,9 @@ class Speed:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Work of one stage over all its processes. note: why there is no figure, or what it leaves out.
+    """Work of one stage over all its processes. note: why it is not known, or what it leaves out.
 
-    flops: under bfloat16 autocast, None where not known; flops_float32: in float32, by the settings or regardless.
+    flops: under bfloat16 autocast, None where not known; flops_float32: in float32.
     """
 
     name: str
@@ -96,25 +96,27 @@ def make_plan(
 ) -> Plan:
     """The plan of the settings in `params` for the project at `root`.
 
-    tflops, float32_tflops: what one process sustains; without, measured here where the settings' device is here.
-    images, classes, processes: in place of what is found and set. Raises `BigrError` as `bigr check` does.
+    tflops, float32_tflops: what one process sustains; if None, measured here, where this machine has the device.
+    images, classes, processes: override what is found and set. Raises `BigrError` as `bigr check` does.
     """
     given = {"tflops": tflops, "float32-tflops": float32_tflops, "images": images, "classes": classes}
     for name, number in {**given, "processes": processes}.items():
         if number is not None and not 0 < number < float("inf"):
-            raise BigrError(f"--{name} is {number}; allowed: a number above 0")
+            raise BigrError(f"--{name} must be a number above 0, got {number}")
     settings = config.load(params)
     if processes is not None:
         values = settings.model_dump()
         values["run"]["processes"] = processes
         settings = config.validate(values, params.name)
     found = image_counts.count_images(settings, root, images, classes)
-    device = _device(settings.run.device)
-    with shapes_only() as mode:
-        built = networks.build(settings, found.classes, mode)
+    device, is_here = _device(settings.run.device)
+    with torch.device("meta"):
+        built = networks.build(settings, found.classes)
         widths = {"tokenizer": built.tokenizer.width}
         widths |= dict.fromkeys(("generator", "transcoder", "samples"), settings.generator.dim)
-        arithmetic = {name: _arithmetic(device, settings.run.precision, width) for name, width in widths.items()}
+        arithmetic = {
+            name: _arithmetic(device, is_here, settings.run.precision, width) for name, width in widths.items()
+        }
         parameters = networks.parameters(built)
         trained = [
             work(settings, built, arithmetic[name], settings.run.processes)
@@ -141,16 +143,16 @@ def make_plan(
         encoder=encoder,
         sampling=sampled,
         disk=image_counts.disk(settings, root),
-        speed=_speed(device, any(a.bfloat16 for a in arithmetic.values()), tflops, float32_tflops),
+        speed=_given_speed(tflops, float32_tflops)
+        or (_measured_speed(device, any(a.bfloat16 for a in arithmetic.values()), float32_tflops) if is_here else None),
         stages=stages,
     )
 
 
 def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -> float:
-    """FLOPs of the stage `evaluation`: its classifier, the distances' features, the decoder, every layer's probe, k-NN,
-    and what is drawn without further training.
+    """FLOPs of the stage `evaluation`: classifier, distances' features, decoder, every layer's probe, k-NN, zero-shot.
 
-    Where the number of images is not known, as many as the settings allow.
+    Where the number of images is not known, the most that the settings allow.
     """
     section, size, count = settings.evaluation, settings.shards.image_size, settings.samples.count
     limit = section.reference_images
@@ -186,62 +188,58 @@ def _stages(
     sampled: SamplingCost,
     evaluated: float,
 ) -> list[StageCost]:
-    def split(name: str, work: float) -> tuple[float, float]:
-        return (work, 0.0) if arithmetic[name].bfloat16 else (0.0, work)
-
     processes, views = settings.run.processes, len(settings.codes.views)
     by_name = {t.stage: t for t in trained}
-    stages = []
-    for name in NAMES:
+
+    def cost(name: str) -> StageCost:
+        def work(flops: float, float32: float = 0.0, note: str = "") -> StageCost:
+            if not arithmetic[name].bfloat16:
+                flops, float32 = 0.0, flops + float32
+            return StageCost(name, flops, float32, processes, note)
+
+        if name in by_name:
+            return work(by_name[name].flops)
+        if name == "samples":
+            return work(sampled.flops, sampled.flops_float32, "the decoder in float32")
+        if name == "codes":
+            note = f"{views} view{'s' if views > 1 else ''}, in float32"
+            if images.total is None:
+                return StageCost(name, None, 0.0, processes, note)
+            return StageCost(name, 0.0, encoder * views * images.total, processes, note)
+        if name == "evaluation":
+            return StageCost(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID")
         if not STAGES[name].on_device:
-            stages.append(StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs"))
-        elif name in by_name:
-            stages.append(StageCost(name, *split(name, by_name[name].flops), processes))
-        elif name == "codes":
-            total, note = images.total, f"{views} view{'s' if views > 1 else ''}, in float32"
-            work = 0.0 if total is None else encoder * views * total
-            stages.append(StageCost(name, None if total is None else 0.0, work, processes, note))
-        elif name == "samples":
-            fast, full = split(name, sampled.flops)
-            stages.append(StageCost(name, fast, full + sampled.flops_float32, processes, "the decoder in float32"))
-        elif name == "evaluation":
-            stages.append(StageCost(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID"))
-        else:
-            ready = getattr(getattr(settings, name), "from_", None)
-            note = f"nothing is trained: from {ready}" if ready else "nothing is trained: steps is 0"
-            stages.append(StageCost(name, 0.0, 0.0, processes, note))
-    return stages
+            return StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs")
+        start = getattr(getattr(settings, name), "from_", None)
+        return StageCost(name, 0.0, 0.0, processes, f"nothing is trained: {f'from {start}' if start else 'steps is 0'}")
+
+    return [cost(name) for name in NAMES]
 
 
-def _device(name: str) -> torch.device:
-    """The device to plan for; a GPU need not be here."""
+def _device(name: str) -> tuple[torch.device, bool]:
+    """The device to plan for, and whether this machine has it."""
     try:
-        return resolve_device(name)
+        return resolve_device(name), True
     except BigrError:
-        return torch.device(name)
+        return torch.device(name), False
 
 
-def _here(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available()
-    return device.type != "mps" or torch.backends.mps.is_available()
-
-
-def _arithmetic(device: torch.device, precision: str, width: int) -> Arithmetic:
-    """What the training loop would compute in; a GPU that is not here is taken for one that has bfloat16."""
+def _arithmetic(device: torch.device, is_here: bool, precision: str, width: int) -> Arithmetic:
+    """What the training loop would compute in. A GPU that is not here is assumed to have bfloat16."""
     gpu = device.type == "cuda"
-    if precision != "auto" or (gpu and not _here(device)):
+    if precision != "auto" or (gpu and not is_here):
         return Arithmetic(gpu, bfloat16=precision != "float32")
     return Arithmetic(gpu, bfloat16=not isinstance(autocast(device, precision, width), nullcontext))
 
 
-def _speed(device: torch.device, bfloat16: bool, tflops: float | None, float32_tflops: float | None) -> Speed | None:
-    if tflops is not None:
-        if float32_tflops is None:
-            return Speed(tflops, tflops, "as given; also for what is computed in float32, which GPUs do slower")
-        return Speed(tflops, float32_tflops, "as given")
-    if not _here(device):
+def _given_speed(tflops: float | None, float32_tflops: float | None) -> Speed | None:
+    if tflops is None:
         return None
+    if float32_tflops is None:
+        return Speed(tflops, tflops, "as given; also for what is computed in float32, which GPUs do slower")
+    return Speed(tflops, float32_tflops, "as given")
+
+
+def _measured_speed(device: torch.device, bfloat16: bool, float32_tflops: float | None) -> Speed:
     full = float32_tflops or speed.measured_tflops(device, torch.float32)
-    fast = speed.measured_tflops(device, torch.bfloat16) if bfloat16 else full
-    return Speed(fast, full, speed.describe(device))
+    return Speed(speed.measured_tflops(device, torch.bfloat16) if bfloat16 else full, full, speed.describe(device))

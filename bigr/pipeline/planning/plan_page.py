@@ -4,6 +4,9 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Table
+
 from bigr.pipeline.planning.plan import Plan, StageCost
 
 WIDTH = 100
@@ -18,7 +21,7 @@ def page(plan: Plan) -> list[str]:
 
 
 def _broken(line: str) -> list[str]:
-    """A line of text, not of a table, on several where it is too wide."""
+    """A line of text, wrapped where it is wider than `WIDTH`."""
     if len(line) <= WIDTH:
         return [line]
     return textwrap.wrap(line, WIDTH, subsequent_indent=_INDENT * 3, break_long_words=False)
@@ -87,8 +90,8 @@ def _memory(plan: Plan) -> list[str]:
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
-        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: the most at once,",
-        f"{_INDENT}while gradients replace activations; without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the",
+        f"{_INDENT}sum, in sampling the most at once; without the device's context, workspaces, fragmentation.",
     ]
 
 
@@ -115,8 +118,8 @@ def _time(plan: Plan) -> list[str]:
     unit, name = (1e15, "PFLOP") if max(_work(stage) or 0 for stage in plan.stages) >= 1e17 else (1e12, "TFLOP")
     for stage in plan.stages:
         work, seconds = _work(stage), stage.seconds(plan.speed) if plan.speed else None
-        figure = "—" if work is None else f"{work / unit:,.1f}"
-        rows.append((stage.name, figure, f"{stage.processes}", duration(seconds), stage.note))
+        shown = "—" if work is None else f"{work / unit:,.1f}"
+        rows.append((stage.name, shown, f"{stage.processes}", duration(seconds), stage.note))
     known = [stage.seconds(plan.speed) for stage in plan.stages] if plan.speed else []
     if known:
         total = sum(seconds for seconds in known if seconds is not None)
@@ -129,12 +132,12 @@ def _time(plan: Plan) -> list[str]:
             f"{_INDENT}No times: no {plan.device} here to measure; --tflops X says what one sustains.",
         ]
     speed = plan.speed
-    figures = f"{speed.tflops:,.4g} TFLOP/s a process"
+    rates = f"{speed.tflops:,.4g} TFLOP/s a process"
     if speed.float32_tflops != speed.tflops:
-        figures += f" in bfloat16, {speed.float32_tflops:,.4g} in float32"
+        rates += f" in bfloat16, {speed.float32_tflops:,.4g} in float32"
     return [
         *lines,
-        f"{_INDENT}At {figures}; {speed.basis}.",
+        f"{_INDENT}At {rates}; {speed.basis}.",
         f"{_INDENT}Not in it: element-wise work, launches, loading, validation, checkpoints, communication.",
     ]
 
@@ -157,7 +160,7 @@ def _gibi(size: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """h:mm:ss, with days in front from two on."""
+    """h:mm:ss, with days in front from two days on; — for None."""
     if seconds is None:
         return "—"
     if 0 < seconds < 1:
@@ -172,26 +175,18 @@ def duration(seconds: float | None) -> str:
 def _table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, right: Sequence[int] | None = None
 ) -> list[str]:
-    """Lines of aligned columns: the first `left` to the left, the others to the right, or those of `right`."""
-    if not rows:
-        return []
-    lines = [list(head), *([_INDENT + row[0], *row[1:]] for row in rows)]
-    if right is not None and len(head) - 1 not in right:
-        lines = _wrapped(lines)
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    rights = set(range(left, len(head))) if right is None else set(right)
-    aligned = [
-        "  ".join(f"{cell:>{width}}" if i in rights else f"{cell:<{width}}" for i, (cell, width) in enumerate(cells))
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    ]
-    return [line.rstrip() for line in aligned]
+    """Lines of aligned columns: the first `left` to the left, the others, or those of `right`, to the right.
 
-
-def _wrapped(lines: Sequence[list[str]]) -> list[list[str]]:
-    """The lines with what the last column says on several, where they would be wider than `WIDTH`."""
-    before = sum(max(len(cell) for cell in column) + 2 for column in list(zip(*lines, strict=True))[:-1])
-    found = []
-    for line in lines:
-        first, *others = textwrap.wrap(line[-1], WIDTH - before, break_long_words=False) or [""]
-        found += [[*line[:-1], first], *([""] * (len(line) - 1) + [other] for other in others)]
-    return found
+    The last column wraps where the lines would be wider than `WIDTH`.
+    """
+    rights = range(left, len(head)) if right is None else right
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="")
+    for i, title in enumerate(head):
+        last = i == len(head) - 1
+        table.add_column(title, justify="right" if i in rights else "left", no_wrap=not last)
+    for row in rows:
+        table.add_row(_INDENT + row[0], *row[1:])
+    console = Console(width=WIDTH, color_system=None, markup=False, highlight=False)
+    with console.capture() as lines:
+        console.print(table)
+    return [line.rstrip() for line in lines.get().splitlines()] if rows else []

@@ -1,25 +1,23 @@
-"""What the stage `samples` executes: passes of backbone, transcoder and decoder (docs/method.md, section 4).
+"""What sampling costs: passes of backbone, transcoder and decoder (docs/method.md, section 4).
 
-Follows bigr/sampling: the schedule is its own functions', and the transcoder runs on the tokens that are still masked,
-twice where guidance compares with the unconditional model. A test holds the count against a sampling that runs.
+The schedule comes from bigr/sampling. The transcoder runs on the tokens that are still masked, twice where guidance
+compares with the unconditional model. A test compares the count with a real sampling.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-from unittest.mock import patch
+from functools import lru_cache
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from bigr.config import Settings
 from bigr.models.masked.generator import BiGR
-from bigr.pipeline.planning.meter import Arithmetic, flops, measure
+from bigr.pipeline.planning.meter import Arithmetic, flops, peak_bytes
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.sampling.decode import DECODED_TOGETHER, batched
 from bigr.sampling.editing import CELL, group_sizes, in_proportion, painting
-from bigr.sampling.unmask import Sampling, guidance, sample_codes, still_masked
+from bigr.sampling.reverse import bit_probabilities
+from bigr.sampling.unmask import Sampling, guidance, still_masked
 
 _FLOAT32 = 4  # bytes of a weight
 
@@ -38,8 +36,8 @@ class Passes:
 class SamplingCost:
     """FLOPs of one image by part, those of all images, and bytes of one process.
 
-    decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights and all that is alive at
-    once in the first iteration, in which every token is masked.
+    decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights, and the most that is alive
+    at once in the first iteration, in which every token is masked.
     """
 
     passes: Passes
@@ -54,7 +52,7 @@ class SamplingCost:
 
 
 def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Passes:
-    """For one image of a batch, all of whose `tokens` are unknown; direct: the transcoder has the target "direct"."""
+    """Of one image of a batch with `tokens` unknown tokens each; direct: the transcoder has the target "direct"."""
     backbone = conditions = denoised = 0
     steps, left = 0.0, tokens
     for i in range(sampling.iterations):
@@ -85,9 +83,10 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
         DECODED_TOGETHER * math.ceil(min(images, share - start) / DECODED_TOGETHER) for start in range(0, share, images)
     )
     decoder = flops(lambda: tokenizer.decode(codes)) * decoded / share
-    decoding = measure(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)).sum(), _float32(arithmetic))
+    float32 = Arithmetic(arithmetic.gpu, bfloat16=False)
+    decoding = peak_bytes(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)), float32)
     weights = _FLOAT32 * (count(model) + count(tokenizer))
-    peak = weights + max(_peak(model, sampling, images, arithmetic), decoding.peak)
+    peak = weights + max(_peak(model, sampling, images, arithmetic), decoding)
     return SamplingCost(
         passes=run,
         backbone=backbone,
@@ -114,9 +113,9 @@ def network_flops(model: BiGR, run: Passes) -> tuple[float, float]:
 
 
 def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> float:
-    """What the stage `evaluation` draws and decodes without further training, from so many images.
+    """FLOPs of what the stage `evaluation` draws and decodes without further training, from so many images.
 
-    Where a subject is edited, as if the box around it were the whole image. Left out: the encoder, the classifier.
+    An edited subject's box counts as the whole image. Left out: the encoder, the classifier.
     """
     model, tokenizer = networks.bigr.eval(), networks.tokenizer
     sampling = Sampling.of(settings.samples)
@@ -139,6 +138,7 @@ def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> floa
     return images * sum(drawn) + len(drawings) * decoded * decoder
 
 
+@lru_cache(maxsize=1)  # asked for by every drawing of the evaluation
 def backbone_flops(model: BiGR) -> int:
     """The backbone's forward pass over one image under one label."""
     tokens = model.config.grid**2
@@ -147,29 +147,17 @@ def backbone_flops(model: BiGR) -> int:
 
 
 def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) -> int:
-    """The most that is alive in one iteration over all tokens, run by the sampler itself.
-
-    Two of the S diffusion steps are run, among noise for all: one is like the other.
-    """
-    once = replace(sampling, iterations=1)
-    labels, seeds = torch.zeros(images, dtype=torch.long), list(range(images))
-    diffusion = model.transcoder.diffusion
-    with _AllUnknown(model.config.grid**2), patch.object(diffusion, "reverse_steps", lambda count: [2, 1]):
-        return measure(lambda: sample_codes(model, labels, once, seeds).float().sum(), arithmetic).peak
-
-
-class _AllUnknown(TorchFunctionMode):
-    """Answers where the sampler looks at values: every token is unknown."""
-
-    def __init__(self, tokens: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item:
-            return self.tokens
-        return func(*args, **(kwargs or {}))
-
-
-def _float32(arithmetic: Arithmetic) -> Arithmetic:
-    return Arithmetic(arithmetic.gpu, bfloat16=False)
+    """The most bytes that are alive in an iteration with every token masked: its noise, and backbone or transcoder."""
+    config, rows = model.config, images * (2 if sampling.guidance_scale != 1.0 else 1)
+    tokens = config.grid**2
+    codes, mask = torch.zeros(rows, tokens, config.code_bits), torch.zeros(rows, tokens, dtype=torch.bool)
+    hidden = torch.zeros(images * tokens, config.dim)
+    noise = torch.zeros(sampling.diffusion_steps, images * tokens, config.code_bits)
+    backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
+    other, scale = (hidden if rows > images else None), sampling.guidance_scale
+    transcoder = peak_bytes(
+        lambda: bit_probabilities(model.transcoder, hidden, noise, hidden_unconditional=other, guidance_scale=scale),
+        arithmetic,
+    )
+    drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions
+    return drawn + max(backbone, rows // images * hidden.nbytes + transcoder)

@@ -1,4 +1,4 @@
-"""What a device sustains: TFLOP/s of a matrix product, measured here in a second or two."""
+"""The speed that a device sustains: TFLOP/s of matrix products, measured here in a second or two."""
 
 import time
 
@@ -26,7 +26,7 @@ def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def describe(device: torch.device) -> str:
-    """How the figure was measured, for the page."""
+    """How the speed was measured, in words."""
     side = _SIDES[device.type]
     count = torch.get_num_threads()
     threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""

@@ -1,7 +1,8 @@
-"""One training step of each stage, as the stage's code takes it, on tensors without memory.
+"""What training costs: one step of each stage, as the stage's code takes it, on tensors without memory.
 
 FLOPs are those of an average step: the number of masked tokens changes from step to step, and the transcoder runs on
-masked tokens only. Bytes are those of the largest: all tokens masked, the discriminator at work.
+masked tokens only. Bytes are those of the largest: all tokens masked, the discriminator at work. Everything here is
+called within `torch.device("meta")`.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import nn
 from bigr.config import Settings
 from bigr.models.masked.generator import BiGR, masked_count
 from bigr.models.masked.transcoder import Transcoder
-from bigr.pipeline.planning.meter import Arithmetic, Cost, measure
+from bigr.pipeline.planning.meter import Arithmetic, Cost, flops, measure
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.training.autoencoding import Autoencoding
 from bigr.training.masked_batches import MaskedBatch, hidden_of
@@ -32,7 +33,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. peak: all of it at its highest, gradients and what passes by among it."""
+    """Bytes of one process. peak: all of them together."""
 
     weights: int
     average: int
@@ -45,7 +46,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """A trained stage. images: a process's share of a batch; flops: of all steps and images, of all processes."""
+    """A trained stage. images: of a batch, in one process; flops: of all steps, images and processes."""
 
     stage: str
     images: int
@@ -68,31 +69,23 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
 
     late = section.steps - section.gan_start + 1 if discriminator is not None else 0
     late = min(max(late, 0), section.steps)
-    parts, flops, saved, peak = [], 0.0, 0, 0
+    parts, total, saved = [], 0.0, 0
     if late < section.steps:
         cost = measure(lambda: objective.tokenizer_loss(batch, 0)["loss"], arithmetic, modules)
         parts.append(_part("the autoencoder and its losses", [cost], images))
-        flops += (section.steps - late) * cost.flops
-        saved, peak = cost.saved, cost.peak
+        total += (section.steps - late) * cost.flops
+        saved = cost.saved
     if late:
-        assert discriminator is not None
         step = section.gan_start - 1
-        _forget_gradients(modules)
-        cost = measure(lambda: objective.tokenizer_loss(batch, step)["loss"], arithmetic, modules)
-        _forget_gradients(modules)
-
-        def discriminator_loss() -> torch.Tensor:
-            losses = objective.discriminator_loss(batch, step)
-            assert losses is not None
-            return losses["loss"]
-
-        second = measure(discriminator_loss, arithmetic, modules)
-        parts.append(_part(f"with the discriminator, from step {section.gan_start:,}", [cost, second], images))
-        flops += late * (cost.flops + second.flops)
-        saved = max(saved, cost.saved, second.saved)
-        peak = max(peak, cost.peak, _FLOAT32 * count(tokenizer, trainable=True) + second.peak)
-    memory = _memory(modules, tokenizer, trained_modules, saved, peak, processes)
-    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, flops * processes, memory)
+        costs = [
+            measure(lambda: objective.tokenizer_loss(batch, step)["loss"], arithmetic, modules),
+            measure(lambda: (objective.discriminator_loss(batch, step) or {})["loss"], arithmetic, modules),
+        ]
+        parts.append(_part(f"with the discriminator, from step {section.gan_start:,}", costs, images))
+        total += late * sum(cost.flops for cost in costs)
+        saved = max(saved, *(cost.saved for cost in costs))
+    memory = _memory(modules, tokenizer, trained_modules, saved, processes)
+    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total * processes, memory)
 
 
 def generator_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
@@ -104,7 +97,7 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
     backbone = Part("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
     parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
-    memory = _memory([model], model, [model], cost.saved, cost.peak, processes)
+    memory = _memory([model], model, [model], cost.saved, processes)
     return TrainingCost("generator", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
 
 
@@ -113,14 +106,13 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     section, model = settings.transcoder, networks.bigr
     images, tokens = section.batch_size // processes, settings.grid**2
     batch = _masked_batch(settings, images)
-    forward = measure(lambda: hidden_of(model, batch), arithmetic)
+    forward = flops(lambda: hidden_of(model, batch))
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
     parts = [
-        Part("backbone, frozen", forward.forward / images, 0.0),
+        Part("backbone, frozen", forward / images, 0.0),
         _transcoder_part(model, inner, images, tokens, arithmetic),
     ]
-    peak = max(forward.peak, inner.peak)
-    memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, peak, processes)
+    memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, processes)
     return TrainingCost("transcoder", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
 
 
@@ -140,20 +132,18 @@ def _masked_batch(settings: Settings, images: int) -> MaskedBatch:
 def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arithmetic, *, joint: bool) -> Cost:
     transcoder: Transcoder = model.transcoder
     bits, hidden = torch.zeros(rows, model.config.code_bits), torch.zeros(rows, model.config.dim, requires_grad=joint)
-    _forget_gradients([transcoder])
     return measure(
         lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder]
     )
 
 
 def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> Part:
-    """The transcoder's part of a step: what it does with tokens counts for the masked ones, and the embeddings of the
-    diffusion steps, computed once for all, count whole."""
+    """The transcoder's part of a step. Its work on tokens counts for the share that is masked; the embeddings of the
+    diffusion steps, computed once for all tokens, count fully."""
     transcoder, share = model.transcoder, mean_masked_share(tokens)
     if transcoder.config.target == "direct":
-        once = Cost(0, 0, 0, 0)
+        once = Cost(0, 0, 0)
     else:
-        _forget_gradients([transcoder])
         steps = torch.arange(transcoder.config.diffusion_steps)
         once = measure(lambda: transcoder.t_embedder(steps).sum(), arithmetic, [transcoder])
     forward, backward = (
@@ -172,30 +162,16 @@ def _flops(parts: list[Part], section: object) -> float:
     return steps * batch_size * sum(part.forward + part.backward for part in parts)
 
 
-def _forget_gradients(modules: list[nn.Module]) -> None:
-    for module in modules:
-        module.zero_grad(set_to_none=True)
-
-
 def _memory(
-    modules: list[nn.Module],
-    averaged: nn.Module,
-    trained_modules: list[nn.Module],
-    saved: int,
-    peak: int,
-    processes: int,
+    modules: list[nn.Module], averaged: nn.Module, trained_modules: list[nn.Module], saved: int, processes: int
 ) -> Memory:
-    learning = sum(count(trained_module, trainable=True) for trained_module in trained_modules)
-    weights = _FLOAT32 * sum(count(module) for module in modules)
-    average = _FLOAT32 * count(averaged)
-    optimiser = _FLOAT32 * _MOMENTS * learning
-    buckets = _FLOAT32 * learning if processes > 1 else 0  # in which gradients are averaged over the processes
-    return Memory(
-        weights=weights,
-        average=average,
-        optimiser=optimiser,
-        gradients=_FLOAT32 * learning,
-        buckets=buckets,
-        activations=saved,
-        peak=weights + average + optimiser + buckets + peak,
-    )
+    learning = _FLOAT32 * sum(count(module, trainable=True) for module in trained_modules)
+    parts = {
+        "weights": _FLOAT32 * sum(count(module) for module in modules),
+        "average": _FLOAT32 * count(averaged),
+        "optimiser": _MOMENTS * learning,
+        "gradients": learning,
+        "buckets": learning if processes > 1 else 0,  # in which gradients are averaged over the processes
+        "activations": saved,
+    }
+    return Memory(**parts, peak=sum(parts.values()))

@@ -1,4 +1,4 @@
-"""The paper's tables in miniature: which runs the study is made of, what they found, and the page that says so.
+"""The paper's tables in miniature: the runs of the study, their results, and the page that shows them.
 
 `flows/study.py` executes them (`make ablations`); nothing here starts anything.
 """

@@ -1,7 +1,7 @@
-"""What the study found: every run's figures, kept in docs/ablations.json, and what can be said from them.
+"""The study's results: every run's metrics, kept in docs/ablations.json, and how they compare with the paper's.
 
 Means and deviations are over seeds; the deviation is the sample's (n − 1). Two variants are compared seed by seed: they
-share the tokenizer of their seed, so their difference is steadier than either.
+share the tokenizer of their seed, so their difference varies less than either.
 """
 
 import json
@@ -20,9 +20,10 @@ from bigr.runtime.metric_directions import LOWER_IS_BETTER
 
 @dataclass(frozen=True)
 class Results:
-    """figures: variant → seed → key of metrics.json → value; seconds: variant → measured seconds an image (figure 3);
-    settings: what the study has different from params.yaml; minutes: all runs, one after the other, in `lanes` lanes;
-    commit: what ran; machine: where."""
+    """figures: variant → seed → key of metrics.json → value; seconds: variant → measured seconds an image (figure 3).
+
+    settings: those that differ from params.yaml; minutes: the sum over all runs, of which `lanes` ran in parallel.
+    """
 
     figures: Mapping[str, Mapping[int, Mapping[str, float]]]
     seconds: Mapping[str, float]
@@ -37,7 +38,7 @@ class Results:
         return sorted({seed for runs in self.figures.values() for seed in runs})
 
     def values(self, variant: str, key: str) -> list[float]:
-        """A variant's figure under each seed."""
+        """A variant's metric under each seed."""
         return [figures[key] for _, figures in sorted(self.figures[variant].items())]
 
     def mean(self, variant: str, key: str) -> float:
@@ -52,8 +53,9 @@ class Results:
 
 @dataclass(frozen=True)
 class Claim:
-    """The paper has `better` before `worse` in a column of a table; here `agree` of `seeds` seeds do, and `against` of
-    them have it the other way round; a tie is neither.
+    """The paper ranks `better` before `worse` in a column of a table.
+
+    agree, against: how many of `seeds` seeds here have this order, and the opposite; a tie is neither.
     """
 
     table: str
@@ -68,24 +70,24 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Whether the small scale follows: as all seeds say it, else undecided."""
+        """Whether all seeds agree with the paper, or all contradict it; else undecided."""
         if self.agree == self.seeds:
             return "as in the paper"
         return "the other way round" if self.against == self.seeds else "undecided"
 
 
 def claims(table: Table, results: Results) -> list[Claim]:
-    """The paper's order of the variants in each column, pair by neighbouring pair, held to our figures."""
+    """The paper's order of the variants in each column, neighbouring pair by pair, beside ours."""
     found = []
     for place, key in enumerate(table.columns):
         sign = 1 if key in LOWER_IS_BETTER else -1
         known = [(value, row) for row in table.rows if (value := row.paper[place]) is not None]
         known.sort(key=lambda pair: sign * pair[0])
         for (first, better), (second, worse) in pairwise(known):
-            ours, theirs = results.values(better.variant, key), results.values(worse.variant, key)
+            ours, theirs = results.values(better.variant.name, key), results.values(worse.variant.name, key)
             apart = [sign * (b - a) for a, b in zip(ours, theirs, strict=True)]
             agree, against = sum(d > 0 for d in apart), sum(d < 0 for d in apart)
-            here = results.mean(better.variant, key), results.mean(worse.variant, key)
+            here = results.mean(better.variant.name, key), results.mean(worse.variant.name, key)
             labels = better.label, worse.label
             found.append(Claim(table.name, key, *labels, (first, second), here, agree, against, len(ours)))
     return found

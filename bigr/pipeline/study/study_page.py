@@ -1,6 +1,6 @@
-"""docs/ablations.md: the paper's tables beside ours, and for each of the paper's orders whether we see it too.
+"""docs/ablations.md: the paper's tables beside ours, and for each order in the paper whether it holds here too.
 
-Everything that the page says about figures is computed from docs/ablations.json; no sentence was written for a result.
+Every statement about results is computed from docs/ablations.json.
 """
 
 import json
@@ -19,17 +19,17 @@ INTRODUCTION = """\
 # The paper's tables in miniature
 
 `make ablations` repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits: every line is a choice of
-settings, run under {seeds} seeds, {runs} runs in all. This page and its plots are written by that command from
+settings, run under {seeds} seeds, {runs} runs in all. This page and its plot are written by that command from
 [ablations.json](ablations.json). The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet
 for 400 epochs; here {layers} layers of width {dim} learn 1,437 digits in {steps} steps. The question is therefore not
-whether the figures are near, but whether the *order* of the variants is the same.
+whether the values are near the paper's, but whether the *order* of the variants is the same.
 
-Our figures are mean ± standard deviation over seeds. `fd_classifier` is a Fréchet distance of {count} samples to the
-training images over the features of a small classifier; it stands where the paper has FID over Inception, and is no
-FID. top-1 (in %) is the linear probe's, of its best layer, on the held-out digits.
+Our results are mean ± standard deviation over seeds. `fd_classifier` is a Fréchet distance of {count} samples to the
+training images over the features of a small classifier. The paper has FID over Inception's features in its place.
+top-1 (in %) is that of the linear probe at its best layer, on the held-out digits.
 
-A seed is that of the whole pipeline: each has its own tokenizer, which all its variants share (as they do the codes,
-and, where only sampling differs, the trained model). Deviations therefore contain all that is drawn; variants are
+A seed is that of the whole pipeline: each has its own tokenizer, which all its variants share, as they share the codes
+and, where only sampling differs, the trained model. Deviations therefore contain all that is drawn; variants are
 compared seed by seed.
 """
 
@@ -37,26 +37,25 @@ COMMANDS = """\
 ## Repeat it
 
 ```sh
-make ablations                            # here, in {lanes} lanes; what is done is not done again
+make ablations                            # here, {lanes} trainings in parallel; finished runs are not run again
 prefect deployment run bigr/ablations     # the same as a flow, under `make services`
 dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics beside the settings that differ
 make ui                                   # every run in MLflow
 ```
 
 A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`);
-[comparing.md](comparing.md) tells how to set runs beside each other. All runs differ from the `params.yaml` of the
+[comparing.md](comparing.md) explains how to compare runs. All runs differ from the `params.yaml` of the
 commit `{commit}`, whose defaults may be older than today's, in:
 
 {settings}
 
-The run of this page: commit `{commit}`, {machine}, {minutes:.0f} minutes in {lanes} lanes if each run counts as it took
-beside the other, sampling times measured afterwards.
+The results of this page: commit `{commit}`, {machine}, {minutes:.0f} minutes with {lanes} trainings in parallel.
+Sampling times were measured afterwards.
 """
 
 
 def write(docs: Path, results: Results) -> None:
-    """Write ablations.md and its plots in the folder `docs`."""
-    study_plots.tables(docs / "images" / "ablations-tables.png", results)
+    """Write ablations.md and its plot in the folder `docs`."""
     study_plots.figure3(docs / "images" / "ablations-figure3.png", results)
     write_bytes(docs / "ablations.md", text(results).encode())
 
@@ -101,14 +100,12 @@ def _summary(results: Results) -> str:
         [
             "## Does the small scale follow?",
             "",
-            f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” mean",
-            "that every seed says so; where the seeds differ, a difference of this size cannot be seen at this scale.",
+            f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” hold",
+            "for every seed; where the seeds differ, a difference of this size cannot be seen at this scale.",
             "",
             "| | the paper's order | in the paper | here | seeds that agree | verdict |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
-            "",
-            "![Every table: a dot for each seed, a bar at the mean](images/ablations-tables.png)",
             "",
         ]
     )
@@ -121,22 +118,9 @@ def _table(table: Table, results: Results) -> str:
         cells = ""
         for key, paper in zip(table.columns, row.paper, strict=True):
             printed = "" if paper is None else _show(key, paper, scaled=True)
-            cells += f" {printed} | {_spread(results, row.variant, key)} |"
+            cells += f" {printed} | {_spread(results, row.variant.name, key)} |"
         lines.append(f"| {row.label} |{cells}")
-    lines.append("")
-    for key in table.columns:
-        chain = [claim for claim in claims(table, results) if claim.column == key]
-        lines.append(f"By {NAMES[key]}: " + "; ".join(_sentence(claim) for claim in chain) + ".")
     return "\n".join([*lines, ""])
-
-
-def _sentence(claim: Claim) -> str:
-    gap = abs(claim.here[0] - claim.here[1])
-    shown = f"{100 * gap:.1f} points" if claim.column == TOP1 else f"{gap:.2f}"
-    return (
-        f"*{claim.better}* before *{claim.worse}* in {claim.agree} of {claim.seeds} seeds, mean difference {shown}: "
-        f"{_verdict(claim)}"
-    )
 
 
 def _figure3(results: Results) -> str:
@@ -145,8 +129,8 @@ def _figure3(results: Results) -> str:
         "",
         "![fd_classifier against milliseconds an image](images/ablations-figure3.png)",
         "",
-        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one",
-        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, nothing else of the study running.",
+        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: in one",
+        f"thread, in batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, no run of the study beside it.",
         "",
         "| S | n | ms an image | fd_classifier |",
         "| --- | --- | --- | --- |",
@@ -160,7 +144,7 @@ def _figure3(results: Results) -> str:
 
 
 def _trends(results: Results) -> list[str]:
-    """What more iterations and more steps bring, and which points no other beats in both."""
+    """The effect of more iterations and more steps, and the points that no other beats in both."""
 
     def mean(n: int, s: int) -> float:
         return results.mean(POINTS[n, s], FID)
@@ -195,7 +179,7 @@ def _spread(results: Results, variant: str, key: str) -> str:
 
 
 def _show(key: str, value: float, scaled: bool = False) -> str:
-    """A figure as the tables have it; `scaled`: top-1 is in % already."""
+    """A result as the tables print it. scaled: top-1 is in % already."""
     return f"{value * (100 if key == TOP1 and not scaled else 1):.{_digits(key)}f}"
 
 

@@ -3,10 +3,10 @@
 A `Variant` is a choice of settings; a `StudyRun` is a variant under one seed, one experiment of DVC. Variants of the
 same `model` differ in sampling alone and share everything up to the trained model; all variants of a seed share the
 tokenizer and the codes. A seed is that of the whole pipeline, the tokenizer's training included, so that the deviation
-over seeds is that of everything that is drawn. The variant `base` stands in every table.
+over seeds covers everything that is drawn. The variant `base` is in every table.
 
-What it takes: per seed one tokenizer, 4 trainings of a generator (flip, x0, direct, without labels), and as many
-samplings with their evaluation as there are variants.
+Per seed: one tokenizer, 4 trainings of a generator (flip, x0, direct, without labels), and one sampling with its
+evaluation for each variant.
 """
 
 import hashlib
@@ -36,11 +36,11 @@ MINIATURE: dict[str, Any] = {
     "evaluation.tsne_images": 100,
     "evaluation.zero_shot_images": 0,
 }
-"""What every run has different from params.yaml: a smaller model, a shorter training, the paper's joint transcoder,
-fewer samples, cheaper instruments. `base` is the point (n, S) of figure 3 that is named here."""
+"""How every run differs from params.yaml: a smaller model, a shorter training, the paper's joint transcoder, fewer
+samples, a cheaper evaluation. `base` is the point (n, S) of figure 3 that is named here."""
 
 FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
-"""The figures of outputs/metrics.json that stand for the paper's FID and linear probe."""
+"""The metrics of outputs/metrics.json in place of the paper's FID and linear probe."""
 
 ITERATIONS, STEPS = (4, 8, 12), (5, 30)
 """Figure 3: n and S."""
@@ -74,10 +74,10 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of a table: its label, the variant, and the paper's figure in each of the table's columns."""
+    """A row of a table: its label, the variant, and the paper's value in each of the table's columns."""
 
     label: str
-    variant: str
+    variant: Variant
     paper: tuple[float | None, ...]
 
 
@@ -89,11 +89,10 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[TableRow, ...]
-    note: str = ""
 
 
 def point(iterations: int, steps: int) -> str:
-    """The variant that is a point of figure 3."""
+    """The name of the variant at a point of figure 3."""
     own = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
     return "base" if (iterations, steps) == own else f"figure3-n{iterations}-S{steps}"
 
@@ -101,24 +100,15 @@ def point(iterations: int, steps: int) -> str:
 POINTS = {(n, s): point(n, s) for s in STEPS for n in ITERATIONS}
 """Figure 3: (n, S) → variant."""
 
-
 BASE = Variant("base", "flip")
-VARIANTS = (
-    BASE,
-    Variant("table2-x0", "x0", {"generator.target": "x0"}),
-    Variant("table2-direct", "direct", {"generator.target": "direct"}),
-    Variant("table3-raster", "flip", {"samples.order": "raster"}),
-    Variant("table3-random", "flip", {"samples.order": "random"}),
-    Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0}),
-    Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True}),
-    *(
-        Variant(name, "flip", {"samples.iterations": n, "samples.diffusion_steps": s})
-        for (n, s), name in POINTS.items()
-        if name != "base"
-    ),
-    Variant("table3-margin", "flip", {"samples.order": "margin"}),
-    Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17}),
-)
+_DIRECT = Variant("table2-direct", "direct", {"generator.target": "direct"})
+_X0 = Variant("table2-x0", "x0", {"generator.target": "x0"})
+_RASTER = Variant("table3-raster", "flip", {"samples.order": "raster"})
+_RANDOM = Variant("table3-random", "flip", {"samples.order": "random"})
+_CALM = Variant("table3-entropy-calm", "flip", {"samples.gumbel_temperature": 0.17})
+_MARGIN = Variant("table3-margin", "flip", {"samples.order": "margin"})
+_UNLABELLED = Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0})
+_THRESHOLDED = Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True})
 
 TABLES = (
     Table(
@@ -126,9 +116,9 @@ TABLES = (
         "what the transcoder predicts",
         (FID, TOP1),
         (
-            TableRow("direct BCE, no diffusion", "table2-direct", (5.84, 63.3)),
-            TableRow("diffusion, predicts x₀", "table2-x0", (4.39, 62.0)),
-            TableRow("diffusion, predicts the flip", "base", (3.17, 64.3)),
+            TableRow("direct BCE, no diffusion", _DIRECT, (5.84, 63.3)),
+            TableRow("diffusion, predicts x₀", _X0, (4.39, 62.0)),
+            TableRow("diffusion, predicts the flip", BASE, (3.17, 64.3)),
         ),
     ),
     Table(
@@ -136,37 +126,41 @@ TABLES = (
         "the order in which tokens are fixed",
         (FID,),
         (
-            TableRow("raster", "table3-raster", (4.51,)),
-            TableRow("random", "table3-random", (7.12,)),
-            TableRow("entropy", "base", (3.17,)),
-            TableRow("entropy, Gumbel temperature 0.17 (the paper's for L)", "table3-entropy-calm", (None,)),
-            TableRow("margin (the published code's certainty)", "table3-margin", (None,)),
+            TableRow("raster", _RASTER, (4.51,)),
+            TableRow("random", _RANDOM, (7.12,)),
+            TableRow("entropy", BASE, (3.17,)),
+            TableRow("entropy, Gumbel temperature 0.17 (the paper's for L)", _CALM, (None,)),
+            TableRow("margin (the published code's certainty)", _MARGIN, (None,)),
         ),
     ),
     Table(
         "Table 4",
         "the representation, trained with labels or without",
         (TOP1,),
-        (
-            TableRow("with labels", "base", (67.5,)),
-            TableRow("without labels", "table4-unlabelled", (68.3,)),
-        ),
+        (TableRow("with labels", BASE, (67.5,)), TableRow("without labels", _UNLABELLED, (68.3,))),
     ),
     Table(
         "Table 8",
         "bits thresholded or drawn",
         (FID,),
-        (
-            TableRow("thresholded", "table8-thresholded", (3.19,)),
-            TableRow("drawn", "base", (3.17,)),
-        ),
+        (TableRow("thresholded", _THRESHOLDED, (3.19,)), TableRow("drawn", BASE, (3.17,))),
     ),
 )
 
+_FIGURE_3 = [
+    Variant(name, "flip", {"samples.iterations": n, "samples.diffusion_steps": s})
+    for (n, s), name in POINTS.items()
+    if name != BASE.name
+]
+VARIANTS = tuple(
+    {v.name: v for v in [BASE, *(row.variant for table in TABLES for row in table.rows), *_FIGURE_3]}.values()
+)
+"""Every variant of a table or of figure 3, once."""
+
 
 def tables_of(variant: str) -> list[str]:
-    """The tables and figures that a variant stands in."""
-    found = [table.name for table in TABLES if any(row.variant == variant for row in table.rows)]
+    """The tables and figures that have a variant."""
+    found = [table.name for table in TABLES if any(row.variant.name == variant for row in table.rows)]
     return [*found, "Figure 3"] if variant in POINTS.values() else found
 
 
@@ -175,16 +169,16 @@ def runs(
     variants: tuple[Variant, ...] = VARIANTS,
     miniature: Mapping[str, Any] = MINIATURE,
 ) -> list[StudyRun]:
-    """Every run of the study, those of one seed and model beside each other."""
+    """Every run of the study, grouped by seed and model."""
     models = list(dict.fromkeys(variant.model for variant in variants))
     order = sorted(variants, key=lambda variant: models.index(variant.model))
     return [StudyRun(v, seed, {**miniature, "seed": seed, **v.settings}) for seed in seeds for v in order]
 
 
 def digest(root: Path, values: Mapping[str, Any]) -> str:
-    """Names everything that a run's result depends on: the code of every stage, and the settings that dvc.yaml names.
+    """SHA-256 of everything that a run's result depends on: the code of every stage, and the settings in dvc.yaml.
 
-    Not the images: the study is of the embedded ones. values: the run's settings, overrides laid over.
+    The images are the embedded ones and not part of it. values: the run's complete settings.
     """
     specs = dvcfile.stages(root, values).values()
     code = sorted({dep for spec in specs for dep in spec.deps if is_code(dep)})

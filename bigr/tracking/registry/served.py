@@ -1,6 +1,6 @@
 """What MLflow serves: labels in, images out. Kept beside the weights of each version (models-from-code, no pickle).
 
-MLflow runs this file when it loads a version; the package `bigr` must be installed there. The input is class numbers
+MLflow runs this file when it loads a version; `bigr[pipeline]` must be installed there. The input is class numbers
 [n]; the output n PNG files, each as a string in base64. Image i of a request is image i of the stage `samples` for the
 same label, seed and settings.
 """
@@ -18,8 +18,9 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from PIL import Image
 
-from bigr.imaging.assembly import assemble, load_networks
+from bigr.imaging.assembly import load_networks
 from bigr.imaging.frames import Frame
+from bigr.imaging.model import ImageModel
 from bigr.runtime.errors import BigrError
 from bigr.tracking.registry.served_record import ServedRecord
 from bigr.tracking.registry.stopping import is_abandoned
@@ -49,7 +50,7 @@ class Served(PythonModel):
         """Read both model folders; `context.model_config` is the version's `ServedRecord`."""
         models = Path(context.artifacts["bigr"]).parent
         self.record = ServedRecord.read(context.model_config)
-        self.model = assemble(models, load_networks(models, "auto"), self.record.images)
+        self.model = ImageModel.of(models, load_networks(models, "auto"), self.record.images)
 
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None

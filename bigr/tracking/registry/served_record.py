@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bigr.imaging.assembly import ImageSettings
-from bigr.imaging.model import Editing
+from bigr.imaging.options import Editing
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling
 

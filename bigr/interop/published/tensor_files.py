@@ -1,39 +1,33 @@
-"""Tensors in files of others: torch's zip checkpoints (`.pt`, `.th`) and safetensors, mapped and never unpickled.
+"""Tensors in files of others: torch's zip checkpoints (`.pt`, `.th`) and safetensors, mapped one at a time.
 
 A file gives names and `FileTensor`s: where the numbers lie, and how. Nothing is read before `FileTensor.read`, which
-maps that tensor alone, so that a file much larger than memory can be gone through.
+maps that tensor alone, so that a file much larger than memory can be read.
+
+Nothing that a checkpoint names is imported or called: its pickle is read with each class and function replaced, by the
+place of a tensor or by an object that ignores what is done to it. `torch.load(weights_only=True)` would refuse
+checkpoints that hold objects of other classes besides the tensors, such as the arguments of a training.
 """
 
+import io
 import json
 import math
+import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bigr.interop import pickles
 from bigr.runtime.errors import BigrError
+from bigr.runtime.files import DTYPES
 
 _ZIP, _LOCAL_HEADER, _ENCRYPTED = b"PK\x03\x04", 30, 1
-_NUMBERS = {
-    torch.float64: "f8",
-    torch.float32: "f4",
-    torch.float16: "f2",
-    torch.bfloat16: "u2",  # which numpy has not
-    torch.int64: "i8",
-    torch.int32: "i4",
-    torch.int16: "i2",
-    torch.int8: "i1",
-    torch.uint8: "u1",
-    torch.bool: "?",
-}
 _STORAGES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -46,18 +40,7 @@ _STORAGES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-_SAFETENSORS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+_SAFETENSORS = {name: dtype for dtype, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,7 @@ class FileTensor:
     stored: torch.dtype
     offset: int
     strides: tuple[int, ...]
-    byteorder: str = "<"
+    big_endian: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,14 +74,14 @@ class FileTensor:
         """The tensor, contiguous; its memory is the file's own where nothing has to be converted."""
         if 0 in self.shape:
             return torch.zeros(self.shape, dtype=self.dtype)
-        code = np.dtype(self.byteorder + _NUMBERS[self.stored])
         # Copy on write: the file is never changed, and torch gets memory that it may write to.
-        mapped = np.memmap(self.path, np.uint8, "c", self.offset, (self.span,))
-        steps = tuple(stride * code.itemsize for stride in self.strides)
-        array = np.ndarray(self.shape, code, mapped, 0, steps)
-        array = np.require(array, code.newbyteorder("="), ["C", "A", "W"]).reshape(self.shape)
-        tensor = torch.from_numpy(array)
-        return (tensor.view(torch.bfloat16) if self.stored == torch.bfloat16 else tensor).to(self.dtype)
+        data: np.ndarray = np.memmap(self.path, np.uint8, "c", self.offset, (self.span,))
+        if self.big_endian:
+            data = np.ascontiguousarray(data.reshape(-1, self.stored.itemsize)[:, ::-1]).ravel()
+        elif data.ctypes.data % self.stored.itemsize:  # torch writes its tensors aligned; other writers may not
+            data = np.array(data)
+        numbers = torch.from_numpy(data).view(self.stored)
+        return numbers.as_strided(self.shape, self.strides).to(self.dtype).contiguous()
 
 
 @dataclass(frozen=True)
@@ -124,11 +107,11 @@ def open_tensors(path: Path, entry: str = "ema") -> TensorFile:
     if start[8:] == b"{":
         return _open_safetensors(path)
     if start.startswith(_ZIP):
-        return _open_zip(path, entry)
+        return _open_checkpoint(path, entry)
     if start.startswith((b"\x80\x02", b"\x80\x04")):
         raise BigrError(
-            f"{path}: a checkpoint in torch's old format, which cannot be read without unpickling; where you trust it, "
-            "load it with torch.load and save it again with torch.save"
+            f"{path}: a checkpoint in torch's old format, which is not read here; where you trust it, load it with "
+            "torch.load and save it again with torch.save"
         )
     raise BigrError(f"{path}: neither a checkpoint of torch (a zip file) nor safetensors; is the download whole?")
 
@@ -148,95 +131,128 @@ def _open_safetensors(path: Path) -> TensorFile:
         if about["dtype"] not in _SAFETENSORS:
             raise BigrError(f"{path}: tensor {name} is of type {about['dtype']}, which is not read here")
         shape = tuple(about["shape"])
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         offset = 8 + length + about["data_offsets"][0]
-        tensors[name] = FileTensor(path, shape, _SAFETENSORS[about["dtype"]], offset, _contiguous(shape))
+        tensors[name] = FileTensor(path, shape, _SAFETENSORS[about["dtype"]], offset, strides)
     return TensorFile(path, tensors, metadata=metadata)
 
 
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+class _Ignored:
+    """In the place of any object but a tensor: takes whatever is done to it, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __call__(self, *_: Any, **__: Any) -> "_Ignored":
+        return self
+
+    def ignore(self, *_: Any) -> None: ...
+
+    __setitem__ = append = extend = add = update = ignore
+    __setstate__ = staticmethod(lambda *_: None)
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """What a pickle says of a storage: its type's name and its key in the zip file."""
+class _View(NamedTuple):
+    """What a pickle says of a tensor: its storage (type's name, key in the zip file), and its place there."""
 
-    kind: str
-    key: str
-
-
-@dataclass(frozen=True)
-class _View:
-    """What a pickle says of a tensor."""
-
-    storage: _Storage
+    storage: tuple[str, str]
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-def _open_zip(path: Path, entry: str) -> TensorFile:
+class _Dict(dict[Any, Any]):
+    """In the place of an `OrderedDict`, without the attributes that a state dict has."""
+
+    __setstate__ = staticmethod(lambda *_: None)
+
+
+def _view(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+    return _View(storage, offset, tuple(shape), tuple(strides)) if isinstance(storage, tuple) else _Ignored()
+
+
+def _replacement(make: Any) -> type:
+    """A class that makes what `make` does: a pickle may ask for a class where the file's author had a function."""
+    return type("Replacement", (_Ignored,), {"__new__": lambda _, *arguments: make(*arguments)})
+
+
+class _Listing(pickle.Unpickler):
+    """Reads the dict of a checkpoint with a `_View` for each tensor."""
+
+    _MADE: Mapping[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): _Dict,
+        ("torch._utils", "_rebuild_tensor"): _view,
+        ("torch._utils", "_rebuild_tensor_v2"): _view,
+        ("torch._utils", "_rebuild_parameter"): lambda view, *_: view,
+        ("torch._utils", "_rebuild_parameter_with_state"): lambda view, *_: view,
+    }
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """The replacement of a class or function; nothing is looked up."""
+        if module == "torch" and name.endswith("Storage"):
+            return type(name, (_Ignored,), {})
+        return _replacement(self._MADE.get((module, name), _Ignored))
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        """What stands for a storage."""
+        match pid:
+            case ("storage", type(__name__=kind), str(key), *_):
+                return kind.removesuffix("Storage"), key
+        return _Ignored()
+
+
+def _open_checkpoint(path: Path, entry: str) -> TensorFile:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OSError) as error:
         raise BigrError(f"{path}: not a whole zip file: {_line(error)}; is the download complete?") from None
-    try:
-        return _read_members(path, members, entry)
-    except pickles.Damaged as error:
-        raise BigrError(f"{path}: its list of tensors cannot be read: {_line(error)}") from None
-
-
-def _read_members(path: Path, members: Mapping[str, zipfile.ZipInfo], entry: str) -> TensorFile:
     listing = next((name for name in members if name == "data.pkl" or name.endswith("/data.pkl")), None)
     if listing is None:
         raise BigrError(f"{path}: a zip file, but not a checkpoint of torch: it has no data.pkl")
-    root = listing.removesuffix("data.pkl")
-    content = pickles.read(_content(path, members[listing]), _CALLS, _persistent)
+    data = _content(path, members[listing])
+    try:
+        content = _Listing(io.BytesIO(data), encoding="utf-8").load()
+    except Exception as error:  # whatever the bytes make the unpickler do
+        raise BigrError(f"{path}: its list of tensors cannot be read: {_line(error)}") from None
     if not isinstance(content, dict):
         raise BigrError(f"{path}: holds no dict of tensors")
     found = content[entry] if isinstance(content.get(entry), dict) else content
+    root = listing.removesuffix("data.pkl")
     order = root + "byteorder"
-    byteorder = ">" if order in members and _content(path, members[order]) == b"big" else "<"
-    locate = _Locator(path, members, root, byteorder)
-    tensors = {str(name): locate(str(name), view) for name, view in found.items() if isinstance(view, _View)}
+    big_endian = order in members and _content(path, members[order]) == b"big"
+    views = {str(name): view for name, view in found.items() if isinstance(view, _View)}
+    tensors = {name: _place(path, members, root, big_endian, name, view) for name, view in views.items()}
     if not tensors:
         names = ", ".join(map(str, list(content)[:8]))
         raise BigrError(f"{path}: holds no tensors, neither under {entry} nor at the top; it has: {names or 'nothing'}")
     return TensorFile(path, tensors, tuple(map(str, content)))
 
 
-@dataclass
-class _Locator:
-    """From what a pickle says of a tensor to its place in the file. Raises `BigrError` naming the tensor."""
-
-    path: Path
-    members: Mapping[str, zipfile.ZipInfo]
-    root: str
-    byteorder: str
-
-    def __call__(self, name: str, view: _View) -> FileTensor:
-        stored = _STORAGES.get(view.storage.kind)
-        if stored is None:
-            raise self._error(name, f"is of type {view.storage.kind}, which is not read here")
-        member = self.members.get(f"{self.root}data/{view.storage.key}")
-        if member is None:
-            raise self._error(name, f"has no data: the file lacks data/{view.storage.key}")
-        if member.compress_type != zipfile.ZIP_STORED:
-            raise self._error(name, "is compressed, which torch.save never does; pack it again without compression")
-        start = _start(self.path, member)
-        numbers = (*view.shape, *view.strides, view.offset)
-        if len(view.shape) != len(view.strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise self._error(name, "has a shape that cannot be")
-        offset = start + view.offset * stored.itemsize
-        tensor = FileTensor(self.path, view.shape, stored, offset, view.strides, self.byteorder)
-        size = max(math.prod(view.shape) * stored.itemsize, view.offset * stored.itemsize + tensor.span)
-        if size > member.file_size:
-            raise self._error(name, f"needs {size:,} bytes of data/{view.storage.key}, which has {member.file_size:,}")
-        return tensor
-
-    def _error(self, name: str, fault: str) -> BigrError:
-        return BigrError(f"{self.path}: tensor {name} {fault}")
+def _place(
+    path: Path, members: Mapping[str, zipfile.ZipInfo], root: str, big_endian: bool, name: str, view: _View
+) -> FileTensor:
+    """The tensor of a view. Raises `BigrError` naming it."""
+    kind, key = view.storage
+    stored = _STORAGES.get(kind)
+    member = members.get(f"{root}data/{key}")
+    numbers = (*view.shape, *view.strides, view.offset)
+    fault = None
+    if stored is None:
+        fault = f"is of type {kind}, which is not read here"
+    elif member is None:
+        fault = f"has no data: the file lacks data/{key}"
+    elif member.compress_type != zipfile.ZIP_STORED:
+        fault = "is compressed, which torch.save never does; pack it again without compression"
+    elif len(view.shape) != len(view.strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        fault = "has an impossible shape"
+    else:
+        before = view.offset * stored.itemsize
+        tensor = FileTensor(path, view.shape, stored, _start(path, member) + before, view.strides, big_endian)
+        size = max(math.prod(view.shape) * stored.itemsize, before + tensor.span)
+        if size <= member.file_size:
+            return tensor
+        fault = f"needs {size:,} bytes of data/{key}, which has {member.file_size:,}"
+    raise BigrError(f"{path}: tensor {name} {fault}")
 
 
 def _start(path: Path, member: zipfile.ZipInfo) -> int:
@@ -261,28 +277,5 @@ def _content(path: Path, member: zipfile.ZipInfo) -> bytes:
         return file.read(member.file_size)
 
 
-def _persistent(identity: Any) -> Any:
-    match identity:
-        case ("storage", pickles.Name(text=kind), str(key), *_) if kind.startswith("torch."):
-            return _Storage(kind.rpartition(".")[2].removesuffix("Storage"), key)
-    return pickles.Foreign()
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
-    return _View(storage, offset, tuple(shape), tuple(strides)) if isinstance(storage, _Storage) else pickles.Foreign()
-
-
-def _parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-}
-
-
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or "it is not whole"

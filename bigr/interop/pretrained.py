@@ -1,8 +1,7 @@
-"""A ready model in place of a training: what `tokenizer.from` and `generator.from` name.
+"""A pretrained model in place of a training: `tokenizer.from` and `generator.from`.
 
-A model folder of this project, or a file under the published names. The settings must describe the shape that the model
-has, since every later stage and every reader of params.yaml goes by them; what only the start of a training reads is
-left to them. Knows no model.
+A model folder of this project, or a published file. The settings must describe the model's shape, since later stages
+read the shape from them; settings that only the start of a training uses may differ (`START_ONLY`).
 """
 
 import dataclasses
@@ -14,17 +13,20 @@ from pathlib import Path
 from typing import Any, Generic
 
 from bigr.interop.folders import M, load_config, load_model, tokenizer_of
-from bigr.interop.found import PublishedModel
+from bigr.interop.published.published_model import PublishedModel
 from bigr.runtime.errors import BigrError
 
 START_ONLY = ("dropout", "init_std", "position_std")
-"""Fields of a shape that change nothing of a model that is trained."""
+"""Fields of a shape that have no effect on a trained model."""
 
 
 @dataclass(frozen=True)
 class PretrainedSource(Generic[M]):
-    """setting: the key that names the model; named: its value, a path below `root` or absolute; cls: the class; read:
-    finds the model in a published file, given the shape that is expected, which tells what tensors do not."""
+    """The model that a setting names.
+
+    setting: its key; named: its value, a path below `root` or absolute; cls: the model's class; read: reads a published
+    file, given the expected shape, which settles what tensors do not determine.
+    """
 
     setting: str
     root: Path
@@ -44,7 +46,7 @@ class PretrainedSource(Generic[M]):
             return self.read(path, expected)
 
     def differences(self, found: PublishedModel, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
-        """A line for each setting that is not as the model is.
+        """A line for each setting that differs from the model.
 
         keys: the settings behind fields that are not of the section of `setting`.
         """
@@ -59,7 +61,7 @@ class PretrainedSource(Generic[M]):
 
     def problems(self, found: PublishedModel, expected: Any, keys: Mapping[str, str] | None = None) -> list[str]:
         """The `differences`; where there are none, a line if the weights of a model folder are damaged or of another
-        shape. None is computed with: they are mapped from the file."""
+        shape. The weights are mapped from the file, not read."""
         lines = self.differences(found, expected, keys)
         if not lines and found.path.is_dir():
             try:

@@ -2,8 +2,7 @@
 
 Source: docs/method.md, sections 2, 3 and 7.
 
-Whatever is inferred here is checked, tensor by tensor, against the model that it describes (bigr/interop/published.py);
-so this reads the few tensors that tell, and says where they tell nothing.
+The shape is inferred from a few tensors. `weight_names.py` then checks every tensor against the model of that shape.
 """
 
 import math
@@ -12,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from bigr.interop.found import PublishedModel, expected_state, floats, recorded, refuse, shape_of
-from bigr.interop.published import (
+from bigr.interop.pretrained import PretrainedSource
+from bigr.interop.published.published_model import PublishedModel, expected_state, floats, recorded, refuse, shape_of
+from bigr.interop.published.tensor_files import TensorFile, open_tensors
+from bigr.interop.published.weight_names import (
     SCHEDULE,
     SCHEDULE_TABLES,
     TRANSCODER,
@@ -22,8 +23,6 @@ from bigr.interop.published import (
     generator_state,
     with_transcoder,
 )
-from bigr.interop.ready import PretrainedSource
-from bigr.interop.tensorfiles import TensorFile, open_tensors
 from bigr.models.masked.diffusion import BernoulliDiffusion
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.errors import BigrError
@@ -31,14 +30,14 @@ from bigr.runtime.errors import BigrError
 PUBLISHED_WIDTHS = (1024, 1280, 1536)
 """D of the published models."""
 HEAD_WIDTH = 64
-"""D / heads of all of them; tensors do not tell it."""
+"""D / heads of all of them; tensors do not determine it."""
 
 
 def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | None = None) -> PublishedModel:
     """The generator in a published file: its entry `ema`, or tensors at the top. Errors as `read_tokenizer`.
 
-    heads: attention heads, which tensors do not tell; None: those of `like`, a model of the same width as this one is
-    thought to be, unless it has a published width; else 64 dimensions each, as in all published models.
+    heads: attention heads, which tensors do not determine. None: those of `like`, the expected shape, where the width
+    is not a published one; else 64 dimensions each, as in all published models.
     """
     file = open_tensors(path)
     config = recorded(file, BiGR)
@@ -52,7 +51,7 @@ def read_generator(path: Path, *, heads: int | None = None, like: BiGRConfig | N
 
 
 def _check_transcoders(file: TensorFile) -> None:
-    """Where the transcoder is there twice, as different tensors, which one was meant is not known."""
+    """Raise `BigrError` where the file holds the transcoder twice, as different tensors."""
     for name, tensor in file.tensors.items():
         twin = TRANSCODER + name.removeprefix(TRANSCODER_AGAIN)
         if name.startswith(TRANSCODER_AGAIN) and twin in file.tensors:
@@ -62,10 +61,7 @@ def _check_transcoders(file: TensorFile) -> None:
 
 
 def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
-    """The buffers, where they are there, must be the schedule of docs/method.md, section 3.
-
-    Another one would sample noise, silently.
-    """
+    """Raise `BigrError` where the file's buffers are not the schedule of docs/method.md, section 3."""
     diffusion = BernoulliDiffusion(config.diffusion_steps)
     for theirs, ours in SCHEDULE_TABLES.items():
         name = SCHEDULE + theirs
@@ -79,7 +75,7 @@ def _check_schedule(file: TensorFile, config: BiGRConfig) -> None:
 def generator_config(
     tensors: Mapping[str, Shaped], source: str, heads: int | None = None, like: BiGRConfig | None = None
 ) -> BiGRConfig:
-    """The shape of the generator that `tensors`, under published names, are.
+    """The shape of the generator in `tensors`, which have the published names.
 
     heads, like: as in `read_generator`. T is 256 where the file lacks the schedule's buffers. Raises `BigrError` naming
     `source` and the tensor that does not fit, or `--heads`.
@@ -138,10 +134,10 @@ def _diffusion_steps(tensors: Mapping[str, Shaped], source: str) -> int:
 
 
 def _count(tensors: Mapping[str, Shaped], prefix: str) -> int:
-    """How many blocks there are behind `prefix`; where the indices have gaps, a missing tensor is found later."""
+    """How many blocks `prefix` has; gaps in the indices are found later, as missing tensors."""
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-def ready_generator(root: Path, named: str) -> PretrainedSource[BiGR]:
-    """The model that `generator.from` names. Where a file does not tell the heads, the settings do."""
+def pretrained_generator(root: Path, named: str) -> PretrainedSource[BiGR]:
+    """The model that `generator.from` names. Where a file does not determine the heads, the settings do."""
     return PretrainedSource("generator.from", root, named, BiGR, lambda path, shape: read_generator(path, like=shape))

@@ -2,18 +2,17 @@
 
 Source: docs/method.md, sections 1 and 7.
 
-Whatever is inferred here is checked, tensor by tensor, against the model that it describes (bigr/interop/published.py);
-so this reads the few tensors that tell, and says where they tell nothing.
+The shape is inferred from a few tensors. `weight_names.py` then checks every tensor against the model of that shape.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from bigr.interop.found import PublishedModel, expected_state, floats, recorded, refuse, shape_of
-from bigr.interop.published import Shaped, tokenizer_state
-from bigr.interop.ready import PretrainedSource
-from bigr.interop.tensorfiles import open_tensors
+from bigr.interop.pretrained import PretrainedSource
+from bigr.interop.published.published_model import PublishedModel, expected_state, floats, recorded, refuse, shape_of
+from bigr.interop.published.tensor_files import open_tensors
+from bigr.interop.published.weight_names import Shaped, tokenizer_state
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.runtime.errors import BigrError
 
@@ -25,8 +24,8 @@ _PUBLISHED_TOKENIZER = (128, (1, 1, 2, 2, 4), 2, 256)  # base width, multipliers
 def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | None = None) -> PublishedModel:
     """The tokenizer in a published file. Raises `BigrError` naming the file, and the tensor or shape that does not fit.
 
-    image_size: side of its images in pixels; None: inferred. grid: tokens along a side, of the generator that goes
-    with it, where the tensors do not tell the size.
+    image_size: side of its images in pixels; None: inferred. grid: tokens along a side, of its generator, used where
+    the tensors do not determine the size.
     """
     file = open_tensors(path)
     config = recorded(file, Tokenizer)
@@ -39,11 +38,10 @@ def read_tokenizer(path: Path, *, image_size: int | None = None, grid: int | Non
 def tokenizer_config(
     tensors: Mapping[str, Shaped], source: str, image_size: int | None = None, grid: int | None = None
 ) -> TokenizerConfig:
-    """The shape of the tokenizer that `tensors`, under published names, are.
+    """The shape of the tokenizer in `tensors`, which have the published names.
 
-    image_size: in pixels, where it is known; grid: else, of the generator that goes with it. Without either, the
-    levels with attention tell the size. Raises `BigrError` naming `source` and the tensor that does not fit, or
-    `--image-size` where nothing tells it.
+    image_size: in pixels; grid: of its generator. Without either, the levels with attention determine the size. Raises
+    `BigrError` naming `source` and the tensor that does not fit, or `--image-size` where the size stays unknown.
     """
     refuse(tensors, source, "generator", "tok_embeddings.weight", "a tokenizer")
     base = shape_of(tensors, "ae.encoder.blocks.0.weight", 4, source)[0]
@@ -102,7 +100,7 @@ def _levels(tensors: Mapping[str, Shaped], source: str) -> tuple[list[tuple[int,
 
 
 def _kind_of_block(tensors: Mapping[str, Shaped], name: str) -> str | None:
-    """A letter for what a block of the encoder is, by the tensors that it has; None: there is no such block."""
+    """A letter for the kind of an encoder's block, by its tensors; None: there is no such block."""
     for part, letter in (("conv1", "R"), ("q", "A"), ("conv", "/")):
         if f"{name}.{part}.weight" in tensors:
             return letter
@@ -114,8 +112,8 @@ OF_SHARDS = {"image_size": "shards.image_size"}
 """The settings behind the fields of a tokenizer's shape that its own section does not have."""
 
 
-def ready_tokenizer(root: Path, named: str) -> PretrainedSource[Tokenizer]:
-    """The model that `tokenizer.from` names. Where a file does not tell the size of its images, the settings do."""
+def pretrained_tokenizer(root: Path, named: str) -> PretrainedSource[Tokenizer]:
+    """The model that `tokenizer.from` names. Where a file does not determine the image size, the settings do."""
     return PretrainedSource(
         "tokenizer.from", root, named, Tokenizer, lambda path, shape: read_tokenizer(path, grid=shape.grid)
     )

@@ -1,7 +1,7 @@
 """The published checkpoints: one table from their names to this project's, used in both directions.
 
-Works on mappings by name of whatever has a shape; reading files is bigr/interop/tensorfiles.py's. What the published
-files hold twice or never use is listed here too, so that every tensor is taken, known to be superfluous, or an error.
+Works on mappings from names to anything with a shape; `tensor_files.py` reads the files. What the published files hold
+twice or never use is listed here too, so that every tensor is taken, known to be superfluous, or an error.
 Source: docs/method.md, section 7.
 """
 
@@ -39,7 +39,7 @@ GENERATOR_UNUSED = (re.escape(TRANSCODER_AGAIN) + ".*", re.escape(SCHEDULE) + ".
 
 
 class Shaped(Protocol):
-    """What the tables of names are applied to: a tensor, in memory or in a file."""
+    """A tensor, in memory or in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -73,12 +73,12 @@ def with_transcoder(published: Mapping[str, S]) -> dict[str, S]:
 
 
 def published_tokenizer(state: Mapping[str, S]) -> dict[str, S]:
-    """The way back: a tokenizer's state dict under the published names."""
+    """A tokenizer's state dict under the published names: the inverse of `tokenizer_state`."""
     return {_theirs(name, TOKENIZER_NAMES): tensor for name, tensor in state.items()}
 
 
 def published_generator(state: Mapping[str, S]) -> dict[str, S]:
-    """The way back: a generator's state dict under the published names, its transcoder under both of them."""
+    """A generator's state dict under the published names, the transcoder under both: inverse of `generator_state`."""
     first = {_theirs(name, GENERATOR_NAMES): tensor for name, tensor in state.items()}
     again = {_swap(name, TRANSCODER, TRANSCODER_AGAIN): t for name, t in first.items() if name.startswith(TRANSCODER)}
     return first | again

@@ -1,4 +1,4 @@
-"""What a published file was found to hold, before its weights are read. Knows no model."""
+"""A model in a published file, before its weights are read."""
 
 import json
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bigr.interop.folders import M, config_from, without_weights
-from bigr.interop.published import Shaped
-from bigr.interop.tensorfiles import FileTensor, TensorFile
+from bigr.interop.published.tensor_files import FileTensor, TensorFile
+from bigr.interop.published.weight_names import Shaped
 from bigr.runtime.errors import BigrError
 
 
@@ -28,7 +28,7 @@ class PublishedModel:
     tokenizer: str | None = None
 
     def load(self, cls: type[M]) -> M:
-        """The model, of the class that it was found to be, in eval mode, on the CPU."""
+        """The model, in eval mode, on the CPU."""
         model: Any = without_weights(cls, self.config)
         model.load_state_dict({name: tensor.read() for name, tensor in self.weights.items()}, assign=True)
         return model.eval()
@@ -44,10 +44,10 @@ def expected_state(cls: type[Any], config: Any, path: Path) -> dict[str, Tensor]
 
 
 def floats(path: Path, weights: dict[str, FileTensor]) -> dict[str, FileTensor]:
-    """`weights` as they are. Raises `BigrError` where one holds no floating-point numbers."""
+    """`weights`, unchanged. Raises `BigrError` where a tensor is not of a floating-point type."""
     for name, tensor in weights.items():
         if tensor.dtype != torch.float32:
-            raise BigrError(f"{path}: the tensor of {name} holds {tensor.stored}; weights are floating-point numbers")
+            raise BigrError(f"{path}: the tensor of {name} must hold floating-point numbers, got {tensor.stored}")
     return weights
 
 
@@ -62,7 +62,7 @@ def recorded(file: TensorFile, cls: type[Any]) -> Any:
 
 
 def shape_of(tensors: Mapping[str, Shaped], name: str, dimensions: int | None, source: str) -> tuple[int, ...]:
-    """The shape of a tensor that must be there, with so many dimensions where that is said. Raises `BigrError`."""
+    """The shape of a tensor. Raises `BigrError` where it is missing or has another number of dimensions."""
     if name not in tensors:
         raise BigrError(f"{source}: tensor {name} is missing; is this the file that you mean?")
     shape = tuple(tensors[name].shape)
@@ -71,7 +71,7 @@ def shape_of(tensors: Mapping[str, Shaped], name: str, dimensions: int | None, s
     return shape
 
 
-def refuse(tensors: Mapping[str, Shaped], source: str, kind: str, sign: str, wanted: str) -> None:
-    """Raise `BigrError` where the tensor `sign` tells that the file holds a `kind`."""
+def refuse(tensors: Mapping[str, Shaped], source: str, kind: str, sign: str, expected: str) -> None:
+    """Raise `BigrError` where the tensor `sign` is there, which only a `kind` has."""
     if sign in tensors:
-        raise BigrError(f"{source}: a {kind} (it has {sign}), where {wanted} is wanted; were the two files swapped?")
+        raise BigrError(f"{source}: a {kind} (it has {sign}), where {expected} is expected; were the files swapped?")

@@ -2,8 +2,8 @@
 
 `import_tokenizer`, `import_generator`, `import_pair` read a file of tensors, infer the model's shape from them, and
 write a folder as bigr/interop/folders.py does; `export_tokenizer`, `export_generator` write the published names again,
-as safetensors. Tensors go through one at a time: memory holds no model. Every input is checked before anything is
-written. The header of an exported file also holds the model's whole shape, which an import goes by.
+as safetensors. Tensors are read and written one at a time; no model is built. Every input is checked before anything is
+written. The header of an exported file also holds the model's shape, which an import uses.
 """
 
 import json
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bigr.interop import published
+from bigr.interop.belonging import check_published
 from bigr.interop.folders import fill_folder, load_config, model_hash, tokenizer_of, write_model
-from bigr.interop.found import PublishedModel, expected_state
-from bigr.interop.generators import read_generator
-from bigr.interop.tensorfiles import FileTensor, open_tensors
-from bigr.interop.tokenizers import read_tokenizer
+from bigr.interop.published import weight_names
+from bigr.interop.published.published_generator import read_generator
+from bigr.interop.published.published_model import PublishedModel, expected_state
+from bigr.interop.published.published_tokenizer import read_tokenizer
+from bigr.interop.published.tensor_files import FileTensor, open_tensors
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.diffusion import BernoulliDiffusion
 from bigr.models.masked.generator import BiGR, BiGRConfig
@@ -78,7 +79,7 @@ def import_pair(
     """
     second = read_generator(generator, heads=heads)
     first = read_tokenizer(tokenizer, image_size=image_size, grid=second.config.grid)
-    check_pair(first, second)
+    check_published(first, second)
     targets = folder / "tokenizer", folder / "bigr"
     with _writing(folder):
         for target in targets:
@@ -87,21 +88,6 @@ def import_pair(
             fill_folder(new_tokenizer, Tokenizer.kind, first.config, first.weights)
             fill_folder(new_generator, BiGR.kind, second.config, second.weights, model_hash(new_tokenizer))
     return first, second
-
-
-def check_pair(tokenizer: PublishedModel, generator: PublishedModel) -> None:
-    """Raise `BigrError` where a tokenizer and a generator do not speak of the same codes."""
-    shape, model = tokenizer.config, generator.config
-    if shape.code_bits != model.code_bits:
-        raise BigrError(
-            f"{tokenizer.path} and {generator.path} do not belong together: ae.quantize.embed.weight has "
-            f"K = {shape.code_bits} bits a token, tok_embeddings.weight K = {model.code_bits}"
-        )
-    if shape.grid != model.grid:
-        raise BigrError(
-            f"{tokenizer.path} and {generator.path} do not belong together: the tokenizer is for {shape.image_size}² "
-            f"images in {shape.grid}×{shape.grid} tokens, diffusion_pos_embed_learned for {model.grid}×{model.grid}"
-        )
 
 
 def export_tokenizer(folder: Path, path: Path, *, force: bool = False) -> None:
@@ -116,7 +102,7 @@ def export_tokenizer(folder: Path, path: Path, *, force: bool = False) -> None:
 def export_generator(folder: Path, path: Path, *, force: bool = False) -> None:
     """Write the generator in the model folder `folder` to the safetensors file `path`, under the published names.
 
-    The transcoder stands there under both of its names, with the buffers of the schedule. Errors as `export_tokenizer`.
+    The transcoder is written under both of its names, with the schedule's buffers. Errors as `export_tokenizer`.
     """
     _export({path: _published_generator(folder)}, force)
 
@@ -137,17 +123,17 @@ _Exported = tuple[Mapping[str, Tensor | StoredTensor], dict[str, str]]
 def _published_tokenizer(folder: Path) -> _Exported:
     config = load_config(folder, Tokenizer)
     _refuse_unpublished(folder, "quantizer", config.quantizer, "bernoulli")
-    return published.published_tokenizer(_weights(folder, Tokenizer, config)), _header(Tokenizer.kind, config)
+    return weight_names.published_tokenizer(_weights(folder, Tokenizer, config)), _header(Tokenizer.kind, config)
 
 
 def _published_generator(folder: Path) -> _Exported:
     config = load_config(folder, BiGR)
     _refuse_unpublished(folder, "target", config.target, "flip")
     _refuse_unpublished(folder, "condition_rope", config.condition_rope, False)
-    tensors: dict[str, Tensor | StoredTensor] = {**published.published_generator(_weights(folder, BiGR, config))}
+    tensors: dict[str, Tensor | StoredTensor] = {**weight_names.published_generator(_weights(folder, BiGR, config))}
     diffusion = BernoulliDiffusion(config.diffusion_steps)
-    for theirs, ours in published.SCHEDULE_TABLES.items():
-        tensors[published.SCHEDULE + theirs] = getattr(diffusion, ours)
+    for theirs, ours in weight_names.SCHEDULE_TABLES.items():
+        tensors[weight_names.SCHEDULE + theirs] = getattr(diffusion, ours)
     return tensors, _header(BiGR.kind, config, tokenizer_of(folder))
 
 
@@ -176,7 +162,7 @@ def _refuse_existing(path: Path, force: bool) -> None:
 
 
 def _refuse_folder(folder: Path, force: bool) -> None:
-    """As `_refuse_existing`; whatever is no model folder is not replaced in any case."""
+    """As `_refuse_existing`; a folder with other files is never replaced."""
     _refuse_existing(folder, force)
     if folder.exists() and (others := sorted({path.name for path in folder.iterdir()} - _FOLDER_HOLDS)):
         raise BigrError(f"{folder} holds {others[0]}, which is no part of a model; --force will not remove it")
@@ -206,7 +192,7 @@ def _refuse_unpublished(folder: Path, field: str, value: Any, published_value: A
 
 
 def title(found: PublishedModel) -> str:
-    """What it is, in a line: "L-d24, 256²: 336,346,136 parameters"."""
+    """A description in one line: "L-d24, 256²: 336,346,136 parameters"."""
     numbers = sum(torch.Size(tensor.shape).numel() for tensor in found.weights.values())
     return f"{_name(found.config)}: {numbers:,} parameters"
 

@@ -3,15 +3,17 @@
 import os
 import pickle
 import zipfile
-from collections import OrderedDict
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict, deque
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from bigr.interop import pickles
-from bigr.interop.tensorfiles import open_tensors
+from bigr.interop.published.tensor_files import open_tensors
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_tensors
 
@@ -111,13 +113,32 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert trap.exists()  # the trap would have worked
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_plain_values_of_every_pickle_protocol_are_read(protocol):
-    shared = [1, 2]
-    value = {"a": (1, -2, 2**70, 1.5), "b": [None, True, False, "é", b"x"], "c": [shared, shared], "d": (), 5: {}}
-    if protocol < 3:
-        value["b"].pop()  # bytes are a call there
-    assert pickles.read(pickle.dumps(value, protocol), {}, str) == value
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_objects_of_other_classes_are_passed_over_in_every_pickle_protocol(tmp_path, protocol):
+    """Objects made by a call, by a class with state, subclasses of dict, list and set, and classes themselves."""
+    others = [Settings(), Namespace(lr=1.0), Counter("ab"), defaultdict(list, a=[1]), deque([1]), Path("x"), Settings]
+    others += [{1, 2}, frozenset({3}), b"x", 2**70, torch.float16, torch.Size([2]), nn.Linear(2, 2), Fraction(1, 2)]
+    content = {"ema": {"a": torch.ones(2)}, "others": others, **{f"{i}": other for i, other in enumerate(others)}}
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
+    file = open_tensors(tmp_path / "a.pt")
+    assert file.tensors["a"].read().tolist() == [1, 1]
+    assert file.entries == tuple(content)
+
+
+@pytest.mark.parametrize("state", [{"dtype": 1}, (None, {"__new__": str, "__setstate__": 1})])
+def test_a_file_changes_no_class_of_the_program(tmp_path, state):
+    """A pickle can set attributes of what it names: here of the function that rebuilds tensors."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
+
+    def poisoned(data: bytes) -> bytes:
+        assert data.startswith(b"\x80\x02}")
+        return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + pickle.dumps(state, 2)[2:-1] + b"b0" + data[2:]
+
+    rezipped(tmp_path / "a.pt", tmp_path / "b.pt", change=poisoned)
+    before = dict(vars(torch._utils._rebuild_tensor_v2))
+    for path in (tmp_path / "b.pt", tmp_path / "a.pt"):
+        assert open_tensors(path).tensors["a"].read().tolist() == [1, 1]
+    assert vars(torch._utils._rebuild_tensor_v2) == before
 
 
 def test_the_tensors_at_the_top_count_where_there_is_no_entry(tmp_path):
