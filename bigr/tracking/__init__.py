@@ -18,6 +18,5 @@ from bigr.runtime.extras import require
 require("pipeline", "bigr.tracking")
 
 from bigr.tracking.report import Tracker  # noqa: E402  # behind the check
-from bigr.tracking.store import find_writer  # noqa: E402
 
-__all__ = ["Tracker", "find_writer"]
+__all__ = ["Tracker"]

@@ -216,9 +216,3 @@ class Store:
                 above = run.data.tags.get("mlflow.parentRunId")
                 if above and above != parent:
                     self.client.set_terminated(above, "KILLED")
-
-
-def find_writer(root: Path, path: str, md5: str) -> str | None:
-    """The id of the newest run that wrote `path` (as in dvc.lock) with DVC's hash `md5`, or None."""
-    found = Store(root).runs(**{f"dvc.out.{path}": md5}, bigr__kind="stage")
-    return str(found[0].info.run_id) if found else None

@@ -129,7 +129,7 @@ def make_plan(
         ]
         size = settings.shards.image_size
         encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
-        sampled = sampling_cost.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
+        sampled = sampling_cost.sampling_cost(settings, built, settings.run.processes)
         evaluated = evaluation_flops(settings, built, found)
     stages = _stages(settings, found, arithmetic, trained, encoder, sampled, evaluated)
     return Plan(
@@ -143,8 +143,7 @@ def make_plan(
         encoder=encoder,
         sampling=sampled,
         disk=image_counts.disk(settings, root),
-        speed=_given_speed(tflops, float32_tflops)
-        or (_measured_speed(device, any(a.bfloat16 for a in arithmetic.values()), float32_tflops) if is_here else None),
+        speed=_speed(device, is_here, any(a.bfloat16 for a in arithmetic.values()), tflops, float32_tflops),
         stages=stages,
     )
 
@@ -232,14 +231,15 @@ def _arithmetic(device: torch.device, is_here: bool, precision: str, width: int)
     return Arithmetic(gpu, bfloat16=not isinstance(autocast(device, precision, width), nullcontext))
 
 
-def _given_speed(tflops: float | None, float32_tflops: float | None) -> Speed | None:
-    if tflops is None:
-        return None
-    if float32_tflops is None:
+def _speed(
+    device: torch.device, is_here: bool, bfloat16: bool, tflops: float | None, float32_tflops: float | None
+) -> Speed | None:
+    """The speed given, else measured; None where the device is not here."""
+    if tflops is not None and float32_tflops is None:
         return Speed(tflops, tflops, "as given; also for what is computed in float32, which GPUs do slower")
-    return Speed(tflops, float32_tflops, "as given")
-
-
-def _measured_speed(device: torch.device, bfloat16: bool, float32_tflops: float | None) -> Speed:
+    if tflops is not None and float32_tflops is not None:
+        return Speed(tflops, float32_tflops, "as given")
+    if not is_here:
+        return None
     full = float32_tflops or speed.measured_tflops(device, torch.float32)
     return Speed(speed.measured_tflops(device, torch.bfloat16) if bfloat16 else full, full, speed.describe(device))
