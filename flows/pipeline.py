@@ -19,15 +19,13 @@ from prefect.tasks import Task
 
 from bigr import config
 from bigr.pipeline.check import check_files
-from bigr.pipeline.dvcfile import StageSpec
+from bigr.pipeline.dvcfile import StageSpec, outdated
 from bigr.pipeline.dvcfile import stages as described_stages
 from bigr.pipeline.images_found import check_images, images_of
-from bigr.pipeline.measurable import check_promotion
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
 from flows import gate, workspace
 from flows.execution import RETRY, Outcome, StageFailed, StageKilled, execute
-from flows.freshness import unchanged
 from flows.page import Page, record
 from flows.whereabouts import say_retry, say_where
 
@@ -99,16 +97,13 @@ def pipeline(
         chosen = choose(graph, stages)
         valid = config.validate(values)
         check_files(project, valid, chosen)
-        images = images_of(project, valid, chosen)
-        check_images(project, valid, images, chosen)
-        if promote and gate.applies(graph, chosen):
-            check_promotion(valid, images)
+        check_images(project, valid, images_of(project, valid, chosen), chosen)
         folder = project / workspace.FOLDER / run_id if overrides else project
         if overrides:
             workspace.clone(project, folder, overrides)
     except BigrError as error:
         return _failed(str(error))
-    page = Page(name, folder, values, overrides, competes=promote or not overrides)
+    page = Page(name, folder, overrides, competes=promote or not overrides)
     try:
         environment = _environment(name, run_id)
         message = _run(graph, chosen, page, environment, force)
@@ -174,6 +169,17 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
         page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
         return ended_by(result)
     return ""
+
+
+def unchanged(workspace: Path, stages: list[str]) -> set[str]:
+    """Those of `stages` that are as dvc.lock has them, asked once: `dvc repro` takes a second or two for each stage.
+
+    None where DVC cannot tell: `dvc repro` then says why.
+    """
+    try:
+        return set(stages) - set(outdated(workspace, stages))
+    except BigrError:
+        return set()
 
 
 def ended_by(result: Any) -> str:

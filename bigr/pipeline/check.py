@@ -11,7 +11,6 @@ from pathlib import Path
 from bigr import config
 from bigr.pipeline import closure, dvcfile
 from bigr.pipeline.images_found import ImagesFound, check_images, images_of
-from bigr.pipeline.measurable import check_promotion
 from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.errors import BigrError
 
@@ -186,7 +185,6 @@ def summary(root: Path, params: Path) -> list[str]:
         raise BigrError("\n".join(problems))
     images = check_stages(root, settings)
     check_weights(root, settings)
-    check_promotion(settings, images)
     size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
     generator, samples = settings.generator, settings.samples
     learned = settings.tokenizer, generator, settings.transcoder
