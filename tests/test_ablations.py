@@ -103,11 +103,6 @@ def test_the_page_has_mean_and_deviation_beside_the_papers_figures() -> None:
     )
 
 
-def test_what_no_other_point_beats_is_named() -> None:
-    front = re.findall(r"at least as near: (.*)\.", study_page.text(made_up()))
-    assert front == [f"(n {tables.ITERATIONS[0]}, S {tables.STEPS[0]})"]  # all as near: the fastest
-
-
 def test_the_page_and_its_plots_are_a_function_of_the_json(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     results.save(tmp_path / "a/ablations.json", made_up())
