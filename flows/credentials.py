@@ -25,19 +25,13 @@ USER = "bigr"
 
 
 def profile(project: Path) -> dict[str, str]:
-    """Prefect's settings for this project's own server; empty before its first start.
-
-    Raises `BigrError` where the file is not TOML.
-    """
+    """Prefect's settings for this project's own server; empty before its first start. Raises `BigrError`: no TOML."""
     own = _profiles(project)["profiles"].get(PROFILE, {})
     return {key: str(value) for key, value in own.items()}
 
 
 def prefect(project: Path, url: str) -> dict[str, str]:
-    """Write these settings for an API on `url`, and return them. The password is made at the first call.
-
-    Other profiles in the file stay as they are. Raises like `profile`.
-    """
+    """Write these settings for an API on `url`, and return them. Other profiles stay. Raises like `profile`."""
     with _alone(project):
         return _keep_profile(project, url)
 

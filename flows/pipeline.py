@@ -1,8 +1,6 @@
 """The flow `bigr`: the stages of dvc.yaml, one task each, in their order.
 
-Prefect decides when, where, how often, and what is tried again; DVC decides what is out of date. A stage that fails
-ends the run at once with its own message; one that a signal killed is tried again and continues from its last
-checkpoint. `prefect deployment run bigr/full --watch` runs the deployment of prefect.yaml.
+A stage that fails ends the run with its own message; one that a signal killed is tried again from its last checkpoint.
 """
 
 import logging
@@ -80,12 +78,11 @@ def pipeline(
 ) -> State[Any]:
     """Run the pipeline, or some of its stages.
 
-    stages: names of the stages to bring up to date, without those that they depend on; all by default.
-    settings: values that differ from params.yaml for this run only, as {"generator.steps": 2000}. The run then works in
-        a clone of the project, and becomes an experiment of DVC under its name.
+    stages: those to bring up to date, without what they depend on; all by default.
+    settings: values that differ from params.yaml, as {"generator.steps": 2000}. The run then works in a clone of the
+        project, and becomes an experiment of DVC under its name.
     force: run each stage even if nothing that it depends on has changed.
-    promote: let the model compete for the alias `champion` once it is measured; by default only where `settings` are
-        those of params.yaml.
+    promote: let the model compete for the alias `champion`; by default only without `settings`.
     """
     project = Path.cwd()
     name, run_id = str(flow_run.name), str(flow_run.id)

@@ -1,9 +1,8 @@
 """The study of docs/ablations.md, executed: `python -m flows.study`, which is `make ablations`.
 
-Runs that share a trained model are a `RunGroup`: they run one after the other in one clone of the project
-(`flows/workspace.py`), and groups run in parallel. The clones share DVC's cache, so a tokenizer is trained once a seed
-and a generator once a model. Each run becomes an experiment of DVC and a run in MLflow, both under its name. A finished
-run (same code, same settings) is not run again: a second study runs nothing, one that was killed continues.
+Runs that share a trained model are a `RunGroup`: they run one after the other in one clone of the project, and groups in
+parallel. The clones share DVC's cache, so a tokenizer is trained once a seed and a generator once a model. Each run
+becomes an experiment of DVC and a run in MLflow. A finished run (same code, same settings) is not run again.
 """
 
 import contextlib
@@ -52,10 +51,7 @@ class RunGroup:
 
 
 class Study:
-    """The runs of one project, which of them are finished, and how to run the others.
-
-    Raises `BigrError` where the project's settings are not those of the embedded images.
-    """
+    """The runs of one project. Raises `BigrError` where its settings are not those of the embedded images."""
 
     def __init__(self, project: Path, chosen: Sequence[StudyRun], lanes: int = LANES) -> None:
         self.project, self.lanes = project, lanes
@@ -76,8 +72,7 @@ class Study:
             prepare(project)
 
     def open_groups(self) -> list[RunGroup]:
-        """The groups with unfinished runs; long ones first, then by name, so that neighbours have different seeds and
-        none waits for another's tokenizer."""
+        """The groups with unfinished runs; neighbours have different seeds, so that none waits for a tokenizer."""
         left = [group for group in self.groups if any(not self.done(run) for run in group.runs)]
         return sorted(left, key=lambda group: (-len(group.runs), group.name))
 
@@ -90,10 +85,7 @@ class Study:
         return self._read(run.name, run)
 
     def run_group(self, group: RunGroup, say: Callable[[str], None], detail: Callable[[str], None]) -> None:
-        """Run what is left of a group. say: receives a line for each run; detail: every line of the stages.
-
-        Raises `StageFailed`, `StageKilled` or `BigrError`; finished runs stay finished.
-        """
+        """Run what is left of a group. say: receives a line for each run; detail: every line of the stages."""
         folder = self._clone(group)
         for run in (run for run in group.runs if not self.done(run)):
             if self.stopping.is_set():

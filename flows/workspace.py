@@ -1,10 +1,8 @@
 """The clone of the project in which a flow run with settings of its own works. (Others work in the user's folder.)
 
 The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares
-DVC's cache, and alone has the overridden params.yaml: the user's files stay untouched. It is removed when the run
-succeeds or fails; after a kill it stays, so that a retry finds its checkpoints, until that retry ends, or `make clean`.
-Only the user can read it, since DVC's passwords are copied into it. Its result becomes an experiment of the user's
-project (`dvc exp show`) under the flow run's name.
+DVC's cache, and alone has the overridden params.yaml. It is removed when the run succeeds or fails; after a kill it
+stays for the retry. Only the user can read it, since DVC's passwords are copied into it.
 """
 
 import configparser

@@ -22,12 +22,8 @@ _OF_DIGITS = (".", "train", "val")  # folders that hold a subfolder a class
 
 
 def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> None:
-    """Raise `BigrError`: a line for each missing file that the settings name for `stages`, and for each folder that
-    stages cannot write to.
-
-    Paths are relative to the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes
-    them.
-    """
+    """Raise `BigrError`: a line for each file that the settings name for `stages` and that is missing, and for each
+    folder that stages cannot write to. The embedded digits may be missing: a stage writes them."""
     problems = [line for name in WRITTEN if (line := _not_writable(root, name))]
     if "shards" in stages:
         problems += _source_problems(root, settings.shards.source)
@@ -94,7 +90,7 @@ def check_models(
 ) -> None:
     """Raise `BigrError`: a line for each setting that differs from the models of `tokenizer.from` and `generator.from`.
 
-    Reads their shapes, not their weights. stages: those to check for; classes: of the images, where known.
+    Reads their shapes, not their weights. classes: of the images, where known.
     """
     tokenizer = settings.tokenizer.from_ if "tokenizer" in stages else None
     generator = settings.generator.from_ if "generator" in stages else None
@@ -157,10 +153,7 @@ def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] =
 
 
 def check_stages(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> ImagesFound | None:
-    """Raise `BigrError` where files, device, images or models would stop one of `stages`, in this order.
-
-    Returns the images, None where they are not there yet.
-    """
+    """The images, None where they are not there yet. Raises `BigrError` for what would stop one of `stages`."""
     check_files(root, settings, stages)
     check_device(settings, stages)
     images = images_of(root, settings, stages)

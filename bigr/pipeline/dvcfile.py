@@ -1,8 +1,7 @@
 """The stages as dvc.yaml describes them, and DVC's hashes of files.
 
 Paths are as dvc.yaml writes them, with `${…}` filled in from the settings; a hash is what dvc.lock would hold for the
-path: MD5 of a file's bytes, or of a folder's listing (`….dir`). DVC's own library computes them and remembers them in
-DVC's cache of file states, so that what `dvc repro` has hashed is not read again.
+path: MD5 of a file's bytes, or of a folder's listing (`….dir`).
 """
 
 import hashlib
@@ -42,10 +41,7 @@ class StageSpec:
         return tuple(dep for dep in self.deps if not is_code(dep))
 
     def reading(self, paths: Iterable[str]) -> "StageSpec":
-        """This stage with `paths` among its deps: what settings name and dvc.yaml does not, whose deps cannot be null.
-
-        A path that is among them already is not added again.
-        """
+        """This stage with `paths` among its deps: those that settings name; deps in dvc.yaml cannot be null."""
         return replace(self, deps=tuple(dict.fromkeys((*self.deps, *paths))))
 
 

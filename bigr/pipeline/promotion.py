@@ -1,8 +1,7 @@
 """`bigr promote`: registers the finished pipeline's model, compares it with the champion, and moves the alias.
 
-The two are compared under the same evaluation protocol alone. A champion whose metrics are of another reference or
-extractor is measured again on the present ones, once, and the metrics are stored with its version. A challenger with
-fewer samples than the champion was measured with is refused before that.
+A champion whose metrics are of another evaluation protocol is measured again under the present one, once. A challenger
+with fewer samples than the champion was measured with is refused before that.
 """
 
 import logging
@@ -81,10 +80,7 @@ def candidate(root: Path, params: Path) -> Candidate:
 
 
 def promote(root: Path, params: Path) -> Decision:
-    """Register the model at `root`, compare it with the champion, and move the alias if it passes.
-
-    Raises `BigrError` where the pipeline has not finished, MLflow cannot be reached, or metrics cannot be compared.
-    """
+    """Register the model at `root`, compare it with the champion, move the alias if it passes. Raises `BigrError`."""
     root = root.absolute()
     offered = candidate(root, params)
     with asking(root):

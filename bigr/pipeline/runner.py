@@ -29,10 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(name: str, root: Path, params: Path) -> None:
-    """Run the stage `name` in the project folder `root` with the settings of the file `params`: what `bigr run` does.
-
-    Raises `BigrError` for an unknown stage, invalid settings, a missing input, and whatever the stage finds wrong.
-    """
+    """Run the stage `name` in the project folder `root` with the settings of `params`: what `bigr run` does."""
     # Settings, and what dvc.yaml says of the stage.
     if name not in NAMES:
         raise BigrError(f"{name} is not a stage; {_hint(name)}")

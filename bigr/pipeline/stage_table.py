@@ -1,8 +1,7 @@
-"""The stages, in the order in which they run: the one table of what each is called, where it is, and what it does.
+"""The stages, in the order in which they run: what each is called, where it is, and what it does.
 
-The command line, the runner, the check, the plan and the flow read it. What a stage reads and writes, and by which
-settings, is in dvc.yaml (`dvcfile.py`). A stage's name is also that of its section in params.yaml and of its runs in
-MLflow.
+What a stage reads and writes, and by which settings, is in dvc.yaml (`dvcfile.py`). A stage's name is also that of its
+section in params.yaml and of its runs in MLflow.
 """
 
 from dataclasses import dataclass

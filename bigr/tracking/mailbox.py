@@ -23,11 +23,7 @@ _CLOSE_S = 600.0
 
 
 class Mailbox:
-    """A queue of calls and of points.
-
-    name: of the receiver, for messages; deliver: receives collected points; permanent: whether an error is final: the
-    delivery is not tried again.
-    """
+    """name: of the receiver; deliver: receives collected points; permanent: whether an error is final."""
 
     def __init__(self, name: str, deliver: Callable[[list[Any]], None], permanent: Callable[[Exception], bool]) -> None:
         self._name, self._deliver, self._permanent = name, deliver, permanent

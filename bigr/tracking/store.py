@@ -44,9 +44,7 @@ _VIEW = "mlflow.sharedViewState.headline"
 _COLUMNS = json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE.values()]})
 """The experiment's tag that `RUN_LIST` names, and its value: what *Share* on MLflow's page of runs would write."""
 
-_LONGEST_NAME = (
-    500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
-)
+_LONGEST_NAME = 500  # of a dataset, in MLflow
 _LONGEST_REASON = 300
 _SQLITE = "sqlite:///"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
@@ -117,10 +115,7 @@ def permanent(error: Exception) -> bool:
 
 
 class Store:
-    """The experiment in the store. The constructor connects, and creates the experiment where missing.
-
-    Methods raise MLflow's own exceptions.
-    """
+    """The experiment in the store, created where missing. Methods raise MLflow's own exceptions."""
 
     def __init__(self, root: Path) -> None:
         for name, value in DEFAULTS.items():
@@ -192,11 +187,7 @@ class Store:
             self.client.log_batch(run, params=params[start : start + 100])
 
     def inputs(self, run: str, hashes: Mapping[str, str], context: str) -> None:
-        """Record the data among `hashes`, path → DVC hash of what a run read, as MLflow's datasets.
-
-        The page of the run shows them, and runs are filtered by `dataset.name`, `dataset.digest` and `dataset.context`.
-        Datasets that were recorded before stay.
-        """
+        """Record the data among `hashes`, path → DVC hash of what a run read, as MLflow's datasets."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         tags = [InputTag("mlflow.data.context", context)]

@@ -1,7 +1,6 @@
 """The chain of an artifact: the execution that wrote it, its inputs, and theirs, back to what no stage wrote.
 
-Each step combines DVC's record and MLflow's run of the same execution: those that read the same hashes. Either suffices
-alone; the step then says so.
+Each step combines DVC's record and MLflow's run that read the same hashes. Either suffices alone.
 """
 
 import subprocess
@@ -54,11 +53,8 @@ class Chain:
 
 
 def trace(root: Path, text: str, revision: str | None = None) -> Chain:
-    """The chain of the artifact that `text` names: a path, `md5:HASH`, the id of a run, a version in the registry.
-
-    revision: of git, or an experiment of DVC, whose dvc.lock then counts. Raises `BigrError` where there is no such
-    artifact, or where the present version is not recorded.
-    """
+    """The chain of the artifact that `text` names, as `find` reads it; revision: of git, or an experiment of DVC, whose
+    dvc.lock then counts. Raises `BigrError` where there is no such artifact, or its version is not recorded."""
     records, runs = Records(root, revision), Runs(root)
     targets = find(root, text, records, runs, revision=revision is not None)
     steps: dict[tuple[str, str], Step] = {}

@@ -1,7 +1,6 @@
 """What DVC recorded: each execution of a stage with the hashes of what it read and wrote, and its settings.
 
-Two places hold such records, asked in this order: dvc.lock (in the folder, or at a revision), and DVC's run cache
-(every execution on this machine, whether committed or not).
+They are in dvc.lock (in the folder, or at a revision), and in DVC's run cache (every execution on this machine).
 """
 
 import json

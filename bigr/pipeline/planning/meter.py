@@ -1,12 +1,8 @@
 """What a computation costs, without computing it: it runs on the device `meta`, whose tensors have no memory.
 
-The project's own models, losses and backward passes run, so that the results follow the code when it changes. Counted:
-
-- FLOPs of matrix products, convolutions and attention, 2 for a multiplication with its addition, by torch's
-  `FlopCounterMode`; element-wise work is not counted;
-- saved bytes: every storage that autograd keeps for the backward pass, once, parameters left out.
-
-`meta` has neither autocast nor fused kernels. `_Kernels` puts both in: what they compute in, and what they save.
+Counted are the FLOPs of matrix products, convolutions and attention, 2 for a multiplication with its addition, and the
+bytes of every storage that autograd keeps for the backward pass, once, parameters left out. `meta` has neither autocast
+nor fused kernels: `_Kernels` puts both in.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +23,7 @@ _IN_BFLOAT16 = {F.linear, F.conv2d, F.scaled_dot_product_attention}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What networks compute in. gpu: with a GPU's kernels; bfloat16: under autocast."""
+    """gpu: with a GPU's kernels; bfloat16: under autocast."""
 
     gpu: bool
     bfloat16: bool
@@ -40,11 +36,6 @@ class Cost:
     forward: int
     backward: int
     saved: int
-
-    @property
-    def flops(self) -> int:
-        """Forward and backward."""
-        return self.forward + self.backward
 
 
 def measure(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module] = ()) -> Cost:
@@ -69,7 +60,7 @@ def flops(work: Callable[[], object]) -> int:
 
 @contextmanager
 def _counter() -> Iterator[FlopCounterMode]:
-    # Attention as matrix products, two forward and four backward: the counter does not know the CPU's fused kernel.
+    # Attention as matrix products: the counter does not know the CPU's fused kernel.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         yield counter
 

@@ -94,10 +94,9 @@ def make_plan(
     classes: int | None = None,
     processes: int | None = None,
 ) -> Plan:
-    """The plan of the settings in `params` for the project at `root`.
+    """The plan of the settings in `params` for the project at `root`. Raises `BigrError` as `bigr check` does.
 
     tflops, float32_tflops: what one process sustains; if None, measured here, where this machine has the device.
-    images, classes, processes: override what is found and set. Raises `BigrError` as `bigr check` does.
     """
     given = {"tflops": tflops, "float32-tflops": float32_tflops, "images": images, "classes": classes}
     for name, number in {**given, "processes": processes}.items():
@@ -160,14 +159,14 @@ def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -
     shape = ClassifierConfig(size, images.classes, section.classifier_channels, section.classifier_features)
     classifier = Classifier(shape).train()
     batch, labels = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.long)
-    step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False)).flops / 2
+    step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False))
     seen = flops(lambda: classifier(batch)) / 2
     extractor = seen if section.extractor == "classifier" else _INCEPTION
     decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
     probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * probed
     neighbours = 2 * settings.generator.layers * settings.generator.dim * probed * val
     return (
-        section.classifier_steps * section.classifier_batch_size * step
+        section.classifier_steps * section.classifier_batch_size * (step.forward + step.backward) / 2
         + (count + 2 * val) * seen
         + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
         + _RESTORED * val * decoder

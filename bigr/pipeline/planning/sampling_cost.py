@@ -1,7 +1,6 @@
 """What sampling costs: passes of backbone, transcoder and decoder (docs/method.md, section 4).
 
-The schedule comes from bigr/sampling. The transcoder runs on the tokens that are still masked, twice where guidance
-compares with the unconditional model. A test compares the count with a real sampling.
+The transcoder runs on the tokens that are still masked, twice where guidance compares with the unconditional model.
 """
 
 import math

@@ -1,8 +1,7 @@
 """What training costs: one step of each stage, as the stage's code takes it, on tensors without memory.
 
-FLOPs are those of an average step: the number of masked tokens changes from step to step, and the transcoder runs on
-masked tokens only. Bytes are those of the largest: all tokens masked, the discriminator at work. Everything here is
-called within `torch.device("meta")`.
+FLOPs are those of an average step: the transcoder runs on masked tokens only. Bytes are those of the largest: all
+tokens masked, the discriminator at work. Everything here is called within `torch.device("meta")`.
 """
 
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
     if late < section.steps:
         cost = measure(lambda: objective.tokenizer_loss(batch, 0)["loss"], arithmetic, modules)
         parts.append(_part("the autoencoder and its losses", [cost], images))
-        total += (section.steps - late) * cost.flops
+        total += (section.steps - late) * (cost.forward + cost.backward)
         saved = cost.saved
     if late:
         step = section.gan_start - 1
@@ -82,7 +81,7 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
             measure(lambda: (objective.discriminator_loss(batch, step) or {})["loss"], arithmetic, modules),
         ]
         parts.append(_part(f"with the discriminator, from step {section.gan_start:,}", costs, images))
-        total += late * sum(cost.flops for cost in costs)
+        total += late * sum(cost.forward + cost.backward for cost in costs)
         saved = max(saved, *(cost.saved for cost in costs))
     memory = _memory(modules, tokenizer, trained_modules, saved, processes)
     return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total * processes, memory)

@@ -1,7 +1,6 @@
 """Measured sampling time: `python -m bigr.pipeline.study.timing n,S …` where params.yaml and a trained model are.
 
-Prints {"n,S": seconds an image} as JSON. One thread, batches of one size, codes and decoded images; the fastest of
-several rounds, since other work on the machine can only slow a round down.
+Prints {"n,S": seconds an image} as JSON: codes and decoded images, in one thread, the fastest of several rounds.
 """
 
 import json
