@@ -102,7 +102,7 @@ def pipeline(
         return _failed(str(error))
     page = Page(name, folder, overrides, competes=promote or not overrides)
     try:
-        environment = _environment(name, run_id)
+        environment = {"BIGR_EXECUTION": run_id, "BIGR_EXECUTION_NAME": name}  # the parent run of the stages' runs
         message = _run(graph, chosen, page, environment, force)
         if not message and promote and gate.applies(graph, chosen) and not _is_decided(page, project):
             message = _promote(page, environment)
@@ -114,7 +114,8 @@ def pipeline(
         return _failed(message)
     if overrides:
         try:
-            workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+            workspace.keep(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+            workspace.remove(folder)
         except BigrError as error:
             return _failed(f"the results, in {folder}, could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
@@ -140,11 +141,6 @@ def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
     if unknown := sorted(set(stages or []) - set(graph)):
         raise BigrError(f"stages: {', '.join(unknown)}: no such stage; there are {', '.join(graph)}")
     return [stage for stage in graph if not stages or stage in stages]
-
-
-def _environment(name: str, run_id: str) -> dict[str, str]:
-    """Makes the stages' MLflow runs children of one run. (A stage in a clone finds the project's records by itself.)"""
-    return {"BIGR_EXECUTION": run_id, "BIGR_EXECUTION_NAME": name}
 
 
 def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment: dict[str, str], force: bool) -> str:

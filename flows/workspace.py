@@ -96,12 +96,6 @@ def change(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
     _write_params(folder / "params.yaml", overrides)
 
 
-def save(project: Path, folder: Path, name: str, stages: list[str]) -> None:
-    """Make what `stages` produced in the clone an experiment of `project`, and remove the clone."""
-    keep(project, folder, name, stages)
-    remove(folder)
-
-
 def keep(project: Path, folder: Path, name: str, stages: list[str]) -> None:
     """Make what `stages` produced in the clone an experiment of `project`; the clone stays."""
     output(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
@@ -169,7 +163,9 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    with dvcfile.edited(path) as values:
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(path) as values:  # as `dvc exp run -S` does: other lines stay
         _lay_over(values, overrides)
 
 

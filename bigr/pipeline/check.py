@@ -178,22 +178,10 @@ def summary(root: Path, params: Path) -> list[str]:
         raise BigrError("\n".join(problems))
     images = check_stages(root, settings)
     check_weights(root, settings)
-    size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
-    generator, samples = settings.generator, settings.samples
-    learned = settings.tokenizer, generator, settings.transcoder
+    counted = images and f": {images.train:,} to train on, {images.val:,} held out, {images.classes:,} classes"
+    size = settings.shards.image_size
     return [
         f"{params.name} and dvc.yaml fit.",
-        f"images      {size}×{size} from {settings.shards.source}" + _counted(images),
-        f"tokens      {grid}×{grid} = {grid**2} an image, {bits} bits each: {grid**2 * bits / 8:g} bytes",
-        f"generator   {generator.layers} layers of width {generator.dim}, {generator.heads} heads",
-        f"samples     {samples.count} in {samples.iterations} iterations of {samples.diffusion_steps} diffusion steps",
-        f"training    {' + '.join(str(trained.steps if trained.trains else 0) for trained in learned)} steps "
-        "(tokenizer, generator, transcoder)",
+        f"images      {size}×{size} from {settings.shards.source}{counted or ''}",
         *(f"ready       {key.split('.')[0]} from {path}" for key, path in settings.files.items() if ".from" in key),
     ]
-
-
-def _counted(images: ImagesFound | None) -> str:
-    if images is None:
-        return ""
-    return f": {images.train:,} to train on, {images.val:,} held out, {images.classes:,} classes"

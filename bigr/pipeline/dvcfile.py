@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,14 +80,6 @@ def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any
             raise BigrError(f"{where} names the setting {key}, which params.yaml does not have")
         found = found[part]
     return found
-
-
-def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
-    """The values of a YAML file, to be changed in the block; written as `dvc exp run -S` does: other lines stay."""
-    from dvc.utils.serialize import modify_yaml
-
-    changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
-    return changed
 
 
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:

@@ -64,8 +64,6 @@ def candidate(root: Path, params: Path) -> Candidate:
     values = config.read(params)
     settings = config.validate(values, params.name)
     described = dvcfile.stages(root, values)
-    if absent := [name for name in MEASURED if name not in described]:
-        raise BigrError(f"dvc.yaml: has no stage {absent[0]}, so there is nothing to promote")
     specs = [described[name] for name in MEASURED]
     for path in dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs)):
         if not (root / path).exists():

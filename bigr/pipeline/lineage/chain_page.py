@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rich.filesize import decimal
+
 from bigr.pipeline.lineage.chain import Chain, Step
 from bigr.pipeline.lineage.records import Content
 
@@ -44,7 +46,7 @@ def _branch(chain: Chain, step: Step, seen: set[tuple[str, str]], head: str, res
 
 
 def _title(content: Content) -> str:
-    size = f", {_bytes(content.size)}" if content.size is not None else ""
+    size = f", {decimal(content.size)}" if content.size is not None else ""
     files = f", {content.files:,} files" if content.files is not None else ""
     return f"{content.path}  {_short(content.md5)}{size}{files}"
 
@@ -85,15 +87,6 @@ def _value(value: Any) -> str:
 
 def _short(md5: str) -> str:
     return f"md5:{md5[:10]}{'.dir' if md5.endswith('.dir') else ''}"
-
-
-def _bytes(size: int) -> str:
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
 
 
 def as_json(chain: Chain) -> dict[str, Any]:

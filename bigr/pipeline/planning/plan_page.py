@@ -1,8 +1,10 @@
 """The plan as a page of text: aligned tables, a unit for every column."""
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
+from datetime import timedelta
 
 from rich.console import Console
 from rich.table import Table
@@ -154,16 +156,12 @@ def _gibi(size: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """h:mm:ss, with days in front from two days on; — for None."""
+    """h:mm:ss, with days in front; — for None."""
     if seconds is None:
         return "—"
     if 0 < seconds < 1:
         return "< 0:00:01"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24) if hours >= 48 else (0, hours)
-    clock = f"{hours}:{minutes:02}:{rest:02}"
-    return f"{days} d {clock}" if days else clock
+    return re.sub(" days?,", " d", str(timedelta(seconds=round(seconds))))
 
 
 def _table(

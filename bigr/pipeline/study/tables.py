@@ -153,12 +153,6 @@ VARIANTS = tuple(
 """Every variant of a table or of figure 3, once."""
 
 
-def tables_of(variant: str) -> list[str]:
-    """The tables and figures that have a variant."""
-    found = [table.name for table in TABLES if any(row.variant.name == variant for row in table.rows)]
-    return [*found, "Figure 3"] if variant in POINTS.values() else found
-
-
 def runs(
     seeds: tuple[int, ...] = SEEDS,
     variants: tuple[Variant, ...] = VARIANTS,

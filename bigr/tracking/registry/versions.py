@@ -37,11 +37,7 @@ PROTOCOL = "outputs/protocol.json"
 RECORDED = ("models/tokenizer", "models/bigr", "data/shards", "outputs/samples.npz", METRICS)
 """What a version's tags name by DVC hash."""
 
-_ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeline, one version for each finished model.
-
-`bigr serve` answers `POST /invocations` with `{"inputs": [3, 7]}` by PNG images in base64, on 127.0.0.1:5001.
-`bigr promote` moves the alias `champion`; docs/registry.md tells all.
-"""
+_ABOUT = "Images from class labels: tokenizer and generator of the BiGR pipeline; docs/registry.md explains it."
 
 
 @dataclass(frozen=True)
@@ -96,10 +92,8 @@ class Candidate:
         """The model's shape and headline metrics, in a sentence."""
         tokenizer, generator = self.settings.tokenizer, self.settings.generator
         return (
-            f"{len(self.classes)} classes of {self.settings.shards.source}, {self.settings.shards.image_size} pixels: "
-            f"{self.settings.grid}×{self.settings.grid} tokens of {tokenizer.code_bits} bits, a generator of "
-            f"{generator.layers} layers of width {generator.dim}, seed {self.settings.seed}. "
-            f"Measured when registered: {in_words(self.metrics)}."
+            f"{len(self.classes)} classes of {self.settings.shards.source}, {tokenizer.code_bits} bits a token, "
+            f"{generator.layers} layers of width {generator.dim}. Measured when registered: {in_words(self.metrics)}."
         )
 
 
