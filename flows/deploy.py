@@ -31,7 +31,7 @@ from prefect.states import Crashed
 
 from bigr import config
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line
 from bigr.tracking.executions import is_dead
 from flows.execution import RETRY, command
 from flows.page import mlflow_url
@@ -83,7 +83,7 @@ def _silence() -> str:
                 remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
             raise BigrError(f"{server} answers with status {status}; {remedy}") from None
         except httpx.TransportError as error:
-            reason = masked(" ".join(str(error).split())) or type(error).__name__
+            reason = in_one_line(error)
             if isinstance(error, httpx.UnsupportedProtocol) or "SSL" in reason:
                 raise BigrError(f"{server} cannot be asked ({reason}); {remedy}") from None
             return f"{server} does not answer ({reason})"

@@ -55,8 +55,8 @@ class Page:
             (row["name"], *("—" if row[key] is None else _number(row[key]) for key in keys), row["verdict"])
             for row in self.gate.rows
         ]
-        table = _table("Promotion", ("metric", "champion", "challenger", "at worst", "verdict"), rows, f"{summary}.\n")
-        return table or f"## Promotion\n\n{summary}."
+        head = ("metric", "champion", "challenger", "at worst", "verdict")
+        return _table(f"Promotion\n\n{summary}.", head, rows) or f"## Promotion\n\n{summary}."
 
     def _metrics(self) -> str:
         path = self.workspace / METRICS
@@ -107,10 +107,10 @@ def record(project: Path, run_id: str) -> str:
     return f"{mlflow_url()}/#/experiments/{store.experiment}/runs/{found[0].info.run_id}" if found else ""
 
 
-def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str = "") -> str:
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    lines = [f"## {title}", "", *([note, ""] if note else []), _row(head), _row(("---",) * len(head)), *map(_row, rows)]
+    lines = [f"## {title}", "", _row(head), _row(("---",) * len(head)), *map(_row, rows)]
     return "\n".join(lines)
 
 

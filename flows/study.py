@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bigr import config
-from bigr.pipeline.study.tables import MINIATURE, POINTS, StudyRun, digest, runs
+from bigr.pipeline.study.tables import MINIATURE, StudyRun, digest, runs
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
 from bigr.runtime.files import write_json
@@ -115,10 +115,9 @@ class Study:
             folder = self.project / workspace.FOLDER / f"{_CLONE}timing"
             workspace.clone(self.project, folder, base.settings)
             execute("transcoder", folder, self._environment(base), False, log.debug, upstream=True)
-            words = [sys.executable, "-m", "bigr.pipeline.study.timing", *(f"{n},{s}" for n, s in POINTS)]
-            seconds = json.loads(output(folder, *words, OMP_NUM_THREADS="1", PYTHONPATH=str(folder)))
+            words = [sys.executable, "-m", "bigr.pipeline.study.timing"]
+            found = {"seconds": json.loads(output(folder, *words, OMP_NUM_THREADS="1", PYTHONPATH=str(folder)))}
             workspace.remove(folder)
-            found = {"seconds": {variant: seconds[f"{n},{s}"] for (n, s), variant in POINTS.items()}}
             self._write("seconds", base, found)
         return dict(found["seconds"])
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Mailbox:
                 if not self._permanent(error):
                     if not self._down:
                         log.warning(
-                            "%s does not answer; work goes on, and its records wait: %s", self._name, _line(error)
+                            "%s does not answer; work goes on, and its records wait: %s", self._name, in_one_line(error)
                         )
                     self._down = True
                     if final:
@@ -90,7 +90,7 @@ class Mailbox:
                     self._wait(_PAUSE_S)
                     continue
                 self._lost += 1
-                log.warning("%s refused a record: %s", self._name, _line(error))
+                log.warning("%s refused a record: %s", self._name, in_one_line(error))
             else:
                 if self._down:
                     log.warning("%s answers again", self._name)
@@ -103,8 +103,3 @@ class Mailbox:
     def _wait(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, seconds)
-
-
-def _line(error: Exception) -> str:
-    text = masked(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigr.evaluation.headline import HEADLINE
 from bigr.runtime.errors import BigrError
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line, masked
 from bigr.runtime.paths import is_code
 from bigr.tracking import executions
 
@@ -45,7 +45,6 @@ _COLUMNS = json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in HEADL
 """The experiment's tag that `RUN_LIST` names, and its value: what *Share* on MLflow's page of runs would write."""
 
 _LONGEST_NAME = 500  # of a dataset, in MLflow
-_LONGEST_REASON = 300
 _SQLITE = "sqlite:///"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 
@@ -76,9 +75,8 @@ def asking(root: Path) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, ModuleNotFoundError) as error:  # no driver: the last
-        said = masked(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__
         # No cause: its own words may have the store's password.
-        raise BigrError(f"{shown(root)} could not be asked: {said}; is it running?") from None
+        raise BigrError(f"{shown(root)} could not be asked: {in_one_line(error)}; is it running?") from None
 
 
 def read_tags(hashes: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line, masked
 from bigr.tracking.store import CODE, Store, location, shown
 
 _OUT, _DEP = "dvc.out.", "dvc.dep."
@@ -131,8 +131,7 @@ class Runs:
 
 
 def _out_of_reach(root: Path, error: Exception) -> str:
-    words = masked(" ".join(str(error).split()))[:160] or type(error).__name__
-    return f"{shown(root)} does not answer; what follows is from DVC alone: {words}"
+    return f"{shown(root)} does not answer; what follows is from DVC alone: {in_one_line(error, 160)}"
 
 
 def _run(entity: Any) -> RecordedRun:
