@@ -75,7 +75,7 @@ def _flops(plan: Plan) -> list[str]:
     return [
         *lines,
         "",
-        *_table(("FLOPs of one image, sampling", "", "GFLOP"), sampled, left=2),
+        *_table(("FLOPs of one image, sampling", "", "GFLOP"), sampled),
     ]
 
 
@@ -110,7 +110,7 @@ def _disk(plan: Plan) -> list[str]:
         row("data/codes", disk.code, disk.code_basis),
         row("features", disk.feature, disk.feature_basis, disk.featured),
     ]
-    return _table(("Disk", "bytes an image", "GiB", ""), rows, right=(1, 2))
+    return _table(("Disk", "bytes an image", "GiB", ""), rows)
 
 
 def _time(plan: Plan) -> list[str]:
@@ -125,7 +125,7 @@ def _time(plan: Plan) -> list[str]:
         total = sum(seconds for seconds in known if seconds is not None)
         rows.append(("all of these", "", "", duration(total), ""))
     head = ("Time of the arithmetic", name, "processes", "h:mm:ss", "")
-    lines = _table(head, rows, right=(1, 2, 3))
+    lines = _table(head, rows)
     if plan.speed is None:
         return [
             *lines,
@@ -164,18 +164,12 @@ def duration(seconds: float | None) -> str:
     return re.sub(" days?,", " d", str(timedelta(seconds=round(seconds))))
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, right: Sequence[int] | None = None
-) -> list[str]:
-    """Lines of aligned columns: the first `left` to the left, the others, or those of `right`, to the right.
-
-    The last column wraps where the lines would be wider than `WIDTH`.
-    """
-    rights = range(left, len(head)) if right is None else right
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of aligned columns: the first and those without a title to the left, the others to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="")
     for i, title in enumerate(head):
-        last = i == len(head) - 1
-        table.add_column(title, justify="right" if i in rights else "left", no_wrap=not last)
+        last = i == len(head) - 1  # wraps where the lines would be wider than `WIDTH`
+        table.add_column(title, justify="right" if i and title else "left", no_wrap=not last)
     for row in rows:
         table.add_row(_INDENT + row[0], *row[1:])
     console = Console(width=WIDTH, color_system=None, markup=False, highlight=False)

@@ -86,13 +86,8 @@ class Table:
     rows: tuple[TableRow, ...]
 
 
-def point(iterations: int, steps: int) -> str:
-    """The name of the variant at a point of figure 3."""
-    own = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
-    return "base" if (iterations, steps) == own else f"figure3-n{iterations}-S{steps}"
-
-
-POINTS = {(n, s): point(n, s) for s in STEPS for n in ITERATIONS}
+_OWN = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
+POINTS = {(n, s): "base" if (n, s) == _OWN else f"figure3-n{n}-S{s}" for s in STEPS for n in ITERATIONS}
 """Figure 3: (n, S) → variant."""
 
 BASE = Variant("base", "flip")
