@@ -385,7 +385,7 @@ class ImageModel:
         return self._sampling(self._class_painting() if guided else self.sampling, how, guided)
 
     def _enriching(self, how: SamplingOptions, guided: bool) -> Sampling:
-        own = replace(self.sampling, guidance_scale=self.editing.enrich_guidance_scale, guidance_schedule="constant")
+        own = painting(self.sampling, self.editing.enrich_guidance_scale, self.sampling.gumbel_temperature)
         return self._sampling(own, how, guided)
 
     def _small(self, image: Image.Image) -> Image.Image:

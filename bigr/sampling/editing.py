@@ -47,6 +47,7 @@ def painting(sampling: Sampling, guidance_scale: float, gumbel_temperature: floa
         sampling,
         guidance_scale=guidance_scale,
         guidance_schedule="constant",
+        guidance_start=0.0,
         gumbel_temperature=gumbel_temperature,
     )
 
