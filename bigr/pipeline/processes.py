@@ -1,7 +1,4 @@
-"""The processes of a stage: torchrun's own library starts them, as `torchrun -m bigr run NAME` does by hand.
-
-A process that torchrun started finds LOCAL_RANK in its environment, whoever asked for it.
-"""
+"""The processes of a stage: torchrun's own library starts them, as `torchrun -m bigr run NAME` does by hand."""
 
 import contextlib
 import json

@@ -22,10 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of the data that it read
-    and of its outputs; code: `code_digest` of its code, whose files `Runs.code` has.
-
-    commit: of git, None where the project was in no repository; dirty: whether tracked files differed from it.
+    """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of data; code:
+    `code_digest`; commit: None where the project was in no repository; dirty: whether tracked files differed from it.
     """
 
     id: str
