@@ -1,6 +1,7 @@
 """The gate after the pipeline: `bigr promote` in a process of its own, and its decision."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from bigr import config
 from bigr.pipeline.dvcfile import StageSpec
-from flows.execution import run_logged
+from flows.execution import StageFailed, StageKilled, killer, run_logged
 
 NAME, CHAMPION = "bigr", "champion"
 MODELS, SAMPLES = ("models/tokenizer", "models/bigr"), "outputs/samples.npz"
@@ -19,8 +20,7 @@ NOT_PROMOTED = 3
 
 @dataclass(frozen=True)
 class GateResult:
-    """What `bigr promote --json` says. state: of the task; summary: one line; rows: one for each metric compared;
-    measured_again: what was measured again for the comparison, if anything."""
+    """What `bigr promote --json` says. state: of the task; rows: one for each metric compared."""
 
     state: str
     summary: str
@@ -34,10 +34,7 @@ def applies(graph: Mapping[str, StageSpec], chosen: list[str]) -> bool:
 
 
 def has_judged(project: Path, workspace: Path) -> bool:
-    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors.
-
-    There is none where the run that made the model ended before the gate, or was not a flow run.
-    """
+    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors."""
     from bigr.tracking.store import Store
 
     lock = config.read(workspace / "dvc.lock").get("stages", {})
@@ -54,7 +51,11 @@ def has_judged(project: Path, workspace: Path) -> bool:
 def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str], None]) -> GateResult:
     """Let the model in `workspace` compete. Raises `StageFailed` where it cannot be compared, or `StageKilled`."""
     words = [sys.executable, "-m", "bigr", "promote", "--json"]
-    said = run_logged("promote", workspace, words, environment, log, accepted=(0, NOT_PROMOTED))
+    status, said = run_logged(workspace, words, environment, log)
+    if number := killer(status):
+        raise StageKilled(f"promote: killed by {signal.Signals(number).name}")
+    if status not in (0, NOT_PROMOTED):
+        raise StageFailed(f"promote: {said[-1] if said else f'failed with status {status}'}")
     decision = json.loads(next(line for line in reversed(said) if line.startswith("{")))
     state = "Promoted" if decision["promoted"] else "Champion" if decision["is_champion"] else "NotPromoted"
     return GateResult(state, decision["summary"], tuple(decision["rows"]), decision["measured_again"])

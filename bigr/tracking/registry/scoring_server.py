@@ -35,10 +35,9 @@ GRACE_S = 5
 
 
 def serve(source: str, root: Path, host: str, port: int) -> None:
-    """Serve a version until the process is interrupted or terminated.
+    """Serve a version until the process is interrupted or terminated. Raises `BigrError` where there is none.
 
-    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to. Raises
-    `BigrError` where there is none.
+    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(source, root, Path(folder))
