@@ -128,7 +128,7 @@ def make_plan(
         ]
         size = settings.shards.image_size
         encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
-        sampled = sampling_cost.sampling_cost(settings, built, settings.run.processes)
+        sampled = sampling_cost.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
         evaluated = evaluation_flops(settings, built, found)
     stages = _stages(settings, found, arithmetic, trained, encoder, sampled, evaluated)
     return Plan(

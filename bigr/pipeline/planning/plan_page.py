@@ -18,7 +18,7 @@ _INDENT = "  "
 def page(plan: Plan) -> list[str]:
     """The lines of the page."""
     sections = [_head(plan), _parameters(plan), _flops(plan), _memory(plan), _disk(plan), _time(plan)]
-    lines = [line for section in sections if section for line in [*section, ""]][:-1]
+    lines = [line for section in sections for line in [*section, ""]][:-1]
     return [part for line in lines for part in _broken(line)]
 
 
@@ -80,18 +80,18 @@ def _flops(plan: Plan) -> list[str]:
 
 
 def _memory(plan: Plan) -> list[str]:
-    if not plan.training:
-        return []
     names = ("weights", "average", "optimiser", "gradients", "buckets", "activations", "peak")
     rows = []
     for stage in plan.training:
         memory = [_gibi(getattr(stage.memory, name)) for name in names]
-        rows.append((f"{stage.stage}, {stage.images:,} image{'' if stage.images == 1 else 's'}", *memory))
+        rows.append((f"{stage.stage}, {_images(stage.images)}", *memory))
+    cost = plan.sampling
+    rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
-        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: their sum,",
-        f"{_INDENT}without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the",
+        f"{_INDENT}sum, in sampling the most at once; without the device's context, workspaces, fragmentation.",
     ]
 
 
@@ -144,6 +144,10 @@ def _time(plan: Plan) -> list[str]:
 
 def _work(stage: StageCost) -> float | None:
     return None if stage.flops is None else stage.flops + stage.flops_float32
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _giga(flops: float) -> str:
