@@ -215,7 +215,7 @@ def test_a_run_with_settings_of_its_own_competes_only_when_asked(
     monkeypatch.setattr(pipeline, "_promote", lambda page, *rest: asked.append(page.workspace) or "")
     monkeypatch.setattr(pipeline, "_publish", lambda page, *rest: pages.append(page.text()))
     monkeypatch.setattr(pipeline.gate, "applies", lambda *rest: True)
-    monkeypatch.setattr(pipeline.workspace, "save", lambda *rest: None)
+    monkeypatch.setattr(pipeline.workspace, "keep", lambda *rest: None)
     monkeypatch.chdir(project)
     deployment = config.read(project / "prefect.yaml")["deployments"][0]["parameters"]
     given = {} if promote is None else {"promote": promote}
