@@ -163,9 +163,7 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    from dvc.utils.serialize import modify_yaml
-
-    with modify_yaml(path) as values:  # as `dvc exp run -S` does: other lines stay
+    with dvcfile.edited(path) as values:
         _lay_over(values, overrides)
 
 

@@ -179,9 +179,11 @@ def summary(root: Path, params: Path) -> list[str]:
     images = check_stages(root, settings)
     check_weights(root, settings)
     counted = images and f": {images.train:,} to train on, {images.val:,} held out, {images.classes:,} classes"
-    size = settings.shards.image_size
+    size, learned = settings.shards.image_size, (settings.tokenizer, settings.generator, settings.transcoder)
     return [
         f"{params.name} and dvc.yaml fit.",
         f"images      {size}×{size} from {settings.shards.source}{counted or ''}",
+        f"training    {' + '.join(str(trained.steps if trained.trains else 0) for trained in learned)} steps "
+        "(tokenizer, generator, transcoder)",
         *(f"ready       {key.split('.')[0]} from {path}" for key, path in settings.files.items() if ".from" in key),
     ]

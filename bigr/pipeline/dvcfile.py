@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,14 @@ def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any
     return found
 
 
+def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
+    """The values of a YAML file, to be changed in the block; written as `dvc exp run -S` does: other lines stay."""
+    from dvc.utils.serialize import modify_yaml
+
+    changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
+    return changed
+
+
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:
     """Raise `BigrError` for the first dep of the stage that does not exist."""
     for dep in spec.deps:
@@ -108,10 +117,7 @@ def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_at(root: Path, revision: str, path: str) -> str:
-    """The text of a file as a revision of git, or an experiment of DVC, has it; empty where it has no such file.
-
-    Raises `BigrError` where there is no such revision, or `root` is no DVC project.
-    """
+    """The text of a file as a revision of git, or an experiment, has it, or "". Raises `BigrError`: no such revision."""
     from dvc.repo.brancher import switch
     from dvc.scm import SCMError
 

@@ -30,10 +30,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """FLOPs of one image by part, and those of all images.
-
-    decoder: in float32, as the stage decodes; its last batches are filled up.
-    """
+    """FLOPs of one image by part, and those of all images. decoder: in float32; its last batches are filled up."""
 
     passes: Passes
     backbone: float

@@ -1,7 +1,4 @@
-"""docs/ablations.md: the paper's tables beside ours, and for each order in the paper whether it holds here too.
-
-Every statement about results is computed from docs/ablations.json.
-"""
+"""docs/ablations.md: the paper's tables beside ours, computed from docs/ablations.json."""
 
 import json
 import math
