@@ -117,7 +117,7 @@ def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def read_at(root: Path, revision: str, path: str) -> str:
-    """The text of a file as a revision of git, or an experiment, has it, or "". Raises `BigrError`: no such revision."""
+    """The text of a file as a revision of git, or an experiment, has it, or "". Raises `BigrError`: no revision."""
     from dvc.repo.brancher import switch
     from dvc.scm import SCMError
 
