@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ RETRY = "press Retry on the run's page to go on from the last checkpoint"
 _EXIT = re.compile(r"failed to run: .*, exited with (-?\d+)")
 _DVC_ERROR = re.compile(r"ERROR: (?:failed to reproduce '[^']*': )?(.*)")
 _NOT_LAST_WORDS = re.compile(r"> |\d\d:\d\d:\d\d ")  # DVC naming the command, the stage's log
+_TIME = re.compile(r"^\d\d:\d\d:\d\d ")
 _SKIPPED = re.compile(r"Stage '[^']*' (didn't change|is cached)")
 _RUNNING = re.compile(r"Running stage '([^']*)'")
 
@@ -63,7 +64,7 @@ def execute(
     words = [command("dvc"), "repro", stage]
     if not upstream:
         words.append("--single-item")
-    status, lines = run_logged(workspace, [*words, "--force"] if force else words, environment, log)
+    status, lines = _run(workspace, [*words, "--force"] if force else words, environment, log)
     ran, skipped, exited, refused = False, False, 0, ""
     said: list[str] = []
     for line in lines:
@@ -85,7 +86,7 @@ def execute(
     raise StageFailed(f"{stage}: {refused or last_words or f'failed with status {exited or status}'}")
 
 
-def run_logged(
+def _run(
     workspace: Path, words: Sequence[str], environment: Mapping[str, str], log: Callable[[str], None]
 ) -> tuple[int, list[str]]:
     """Run a command of this project in `workspace`: its status, and the lines that it printed, passwords masked.
@@ -117,6 +118,24 @@ def run_logged(
         return process.wait(), lines
     finally:
         _end(process)
+
+
+def run_logged(
+    name: str,
+    workspace: Path,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    log: Callable[[str], None],
+    *,
+    accepted: Collection[int] = (0,),
+) -> list[str]:
+    """The lines that a command prints. accepted: exit statuses of success. Raises `StageKilled` or `StageFailed`."""
+    status, said = _run(workspace, words, environment, log)
+    if number := killer(status):
+        raise StageKilled(f"{name}: killed by {signal.Signals(number).name}")
+    if status not in accepted:
+        raise StageFailed(f"{name}: {_TIME.sub('', said[-1]) if said else f'failed with status {status}'}")
+    return said
 
 
 def output(folder: Path, *words: str, **environment: str) -> str:

@@ -220,7 +220,7 @@ def test_the_nightly_run_waits_to_be_switched_on_and_a_restart_leaves_it_as_it_i
 
 
 def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_crashed(services: Services) -> None:
-    full = services.api("/deployments/name/bigr/full")
+    full, ablations = (services.api(f"/deployments/name/bigr/{name}") for name in ("full", "ablations"))
     other = services.api(
         "/deployments/", {"name": "of someone else", "flow_id": full["flow_id"], "work_pool_name": "bigr"}
     )
@@ -242,7 +242,7 @@ def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_cr
         return str(made["id"])
 
     own = psutil.Process()
-    dead = [run(full, "RUNNING", here), run(full, "CANCELLING", here)]
+    dead = [run(full, "RUNNING", here), run(full, "CANCELLING", here), run(ablations, "RUNNING", here)]
     kept = [
         run(full, "RUNNING", here.replace(socket.gethostname(), "another-machine")),
         run(full, "RUNNING", f"{socket.gethostname()}:{own.pid}:{own.create_time():.2f}"),
@@ -252,7 +252,7 @@ def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_cr
     ]
     before = [services.run(run_id)["state"] for run_id in kept]
     services.deploy(services.project)
-    assert [services.run(run_id)["state_type"] for run_id in dead] == ["CRASHED"] * 2
+    assert [services.run(run_id)["state_type"] for run_id in dead] == ["CRASHED"] * 3
     assert "press Retry" in services.run(dead[0])["state"]["message"]
     assert [services.run(run_id)["state"] for run_id in kept] == before
     for run_id in kept:

@@ -66,7 +66,7 @@ class ZeroShot:
     def applications(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, Callable[[], dict[str, float]]]:
         """By name what measures each application, of images uint8 [n, 3, H, W] and their labels int64 [n].
 
-        mean: the mean training picture, float [3, H, W] in [0, 1], which inpainting is compared with. What they return
+        mean: the mean training image, float [3, H, W] in [0, 1], which inpainting is compared with. What they return
         is part of `zero_shot` in metrics.json; they raise `NotApplicable` where they would measure nothing.
         """
         return {
@@ -78,15 +78,15 @@ class ZeroShot:
 
     def inpainting(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, float]:
         """The lower half, painted anew: the share whose class is kept where the label is given; PSNR in dB, the mean
-        over images, where it is not, beside that of the mean picture's lower half."""
+        over images, where it is not, beside that of the mean image's lower half."""
         mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
         mask[:, images.shape[2] // 2 :] = True
-        freely = self._painted("inpainting without a label", images, mask, None)
+        unlabelled = self._painted("inpainting without a label", images, mask, None)
         filled = torch.where(mask.unsqueeze(1), (mean * 255).round().to(torch.uint8), images)
-        metrics = {"inpaint_psnr": _psnr(freely, images), "mean_fill_psnr": _psnr(filled, images)}
+        metrics = {"inpaint_psnr": _psnr(unlabelled, images), "mean_fill_psnr": _psnr(filled, images)}
         if self._model.knows_labels:
-            told = self._painted("inpainting", images, mask, labels)
-            metrics["inpaint_label_agreement"] = self._agreement(told, labels)
+            labelled = self._painted("inpainting", images, mask, labels)
+            metrics["inpaint_label_agreement"] = self._agreement(labelled, labels)
         return metrics
 
     def editing(self, images: Tensor, labels: Tensor) -> dict[str, float]:

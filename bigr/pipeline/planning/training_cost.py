@@ -24,7 +24,7 @@ _MOMENTS = 2  # AdamW's
 
 
 @dataclass(frozen=True)
-class Part:
+class PartCost:
     """FLOPs of one image through one part of a step."""
 
     name: str
@@ -53,7 +53,7 @@ class TrainingCost:
     images: int
     steps: int
     batch_size: int
-    parts: list[Part]
+    parts: list[PartCost]
     flops: float
     memory: Memory
 
@@ -79,7 +79,7 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
         nonlocal total, saved
         costs = [cost(loss, step) for loss in losses]
         forward, backward = sum(one.forward for one in costs), sum(one.backward for one in costs)
-        parts.append(Part(name, forward / images, backward / images))
+        parts.append(PartCost(name, forward / images, backward / images))
         total += steps * (forward + backward)
         saved = max(saved, *(one.saved for one in costs))
 
@@ -99,7 +99,7 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     batch = _masked_batch(settings, images)
     cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
-    backbone = Part("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
+    backbone = PartCost("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
     parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
     memory = _memory([model], model, [model], cost.saved, processes)
     return TrainingCost("generator", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
@@ -113,7 +113,7 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     forward = flops(lambda: hidden_of(model, batch))
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
     parts = [
-        Part("backbone, frozen", forward / images, 0.0),
+        PartCost("backbone, frozen", forward / images, 0.0),
         _transcoder_part(model, inner, images, tokens, arithmetic),
     ]
     memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, processes)
@@ -141,7 +141,7 @@ def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arith
     )
 
 
-def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> Part:
+def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> PartCost:
     """The transcoder's part of a step. Its work on tokens counts for the share that is masked; the embeddings of the
     diffusion steps, computed once for all tokens, count fully."""
     transcoder, share = model.transcoder, mean_masked_share(tokens)
@@ -154,10 +154,10 @@ def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmet
         (whole - alone) / images * share + alone / images
         for whole, alone in ((cost.forward, once.forward), (cost.backward, once.backward))
     )
-    return Part("transcoder", forward, backward)
+    return PartCost("transcoder", forward, backward)
 
 
-def _flops(parts: list[Part], section: object) -> float:
+def _flops(parts: list[PartCost], section: object) -> float:
     steps, batch_size = section.steps, section.batch_size  # type: ignore[attr-defined]
     return steps * batch_size * sum(part.forward + part.backward for part in parts)
 

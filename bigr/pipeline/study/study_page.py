@@ -48,7 +48,7 @@ whose defaults may be older than today's, and change:
 {settings}
 
 The results were made at commit `{commit}` on {machine}, in {minutes:.0f} minutes with {lanes} trainings in parallel.
-Finished runs are not run again.
+Finished runs are not run again. `prefect deployment run bigr/ablations` does the same while `make services` runs.
 """
 
 
