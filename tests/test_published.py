@@ -283,7 +283,11 @@ def test_the_published_tokenizer_for_512_is_not_taken_for_a_generator_for_256(tm
             torch.zeros(64, 63),
             "wo.weight has shape [64, 63]; this model needs [64, 64]",
         ),
-        ("layers.0.attention.wo.weight", torch.zeros(64, 64, dtype=torch.int64), "floating-point numbers, got torch.int64"),
+        (
+            "layers.0.attention.wo.weight",
+            torch.zeros(64, 64, dtype=torch.int64),
+            "floating-point numbers, got torch.int64",
+        ),
         ("layers.0.attention.bias", torch.zeros(64), "layers.0.attention.bias has no place"),
         ("layers.7.attention_norm.weight", torch.zeros(64), "has no place"),
         ("backbone.mask_tok", torch.zeros(1, 64), "backbone.mask_tok has no place"),
