@@ -1,4 +1,8 @@
-"""The flow of the deployment `bigr/ablations`: the study of docs/ablations.md, as `make ablations` does it."""
+"""The flow of the deployment `bigr/ablations`: the study of docs/ablations.md, as `make ablations` does it.
+
+One task runs `flows/study.py` and shows its log on Prefect's page. One that a signal killed is tried again, and does
+what is left.
+"""
 
 import sys
 from pathlib import Path

@@ -19,7 +19,8 @@ NOT_PROMOTED = 3
 
 @dataclass(frozen=True)
 class GateResult:
-    """What `bigr promote --json` says. state: of the task; rows: one for each metric compared."""
+    """What `bigr promote --json` says. state: of the task; summary: one line; rows: one for each metric compared;
+    measured_again: what was measured again for the comparison, if anything."""
 
     state: str
     summary: str
@@ -33,7 +34,10 @@ def applies(graph: Mapping[str, StageSpec], chosen: list[str]) -> bool:
 
 
 def has_judged(project: Path, workspace: Path) -> bool:
-    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors."""
+    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors.
+
+    There is none where the run that made the model ended before the gate, or was not a flow run.
+    """
     from bigr.tracking.store import Store
 
     lock = config.read(workspace / "dvc.lock").get("stages", {})

@@ -1,4 +1,7 @@
-"""Hooks of the flows: label a run with its machine and process, and add the remedy to the message of a killed run."""
+"""Hooks of the flows: label a run with its machine and process, and add the remedy to the message of a killed run.
+
+Prefect 3.8 keeps a process's number, but not its machine.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""The processes of a stage: torchrun's own library starts them, as `torchrun -m bigr run NAME` does by hand."""
+"""The processes of a stage: torchrun's own library starts them, as `torchrun -m bigr run NAME` does by hand.
+
+A process that torchrun started has LOCAL_RANK in its environment, also where torchrun was called by hand.
+"""
 
 import contextlib
 import json

@@ -1,7 +1,8 @@
 """Measures the champion again, under the evaluation protocol of the present pipeline.
 
-The stages `codes`, `samples` and `evaluation` run in a temporary folder on the champion's own models, with the
-sampler's settings that it was measured under.
+New images change the reference, and with it every metric. To compare challenger and champion on the same images, the
+stages `codes`, `samples` and `evaluation` run in a temporary folder on the champion's own models, with the sampler's
+settings that it was measured under.
 """
 
 import shutil
@@ -37,7 +38,8 @@ class Remeasurement:
     def measure(self, package: Path, settings: "Settings", same_tokenizer: bool) -> None:
         """Write outputs/metrics.json and outputs/protocol.json of the version in `package` below `self.root`.
 
-        same_tokenizer: it has the project's tokenizer, and so its codes. Raises `BigrError` where it does not fit.
+        same_tokenizer: the version has the project's tokenizer, and so its codes.
+        Raises `BigrError` where the version cannot be measured on the present images.
         """
         for name in MODELS:
             self._link(package / "artifacts" / name, f"models/{name}")

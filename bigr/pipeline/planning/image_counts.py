@@ -49,10 +49,7 @@ class Disk:
 
 
 def count_images(settings: Settings, root: Path, images: int | None, classes: int | None) -> ImageCounts:
-    """The images given (`images` of both splits, `classes`), else those in data/shards, else in shards.source.
-
-    Raises `BigrError` for a source folder or an index that cannot be read.
-    """
+    """The images given, else those in data/shards, else in shards.source. Raises `BigrError`: one cannot be read."""
     train: int | None = None
     val: int | None = None
     found, basis, of_classes = None, "not known", "of ImageNet-1K, assumed; --classes names another number"

@@ -1,7 +1,8 @@
 """The gate: whether a challenger may take the champion's place, metric by metric.
 
-A challenger passes where no metric is worse than the champion's by more than its tolerance, none is beyond its limit,
-and at least one is better. Without a champion the limits alone decide.
+Pure arithmetic over metrics of the same evaluation protocol. A challenger passes where no metric is worse than the
+champion's by more than its tolerance, none is beyond its limit, and at least one is better. Without a champion the
+limits alone decide.
 """
 
 from collections.abc import Mapping, Sequence

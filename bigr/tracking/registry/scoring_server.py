@@ -35,9 +35,10 @@ GRACE_S = 5
 
 
 def serve(source: str, root: Path, host: str, port: int) -> None:
-    """Serve a version until the process is interrupted or terminated. Raises `BigrError` where there is none.
+    """Serve a version until the process is interrupted or terminated.
 
-    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to.
+    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to. Raises
+    `BigrError` where there is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(source, root, Path(folder))
