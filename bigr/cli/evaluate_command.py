@@ -107,11 +107,6 @@ def evaluate(
     typer.echo(json.dumps(_as_json(found, settings), indent=2, ensure_ascii=False) if as_json else _page(found))
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(evaluate)
-
-
 def _extractor(settings: "Settings", name: str | None, weights: Path | None, download: bool) -> "Extractor":
     """The extractor that the options, or else the settings, name."""
     from bigr.evaluation.fidelity import extractors

@@ -210,8 +210,3 @@ def _number(value: float, unit: str) -> str:
     if unit:
         return f"{value * (100 if unit == '%' else 1):.2f} {unit}"
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(metrics)

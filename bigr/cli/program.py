@@ -106,17 +106,21 @@ def schema() -> None:
     typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
 
 
-weights_command.register(app)
-recipe_command.register(app)
-plan_command.register(app)
-evaluate_command.register(app)
-metrics_command.register(app)
-lineage_command.register(app)
-promote_command.register(app)
-probe_command.register(app)
-images_command.register(app)
-app_command.register(app)
-serve_command.register(app)
+app.command("import")(weights_command.import_)
+for command in (
+    weights_command.export,
+    recipe_command.recipe,
+    plan_command.plan,
+    evaluate_command.evaluate,
+    metrics_command.metrics,
+    lineage_command.lineage,
+    promote_command.promote,
+    probe_command.probe,
+    *images_command.COMMANDS,
+):
+    app.command()(command)
+app.command("app")(app_command.serve)
+app.command()(serve_command.serve)
 
 
 def main() -> NoReturn:

@@ -52,8 +52,3 @@ def _changed() -> bool:
     except FileNotFoundError:
         return False
     return found.returncode == 1
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(recipe)
