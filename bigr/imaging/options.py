@@ -54,6 +54,15 @@ class Editing:
         """What the section `editing` of params.yaml describes."""
         return described(cls, section)
 
+    def painting(self, sampling: Sampling) -> Sampling:
+        """`sampling` to paint a class beside known tokens: with constant guidance, which must outweigh them."""
+        scale, noise = self.guidance_scale, self.gumbel_temperature
+        return replace(sampling, guidance_scale=scale, guidance_schedule="constant", gumbel_temperature=noise)
+
+    def enriching(self, sampling: Sampling) -> Sampling:
+        """`sampling` for enrichment."""
+        return replace(sampling, guidance_scale=self.enrich_guidance_scale, guidance_schedule="constant")
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
