@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
 from bigr.app.bounds import MAX_BODY_BYTES, MAX_UPLOADS
@@ -84,7 +83,8 @@ class Guard:
             authority = self._site(scope)
             if scope["type"] == "websocket":
                 raise Refusal(403, "The page has no websockets")
-            self._check_path(scope)
+            if "://" in scope["path"] or scope["path"].removeprefix(_API).startswith("/proxy="):
+                raise Refusal(400, "Nothing is fetched from elsewhere")
             if scope["method"] not in ("GET", "HEAD"):
                 self._check_post(scope)
                 if scope["path"] != _UPLOAD:
@@ -110,26 +110,19 @@ class Guard:
                 raise Refusal(403, f"A page of {origin!r} may not use this one")
         return authority
 
-    def _check_path(self, scope: "Scope") -> None:
-        path = scope["path"]
-        if "://" in path or path.removeprefix(_API).startswith("/proxy="):
-            raise Refusal(400, "Nothing is fetched from elsewhere")
-
     def _check_post(self, scope: "Scope") -> None:
+        path = scope["path"].rstrip("/")
         if scope["method"] != "POST":
             raise Refusal(405, "GET, HEAD and POST are answered")
-        if scope["path"].rstrip("/") not in _POSTED:
+        if path not in _POSTED:
             raise Refusal(404, "Nothing is sent there")
         length = "".join(_header(scope, b"content-length"))
         if not length.isdigit():
             raise Refusal(411, "A length is needed")
         if int(length) > MAX_BODY_BYTES:
             raise Refusal(413, f"Larger than {MAX_BODY_BYTES >> 20} MB")
-        if scope["path"].rstrip("/") == _UPLOAD and self._files() >= MAX_UPLOADS:
+        if path == _UPLOAD and sum(path.is_file() for path in self.folder.rglob("*")) >= MAX_UPLOADS:
             raise Refusal(429, "Too many pictures were uploaded lately; try again in some minutes")
-
-    def _files(self) -> int:
-        return sum(1 for path in self.folder.rglob("*") if path.is_file())
 
 
 async def _read(receive: "Receive", authority: str) -> "Receive":
@@ -193,8 +186,3 @@ def _is_number(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def middleware(folder: Path, hosts: Hosts) -> list[Middleware]:
-    """The guard, as FastAPI takes it."""
-    return [Middleware(Guard, folder=folder, hosts=hosts)]

@@ -258,9 +258,7 @@ class ImageModel:
         Guidance acts where a label is given.
         """
         how = SamplingOptions(**options)
-        given = read_picture(image)
-        short = min(given.size)
-        small = center_crop(given, short if short < self.size else max(1, self.size // 2))
+        small = self.small(read_picture(image))
         rounds = self.editing.enrich_rounds if rounds is None else rounds
         check_whole("rounds", rounds, 1, 4)
         sampling = self._sampling(self.editing.enriching(self.sampling), how, guided=label is not None)
@@ -273,6 +271,11 @@ class ImageModel:
             enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds, on_iteration=report
         )
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
+
+    def small(self, image: Image.Image) -> Image.Image:
+        """What `enrich` enlarges: the centre square of an image, smaller than the model's images."""
+        short = min(image.size)
+        return center_crop(image, short if short < self.size else max(1, self.size // 2))
 
     def reconstruct(self, image: Picture) -> Image.Image:
         """The centre square of an image, encoded and decoded by the tokenizer, at the model's size."""
