@@ -57,9 +57,9 @@ class Dataset:
         return min(self.index.images("train"), MAX_COMPARED)
 
     def look(self, model: ImageModel) -> Iterator[int]:
-        """Compute the features of all images that are searched, once for a model; yields how many are done.
+        """Compute every layer's features of all images that are searched, once for a model; yields how many are done.
 
-        Every layer's at once: one pass through the model gives all. Features that a stopped call computed are kept.
+        Features that a stopped call computed are kept.
         """
         pixels, _ = self._training
         rows = self._features.setdefault(model, [])

@@ -1,9 +1,8 @@
 """Requests that are refused before gradio sees them: those of other sites, addresses to fetch, and too large ones.
 
-A server on loopback can be reached by every web page that its user opens. So a request must name this server in `Host`
-(else a name of the attacker's that points to 127.0.0.1 would make the attacker's page and this one the same site), and
-must not come from another site's page (`Origin`). gradio fetches files that a request names by URL, to disk and without
-the limits of uploads: no request may name one. Requests that the page itself never sends are refused.
+Every web page that the user opens can reach a server on loopback. So a request must name this server in `Host`, against
+names that point to 127.0.0.1, and not come from another site (`Origin`). gradio fetches files that a request names by
+URL, to disk and without the limits of uploads: no request may name one.
 """
 
 import ipaddress
@@ -49,8 +48,7 @@ class Hosts:
     """The names and addresses that a request's `Host` may have.
 
     Those of loopback, the address that the server listens on, and `allowed`. If it listens on all addresses, also the
-    machine's name and every numeric address: an attacker can point a name to this machine, but not a number, and within
-    a container or behind a router the machine's own numbers are not known.
+    machine's name and every numeric address: an attacker can point a name to this machine, but not a number.
     """
 
     def __init__(self, listening: str, allowed: Iterable[str] = ()) -> None:
@@ -72,11 +70,7 @@ class Guard:
         self.app, self.folder, self.hosts = app, folder, hosts
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Pass the request on, or refuse it.
-
-        With 403 (another host or site), 400 (a file by its URL), 404 or 405 (a path or method that the page never
-        uses), 411, 413 (no length, too large), 429 (too many files).
-        """
+        """Pass the request on, or refuse it with 400, 403, 404, 405, 411, 413 or 429 and a line of text."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         try:
@@ -126,9 +120,8 @@ class Guard:
 
 
 async def _read(receive: "Receive", authority: str) -> "Receive":
-    """The body of an event, checked to name no file by its URL, to be received again.
-
-    authority: of the page, which occurs in the URLs of files that were uploaded to it.
+    """The body of an event, checked to name no file by its URL except those uploaded to `authority`, to be received
+    again.
     """
     parts: list[bytes] = []
     message = await receive()

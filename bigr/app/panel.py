@@ -152,8 +152,8 @@ def finished(
 ) -> str:
     """The images that the call returned, the time that it took, and the strip.
 
-    captions: one for each image; name: of the files to save; note: text after the time; columns: of the grid, by the
-    number of images where not given; beside: images to compare with, and their captions, shown above.
+    captions: one for each image; name: of the files to save; note: text after the time; columns: of the grid, None: by
+    the number of images; beside: images to compare with, and their captions, shown above.
     """
     cells = [
         _figure(picture, caption, f"{name}-{place}.png")

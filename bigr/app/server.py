@@ -36,8 +36,7 @@ def serve(
 ) -> None:
     """Serve the page until the process is interrupted. Uploads are kept below `out` while it runs.
 
-    allowed: further names that a request's `Host` may have (`bigr.app.guard.Hosts`). Raises `BigrError` where the port
-    is taken.
+    allowed: as in `bigr.app.guard.Hosts`. Raises `BigrError` where the port is taken.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="page-", dir=out) as folder:

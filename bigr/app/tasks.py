@@ -1,11 +1,12 @@
 """What the page's buttons do: from the values that the page sends to the HTML that it shows. Knows nothing of gradio.
 
-Every task is an iterator: it yields the panel after each iteration, and last the one with the results. Values that the
-page sends are checked: a number outside the range of its slider raises `BigrError`.
+Every task yields the panel after each iteration, and last the one with the results. Values are checked: a number
+outside the range of its slider raises `BigrError`.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -273,6 +274,5 @@ def _iterations(chosen: int | None, taken: int) -> str:
 
 
 def _ordered(frame: Frame, order: Sequence[int]) -> Frame:
-    return Frame(
-        frame.number, frame.of, [frame.pictures[place] for place in order], [frame.entropies[place] for place in order]
-    )
+    pictures, entropies = frame.pictures, frame.entropies
+    return replace(frame, pictures=[pictures[i] for i in order], entropies=[entropies[i] for i in order])

@@ -62,7 +62,6 @@ def draw(
 
 
 def _write_traces(frames: "Sequence[Frame]", folder: Folder, stems: Sequence[str], windows: bool) -> None:
-    """Write a strip and an animation for each image of the call (of each window, where there are several)."""
     from bigr.imaging.trace import animation, episodes, strip
 
     together = len(frames[0].pictures)

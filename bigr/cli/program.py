@@ -142,9 +142,8 @@ def main() -> NoReturn:
 def let_threads_wait() -> None:
     """Set how OpenMP's threads wait for each other, where the user has not. Call it before torch is imported.
 
-    By default they spin for milliseconds: where another process takes the core of one of them, every operation waits
-    for that thread. Threads that sleep at once take longer to wake than a small operation takes. So GNU's OpenMP, which
-    torch uses on Linux, is told to spin for some tens of microseconds first (benchmarks/busy.py).
+    By default they spin for milliseconds, so that every operation waits where another process takes a thread's core.
+    GNU's OpenMP, which torch uses on Linux, is told to spin for some tens of microseconds (benchmarks/busy.py).
     """
     if not WAITING.keys() & os.environ.keys():
         os.environ.update(WAITING)

@@ -1,10 +1,8 @@
 """What the model does without further training, measured on held-out images (docs/method.md, section 5).
 
-Inpainting: the lower half, with the label and without. Editing: the box around the subject of an image, to another
-class. Interpolation: its midpoint. Enrichment: of images made half as large. The images are those that `ImageModel`
-draws; the offline classifier tells their classes. What is painted is pasted: known pixels stay the image's own.
+The images are those that `ImageModel` draws; the offline classifier tells their classes. What is painted is pasted.
 
-Shapes: n images, H×W pixels, C classes.
+Shapes: n images, H×W pixels, S the model's size, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,10 +48,7 @@ def measured_model(
     *,
     knows_labels: bool = True,
 ) -> ImageModel:
-    """The model of `bigr.load` under these sections of params.yaml, in float32; both networks are on one device.
-
-    knows_labels: whether it was trained with labels.
-    """
+    """The model of `bigr.load` under these sections of params.yaml, in float32; both networks are on one device."""
     sampler = Sampler(tokenizer, network, batch_size, nullcontext)
     names = [str(number) for number in range(network.config.num_classes)]
     return ImageModel(sampler, Sampling.of(samples), Editing.of(editing), names, knows_labels=knows_labels)
@@ -69,8 +64,8 @@ class ZeroShot:
     def applications(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, Callable[[], dict[str, float]]]:
         """By name what measures each application, of images uint8 [n, 3, H, W] and their labels int64 [n].
 
-        mean: the mean training picture, float [3, H, W] in [0, 1], which inpainting is compared with. What they return
-        is part of `zero_shot` in metrics.json; they raise `NotApplicable` where they would measure nothing.
+        mean: the mean training image, float [3, H, W] in [0, 1]. They return parts of `zero_shot` in metrics.json, and
+        raise `NotApplicable` where they would measure nothing.
         """
         return {
             "inpainting": lambda: self.inpainting(images, labels, mean),
@@ -213,10 +208,10 @@ def other_classes(labels: Tensor, classes: int) -> Tensor:
 
 
 def subject_boxes(images: Tensor) -> Tensor:
-    """Images uint8 [n, 3, H, W] → masks bool [n, H, W]: the box around what differs from the background.
+    """Images uint8 [n, 3, H, W] → masks bool [n, H, W]: the box around what differs from the border's median
+    brightness.
 
-    The background is the median brightness of the image's border. Where nothing differs from it, the whole image is
-    marked.
+    Where nothing differs from it, the whole image is marked.
     """
     bright = images.float().mean(1) / 255
     border = torch.cat([bright[:, 0], bright[:, -1], bright[:, :, 0], bright[:, :, -1]], dim=1)

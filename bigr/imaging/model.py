@@ -1,12 +1,12 @@
 """The trained model as one object: the applications of docs/method.md, section 5, on images of any size.
 
-Images that are drawn whole (generation, interpolation, enrichment, reconstruction) have the model's own size.
-Inpainting, outpainting and editing return the given image at its size, changed where the mask says: the model paints
-square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imaging/blend.py).
+Images that are drawn whole have the model's own size. Inpainting, outpainting and editing return the given image at its
+size: the model paints square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imaging/blend.py).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Unpack
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bigr.data.images import center_crop
 from bigr.imaging import similarity
-from bigr.imaging.assembly import PAPER_EDITING, ImageSettings, load_networks, sampler_of, save_networks
+from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, load_networks
 from bigr.imaging.blend import Blend, check
 from bigr.imaging.frames import ProgressReporter
 from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
@@ -26,10 +26,13 @@ from bigr.imaging.painting import paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
 from bigr.interop import hub
+from bigr.interop.folders import model_hash
 from bigr.interop.standardisation import FeatureStatistics, load_statistics, save_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_json
+from bigr.runtime.precision import autocast
 from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
@@ -70,10 +73,12 @@ class ImageModel:
         Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a
         weight of the generator is not finite.
         """
-        sampler, sampling = sampler_of(networks, settings)
+        tokenizer, network = networks
+        context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
+        most = {name: min(getattr(settings.sampling, name), most) for name, (_, most) in limits(network).items()}
         model = cls(
-            sampler,
-            sampling,
+            Sampler(tokenizer, network, settings.batch_size, context),
+            replace(settings.sampling, **most),
             settings.editing or PAPER_EDITING,
             settings.classes,
             knows_labels=settings.knows_labels,
@@ -94,9 +99,8 @@ class ImageModel:
     ) -> "ImageModel":
         """The model that `save_pretrained` or `push_to_hub` wrote; tokenizer/ and bigr/ alone will do.
 
-        source: a folder, or the id of a repository on the Hugging Face Hub, which is downloaded where
-        `local_files_only` is False, else read from huggingface_hub's cache; the other arguments are those of
-        `bigr.interop.hub.from_pretrained` and `bigr.load`. Raises `BigrError` where there is no such model.
+        The arguments are those of `bigr.interop.hub.from_pretrained` and `bigr.load`. Raises `BigrError` where there is
+        none.
         """
         folder = hub.local_folder(source, revision, cache_dir, local_files_only)
         networks = load_networks(folder, device)
@@ -108,9 +112,12 @@ class ImageModel:
         `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precision is not kept.
         """
         how = ImageSettings(self.sampling, self.editing, self.classes, "auto", self.batch_size, self.knows_labels)
-        save_networks(Path(folder), self.networks, how)
+        folder = Path(folder)
+        hub.save_pretrained(self.networks[0], folder / "tokenizer")
+        hub.save_pretrained(self.networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
+        write_json(folder / SETTINGS_FILE, asdict(how))
         if self.statistics is not None and self.statistics.best_layer is not None:
-            save_statistics(Path(folder) / "features", self.statistics, Path(folder) / "bigr")
+            save_statistics(folder / "features", self.statistics, folder / "bigr")
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
@@ -286,8 +293,8 @@ class ImageModel:
         """The generator's features of images: float32 [n, D] on the CPU, tokens averaged (docs/method.md, section 5).
 
         images: their centre squares; layer: 1 to `num_layers`, else `feature_layer`. Images are encoded in batches:
-        those beside an image move its features by rounding alone, less than 1e-5 of their deviation, unless a bit of
-        its code is that close to being the other one.
+        those beside an image move its features by rounding alone, unless a bit of its code is that close to being the
+        other one.
         """
         number = self._layer(layer)
         return torch.cat([rows[:, number - 1].clone() for rows in self._averages(images)])
@@ -299,9 +306,8 @@ class ImageModel:
     def nearest(self, asked: Tensor, known: Tensor, count: int, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """For each of the features [q, D] the `count` most alike of [n, D]: similarities float32, places int64, [q, k].
 
-        Both are `features` of the same layer. All features share a large mean, so they are compared by the cosine of
-        what is left without it, each number divided by its deviation: those of `statistics`, or of `known` where there
-        are none.
+        Both are `features` of the same layer, compared by the cosine of standardised features (`statistics`, or those
+        of `known` where there are none).
         """
         number = self._layer(layer)
         statistics = None if self.statistics is None else self.statistics.layer(number)

@@ -1,7 +1,4 @@
-"""Inpainting in images of any size: square windows of the model's view are painted and blended in.
-
-Shapes: images uint8 [H, W, 3], masks bool [H, W]; g×g grid of N tokens.
-"""
+"""Inpainting in images of any size: square windows of the model's view are painted and blended in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
