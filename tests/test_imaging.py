@@ -22,7 +22,7 @@ from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
 from bigr.imaging.painting import parts_of
 from bigr.imaging.pictures import read_mask, read_picture
-from bigr.imaging.windows import scaled_mask, windows
+from bigr.imaging.windows import Window, scaled_mask, windows
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
@@ -126,7 +126,7 @@ def test_every_marked_pixel_is_in_a_window_and_windows_start_where_most_is_known
     assert found[0].left == min(window.left for window in found)
     mask = np.zeros((100, 20), dtype=bool)
     mask[70:75] = True
-    assert [window.box for window in windows(mask)] == [(0, 62, 20, 82)]
+    assert windows(mask) == [Window(0, 62, 20)]
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from bigr.app.bounds import MAX_BODY_BYTES, MAX_UPLOADS
@@ -34,14 +35,6 @@ _AUTHORITY = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?", re.ASCII | re.IGN
 
 _OF_FILES = ("path", "url")
 """The keys under which a request names a file."""
-
-
-class Refusal(Exception):
-    """A request that is refused. status: of HTTP; text: one line."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 class Hosts:
@@ -76,47 +69,47 @@ class Guard:
         try:
             authority = self._site(scope)
             if scope["type"] == "websocket":
-                raise Refusal(403, "The page has no websockets")
+                raise HTTPException(403, "The page has no websockets")
             if "://" in scope["path"] or scope["path"].removeprefix(_API).startswith("/proxy="):
-                raise Refusal(400, "Nothing is fetched from elsewhere")
+                raise HTTPException(400, "Nothing is fetched from elsewhere")
             if scope["method"] not in ("GET", "HEAD"):
                 self._check_post(scope)
                 if scope["path"] != _UPLOAD:
                     receive = await _read(receive, authority)
-        except Refusal as refusal:
+        except HTTPException as refusal:
             if scope["type"] == "websocket":
-                return await send({"type": "websocket.close", "code": 1008, "reason": refusal.text})
-            return await PlainTextResponse(refusal.text, refusal.status)(scope, receive, send)
+                return await send({"type": "websocket.close", "code": 1008, "reason": refusal.detail})
+            return await PlainTextResponse(refusal.detail, refusal.status_code)(scope, receive, send)
         await self.app(scope, receive, send)
 
     def _site(self, scope: "Scope") -> str:
-        """The name and port in `Host`. Raises `Refusal` where they, or the request's origin, are not valid."""
+        """The name and port in `Host`. Raises `HTTPException` where they, or the request's origin, are not valid."""
         named = _header(scope, b"host")
         authority = named[0].lower() if len(named) == 1 else ""
         name = _name(authority)
         if not name:
-            raise Refusal(400, "The header Host must be one name or address")
+            raise HTTPException(400, "The header Host must be one name or address")
         if name not in self.hosts:
-            raise Refusal(403, f"Not served as {name}; if it is to be, start with: bigr app --allow-host {name}")
+            raise HTTPException(403, f"Not served as {name}; if it is to be, start with: bigr app --allow-host {name}")
         for origin in _header(scope, b"origin"):
             site = urlsplit(origin).netloc.lower()
             if site != authority and _name(site) not in self.hosts.allowed:
-                raise Refusal(403, f"A page of {origin!r} may not use this one")
+                raise HTTPException(403, f"A page of {origin!r} may not use this one")
         return authority
 
     def _check_post(self, scope: "Scope") -> None:
         path = scope["path"].rstrip("/")
         if scope["method"] != "POST":
-            raise Refusal(405, "GET, HEAD and POST are answered")
+            raise HTTPException(405, "GET, HEAD and POST are answered")
         if path not in _POSTED:
-            raise Refusal(404, "Nothing is sent there")
+            raise HTTPException(404, "Nothing is sent there")
         length = "".join(_header(scope, b"content-length"))
         if not length.isdigit():
-            raise Refusal(411, "A length is needed")
+            raise HTTPException(411, "A length is needed")
         if int(length) > MAX_BODY_BYTES:
-            raise Refusal(413, f"Larger than {MAX_BODY_BYTES >> 20} MB")
+            raise HTTPException(413, f"Larger than {MAX_BODY_BYTES >> 20} MB")
         if path == _UPLOAD and sum(path.is_file() for path in self.folder.rglob("*")) >= MAX_UPLOADS:
-            raise Refusal(429, "Too many pictures were uploaded lately; try again in some minutes")
+            raise HTTPException(429, "Too many pictures were uploaded lately; try again in some minutes")
 
 
 async def _read(receive: "Receive", authority: str) -> "Receive":
@@ -135,12 +128,12 @@ async def _read(receive: "Receive", authority: str) -> "Receive":
     def look(pairs: list[tuple[str, Any]]) -> None:
         for key, value in pairs:
             if key in _OF_FILES and isinstance(value, str) and _is_elsewhere(value, authority, key):
-                raise Refusal(400, "A file must be uploaded; none is fetched from its address")
+                raise HTTPException(400, "A file must be uploaded; none is fetched from its address")
 
     try:
         json.loads(body, object_pairs_hook=look)
     except (ValueError, RecursionError):
-        raise Refusal(400, "Not JSON") from None
+        raise HTTPException(400, "Not JSON") from None
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> "Message":

@@ -103,14 +103,14 @@ def _generate(model: ImageModel, examples: Examples) -> list[Any]:
 
 
 def _inpaint(model: ImageModel, examples: Examples) -> list[Any]:
-    given = source(examples, panel.brush_value, brush=True)
-    return [given.picture, given.view, _label(model, "Whatever fits"), *_editing_options(model)]
+    picture, view = source(examples, panel.brush_value, brush=True)
+    return [picture, view, _label(model, "Whatever fits"), *_editing_options(model)]
 
 
 def _edit(model: ImageModel, examples: Examples) -> list[Any]:
-    given = source(examples, panel.brush_value, brush=True)
+    picture, view = source(examples, panel.brush_value, brush=True)
     label = gr.Dropdown(class_choices(model), value=0, label="Becomes")
-    return [given.picture, given.view, label, *_editing_options(model)]
+    return [picture, view, label, *_editing_options(model)]
 
 
 def _outpaint(model: ImageModel, examples: Examples) -> list[Any]:
@@ -119,15 +119,15 @@ def _outpaint(model: ImageModel, examples: Examples) -> list[Any]:
         gr.Slider(0, 100, value=value, step=5, label=f"{side}, %", min_width=180, render=False)
         for side, value in (("Left", 0), ("Top", 0), ("Right", 0), ("Bottom", 50))
     ]
-    given = source(examples, _outlined, beside=[way, *sides])
+    picture, view = source(examples, _outlined, beside=[way, *sides])
     way.render()
     with gr.Row(elem_classes="sliders"):
         for side in sides:
             side.render()
     parts: list[Any] = [way, *sides]
     for part in parts:
-        part.change(_outlined, [given.picture, way, *sides], given.view, trigger_mode="always_last", **READING)
-    return [given.picture, way, *sides, _label(model, "Whatever fits"), *_editing_options(model)]
+        part.change(_outlined, [picture, way, *sides], view, trigger_mode="always_last", **READING)
+    return [picture, way, *sides, _label(model, "Whatever fits"), *_editing_options(model)]
 
 
 def _interpolate(model: ImageModel, examples: Examples) -> list[Any]:
@@ -140,19 +140,19 @@ def _interpolate(model: ImageModel, examples: Examples) -> list[Any]:
 
 def _enrich(model: ImageModel, examples: Examples) -> list[Any]:
     half = max(1, model.size // 2)
-    small = [(picture.resize((half, half), Image.Resampling.BOX), name) for picture, name in examples]
-    given = source(small, panel.chosen)
+    small = [(example.resize((half, half), Image.Resampling.BOX), name) for example, name in examples]
+    picture, _ = source(small, panel.chosen)
     with gr.Row(elem_classes="sliders"):
         rounds = gr.Slider(1, 4, value=model.editing.enrich_rounds, step=1, label="Rounds", min_width=140)
         label = _label(model, "Unknown")
     consistent = gr.Checkbox(True, label="Made small again, it is the picture given", container=False)
     settings = options(model, variants=4, guidance=model.editing.enrich_guidance_scale)
-    return [given.picture, rounds, consistent, label, *settings]
+    return [picture, rounds, consistent, label, *settings]
 
 
 def _features(model: ImageModel, examples: Examples) -> list[Any]:
-    given = source(examples, panel.chosen)
-    return [given.picture, gr.Slider(1, model.num_layers, value=model.feature_layer, step=1, label="Layer")]
+    picture, _ = source(examples, panel.chosen)
+    return [picture, gr.Slider(1, model.num_layers, value=model.feature_layer, step=1, label="Layer")]
 
 
 TABS = (

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bigr.data.images import to_tensor
+from bigr.data.images import to_image, to_tensor
 from bigr.evaluation.evaluation_parts import NotApplicable
 from bigr.evaluation.fidelity.classifier import Classifier
 from bigr.evaluation.protocol import EVALUATION_SEED
@@ -114,7 +114,7 @@ class ZeroShot:
         """
         size = images.shape[-1]
         half = max(1, size // 2)
-        small = [_picture(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
+        small = [to_image(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
         large = _pixels([one.resize((size, size), Image.Resampling.BICUBIC) for one in small])
 
         drawn = self._drawn(
@@ -123,7 +123,7 @@ class ZeroShot:
 
         def consistent(drawings: Tensor) -> Tensor:
             pairs = zip(small, drawings, strict=True)
-            return _pixels([consistent_with(one, _picture(drawing)) for one, drawing in pairs])
+            return _pixels([consistent_with(one, to_image(drawing)) for one, drawing in pairs])
 
         return {
             "enrich_label_agreement": self._agreement(consistent(drawn), labels),
@@ -168,7 +168,7 @@ def painted(model: ImageModel, images: Tensor, masks: Tensor, labels: Tensor | N
     masks: bool [n, S, S], pasted; labels: int64 [n], or None for no class.
     """
     sampler = model.sampler
-    codes = sampler.encode([_picture(image) for image in images])
+    codes = sampler.encode([to_image(image) for image in images])
     unknown = to_device(unknown_tokens(masks, sampler.network.config.grid), sampler.device)
     if labels is None:
         labels, sampling = _no_class(model, len(images)), replace(model.sampling, guidance_scale=1.0)
@@ -229,10 +229,6 @@ def _between(marked: Tensor) -> Tensor:
 
 def _psnr(images: Tensor, originals: Tensor) -> float:
     return float(psnr(images.double(), originals.double(), peak=255).mean())
-
-
-def _picture(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def _pixels(pictures: Sequence[Image.Image]) -> Tensor:

@@ -52,17 +52,15 @@ class ImageSettings:
     knows_labels: bool
 
     @classmethod
-    def of_paper(cls, network: BiGR) -> "ImageSettings":
-        """The paper's, for a model of this many layers; classes are named by their numbers."""
-        names = [str(number) for number in range(network.config.num_classes)]
-        return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
-
-    @classmethod
     def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":
-        """Those that `save` wrote beside the models; where there are none, the paper's. Raises `BigrError`."""
+        """Those that `save_pretrained` wrote beside the models; where there are none, the paper's for this many layers.
+
+        Raises `BigrError`.
+        """
         path = models / SETTINGS_FILE
         if not path.is_file():
-            return cls.of_paper(network)
+            names = [str(number) for number in range(network.config.num_classes)]
+            return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             sampling, editing = Sampling(**values.pop("sampling")), Editing(**values.pop("editing"))
