@@ -49,7 +49,7 @@ pipeline: $(STAMP) ## train, sample and evaluate what is out of date; then show 
 ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study
 
-# One process for each core, four at most. The tests of a file stay in one process.
+# One process more than there are cores, four at most (tests/conftest.py). The tests of a file stay in one process.
 test: $(STAMP) ## run the whole test suite
 	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
 

@@ -19,13 +19,14 @@ FIRST = (
     "test_pipeline",
     "test_services",
     "test_ablations",
-    "test_app",
+    "test_app_page",
     "test_from",
     "test_lineage",
     "test_mlflow_ui",
     "test_resume",
     "test_dvc",
     "test_masking",
+    "test_app_server",
 )
 """The files that take longest, the longest first: what starts them last waits for them alone."""
 

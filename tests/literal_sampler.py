@@ -97,9 +97,12 @@ class Literal:
         return math.floor(unknown * math.cos(math.pi / 2 * self.ratio(i)))
 
     def scale(self, i: int) -> float:
-        """Guidance may be constant or rise linearly: 1 + (s−1)·ratio."""
-        s = self.how.guidance_scale
-        return 1 + (s - 1) * self.ratio(i) if self.how.guidance_schedule == "linear" else s
+        """Guidance may be constant or rise: 1 + (s−1)·ratio, or 1 + (s−1)·½(1 − cos(π·ratioᵖ)); none up to a ratio."""
+        s, r = self.how.guidance_scale, self.ratio(i)
+        if r <= self.how.guidance_start:
+            return 1.0
+        rise = {"linear": r, "cosine": 0.5 * (1 - math.cos(math.pi * r**self.how.guidance_power))}
+        return 1 + (s - 1) * rise[self.how.guidance_schedule] if self.how.guidance_schedule in rise else s
 
     def certainty(self, probability: Tensor, token: int) -> Tensor:
         """Of one token's P [M, K], [M]: minus the mean binary entropy (in bits), or the mean of |2P−1|."""
@@ -108,12 +111,27 @@ class Literal:
             return (torch.xlogy(p, p) + torch.xlogy(q, q)).mean(1) / math.log(2)
         if self.how.order == "margin":
             return (2 * probability - 1).abs().mean(1)
-        return torch.full((len(probability),), -float(token) if self.how.order == "raster" else 0.0)
+        place = {"raster": float(token), "halton": float(self.halton_order().index(token))}.get(self.how.order, 0.0)
+        return torch.full((len(probability),), -place)
+
+    def halton_order(self) -> list[int]:
+        """Tokens as the points (φ₂(k), φ₃(k)), k = 1, 2, …, of the unit square meet their cells of the grid."""
+        order: list[int] = []
+        g, k = self.model.config.grid, 1
+        while len(order) < g * g:
+            row, column = (math.floor(g * self.mirrored(k, base)) for base in (2, 3))
+            order += [row * g + column] if row * g + column not in order else []
+            k += 1
+        return order
+
+    def mirrored(self, k: int, base: int) -> float:
+        """The digits of k, mirrored at the point: Σ dⱼ·base^(−j−1)."""
+        return sum(k // base**j % base / base ** (j + 1) for j in range(40))
 
     def gumbel_factor(self, i: int) -> float:
         """`gumbel_temperature`, constant, up or down over the iterations: times 1, ratio, or 1 − ratio."""
         factor = {"constant": 1.0, "up": self.ratio(i), "down": 1 - self.ratio(i)}[self.how.gumbel_schedule]
-        return {"raster": 0.0, "random": 1.0}.get(self.how.order, self.how.gumbel_temperature * factor)
+        return {"raster": 0.0, "halton": 0.0, "random": 1.0}.get(self.how.order, self.how.gumbel_temperature * factor)
 
     def gumbel(self, count: int) -> Tensor:
         """Gumbel noise."""

@@ -664,4 +664,4 @@ def test_pictures_are_found_at_any_depth_in_the_order_of_paths(project: Path, di
     assert found.images is not None
     assert found.count == 4
     expected = torch.from_numpy(digits[:4]).permute(0, 3, 1, 2)
-    assert torch.equal(torch.stack([found.images[i] for i in range(4)]), expected)
+    assert torch.equal(found.images.first(4, 3), expected)

@@ -35,7 +35,9 @@ CLASSES = 3
 PAGE = (scratch.ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 RECIPES = [
     YAML(typ="safe").load(block)
-    for block in re.findall(r"```yaml\n(.*?)```", PAGE.split("## Start from ready models")[1].split("\n## ")[0], re.S)
+    for block in re.findall(
+        r"```yaml\n(.*?)```", PAGE.split("## Start from pretrained models")[1].split("\n## ")[0], re.S
+    )
 ]
 """The lines to change, as the page shows them."""
 

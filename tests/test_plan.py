@@ -80,7 +80,7 @@ def real_model(settings: config.Settings, classes: int = 10) -> BiGR:
 
 def backbone_by_hand(c: Any) -> tuple[int, int]:
     """FLOPs of one image forward, and of its token embedding alone, matmul by matmul; 2 for a multiply-add."""
-    n, d, k, f = c.grid**2, c.dim, c.code_bits, c.backbone.ffn_dim
+    n, d, k, f = c.grid**2, c.dim, c.code_bits, c.ffn_dim
     length = n + 1  # the condition token
     embedding = 2 * n * k * d
     modulation = 2 * d * 6 * d  # adaLN: once for all blocks

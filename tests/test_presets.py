@@ -35,7 +35,7 @@ def test_a_generator_has_the_papers_number_of_parameters(name: str, code_bits: i
 
 def test_the_presets_are_the_papers() -> None:
     assert list(PRESETS) == ["L", "XL", "XXL", "L-512"]
-    assert {name: (c.code_bits, c.backbone.tokens, c.num_classes) for name, c in PRESETS.items()} == {
+    assert {name: (c.code_bits, c.tokens, c.num_classes) for name, c in PRESETS.items()} == {
         "L": (24, 256, 1000),
         "XL": (24, 256, 1000),
         "XXL": (24, 256, 1000),

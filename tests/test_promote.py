@@ -27,7 +27,7 @@ from bigr.tracking.registry.gate import compare, decide
 from bigr.tracking.registry.versions import NAME, Candidate, Registry, Version
 from bigr.tracking.store import Store
 from flows.execution import Outcome
-from flows.gate import Decision as Told
+from flows.gate import GateResult as Told
 from flows.page import Page
 from tests import scratch, worlds
 

@@ -71,7 +71,10 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"generator.learning_rate": float("nan")}, "generator.learning_rate must be …, got nan"),
     ({"generator.betas": [0.9]}, "generator.betas must have at least…, got [0.9]"),
     ({"generator.schedule": "linear"}, "generator.schedule must be 'cosine' or 'constant'…, got 'linear'"),
-    ({"samples.order": "best"}, "samples.order must be 'entropy', 'margin', 'random' or 'raster'…, got 'best'"),
+    (
+        {"samples.order": "best"},
+        "samples.order must be 'entropy', 'margin', 'random', 'raster' or 'halton'…, got 'best'",
+    ),
     ({"codes.views": ["mirror"]}, "codes.views[0] must be 'identity' or 'flip'…, got 'mirror'"),
     ({"codes.views": []}, "codes.views must have at least…, got []"),
     # a combination that cannot be

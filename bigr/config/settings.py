@@ -240,9 +240,11 @@ class SamplesSettings(_Section):
     batch_size: Positive
     iterations: Positive
     diffusion_steps: Positive
-    order: Literal["entropy", "margin", "random", "raster"]
+    order: Literal["entropy", "margin", "random", "raster", "halton"]
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    guidance_schedule: Literal["constant", "linear"]
+    guidance_schedule: Literal["constant", "linear", "cosine"]
+    guidance_start: Fraction
+    guidance_power: PositiveFloat
     temperature: PositiveFloat
     gumbel_temperature: Weight
     gumbel_schedule: Literal["constant", "up", "down"]

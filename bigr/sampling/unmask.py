@@ -24,6 +24,7 @@ from bigr.models.bits import entropy as binary_entropy
 from bigr.models.described import described
 from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.runtime.transfer import to_device
+from bigr.sampling.halton import halton_places
 from bigr.sampling.noise import diffusion_noise_at, draw_noise
 from bigr.sampling.reverse import bit_probabilities
 
@@ -37,6 +38,8 @@ class Sampling:
     order: str = "entropy"
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"
+    guidance_start: float = 0.0
+    guidance_power: float = 1.0
     temperature: float = 1.0
     gumbel_temperature: float = 0.0
     gumbel_schedule: str = "constant"
@@ -150,7 +153,10 @@ def rank(
     probability: Tensor, masked: Tensor, positions: Tensor, gumbel: Tensor, sampling: Sampling, ratio: float
 ) -> Tensor:
     """The rank of each token at positions int64 [B, m]: 0 is the most certain; those not masked come last."""
-    certain = certainty(probability, positions, gumbel.gather(1, positions), sampling, ratio)
+    places = positions
+    if sampling.order == "halton":
+        places = to_device(torch.tensor(halton_places(masked.shape[1])), positions.device)[positions]
+    certain = certainty(probability, places, gumbel.gather(1, positions), sampling, ratio)
     certain = certain.masked_fill(~masked.gather(1, positions), -math.inf)
     return certain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
@@ -179,22 +185,30 @@ def working_iterations(sampling: Sampling, unknown: int) -> int:
 
 
 def guidance(sampling: Sampling, ratio: float) -> float:
-    """The guidance scale of an iteration: constant, or linear from 1 as 1 + (s − 1)·ratio."""
-    if sampling.guidance_schedule == "linear":
-        return 1 + (sampling.guidance_scale - 1) * ratio
-    return sampling.guidance_scale
+    """The guidance scale of an iteration: 1 in the share `guidance_start` of the iterations, then as the schedule says.
+
+    constant: s; linear: 1 + (s − 1)·ratio; cosine: 1 + (s − 1)·½(1 − cos(π·ratioᵖ)), p = `guidance_power` (MaskBit).
+    """
+    if ratio <= sampling.guidance_start:
+        return 1.0
+    if sampling.guidance_schedule == "constant":
+        return sampling.guidance_scale
+    if sampling.guidance_schedule == "cosine":
+        ratio = (1 - math.cos(math.pi * ratio**sampling.guidance_power)) / 2
+    return 1 + (sampling.guidance_scale - 1) * ratio
 
 
-def certainty(probability: Tensor, positions: Tensor, gumbel: Tensor, sampling: Sampling, ratio: float) -> Tensor:
+def certainty(probability: Tensor, places: Tensor, gumbel: Tensor, sampling: Sampling, ratio: float) -> Tensor:
     """How certain each token is, [B, m]; the largest are fixed first.
 
-    probability: [B, m, K]; positions: int64 [B, m]; gumbel: Gumbel noise [B, m].
+    probability: [B, m, K]; places: int64 [B, m], of the tokens in a fixed order; gumbel: Gumbel noise [B, m].
     entropy: minus the mean binary entropy in bits; margin: the mean of |2P − 1|, as in the published code; to both,
     which lie in a range of width 1, the noise is added times its temperature, which is constant, or times the `ratio`
-    of the iteration (schedule "up") or 1 − ratio ("down"). random: the noise alone; raster: reading order.
+    of the iteration (schedule "up") or 1 − ratio ("down"). random: the noise alone; raster, halton: the
+    places alone.
     """
-    if sampling.order == "raster":
-        return -positions.float()
+    if sampling.order in ("raster", "halton"):
+        return -places.float()
     if sampling.order == "random":
         return gumbel
     certain = (2 * probability - 1).abs().mean(-1) if sampling.order == "margin" else -bit_entropy(probability)

@@ -61,7 +61,7 @@ def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Pass
         stay = still_masked(tokens, ratio)
         if stay == left:
             continue
-        guided = guidance(sampling, ratio) != 1.0 and sampling.guidance_scale != 1.0
+        guided = guidance(sampling, ratio) != 1.0
         rows = 2 if guided else 1
         backbone += rows
         conditions += rows * left

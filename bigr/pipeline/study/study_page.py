@@ -18,19 +18,26 @@ PAPER = {FID: "FID", TOP1: "top-1"}
 INTRODUCTION = """\
 # The paper's tables in miniature
 
-`make ablations` repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits: every line is a choice of
-settings, run under {seeds} seeds, {runs} runs in all. This page and its plot are written by that command from
-[ablations.json](ablations.json). The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet
-for 400 epochs; here {layers} layers of width {dim} learn 1,437 digits in {steps} steps. The question is therefore not
-whether the values are near the paper's, but whether the *order* of the variants is the same.
+```sh
+make ablations
+```
 
-Our results are mean ± standard deviation over seeds. `fd_classifier` is a Fréchet distance of {count} samples to the
-training images over the features of a small classifier. The paper has FID over Inception's features in its place.
-top-1 (in %) is that of the linear probe at its best layer, on the held-out digits.
+This command repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits. It writes this page and its
+plot, and their data to [ablations.json](ablations.json). A row of a table is a variant: a choice of settings, run with
+{seeds} seeds. There are {runs} runs in all.
 
-A seed is that of the whole pipeline: each has its own tokenizer, which all its variants share, as they share the codes
-and, where only sampling differs, the trained model. Deviations therefore contain all that is drawn; variants are
-compared seed by seed.
+The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet for 400 epochs. Here, {layers} layers
+of width {dim} learn 1,437 digits in {steps} steps. So the values differ from the paper's. The question is whether the
+*order* of the variants is the same.
+
+- Results are mean ± standard deviation over seeds.
+- `fd_classifier` is a Fréchet distance between {count} samples and the training images, in the features of a small
+  classifier. It takes the place of the paper's FID, which uses Inception's features.
+- top-1 (in %) is the accuracy of the linear probe at its best layer, on the held-out digits.
+
+A seed is that of the whole pipeline. Each seed has its own tokenizer and codes, which all variants share. Variants that
+differ only in sampling also share the trained model. So the deviations include all random draws. Variants are compared
+seed by seed.
 """
 
 COMMANDS = """\
@@ -38,18 +45,18 @@ COMMANDS = """\
 
 ```sh
 make ablations                            # here, {lanes} trainings in parallel; finished runs are not run again
-prefect deployment run bigr/ablations     # the same as a flow, under `make services`
-dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics beside the settings that differ
+prefect deployment run bigr/ablations     # the same as a flow, while `make services` runs
+dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics and the settings that differ
 make ui                                   # every run in MLflow
 ```
 
-A run is an experiment of DVC and a run in MLflow, under one name (`ablations-table2-x0-seed1`);
-[comparing.md](comparing.md) explains how to compare runs. All runs differ from the `params.yaml` of the
-commit `{commit}`, whose defaults may be older than today's, in:
+A run is an experiment of DVC and a run in MLflow, with the same name (`ablations-table2-x0-seed1`).
+[comparing.md](comparing.md) shows how to compare runs. All runs start from the `params.yaml` of the commit `{commit}`,
+whose defaults may be older than today's, and change:
 
 {settings}
 
-The results of this page: commit `{commit}`, {machine}, {minutes:.0f} minutes with {lanes} trainings in parallel.
+The results were made at commit `{commit}` on {machine}, in {minutes:.0f} minutes with {lanes} trainings in parallel.
 Sampling times were measured afterwards.
 """
 
@@ -100,8 +107,8 @@ def _summary(results: Results) -> str:
         [
             "## Does the small scale follow?",
             "",
-            f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” hold",
-            "for every seed; where the seeds differ, a difference of this size cannot be seen at this scale.",
+            f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” mean",
+            "that all seeds agree. “Undecided” means that they do not: the difference is too small for this scale.",
             "",
             "| | the paper's order | in the paper | here | seeds that agree | verdict |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -129,8 +136,8 @@ def _figure3(results: Results) -> str:
         "",
         "![fd_classifier against milliseconds an image](images/ablations-figure3.png)",
         "",
-        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: in one",
-        f"thread, in batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, no run of the study beside it.",
+        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one",
+        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, no other run at the same time.",
         "",
         "| S | n | ms an image | fd_classifier |",
         "| --- | --- | --- | --- |",
