@@ -62,7 +62,6 @@ def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
 
 
 def _lay_out(tab: Tab, tasks: Tasks, examples: Examples) -> Link:
-    """The tab, and the link that opens it with its settings."""
     with gr.Tab(tab.name, id=tab.name, elem_classes="tab"), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="given"):
             gr.HTML(f"<p>{tab.says}</p>", apply_default_css=False, elem_classes="says")

@@ -262,7 +262,6 @@ def brush_value(picture: Image.Image | None) -> dict[str, object]:
 
 
 def _shown(picture: Image.Image) -> Image.Image:
-    """The image at the size that the page shows."""
     small = picture.copy()
     small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return small

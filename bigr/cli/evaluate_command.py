@@ -108,7 +108,6 @@ def evaluate(
 
 
 def _extractor(settings: "Settings", name: str | None, weights: Path | None, download: bool) -> "Extractor":
-    """The extractor that the options, or else the settings, name."""
     from bigr.evaluation.fidelity import extractors
     from bigr.runtime.device import resolve_device
 

@@ -58,8 +58,7 @@ class Common:
         """The model. Raises `BigrError` where there is none."""
         import bigr
 
-        model: ImageModel = bigr.load(self.model, params=self.params, device=self.device)
-        return model
+        return bigr.load(self.model, params=self.params, device=self.device)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,6 @@ def stale(root: Path, params: Path) -> str | None:
 
 
 def _names(found: Mapping[str, Any], wanted: Mapping[str, float], every: bool) -> Iterator[tuple[str, list[str]]]:
-    """The parts and the names of their metrics that are shown, in order."""
     from bigr.evaluation.headline import measured
 
     own = [f"{part}.{name}" for part, metrics in found.items() if isinstance(metrics, Mapping) for name in metrics]

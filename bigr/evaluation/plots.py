@@ -139,7 +139,6 @@ def confusion_plot(path: Path, labels: np.ndarray, predicted: np.ndarray, classe
 
 
 def _short(name: str) -> str:
-    """A class name of at most `_NAME_LENGTH` characters."""
     return _plain(name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…")
 
 

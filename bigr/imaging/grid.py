@@ -59,7 +59,6 @@ def preview(picture: Image.Image) -> Image.Image:
 
 
 def _cell(pictures: Sequence[Image.Image]) -> tuple[int, int]:
-    """The size of each cell: that of the largest picture, enlarged or reduced."""
     width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
     longest = max(width, height)
     scale = min(1.0, LARGEST / longest) if longest >= SIDE else -(-SIDE // longest)

@@ -20,7 +20,7 @@ from bigr.data.images import center_crop
 from bigr.imaging import similarity
 from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, load_networks
 from bigr.imaging.blend import Blend, check
-from bigr.imaging.frames import ProgressReporter
+from bigr.imaging.frames import progress_reporter
 from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
 from bigr.imaging.painting import paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
@@ -339,7 +339,7 @@ class ImageModel:
     def _reporter(self, how: SamplingOptions, iterations: int, count: int) -> OnIteration | None:
         """What the sampler calls where there is an `on_step`; `count` images, each batch in so many iterations."""
         batches = -(-count // self.sampler.batch_size)
-        return how.on_step and ProgressReporter(self.sampler.tokenizer, how.on_step, iterations * batches)
+        return how.on_step and progress_reporter(self.sampler.tokenizer, how.on_step, iterations * batches)
 
     def _sampling(self, sampling: Sampling, how: SamplingOptions, guided: bool = True) -> Sampling:
         """The sampler of one call. Without a class there is no guidance: it would change nothing."""

@@ -141,7 +141,6 @@ def _layers(name: str, cls: type[torch_fidelity.FeatureExtractorBase]) -> tuple[
 
 
 def _import(name: str, root: Path) -> type[torch_fidelity.FeatureExtractorBase]:
-    """Import `module:Class` with `root` on the path."""
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(root))
     try:

@@ -172,7 +172,6 @@ def _header(kind: str, config: Any, tokenizer: str | None = None) -> dict[str, s
 
 
 def _weights(folder: Path, cls: type[Any], config: Any) -> dict[str, FileTensor]:
-    """The weights in a model folder, checked against its shape."""
     file = open_tensors(folder / "model.safetensors")
     expected = {name: tuple(tensor.shape) for name, tensor in expected_state(cls, config, file.path).items()}
     given = {name: tensor.shape for name, tensor in file.tensors.items()}

@@ -226,7 +226,6 @@ def _open_checkpoint(path: Path, entry: str) -> TensorFile:
 def _place(
     path: Path, members: Mapping[str, zipfile.ZipInfo], root: str, big_endian: bool, name: str, view: _View
 ) -> FileTensor:
-    """The tensor of a view. Raises `BigrError` naming it."""
     kind, key = view.storage
     stored = _STORAGES.get(kind)
     member = members.get(f"{root}data/{key}")
