@@ -1,8 +1,4 @@
-"""The flow of the deployment `bigr/ablations`: the study of docs/ablations.md, as `make ablations` does it.
-
-One task runs `flows/study.py` and shows its log on Prefect's page. One that a signal killed is tried again, and does
-what is left.
-"""
+"""The flow of the deployment `bigr/ablations`: the study of docs/ablations.md, as `make ablations` does it."""
 
 import sys
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Register the work pool and the deployments of prefect.yaml with Prefect's server: `python -m flows.deploy`.
 
-Waits for the server first, so that both can be started together. Runs that were under way on this machine when the
-services last stopped are marked as crashed: otherwise they would hold the deployment's only slot. Other work pools and
-deployments on the server stay as they are, and a schedule stays on or off. It can be repeated.
+Runs that were under way on this machine when the services last stopped are marked as crashed: otherwise they would hold
+the deployment's only slot. Other work pools and deployments stay as they are, and a schedule stays on or off.
 """
 
 import signal
@@ -32,7 +31,7 @@ from prefect.states import Crashed
 
 from bigr import config
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line
 from bigr.tracking.executions import is_dead
 from flows.execution import RETRY, command
 from flows.page import mlflow_url
@@ -46,10 +45,9 @@ BUSY = (408, 429, 502, 503, 504)
 
 @contextmanager
 def connected(patience_s: float = PATIENCE_S) -> Iterator[SyncPrefectClient]:
-    """A client of the server that Prefect's settings name, once that answers.
+    """A client of the server that Prefect's settings name, once that answers; the reason of a wait is printed.
 
-    Waits for a server that does not answer, and logs the reason. Raises `BigrError` where the settings name none, where
-    it does not answer in time, refuses the password, or is not Prefect's.
+    Raises `BigrError` where they name none, it does not answer in time, refuses the password, or is not Prefect's.
     """
     if not get_current_settings().api.url:
         raise BigrError("There is no Prefect server: start one with `make services`, or set PREFECT_API_URL")
@@ -85,7 +83,7 @@ def _silence() -> str:
                 remedy = "set PREFECT_API_AUTH_STRING (user:password) or PREFECT_API_KEY to what it takes"
             raise BigrError(f"{server} answers with status {status}; {remedy}") from None
         except httpx.TransportError as error:
-            reason = masked(" ".join(str(error).split())) or type(error).__name__
+            reason = in_one_line(error)
             if isinstance(error, httpx.UnsupportedProtocol) or "SSL" in reason:
                 raise BigrError(f"{server} cannot be asked ({reason}); {remedy}") from None
             return f"{server} does not answer ({reason})"
@@ -107,11 +105,7 @@ def deployments(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
 
 
 def mark_crashed(client: SyncPrefectClient, known: list[UUID]) -> None:
-    """Mark as crashed the runs of the deployments `known` whose process was on this machine and has ended.
-
-    They can be retried from their page. A run without the label of `flows/whereabouts.py`, or of another machine, is
-    left alone.
-    """
+    """Mark as crashed the runs of the deployments `known` whose process, by their label, was here and has ended."""
     if not known:
         return
     under_way = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])

@@ -1,8 +1,4 @@
-"""Commands run by the flow in processes of their own; above all one stage, executed by DVC.
-
-What DVC and the stage print goes line by line to a logger. A stage ends in one of three ways: an `Outcome` (it ran, or
-there was nothing to do), `StageKilled` (a signal ended it: worth another try), `StageFailed` (it would fail again).
-"""
+"""Commands run by the flow in processes of their own; above all one stage, executed by DVC."""
 
 import contextlib
 import os
@@ -11,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +28,7 @@ _RUNNING = re.compile(r"Running stage '([^']*)'")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stage that succeeded: `ran`, or `cached` where DVC had its result already; `seconds` of wall-clock time."""
+    """A stage that succeeded: `ran`, or `cached` where there was nothing to do; `seconds` of wall-clock time."""
 
     state: Literal["ran", "cached"]
     seconds: float
@@ -60,32 +56,28 @@ def execute(
     *,
     upstream: bool = False,
 ) -> Outcome:
-    """Bring one stage up to date in `workspace` with `dvc repro`.
+    """Bring one stage up to date in `workspace` with `dvc repro`. Raises `StageFailed` or `StageKilled`.
 
-    environment: added to this process's; force: run even if nothing changed; log: receives each line of output;
-    upstream: bring up to date whatever the stage depends on, too.
-    Raises `StageFailed` or `StageKilled`.
+    environment: added to this process's; force: run even if nothing changed; upstream: also what the stage depends on.
     """
     started = time.monotonic()
     words = [command("dvc"), "repro", stage]
     if not upstream:
         words.append("--single-item")
+    status, lines = _run(workspace, [*words, "--force"] if force else words, environment, log)
     ran, skipped, exited, refused = False, False, 0, ""
     said: list[str] = []
-    with started_in(workspace, [*words, "--force"] if force else words, environment) as process:
-        for line in lines(process):
-            log(line)
-            if match := _RUNNING.match(line):
-                ran, stage, said = True, match[1], []
-            elif _SKIPPED.match(line):
-                skipped = True
-            elif match := _EXIT.search(line):
-                exited = int(match[1])
-            elif match := _DVC_ERROR.match(line):
-                refused = match[1]
-            elif not exited:
-                said = [] if _NOT_LAST_WORDS.match(line) else [*said, line]
-        status = process.wait()
+    for line in lines:
+        if match := _RUNNING.match(line):
+            ran, stage, said = True, match[1], []
+        elif _SKIPPED.match(line):
+            skipped = True
+        elif match := _EXIT.search(line):
+            exited = int(match[1])
+        elif match := _DVC_ERROR.match(line):
+            refused = match[1]
+        elif not exited:
+            said = [] if _NOT_LAST_WORDS.match(line) else [*said, line]
     if status == 0:
         return Outcome("cached" if skipped and not ran else "ran", time.monotonic() - started)
     if number := killer(exited) or killer(status):
@@ -94,15 +86,22 @@ def execute(
     raise StageFailed(f"{stage}: {refused or last_words or f'failed with status {exited or status}'}")
 
 
-@contextlib.contextmanager
-def started_in(
-    workspace: Path, words: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[str]]:
-    """A running command of this project in `workspace`; no process that it starts outlives this context."""
+def _run(
+    workspace: Path, words: Sequence[str], environment: Mapping[str, str], log: Callable[[str], None]
+) -> tuple[int, list[str]]:
+    """Run a command of this project in `workspace`: its status, and the lines that it printed, passwords masked.
+
+    The workspace's own code and this environment's programs come first. No process that it starts outlives this call.
+    """
+    own = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": str(workspace),
+        "PYTHONUNBUFFERED": "1",
+    }
     process = subprocess.Popen(
         [sys.executable, guard.__file__, *words],
         cwd=workspace,
-        env={**os.environ, **environment, **_paths(workspace)},
+        env={**os.environ, **environment, **own},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -110,16 +109,15 @@ def started_in(
         errors="replace",
         start_new_session=True,
     )
+    lines: list[str] = []
     try:
-        yield process
+        assert process.stdout is not None
+        for line in filter(None, map(str.rstrip, process.stdout)):
+            lines.append(masked(line))
+            log(lines[-1])
+        return process.wait(), lines
     finally:
         _end(process)
-
-
-def lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """What the command prints, line by line, without empty ones; passwords in URIs are masked, as Prefect keeps all."""
-    assert process.stdout is not None
-    yield from (masked(line.rstrip()) for line in process.stdout if line.rstrip())
 
 
 def run_logged(
@@ -131,16 +129,8 @@ def run_logged(
     *,
     accepted: Collection[int] = (0,),
 ) -> list[str]:
-    """Run a command of this project in `workspace`, each line of its output to `log`, and return the lines.
-
-    accepted: exit statuses of success. Raises `StageKilled` and, with the last line, `StageFailed`.
-    """
-    said: list[str] = []
-    with started_in(workspace, words, environment) as process:
-        for line in lines(process):
-            log(line)
-            said.append(line)
-        status = process.wait()
+    """The lines that a command prints. accepted: exit statuses of success. Raises `StageKilled` or `StageFailed`."""
+    status, said = _run(workspace, words, environment, log)
     if number := killer(status):
         raise StageKilled(f"{name}: killed by {signal.Signals(number).name}")
     if status not in accepted:
@@ -157,15 +147,6 @@ def output(folder: Path, *words: str, **environment: str) -> str:
         said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[-1]
         raise BigrError(masked(f"{Path(words[0]).name} {words[1]}: {said}"))
     return done.stdout
-
-
-def _paths(workspace: Path) -> dict[str, str]:
-    """The workspace's own code and this environment's programs come first, wherever they were started from."""
-    return {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": str(workspace),
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def killer(status: int) -> int:

@@ -19,8 +19,7 @@ NOT_PROMOTED = 3
 
 @dataclass(frozen=True)
 class GateResult:
-    """What `bigr promote --json` says. state: of the task; summary: one line; rows: one for each metric compared;
-    measured_again: what was measured again for the comparison, if anything."""
+    """What `bigr promote --json` says. state: of the task; rows: one for each metric compared."""
 
     state: str
     summary: str
@@ -34,10 +33,7 @@ def applies(graph: Mapping[str, StageSpec], chosen: list[str]) -> bool:
 
 
 def has_judged(project: Path, workspace: Path) -> bool:
-    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors.
-
-    There is none where the run that made the model ended before the gate, or was not a flow run.
-    """
+    """Whether the registry has a decision on the model of `workspace`. Raises MLflow's own errors."""
     from bigr.tracking.store import Store
 
     lock = config.read(workspace / "dvc.lock").get("stages", {})

@@ -1,8 +1,7 @@
 """Run a command that ends with the process that started it: `python -m flows.guard COMMAND…`.
 
-A killed flow run must not leave a training behind that holds DVC's lock. This process leads a session of its own; its
-standard input is a pipe that the flow run holds open and never writes to. When the pipe closes, however the flow run
-ended (also by `kill -9`), everything in the session is terminated.
+This process leads a session of its own; its standard input is a pipe that the flow run holds open. When it closes,
+however the flow run ended (also by `kill -9`), the session is terminated, so that no training keeps DVC's lock.
 """
 
 import os

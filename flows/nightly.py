@@ -12,22 +12,17 @@ from flows.deploy import connected, switch, switched
 SLUG = "nightly"
 
 
-def nightly(active: bool) -> None:
-    """Raises `BigrError` where no server answers, or where it does not know the schedule."""
-    with connected(patience_s=10) as client:
-        known = {key: active for key in switched(client) if key[1] == SLUG}
-        if not known:
-            raise BigrError(f"The server has no schedule {SLUG}: start `make services`, which registers it")
-        switch(client, known)
-
-
 def main() -> int:
     """Exit status 2 for an error of the user's."""
     word = sys.argv[1] if len(sys.argv) > 1 else "on"
     try:
         if word not in ("on", "off"):
             raise BigrError(f"SWITCH must be on or off, got {word}")
-        nightly(word == "on")
+        with connected(patience_s=10) as client:
+            known = {key: word == "on" for key in switched(client) if key[1] == SLUG}
+            if not known:
+                raise BigrError(f"The server has no schedule {SLUG}: start `make services`, which registers it")
+            switch(client, known)
     except BigrError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USER_ERROR

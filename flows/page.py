@@ -1,4 +1,4 @@
-"""A flow run's page in Prefect: metrics, decision, samples, links to the records, stages, settings."""
+"""A flow run's page in Prefect: decision, samples, links to the records, stages, metrics, settings of its own."""
 
 import base64
 import json
@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigr.evaluation.headline import headline
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.masking import masked
 from bigr.tracking.store import RUN_LIST, RUN_PAGE
 from flows.execution import Outcome
 from flows.gate import GateResult
 
-HEADLINES = 5
 _DOES_NOT_COMPETE = (
     "This model does not compete for `champion`: the run has settings of its own. `promote: true` among its parameters "
     "lets it; so does `bigr promote` after `dvc exp apply`."
@@ -29,7 +27,6 @@ class Page:
 
     name: str
     workspace: Path
-    settings: Mapping[str, Any]
     overrides: Mapping[str, Any]
     stages: dict[str, Outcome | str] = field(default_factory=dict)
     gate: GateResult | None = None
@@ -38,7 +35,7 @@ class Page:
 
     def text(self) -> str:
         """The page, as Markdown."""
-        parts = [f"# {self.name}", self._headline(), self._gate(), self._picture(), self._records(), self._stages()]
+        parts = [f"# {self.name}", self._gate(), self._picture(), self._records(), self._stages()]
         return "\n\n".join(part for part in [*parts, self._metrics(), self._settings()] if part)
 
     def _stages(self) -> str:
@@ -58,21 +55,17 @@ class Page:
             (row["name"], *("—" if row[key] is None else _number(row[key]) for key in keys), row["verdict"])
             for row in self.gate.rows
         ]
-        table = _table("Promotion", ("metric", "champion", "challenger", "at worst", "verdict"), rows, f"{summary}.\n")
-        return table or f"## Promotion\n\n{summary}."
-
-    def _measured(self) -> dict[str, Any]:
-        path = self.workspace / METRICS
-        found: dict[str, Any] = json.loads(path.read_text()) if self._made("evaluation") and path.exists() else {}
-        return found
-
-    def _headline(self) -> str:
-        """The few metrics that compare models at a glance."""
-        shown = list(flatten(headline(self._measured())).items())[:HEADLINES]
-        return _table("Headline metrics", ("metric", "value"), [(name, _number(value)) for name, value in shown])
+        head = ("metric", "champion", "challenger", "at worst", "verdict")
+        return _table(f"Promotion\n\n{summary}.", head, rows) or f"## Promotion\n\n{summary}."
 
     def _metrics(self) -> str:
-        return _table("Metrics", ("metric", "value"), [(k, _number(v)) for k, v in flatten(self._measured()).items()])
+        path = self.workspace / METRICS
+        measured = flatten(json.loads(path.read_text())) if self._made("evaluation") and path.exists() else {}
+        return _table("Metrics", ("metric", "value"), [(name, _number(value)) for name, value in measured.items()])
+
+    def _settings(self) -> str:
+        rows = [(key, f"**{json.dumps(value)}**") for key, value in self.overrides.items()]
+        return _table("Settings that differ from params.yaml", ("setting", "value"), rows)
 
     def _picture(self) -> str:
         path = self.workspace / PICTURE
@@ -90,13 +83,6 @@ class Page:
             return f"## Records in MLflow\n\n- [All runs]({mlflow_url()})"
         runs = f"{self.record.rpartition('/')[0]}?{RUN_LIST}"
         return f"## Records in MLflow\n\n- [This run]({self.record}?{RUN_PAGE}): {about}\n- [All runs]({runs})"
-
-    def _settings(self) -> str:
-        rows = [(key, json.dumps(value)) for key, value in flatten(self.settings).items()]
-        changed = [(key, f"**{value}**") for key, value in rows if key in self.overrides]
-        same = [row for row in rows if row[0] not in self.overrides]
-        note = f"Different from `params.yaml`: the first {len(changed)}." if changed else "As in `params.yaml`."
-        return _table("Settings", ("setting", "value"), changed + same, note)
 
 
 def mlflow_url() -> str:
@@ -121,10 +107,10 @@ def record(project: Path, run_id: str) -> str:
     return f"{mlflow_url()}/#/experiments/{store.experiment}/runs/{found[0].info.run_id}" if found else ""
 
 
-def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]], note: str = "") -> str:
+def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
-    lines = [f"## {title}", "", *([note, ""] if note else []), _row(head), _row(("---",) * len(head)), *map(_row, rows)]
+    lines = [f"## {title}", "", _row(head), _row(("---",) * len(head)), *map(_row, rows)]
     return "\n".join(lines)
 
 

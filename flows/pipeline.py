@@ -1,8 +1,6 @@
 """The flow `bigr`: the stages of dvc.yaml, one task each, in their order.
 
-Prefect decides when, where, how often, and what is tried again; DVC decides what is out of date. A stage that fails
-ends the run at once with its own message; one that a signal killed is tried again and continues from its last
-checkpoint. `prefect deployment run bigr/full --watch` runs the deployment of prefect.yaml.
+A stage that fails ends the run with its own message; one that a signal killed is tried again from its last checkpoint.
 """
 
 import logging
@@ -19,15 +17,13 @@ from prefect.tasks import Task
 
 from bigr import config
 from bigr.pipeline.check import check_files
-from bigr.pipeline.dvcfile import StageSpec
+from bigr.pipeline.dvcfile import StageSpec, outdated
 from bigr.pipeline.dvcfile import stages as described_stages
 from bigr.pipeline.images_found import check_images, images_of
-from bigr.pipeline.measurable import check_promotion
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
 from flows import gate, workspace
 from flows.execution import RETRY, Outcome, StageFailed, StageKilled, execute
-from flows.freshness import unchanged
 from flows.page import Page, record
 from flows.whereabouts import say_retry, say_where
 
@@ -82,12 +78,11 @@ def pipeline(
 ) -> State[Any]:
     """Run the pipeline, or some of its stages.
 
-    stages: names of the stages to bring up to date, without those that they depend on; all by default.
-    settings: values that differ from params.yaml for this run only, as {"generator.steps": 2000}. The run then works in
-        a clone of the project, and becomes an experiment of DVC under its name.
+    stages: those to bring up to date, without what they depend on; all by default.
+    settings: values that differ from params.yaml, as {"generator.steps": 2000}. The run then works in a clone of the
+        project, and becomes an experiment of DVC under its name.
     force: run each stage even if nothing that it depends on has changed.
-    promote: let the model compete for the alias `champion` once it is measured; by default only where `settings` are
-        those of params.yaml.
+    promote: let the model compete for the alias `champion`; by default only without `settings`.
     """
     project = Path.cwd()
     name, run_id = str(flow_run.name), str(flow_run.id)
@@ -99,18 +94,15 @@ def pipeline(
         chosen = choose(graph, stages)
         valid = config.validate(values)
         check_files(project, valid, chosen)
-        images = images_of(project, valid, chosen)
-        check_images(project, valid, images, chosen)
-        if promote and gate.applies(graph, chosen):
-            check_promotion(valid, images)
+        check_images(project, valid, images_of(project, valid, chosen), chosen)
         folder = project / workspace.FOLDER / run_id if overrides else project
         if overrides:
             workspace.clone(project, folder, overrides)
     except BigrError as error:
         return _failed(str(error))
-    page = Page(name, folder, values, overrides, competes=promote or not overrides)
+    page = Page(name, folder, overrides, competes=promote or not overrides)
     try:
-        environment = _environment(name, run_id)
+        environment = {"BIGR_EXECUTION": run_id, "BIGR_EXECUTION_NAME": name}  # the parent run of the stages' runs
         message = _run(graph, chosen, page, environment, force)
         if not message and promote and gate.applies(graph, chosen) and not _is_decided(page, project):
             message = _promote(page, environment)
@@ -122,7 +114,8 @@ def pipeline(
         return _failed(message)
     if overrides:
         try:
-            workspace.save(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+            workspace.keep(project, folder, workspace.experiment_name(project, name, run_id), chosen)
+            workspace.remove(folder)
         except BigrError as error:
             return _failed(f"the results, in {folder}, could not be saved as an experiment: {error}")
     ran = sum(end.state == "ran" for end in page.stages.values() if isinstance(end, Outcome))
@@ -150,11 +143,6 @@ def choose(graph: dict[str, StageSpec], stages: list[str] | None) -> list[str]:
     return [stage for stage in graph if not stages or stage in stages]
 
 
-def _environment(name: str, run_id: str) -> dict[str, str]:
-    """Makes the stages' MLflow runs children of one run. (A stage in a clone finds the project's records by itself.)"""
-    return {"BIGR_EXECUTION": run_id, "BIGR_EXECUTION_NAME": name}
-
-
 def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment: dict[str, str], force: bool) -> str:
     """Run the stages one after the other. Returns the message of the first that fails, else an empty string."""
     done: dict[str, State[Any]] = {}
@@ -174,6 +162,17 @@ def _run(graph: dict[str, StageSpec], chosen: list[str], page: Page, environment
         page.stages[stage] = "killed" if isinstance(result, StageKilled) else "failed"
         return ended_by(result)
     return ""
+
+
+def unchanged(workspace: Path, stages: list[str]) -> set[str]:
+    """Those of `stages` that are as dvc.lock has them, asked once: `dvc repro` takes a second or two for each stage.
+
+    None where DVC cannot tell: `dvc repro` then says why.
+    """
+    try:
+        return set(stages) - set(outdated(workspace, stages))
+    except BigrError:
+        return set()
 
 
 def ended_by(result: Any) -> str:

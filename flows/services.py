@@ -29,8 +29,7 @@ PID = Path(".prefect/services.pid")
 def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Which of the services `names` are to be started here, and what to add to their environment.
 
-    Missing passwords are made. Raises `BigrError`, before anything is written, where a port is not a number or is in
-    use, and where the services of this folder run already.
+    Missing passwords are made. Raises `BigrError` where a port is wrong or in use, or the services run already.
     """
     chosen, added = list(names), {"PREFECT_HOME": environment.get("PREFECT_HOME") or str(project / ".prefect")}
     added["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])

@@ -1,9 +1,8 @@
 """The study of docs/ablations.md, executed: `python -m flows.study`, which is `make ablations`.
 
-Runs that share a trained model are a `RunGroup`: they run one after the other in one clone of the project
-(`flows/workspace.py`), and groups run in parallel. The clones share DVC's cache, so a tokenizer is trained once a seed
-and a generator once a model. Each run becomes an experiment of DVC and a run in MLflow, both under its name. A finished
-run (same code, same settings) is not run again: a second study runs nothing, one that was killed continues.
+Runs that share a trained model are a `RunGroup`: they run one after the other in one clone of the project, groups in
+parallel. The clones share DVC's cache, so a tokenizer is trained once a seed and a generator once a model. Each run
+becomes an experiment of DVC and a run in MLflow. A finished run (same code, same settings) is not run again.
 """
 
 import contextlib
@@ -15,19 +14,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bigr import config
-from bigr.pipeline.study.tables import MINIATURE, POINTS, StudyRun, digest, runs, tables_of
+from bigr.pipeline.study.tables import MINIATURE, StudyRun, digest, runs
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.files import write_json
 from bigr.runtime.masking import MaskingFormatter, masked
-from bigr.tracking.store import location
-from bigr.tracking.study_tags import mark, prepare
+from bigr.tracking.store import Store, location
 from flows import workspace
 from flows.execution import StageFailed, StageKilled, execute, output
 
@@ -52,13 +51,10 @@ class RunGroup:
 
 
 class Study:
-    """The runs of one project, which of them are finished, and how to run the others.
+    """The runs of one project. Raises `BigrError` where its settings are not those of the embedded images."""
 
-    Raises `BigrError` where the project's settings are not those of the embedded images.
-    """
-
-    def __init__(self, project: Path, chosen: Sequence[StudyRun], lanes: int = LANES) -> None:
-        self.project, self.lanes = project, lanes
+    def __init__(self, project: Path, chosen: Sequence[StudyRun]) -> None:
+        self.project = project
         base = config.read(project / "params.yaml")
         if not config.validate(base).shards.embedded:
             raise BigrError("shards.source: the study is of the embedded digits; run it where it is data/digits")
@@ -73,11 +69,10 @@ class Study:
         self._experiments = workspace.experiments(project)
         self._remove_stale_clones()
         with _mlflow_optional("be reached"):
-            prepare(project)
+            Store(project)  # before several executions at once create it
 
     def open_groups(self) -> list[RunGroup]:
-        """The groups with unfinished runs; long ones first, then by name, so that neighbours have different seeds and
-        none waits for another's tokenizer."""
+        """The groups with unfinished runs; neighbours have different seeds, so that none waits for a tokenizer."""
         left = [group for group in self.groups if any(not self.done(run) for run in group.runs)]
         return sorted(left, key=lambda group: (-len(group.runs), group.name))
 
@@ -90,10 +85,7 @@ class Study:
         return self._read(run.name, run)
 
     def run_group(self, group: RunGroup, say: Callable[[str], None], detail: Callable[[str], None]) -> None:
-        """Run what is left of a group. say: receives a line for each run; detail: every line of the stages.
-
-        Raises `StageFailed`, `StageKilled` or `BigrError`; finished runs stay finished.
-        """
+        """Run what is left of a group. say: receives a line for each run; detail: every line of the stages."""
         folder = self._clone(group)
         for run in (run for run in group.runs if not self.done(run)):
             if self.stopping.is_set():
@@ -108,7 +100,7 @@ class Study:
             execute("evaluation", folder, environment, False, detail, upstream=True)
             figures = flatten(json.loads((folder / "outputs/metrics.json").read_text()))
             workspace.keep(self.project, folder, run.name, [])
-            self._mark(run, {})
+            self._mark(run)
             took = time.monotonic() - started
             self._write(run.name, run, {"figures": figures, "seconds": took})
             self._experiments.add(run.name)
@@ -123,10 +115,9 @@ class Study:
             folder = self.project / workspace.FOLDER / f"{_CLONE}timing"
             workspace.clone(self.project, folder, base.settings)
             execute("transcoder", folder, self._environment(base), False, log.debug, upstream=True)
-            words = [sys.executable, "-m", "bigr.pipeline.study.timing", *(f"{n},{s}" for n, s in POINTS)]
-            seconds = json.loads(output(folder, *words, OMP_NUM_THREADS="1", PYTHONPATH=str(folder)))
+            words = [sys.executable, "-m", "bigr.pipeline.study.timing"]
+            found = {"seconds": json.loads(output(folder, *words, OMP_NUM_THREADS="1", PYTHONPATH=str(folder)))}
             workspace.remove(folder)
-            found = {"seconds": {variant: seconds[f"{n},{s}"] for (n, s), variant in POINTS.items()}}
             self._write("seconds", base, found)
         return dict(found["seconds"])
 
@@ -140,16 +131,13 @@ class Study:
         minutes = 0.0
         for run in every:
             found = self.result(run)
-            if found is None:
-                raise BigrError(f"{run.name}: has no result; run `make ablations` again")
+            assert found is not None  # every group has ended
             figures.setdefault(run.variant.name, {})[run.seed] = found["figures"]
             minutes += found["seconds"] / 60
-            if run.variant.name in seconds:
-                self._mark(run, {"samples.seconds_per_image": seconds[run.variant.name]})
         commit = output(self.project, "git", "rev-parse", "--short", "HEAD").strip()
         machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
         docs = self.project / "docs"
-        found_all = results.Results(figures, seconds, dict(MINIATURE), minutes, self.lanes, commit, machine)
+        found_all = results.Results(figures, seconds, dict(MINIATURE), minutes, LANES, commit, machine)
         results.save(docs / "ablations.json", found_all)
         study_page.write(docs, results.load(docs / "ablations.json"))
 
@@ -158,18 +146,21 @@ class Study:
             "BIGR_EXECUTION": f"{run.name} {self._digests[run.name][:12]}",
             "BIGR_EXECUTION_NAME": run.name,
             "MLFLOW_TRACKING_URI": location(self.project),
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.lanes)),
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // LANES)),
         }
 
-    def _mark(self, run: StudyRun, figures: Mapping[str, float]) -> None:
+    def _mark(self, run: StudyRun) -> None:
+        """Tag the run in MLflow, so that one filter of its table selects the study's runs."""
         tags = {
             "bigr.study": "ablations",
             "ablations.variant": run.variant.name,
             "ablations.seed": str(run.seed),
-            "ablations.tables": ", ".join(tables_of(run.variant.name)),
         }
         with self._mlflow, _mlflow_optional(f"tag {run.name}"):
-            mark(self.project, self._environment(run)["BIGR_EXECUTION"], tags, figures)
+            store, execution = Store(self.project), self._environment(run)["BIGR_EXECUTION"]
+            for found in store.runs(bigr__execution=execution, bigr__kind="pipeline"):
+                for name, value in tags.items():
+                    store.client.set_tag(found.info.run_id, name, value)
 
     def _clone(self, group: RunGroup) -> Path:
         first = self._digests[group.runs[0].name][:12]
@@ -190,8 +181,7 @@ class Study:
     def _write(self, name: str, run: StudyRun, value: dict[str, Any]) -> None:
         path = self.project / STATE / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".new").write_text(json.dumps({"digest": self._digests[run.name], **value}))
-        path.with_suffix(".new").replace(path)
+        write_json(path, {"digest": self._digests[run.name], **value})
 
 
 @contextlib.contextmanager
@@ -215,7 +205,7 @@ def main() -> int:
         study = Study(Path.cwd(), runs())
         left = study.open_groups()
         log.info("%d runs, %d to do", sum(len(g.runs) for g in study.groups), sum(len(g.runs) for g in left))
-        with ThreadPoolExecutor(study.lanes) as lanes:
+        with ThreadPoolExecutor(LANES) as lanes:
             for one in as_completed([lanes.submit(study.run_group, group, log.info, log.debug) for group in left]):
                 if one.exception():
                     study.stopping.set()

@@ -1,7 +1,4 @@
-"""Hooks of the flows: label a run with its machine and process, and add the remedy to the message of a killed run.
-
-Prefect 3.8 keeps a process's number, but not its machine.
-"""
+"""Hooks of the flows: label a run with its machine and process, and add the remedy to the message of a killed run."""
 
 from typing import Any
 

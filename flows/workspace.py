@@ -1,10 +1,8 @@
 """The clone of the project in which a flow run with settings of its own works. (Others work in the user's folder.)
 
 The clone holds what the folder holds at that moment (the last commit, and what was changed or added since), shares
-DVC's cache, and alone has the overridden params.yaml: the user's files stay untouched. It is removed when the run
-succeeds or fails; after a kill it stays, so that a retry finds its checkpoints, until that retry ends, or `make clean`.
-Only the user can read it, since DVC's passwords are copied into it. Its result becomes an experiment of the user's
-project (`dvc exp show`) under the flow run's name.
+DVC's cache, and alone has the overridden params.yaml. It is removed when the run succeeds or fails; after a kill it
+stays for the retry. Only the user can read it, since DVC's passwords are copied into it.
 """
 
 import configparser
@@ -98,12 +96,6 @@ def change(project: Path, folder: Path, overrides: Mapping[str, Any]) -> None:
     _write_params(folder / "params.yaml", overrides)
 
 
-def save(project: Path, folder: Path, name: str, stages: list[str]) -> None:
-    """Make what `stages` produced in the clone an experiment of `project`, and remove the clone."""
-    keep(project, folder, name, stages)
-    remove(folder)
-
-
 def keep(project: Path, folder: Path, name: str, stages: list[str]) -> None:
     """Make what `stages` produced in the clone an experiment of `project`; the clone stays."""
     output(folder, command("dvc"), "exp", "save", "--force", "--name", name, *stages)
@@ -171,7 +163,9 @@ def _share_cache(project: Path, folder: Path) -> None:
 
 
 def _write_params(path: Path, overrides: Mapping[str, Any]) -> None:
-    with dvcfile.edited(path) as values:
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(path) as values:  # as `dvc exp run -S` does: other lines stay
         _lay_over(values, overrides)
 
 

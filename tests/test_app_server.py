@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from bigr.app import bounds, guard
-from bigr.app import server as serving
 from bigr.runtime.errors import BigrError
+from bigr.runtime.ports import check_port
 from tests import app_pages, worlds
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_a_taken_port_is_one_line(project: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(BigrError, match=f"port {port} of 127.0.0.1 is taken"):
-            serving.check_port("127.0.0.1", port)
+            check_port("127.0.0.1", port)
         done = command(project, "--port", str(port))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 

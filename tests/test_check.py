@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from bigr import config
 from bigr.models.autoencoder.tokenizer import TokenizerConfig
-from bigr.pipeline import check, images_found, runner
+from bigr.pipeline import check, runner
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.stages import pack_shards, train_tokenizer
@@ -193,52 +193,6 @@ def test_images_added_to_the_source_count_though_shards_were_made_before(project
     )
 
 
-GATE = {"tolerance": 0.1, "relative": False, "limit": None}
-FREE = {"generator.use_labels": False, "samples.guidance_scale": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("metric", "changes", "classes", "reason"),
-    [
-        ("samples.fid", {}, 2, "evaluation.extractor is classifier"),
-        ("zero_shot.inpaint_psnr", {"evaluation.zero_shot_images": 0}, 2, "evaluation.zero_shot_images is 0"),
-        ("zero_shot.inpaint_label_agreement", FREE, 2, "generator.use_labels is false"),
-        ("zero_shot.edit_label_agreement", FREE, 2, "generator.use_labels is false"),
-        ("zero_shot.interpolation_agreement", {}, 1, "there is one class"),
-        ("probe.best_top1", {}, 1, "there is one class"),
-        ("probe.best_top1", {}, 2, None),
-        ("samples.is_classifier", {"samples.count": 9}, 2, "a set has 9 images, fewer than 10"),
-        ("reconstructions.is_classifier", {}, 2, "a set has 6 images, fewer than 10"),
-        ("samples.precision", {"evaluation.precision_recall_neighbours": 6}, 2, "a set has no more than evaluation."),
-        ("samples.precision", {"evaluation.precision_recall_neighbours": 5}, 2, None),
-        ("zero_shot.inpaint_psnr", FREE, 1, None),
-        ("samples.fd_classifier", {}, 1, None),
-    ],
-)
-def test_a_metric_of_the_gate_that_will_not_be_measured_is_named_by_the_check(
-    project: Path, metric: str, changes: dict[str, Any], classes: int, reason: str | None
-) -> None:
-    add_images(project, **{f"{split}_{name}": 3 for split in ("train", "val") for name in "ab"[:classes]})
-    tiny.apply(project / "params.yaml", changes)
-    yaml = YAML()
-    values = yaml.load(project / "params.yaml")
-    values["promotion"]["metrics"] = [{"name": metric, **GATE}]
-    yaml.dump(values, project / "params.yaml")
-    if reason is None:
-        assert check.summary(project, project / "params.yaml")
-        return
-    (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
-    assert line.startswith(f"promotion.metrics names {metric}, which is not measured where {reason}")
-    settings = config.load(project / "params.yaml")
-    images_found.check_images(project, settings, images_found.images_of(project, settings))  # the stages can do without
-
-
-def test_too_few_training_images_for_a_probe_of_the_gate_are_named_by_the_check(project: Path) -> None:
-    add_images(project, train_a=1, train_b=1, val_a=2)
-    (line,) = complaints(lambda: check.summary(project, project / "params.yaml"))
-    assert line.startswith("promotion.metrics names probe.best_top1, which is not measured where there are 2 training")
-
-
 def test_the_flow_refuses_before_it_starts_a_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(project / "prefect"))
     monkeypatch.setenv("DO_NOT_TRACK", "1")
@@ -248,6 +202,3 @@ def test_the_flow_refuses_before_it_starts_a_stage(project: Path, monkeypatch: p
     monkeypatch.chdir(project)
     state = pipeline.pipeline.fn(promote=False)
     assert state.is_failed() and "1 validation image" in str(state.message)
-    Image.new("RGB", (9, 9)).save(project / "pictures/val/a/another.png")
-    state = pipeline.pipeline.fn()
-    assert state.is_failed() and str(state.message).startswith("promotion.metrics names probe.best_top1, which is not")

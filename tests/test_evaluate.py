@@ -371,7 +371,7 @@ def test_how_a_picture_is_stored_is_read_off_its_content(options: dict, told: st
 
 def test_few_images_are_warned_of(project: Path) -> None:
     text = " ".join(evaluated(*SAMPLES, "--reference", "folder")["warnings"])
-    assert "compare it only with that of 40 samples (published figures take 50,000)" in text
+    assert "compare it only with that of 40 samples (published results use 50,000)" in text
     assert "a reference of 50 images is small" in text
     assert "same images" in " ".join(evaluated("--samples", "folder", "--reference", "folder")["warnings"])
 

@@ -154,7 +154,8 @@ def test_the_result_is_an_experiment_of_the_project(project: Path) -> None:
     workspace.clone(project, clone, {"samples.guidance_scale": 3.0})
     for stage in ("samples", "evaluation"):
         execute(stage, clone, {}, False, lambda line: None)
-    workspace.save(project, clone, workspace.experiment_name(project, "calm heron!", "1111aaaa-0"), mini_project.STAGES)
+    workspace.keep(project, clone, workspace.experiment_name(project, "calm heron!", "1111aaaa-0"), mini_project.STAGES)
+    workspace.remove(clone)
     assert not clone.exists()
     shown = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(run(project, "dvc", "exp", "show", "--csv")))}
     assert float(shown["calm-heron"]["samples.guidance_scale"]) == 3.0

@@ -12,8 +12,8 @@ from bigr.pipeline.dvcfile import stages
 from bigr.tracking.store import Store
 from flows import gate
 from flows.execution import Outcome, execute
-from flows.freshness import unchanged
 from flows.page import Page
+from flows.pipeline import unchanged
 from tests import mini_project
 
 
@@ -55,7 +55,7 @@ def ran(project: Path, monkeypatch: pytest.MonkeyPatch, states: dict[str, str]) 
     monkeypatch.setattr(pipeline, "run_stage", SimpleNamespace(with_options=lambda **names: run_stage))
     monkeypatch.setattr(pipeline, "unchanged", lambda folder, chosen: set(states))
     graph = stages(project, config.read(project / "params.yaml"))
-    page = Page("calm-heron", project, {}, {})
+    page = Page("calm-heron", project, {})
     assert pipeline._run(graph, mini_project.STAGES, page, {}, force=False) == ""
     return asked
 

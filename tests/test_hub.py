@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -172,8 +173,10 @@ def test_a_push_uploads_what_is_saved(tmp_path: Path, model: ImageModel, monkeyp
     assert calls[0][1] == {"private": True, "token": "secret", "exist_ok": True}
     assert calls[1][1]["revision"] == "main"
 
-    def fail(*_: Any, **__: Any) -> None:
-        raise huggingface_hub.errors.HfHubHTTPError("403", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(huggingface_hub, "create_repo", fail)
-    assert "someone/digits: cannot be uploaded" in refused(hub.push_to_hub, model.networks[0], "someone/digits")
+def test_a_push_that_is_refused_or_finds_no_hub_is_one_line(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = huggingface_hub.errors.HfHubHTTPError("403", response=SimpleNamespace(headers={}, request=None))
+    http_library_error = type(refusal).__mro__[1]  # what it raises where there is no network
+    for error in (refusal, http_library_error("no route")):
+        monkeypatch.setattr(huggingface_hub, "create_repo", Mock(side_effect=error))
+        assert "someone/digits: cannot be uploaded" in refused(hub.push_to_hub, model.networks[0], "someone/digits")

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
+
+
+def test_no_two_modules_and_no_two_public_classes_have_one_name() -> None:
+    names = [Path(path).stem for path in MODULES if not Path(path).stem.startswith("__")]
+    for path in MODULES:
+        classes = [node for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.ClassDef)]
+        names += [node.name for node in classes if not node.name.startswith("_")]
+    assert not [name for name, times in Counter(names).items() if times > 1]
 
 
 def test_stages_are_leaves_that_the_runner_alone_imports_by_the_table_of_stages() -> None:

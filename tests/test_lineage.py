@@ -17,7 +17,6 @@ from ruamel.yaml import YAML
 
 from bigr.pipeline.lineage import chain
 from bigr.pipeline.lineage import chain_page as page
-from bigr.pipeline.lineage.code import compare
 from bigr.pipeline.lineage.records import Content
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_code
@@ -160,7 +159,7 @@ def test_the_chain_goes_back_to_the_raw_images_with_all_that_dvc_and_mlflow_know
 
 def test_the_tree_is_legible_and_tells_each_artifact_once(project: Path) -> None:
     ids = write_runs(project, HASHES, dirty=True)
-    lines = list(page.tree(chain.trace(project, "outputs/samples.npz"), project))
+    lines = list(page.tree(chain.trace(project, "outputs/samples.npz")))
     assert max(map(len, lines)) <= 100
     date, commit = lines[3].split(", ")[1], run(project, "git", "rev-parse", "HEAD")[:10]
     assert lines[:6] == [
@@ -185,22 +184,20 @@ def test_a_long_setting_is_never_torn_from_its_value(project: Path) -> None:
     settings = {f"samples.number_{n}": [n, n + 1] for n in range(40)}
     traced = chain.trace(project, "outputs/samples.npz")
     step = dataclasses.replace(traced.steps[0], settings=settings)
-    lines = list(page.tree(dataclasses.replace(traced, steps=(step, *traced.steps[1:])), project))
+    lines = list(page.tree(dataclasses.replace(traced, steps=(step, *traced.steps[1:]))))
     assert sum(f"number_{n} [{n}, {n + 1}]" in line for n in range(40) for line in lines) == 40
 
 
 def test_machines_get_whole_hashes_and_all_code(project: Path) -> None:
     ids = write_runs(project, HASHES)
-    told = json.loads(json.dumps(page.as_json(chain.trace(project, "outputs/samples.npz"), project)))
+    told = json.loads(json.dumps(page.as_json(chain.trace(project, "outputs/samples.npz"))))
     assert told["artifacts"] == [{"path": "outputs/samples.npz", "md5": HASHES["outputs/samples.npz"]}]
     by_path = {step["path"]: step for step in told["steps"]}
     assert {path: step["md5"] for path, step in by_path.items()}.items() <= HASHES.items()
     assert by_path["data/shards"]["inputs"] == [{"path": "pictures", "md5": HASHES["pictures"]}]
     assert by_path["data/shards"]["run"]["id"] == ids["shards"]
     assert by_path["data/shards"]["run"]["execution_id"] == ids[""]
-    assert by_path["data/shards"]["code"] == [
-        {"path": "step.py", "md5": CODE_MD5, "as_committed": True, "as_now": True}
-    ]
+    assert by_path["data/shards"]["code"] == [{"path": "step.py", "md5": CODE_MD5}]
     assert by_path["pictures"]["files"] == 12 and by_path["pictures"]["run"] is None
 
 
@@ -237,7 +234,7 @@ def test_a_missing_run_is_said_and_dvc_suffices(project: Path) -> None:
     assert paths(traced) == ["outputs/samples.npz", "models/bigr", "data/shards", "pictures"]
     assert "wrote the same from other inputs" in traced.steps[0].notes[0] and traced.steps[0].run is None
     assert traced.steps[2].notes == ("MLflow has no run that wrote it",)
-    assert "│  commit    unknown: only the run in MLflow has it" in list(page.tree(traced, project))
+    assert "│  commit    unknown: only the run in MLflow has it" in list(page.tree(traced))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +248,7 @@ def test_without_mlflow_the_chain_is_dvcs_and_says_so(
     (project / "mlflow.db").unlink()
     traced = chain.trace(project, "outputs/samples.npz")
     assert paths(traced) == ["outputs/samples.npz", "models/bigr", "data/shards", "pictures"]
-    assert next(page.tree(traced, project)).startswith(said)
+    assert next(page.tree(traced)).startswith(said)
     assert "what follows is from DVC alone" in traced.trouble and not (project / "mlflow.db").exists()
 
 
@@ -316,25 +313,6 @@ def test_a_version_in_the_registry_is_known_by_its_models_hash(project: Path) ->
         chain.trace(project, "models:/bigr/2")
 
 
-def test_code_is_compared_with_the_commit_and_with_the_folder(project: Path) -> None:
-    write_runs(project, HASHES)
-    traced = chain.trace(project, "models/bigr")
-    (code,) = compare(project, traced.steps[0])
-    assert code.as_committed and code.as_now
-    (project / "step.py").write_text("print('changed')\n")
-    (code,) = compare(project, traced.steps[0])
-    assert code.as_committed and not code.as_now
-    assert "│  code      step.py md5:f7f9f000b4, changed since" in list(page.tree(traced, project, code=True))
-    run(project, "git", "checkout", "-q", "step.py")
-
-    write_lock(project, {"step.py": "c" * 32})
-    write_runs(project, HASHES | {"step.py": "c" * 32}, dirty=True)
-    traced = chain.trace(project, "models/bigr")
-    assert "│  code      step.py md5:cccccccccc, not as in the commit" in list(page.tree(traced, project, code=True))
-    (code,) = compare(project, chain.trace(project, "data/shards").steps[0])
-    assert code.as_committed is False
-
-
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -393,7 +371,7 @@ def real(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(project: Path, artifact: str, revision: str | None = None) -> dict[str, Any]:
     """What `bigr lineage … --json` says."""
-    return dict(json.loads(json.dumps(page.as_json(chain.trace(project, artifact, revision), project))))
+    return dict(json.loads(json.dumps(page.as_json(chain.trace(project, artifact, revision)))))
 
 
 def facts(told: dict[str, Any], *keys: str) -> dict[str, list[Any]]:
@@ -418,7 +396,7 @@ def test_every_artifact_of_the_real_pipeline_leads_back_to_the_pictures(real: Pa
         (out,) = [out for out in locked[step["stage"]]["outs"] if out["path"] == path]
         assert step["md5"] == out["md5"] and step["recorded_in"] == ["dvc.lock", "MLflow"]
         assert [step["commit"], step["dirty"]] == ([head, True] if step["stage"] == "samples" else [first, False])
-        assert all(file["as_committed"] and file["as_now"] for file in step["code"]) and len(step["code"]) > 1
+        assert len(step["code"]) > 1
         deps = {dep["md5"] for dep in locked[step["stage"]]["deps"] if not is_code(dep["path"])}
         assert {content["md5"] for content in step["inputs"]} == deps
     assert by_path["outputs/samples.npz"]["settings"]["samples.guidance_scale"] == 3.0

@@ -107,7 +107,7 @@ def test_errors_of_python_callers_show_no_password_nor_do_their_causes(
 
 def test_a_flow_runs_page_links_to_the_server_without_the_password(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    text = flow_page.Page("run", Path(), {}, {}).text()
+    text = flow_page.Page("run", Path(), {}).text()
     assert f"(http://{uri.rpartition('@')[2]})" in text
     assert SECRET not in text and "***" not in text
 

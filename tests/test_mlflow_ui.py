@@ -9,7 +9,6 @@ from PIL import Image
 from bigr import config
 from bigr.tracking import Tracker
 from bigr.tracking.store import RUN_LIST, Store
-from bigr.tracking.study_tags import mark
 from tests import browser, mlflow_pages
 from tests.scratch import ROOT
 
@@ -62,7 +61,8 @@ def server(project: Path) -> Iterator[str]:
 def test_the_runs_of_a_study_are_charted_side_by_side(project: Path, server: str) -> None:
     store = Store(project)
     for name in ("careful", "bold"):
-        mark(project, name, {"bigr.study": "ablations"}, {})
+        (run,) = store.runs(bigr__execution=name, bigr__kind="pipeline")
+        store.client.set_tag(run.info.run_id, "bigr.study", "ablations")
     with browser.page() as page:
         page.set_default_timeout(60_000)
         bars = mlflow_pages.open_charts(page, server, store, mlflow_pages.STUDY, "label_agreement")

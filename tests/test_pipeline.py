@@ -13,7 +13,6 @@ from bigr.evaluation.headline import headline
 from bigr.pipeline.stage_table import NAMES
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_code
-from bigr.tracking import find_writer
 from bigr.tracking.store import CODE, Store
 from tests import scratch, tiny
 
@@ -44,9 +43,9 @@ def test_every_output_in_dvc_lock_has_a_run_that_wrote_it_and_names_what_it_read
     assert tuple(locked) == NAMES
     for name, stage in locked.items():
         for out in stage["outs"]:
-            writer = find_writer(project, out["path"], out["md5"])
-            assert writer is not None, f"no run wrote {out['path']}"
-            run = store.client.get_run(writer)
+            found = store.runs(**{f"dvc.out.{out['path']}": out["md5"]}, bigr__kind="stage")
+            assert found, f"no run wrote {out['path']}"
+            run, writer = found[0], found[0].info.run_id
             assert (run.info.run_name, run.info.status) == (name, "FINISHED")
             read = {dep["path"]: dep["md5"] for dep in stage["deps"]}
             data = {f"dvc.dep.{path}": md5 for path, md5 in read.items() if not is_code(path)}

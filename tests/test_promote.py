@@ -198,7 +198,7 @@ def test_the_page_shows_every_figure_and_the_decision_last(offer: Callable[..., 
 
 def test_the_page_of_a_flow_run_shows_the_same() -> None:
     row = {"name": LOWER, "champion": None, "challenger": 8.0, "worst": 9.9, "verdict": "within its limit"}
-    shown = Page("run", Path(), {}, {}, {"evaluation": Outcome("cached", 1.0)})
+    shown = Page("run", Path(), {}, {"evaluation": Outcome("cached", 1.0)})
     assert "Promotion" not in shown.text()
     shown.gate = Told("Promoted", "version 1 is the champion now", (row,), "version 0 was measured again")
     assert "## Promotion\n\nVersion 1 is the champion now. Version 0 was measured again.\n" in shown.text()

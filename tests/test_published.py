@@ -137,7 +137,7 @@ def test_heads_that_are_not_64_wide_are_asked_for():
     tensors = publications.generator_tensors(shape)
     assert "give --heads" in refused(generator_config, tensors, "file")
     found = generator_config(tensors, "file", heads=3)
-    assert (found.heads, found.backbone.ffn_dim) == (3, shape.backbone.ffn_dim)
+    assert (found.heads, found.ffn_dim) == (3, shape.ffn_dim)
     assert "--heads is 5" in refused(generator_config, tensors, "file", heads=5)
 
 
@@ -237,7 +237,7 @@ def test_a_file_with_one_transcoder_is_enough_and_two_must_agree(tmp_path):
 
 def test_swapped_files_are_told(tmp_path, files):
     message = refused(exchange.import_pair, files[1], files[0], tmp_path / "out")
-    assert "were the two files swapped?" in message
+    assert "were the files swapped?" in message
     assert "g.pt: a generator" in refused(read_tokenizer, files[1])
     assert "t.th: a tokenizer" in refused(read_generator, files[0])
     assert not (tmp_path / "out").exists()
@@ -283,7 +283,11 @@ def test_the_published_tokenizer_for_512_is_not_taken_for_a_generator_for_256(tm
             torch.zeros(64, 63),
             "wo.weight has shape [64, 63]; this model needs [64, 64]",
         ),
-        ("layers.0.attention.wo.weight", torch.zeros(64, 64, dtype=torch.int64), "holds torch.int64"),
+        (
+            "layers.0.attention.wo.weight",
+            torch.zeros(64, 64, dtype=torch.int64),
+            "floating-point numbers, got torch.int64",
+        ),
         ("layers.0.attention.bias", torch.zeros(64), "layers.0.attention.bias has no place"),
         ("layers.7.attention_norm.weight", torch.zeros(64), "has no place"),
         ("backbone.mask_tok", torch.zeros(1, 64), "backbone.mask_tok has no place"),

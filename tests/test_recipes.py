@@ -158,6 +158,12 @@ def test_recipes_are_listed_with_what_they_are_for(project: Path) -> None:
         recipe("imagenet256-M")
 
 
+def test_a_folder_without_recipes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BigrError, match="no recipes there"):
+        recipe()
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [

@@ -220,11 +220,11 @@ def test_the_commit_is_recorded(tmp_path: Path) -> None:
 
 def test_the_writer_of_an_output_is_found_by_its_hash(project: Path) -> None:
     execute(project, "shards", data__shards="5ha4d5.dir")
-    writer = tracking.find_writer(project, "data/shards", "5ha4d5.dir")
-    assert writer is not None
-    assert Store(project).client.get_run(writer).info.run_name == "shards"
-    assert tracking.find_writer(project, "data/shards", "other.dir") is None
-    assert tracking.find_writer(project, "data/codes", "5ha4d5.dir") is None
+    store = Store(project)
+    (writer,) = store.runs(**{"dvc.out.data/shards": "5ha4d5.dir"})
+    assert writer.info.run_name == "shards"
+    assert store.runs(**{"dvc.out.data/shards": "other.dir"}) == []
+    assert store.runs(**{"dvc.out.data/codes": "5ha4d5.dir"}) == []
 
 
 @pytest.mark.parametrize("status", ["FAILED", "KILLED"])

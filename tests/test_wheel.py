@@ -150,6 +150,7 @@ def test_the_model_alone_loads_generates_edits_and_trains(light: Path, tmp_path:
     ("extra", "words"),
     [
         ("app", ("bigr", "app")),
+        ("pipeline", ("bigr", "serve")),
         ("evaluation", ("bigr", "probe", "--images", ".")),
         ("pipeline", ("bigr", "run", "tokenizer")),
         ("train", ("python", "-c", "from bigr.data import digits; digits.write_digits('x', 8, 10)")),

@@ -1,9 +1,7 @@
 """Starts and ends the page's server: on loopback by default, without connections to other machines."""
 
-import errno
 import logging
 import os
-import socket
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigr.app import guard
 from bigr.app.bounds import MAX_SESSIONS, MAX_UPLOAD_BYTES, MAX_WAITING
-from bigr.runtime.errors import BigrError
+from bigr.runtime.ports import taken
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -90,23 +88,3 @@ def start(
         page.close(verbose=False)
         raise taken(host, port) from None
     return page
-
-
-def check_port(host: str, port: int, command: str = "bigr app") -> None:
-    """Raise `BigrError` where nothing can listen there; called before a model is loaded."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except socket.gaierror:
-        raise BigrError(f"--host {host}: no such address") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise taken(host, port, command) from None
-        raise BigrError(f"--host {host} --port {port}: {error.strerror}") from None
-
-
-def taken(host: str, port: int, command: str = "bigr app") -> BigrError:
-    """The error of a port that is in use."""
-    return BigrError(f"port {port} of {host} is taken; name another: {command} --port {port + 1}")

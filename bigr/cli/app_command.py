@@ -47,8 +47,9 @@ def serve(
     """
     import bigr
     from bigr.app import gallery, server
+    from bigr.runtime.ports import check_port
 
-    server.check_port(host, port)
+    check_port(host, port)
     loaded = bigr.load(model, params=params)
     there = gallery.Dataset(data) if data is not None else gallery.find(Path(model) / "data" / "shards")
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that uploads are removed where the terminal is closed

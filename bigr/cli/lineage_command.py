@@ -21,9 +21,6 @@ def lineage(
         str | None,
         typer.Option(metavar="REVISION", help="Of git, or an experiment of DVC: the artifact as its dvc.lock has it."),
     ] = None,
-    code: Annotated[
-        bool, typer.Option("--code", help="List the code that was not as in the commit, or has changed since.")
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: whole hashes, all code.")] = False,
 ) -> None:
     """Show what an artifact was made from, back to the raw images.
@@ -32,10 +29,9 @@ def lineage(
     """
     from bigr.pipeline.lineage import chain, chain_page
 
-    root = Path.cwd()
-    traced = chain.trace(root, artifact, rev)
+    traced = chain.trace(Path.cwd(), artifact, rev)
     if as_json:
-        typer.echo(json.dumps(chain_page.as_json(traced, root), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(chain_page.as_json(traced), indent=2, ensure_ascii=False))
         return
-    for line in chain_page.tree(traced, root, code=code):
+    for line in chain_page.tree(traced):
         typer.echo(line)

@@ -129,10 +129,10 @@ def page(found: Mapping[str, Any], targets: Mapping[str, Mapping[str, float]], *
     """The table and what follows it, as lines. found: contents of metrics.json; every: show all metrics."""
     from bigr.evaluation.headline import measured
 
-    wanted = {f"{part}.{name}": value for part, names in targets.items() for name, value in names.items()}
+    goals = {f"{part}.{name}": value for part, names in targets.items() for name, value in names.items()}
     rows = {
-        part: [MetricRow(part, name, measured(found, f"{part}.{name}"), wanted.get(f"{part}.{name}")) for name in names]
-        for part, names in _names(found, wanted, every)
+        part: [MetricRow(part, name, measured(found, f"{part}.{name}"), goals.get(f"{part}.{name}")) for name in names]
+        for part, names in _names(found, goals, every)
     }
     table = [row.cells() for those in rows.values() for row in those]
     widths = [max((len(cells[i]) for cells in table if cells[1] != "not measured"), default=0) for i in range(4)]
@@ -166,21 +166,21 @@ def stale(root: Path, params: Path) -> str | None:
     return f"Out of date: {', '.join(changed)} changed since; `dvc repro` measures again." if changed else None
 
 
-def _names(found: Mapping[str, Any], wanted: Mapping[str, float], every: bool) -> Iterator[tuple[str, list[str]]]:
+def _names(found: Mapping[str, Any], goals: Mapping[str, float], every: bool) -> Iterator[tuple[str, list[str]]]:
     from bigr.evaluation.headline import measured
 
     own = [f"{part}.{name}" for part, metrics in found.items() if isinstance(metrics, Mapping) for name in metrics]
     if every:
         keys = own
     else:
-        there = {key for key in own if measured(found, key) is not None} | set(wanted)
+        there = {key for key in own if measured(found, key) is not None} | set(goals)
         keys = [key for key in _SHOWN if key not in _OF_ONE_EXTRACTOR or key in there]
-    keys = list(dict.fromkeys([*keys, *wanted]))
+    keys = list(dict.fromkeys([*keys, *goals]))
     parts = [key.partition(".")[0] for key in keys]
     for part in dict.fromkeys([*(part for part in _TITLES if part in parts), *parts]):
         names = [key.partition(".")[2] for key in keys if key.partition(".")[0] == part]
         if not isinstance(found.get(part), Mapping):  # one line says it of the whole part
-            names = [name for name in names if f"{part}.{name}" in wanted]
+            names = [name for name in names if f"{part}.{name}" in goals]
         yield part, names
 
 

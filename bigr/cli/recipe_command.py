@@ -28,13 +28,15 @@ def recipe(
 
     known = names(RECIPES)
     if name is None:
+        if not known:
+            raise BigrError(f"{RECIPES}: no recipes there; run in the project's folder, or name a file")
         width = max(map(len, known), default=0)
         for each, purpose in known.items():
             typer.echo(f"{each:<{width}}  {purpose}")
         return
     path = RECIPES / f"{name}.yaml" if name in known else Path(name)
     if not path.is_file():
-        raise BigrError(f"{name}: is no recipe; the recipes are {', '.join(known) or 'none'}, or name a file")
+        raise BigrError(f"{name}: no such recipe; name one of {', '.join(known) or 'none'}, or a file")
     text = composed(path)
     if not force and _changed():
         raise BigrError(
@@ -46,9 +48,9 @@ def recipe(
 
 
 def _changed() -> bool:
-    """Whether git knows params.yaml with other contents. Not where there is no git, or no repository."""
+    """Whether params.yaml differs from the last commit, or is in none. False where there is no git or no repository."""
     try:
-        found = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", PARAMS], capture_output=True, check=False)
+        found = subprocess.run(["git", "status", "--porcelain", "--", PARAMS], capture_output=True, check=False)
     except FileNotFoundError:
         return False
-    return found.returncode == 1
+    return bool(found.stdout)

@@ -20,7 +20,7 @@ def serve(
     docs/registry.md describes the protocol. There is no password.
     Sampling stops when the client disconnects. Ctrl-C or SIGTERM stops the server.
     """
-    from bigr.app.server import check_port
+    from bigr.runtime.ports import check_port
     from bigr.tracking.registry import scoring_server
 
     check_port(host, port, "bigr serve")

@@ -61,7 +61,7 @@ class RunSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """What every trained stage sets: the loop, the optimiser, the average of weights."""
+    """What every trained stage sets: the loop, the optimiser, the EMA."""
 
     steps: Positive
     batch_size: Positive
@@ -300,7 +300,7 @@ class EvaluationSettings(_Section):
 
 
 class PromotionMetric(_Section):
-    """One figure of metrics.json by which the gate compares a challenger with the champion."""
+    """One metric of metrics.json by which the gate compares a challenger with the champion."""
 
     name: Name
     tolerance: Weight

@@ -76,15 +76,15 @@ class ZeroShot:
 
     def inpainting(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, float]:
         """The lower half, painted anew: the share whose class is kept where the label is given; PSNR in dB, the mean
-        over images, where it is not, beside that of the mean picture's lower half."""
+        over images, where it is not, beside that of the mean image's lower half."""
         mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
         mask[:, images.shape[2] // 2 :] = True
-        freely = self._painted("inpainting without a label", images, mask, None)
+        unlabelled = self._painted("inpainting without a label", images, mask, None)
         filled = torch.where(mask.unsqueeze(1), (mean * 255).round().to(torch.uint8), images)
-        metrics = {"inpaint_psnr": _psnr(freely, images), "mean_fill_psnr": _psnr(filled, images)}
+        metrics = {"inpaint_psnr": _psnr(unlabelled, images), "mean_fill_psnr": _psnr(filled, images)}
         if self._model.knows_labels:
-            told = self._painted("inpainting", images, mask, labels)
-            metrics["inpaint_label_agreement"] = self._agreement(told, labels)
+            labelled = self._painted("inpainting", images, mask, labels)
+            metrics["inpaint_label_agreement"] = self._agreement(labelled, labels)
         return metrics
 
     def editing(self, images: Tensor, labels: Tensor) -> dict[str, float]:

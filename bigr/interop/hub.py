@@ -71,7 +71,7 @@ def local_folder(
         raise BigrError(f"{name}: no such folder, and not the id of a repository on the Hugging Face Hub (owner/name)")
     _prepare(f"{name} is not a folder; a repository on the Hugging Face Hub")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     files = list(FILES)
     try:
@@ -81,7 +81,7 @@ def local_folder(
     except LocalEntryNotFoundError:
         what = "local_files_only=False downloads it" if local_files_only else "the Hub cannot be reached"
         raise BigrError(f"{name}: no such folder, and no repository in huggingface_hub's cache; {what}") from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # also those of the HTTP library below, which differs from version to version
         raise BigrError(f"{name}: cannot be downloaded: {' '.join(str(error).split())}") from None
     return Path(str(found))
 
@@ -92,7 +92,6 @@ def upload(
     """Upload the files that `write` puts into a folder, as one commit; see `push_to_hub`."""
     _prepare("push_to_hub")
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
 
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
@@ -106,7 +105,7 @@ def upload(
                 token=token,
                 commit_message="Upload a BiGR model",
             )
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except Exception as error:  # as above
             raise BigrError(f"{repo_id}: cannot be uploaded: {' '.join(str(error).split())}") from None
     return str(commit.commit_url)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from bigr import config
 from bigr.pipeline import closure, dvcfile
 from bigr.pipeline.images_found import ImagesFound, check_images, images_of
-from bigr.pipeline.measurable import check_promotion
 from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.errors import BigrError
 
@@ -23,12 +22,8 @@ _OF_DIGITS = (".", "train", "val")  # folders that hold a subfolder a class
 
 
 def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> None:
-    """Raise `BigrError`: a line for each missing file that the settings name for `stages`, and for each folder that
-    stages cannot write to.
-
-    Paths are relative to the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes
-    them.
-    """
+    """Raise `BigrError`: a line for each file that the settings name for `stages` and that is missing, and for each
+    folder that stages cannot write to. The embedded digits may be missing: a stage writes them."""
     problems = [line for name in WRITTEN if (line := _not_writable(root, name))]
     if "shards" in stages:
         problems += _source_problems(root, settings.shards.source)
@@ -95,7 +90,7 @@ def check_models(
 ) -> None:
     """Raise `BigrError`: a line for each setting that differs from the models of `tokenizer.from` and `generator.from`.
 
-    Reads their shapes, not their weights. stages: those to check for; classes: of the images, where known.
+    Reads their shapes, not their weights. classes: of the images, where known.
     """
     tokenizer = settings.tokenizer.from_ if "tokenizer" in stages else None
     generator = settings.generator.from_ if "generator" in stages else None
@@ -158,10 +153,7 @@ def check_weights(root: Path, settings: config.Settings, stages: Iterable[str] =
 
 
 def check_stages(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> ImagesFound | None:
-    """Raise `BigrError` where files, device, images or models would stop one of `stages`, in this order.
-
-    Returns the images, None where they are not there yet.
-    """
+    """The images, None where they are not there yet. Raises `BigrError` for what would stop one of `stages`."""
     check_files(root, settings, stages)
     check_device(settings, stages)
     images = images_of(root, settings, stages)
@@ -186,23 +178,10 @@ def summary(root: Path, params: Path) -> list[str]:
         raise BigrError("\n".join(problems))
     images = check_stages(root, settings)
     check_weights(root, settings)
-    check_promotion(settings, images)
-    size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
-    generator, samples = settings.generator, settings.samples
-    learned = settings.tokenizer, generator, settings.transcoder
+    counted = images and f": {images.train:,} to train on, {images.val:,} held out, {images.classes:,} classes"
+    size = settings.shards.image_size
     return [
         f"{params.name} and dvc.yaml fit.",
-        f"images      {size}×{size} from {settings.shards.source}" + _counted(images),
-        f"tokens      {grid}×{grid} = {grid**2} an image, {bits} bits each: {grid**2 * bits / 8:g} bytes",
-        f"generator   {generator.layers} layers of width {generator.dim}, {generator.heads} heads",
-        f"samples     {samples.count} in {samples.iterations} iterations of {samples.diffusion_steps} diffusion steps",
-        f"training    {' + '.join(str(trained.steps if trained.trains else 0) for trained in learned)} steps "
-        "(tokenizer, generator, transcoder)",
+        f"images      {size}×{size} from {settings.shards.source}{counted or ''}",
         *(f"ready       {key.split('.')[0]} from {path}" for key, path in settings.files.items() if ".from" in key),
     ]
-
-
-def _counted(images: ImagesFound | None) -> str:
-    if images is None:
-        return ""
-    return f": {images.train:,} to train on, {images.val:,} held out, {images.classes:,} classes"

@@ -1,8 +1,7 @@
 """The code that a stage uses: the packages of all that it imports of `bigr`, read from the source without running it.
 
-dvc.yaml must name this code in the stage's `deps`, or results stay after the code has changed.
-`python -m bigr.pipeline.closure` prints for each stage what is missing in dvc.yaml and what is needless; with `--write`
-(`make deps`) it corrects dvc.yaml. Imports inside functions count; those under `if TYPE_CHECKING:` do not.
+`python -m bigr.pipeline.closure` prints what dvc.yaml lacks among each stage's `deps` and what is needless; `--write`
+(`make deps`) corrects it. Imports inside functions count; those under `if TYPE_CHECKING:` do not.
 """
 
 import ast

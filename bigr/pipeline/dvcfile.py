@@ -1,15 +1,13 @@
 """The stages as dvc.yaml describes them, and DVC's hashes of files.
 
 Paths are as dvc.yaml writes them, with `${…}` filled in from the settings; a hash is what dvc.lock would hold for the
-path: MD5 of a file's bytes, or of a folder's listing (`….dir`). DVC's own library computes them and remembers them in
-DVC's cache of file states, so that what `dvc repro` has hashed is not read again.
+path: MD5 of a file's bytes, or of a folder's listing (`….dir`).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +40,7 @@ class StageSpec:
         return tuple(dep for dep in self.deps if not is_code(dep))
 
     def reading(self, paths: Iterable[str]) -> "StageSpec":
-        """This stage with `paths` among its deps: what settings name and dvc.yaml does not, whose deps cannot be null.
-
-        A path that is among them already is not added again.
-        """
+        """This stage with `paths` among its deps: those that settings name; deps in dvc.yaml cannot be null."""
         return replace(self, deps=tuple(dict.fromkeys((*self.deps, *paths))))
 
 
@@ -87,14 +82,6 @@ def setting(values: Mapping[str, Any], key: str, where: str = "dvc.yaml") -> Any
     return found
 
 
-def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
-    """The values of a YAML file, to be changed in the block; written as `dvc exp run -S` does: other lines stay."""
-    from dvc.utils.serialize import modify_yaml
-
-    changed: AbstractContextManager[dict[str, Any]] = modify_yaml(path)
-    return changed
-
-
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:
     """Raise `BigrError` for the first dep of the stage that does not exist."""
     for dep in spec.deps:
@@ -108,16 +95,16 @@ def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec])
 def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
     """DVC's hash of each path below `root` (or absolute). Raises `BigrError` where `root` is no DVC project."""
     from dvc.fs import localfs
+    from dvc_data.hashfile.build import build
 
     with _repo(root) as repo:
-        return {path: _hash_of(repo, localfs, str((root / path).absolute())) for path in paths}
 
+        def md5(path: str) -> str:
+            place = str((root / path).absolute())
+            built = build(repo.cache.local, place, localfs, "md5", ignore=repo.dvcignore, dry_run=True)
+            return str(built[2].hash_info.value)
 
-def content_hashes_at(root: Path, revision: str, paths: Iterable[str]) -> dict[str, str]:
-    """DVC's hash of each path below `root` as a revision has it; without those that it lacks. Raises like `read_at`."""
-    with _at(root, revision) as repo:
-        places = {path: repo.fs.join(repo.root_dir, path) for path in paths}
-        return {path: _hash_of(repo, repo.fs, place) for path, place in places.items() if repo.fs.exists(place)}
+        return {path: md5(path) for path in paths}
 
 
 def read_at(root: Path, revision: str, path: str) -> str:
@@ -125,26 +112,14 @@ def read_at(root: Path, revision: str, path: str) -> str:
 
     Raises `BigrError` where there is no such revision, or `root` is no DVC project.
     """
-    with _at(root, revision) as repo:
-        place = repo.fs.join(repo.root_dir, path)
-        return str(repo.fs.read_text(place, encoding="utf-8")) if repo.fs.exists(place) else ""
-
-
-def _hash_of(repo: "Repo", fs: Any, path: str) -> str:
-    from dvc_data.hashfile.build import build
-
-    return str(build(repo.cache.local, path, fs, "md5", ignore=repo.dvcignore, dry_run=True)[2].hash_info.value)
-
-
-@contextmanager
-def _at(root: Path, revision: str) -> Iterator["Repo"]:
     from dvc.repo.brancher import switch
     from dvc.scm import SCMError
 
     with _repo(root) as repo:
         try:
             with switch(repo, revision):
-                yield repo
+                place = repo.fs.join(repo.root_dir, path)
+                return str(repo.fs.read_text(place, encoding="utf-8")) if repo.fs.exists(place) else ""
         except SCMError:  # unknown, or there is no git repository
             raise BigrError(
                 f"--rev: {revision} is neither a revision of git nor an experiment (`git log`, `dvc exp show`)"

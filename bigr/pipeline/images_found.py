@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,44 +81,27 @@ def check_images(
         )
         if count < LEAST_IMAGES
     ]
-    problems += [line for need in _needs(settings, images, set(stages)) if (line := need.problem(root))]
+    problems += _disk_problems(root, settings, images, set(stages))
     if problems:
         raise BigrError("\n".join(problems))
 
 
-class _Need(NamedTuple):
-    """Disk space that a stage needs: the setting that decides it, its value, what is written, its bytes, and where."""
-
-    key: str
-    value: int
-    what: str
-    size: int
-    where: str
-
-    def problem(self, root: Path) -> str:
-        """A line where the disk has less free space; else empty."""
-        place = root / self.where
-        while not place.exists():
-            place = place.parent
-        if self.size <= (free := shutil.disk_usage(place).free):
-            return ""
-        needed = f"{self.what} need {self.size / 1e9:.1f} GB in {self.where}"
-        return f"{self.key} is {self.value}: {needed}, the disk has {free / 1e9:.1f} GB; free some, or lower it"
-
-
-def _needs(settings: config.Settings, images: ImagesFound, stages: set[str]) -> list[_Need]:
+def _disk_problems(root: Path, settings: config.Settings, images: ImagesFound, stages: set[str]) -> Iterator[str]:
+    """A line for each setting by which a stage needs more disk space than there is."""
     evaluation, generator = settings.evaluation, settings.generator
-    codes, samples = settings.codes, settings.samples
+    codes, samples, count = settings.codes, settings.samples, images.train + images.val
     measured = min(evaluation.probe_images, images.train) + min(evaluation.reference_images, images.val)
     features = measured * generator.layers * generator.dim * _FEATURE_BYTES
-    what = f"every layer's features of {measured:,} images"
-    found = [_Need("evaluation.probe_images", evaluation.probe_images, what, features, "checkpoints/evaluation")]
-    if "codes" in stages:
-        count = images.train + images.val
-        entry = settings.grid**2 * -(-settings.tokenizer.code_bits // 8)
-        size = count * len(codes.views) * (1 + codes.draws) * entry
-        found.append(_Need("codes.draws", codes.draws, f"the codes of {count:,} images", size, "data/codes"))
-    if "samples" in stages:
-        size = samples.count * settings.shards.image_size**2 * 3
-        found.append(_Need("samples.count", samples.count, "so many images", size, "outputs/samples.npz"))
-    return found
+    entry = settings.grid**2 * -(-settings.tokenizer.code_bits // 8)
+    stored = count * len(codes.views) * (1 + codes.draws) * entry
+    pixels = samples.count * settings.shards.image_size**2 * 3
+    layers = f"every layer's features of {measured:,} images"
+    for stage, key, value, what, size, where in (
+        ("evaluation", "evaluation.probe_images", evaluation.probe_images, layers, features, "checkpoints/evaluation"),
+        ("codes", "codes.draws", codes.draws, f"the codes of {count:,} images", stored, "data/codes"),
+        ("samples", "samples.count", samples.count, "so many images", pixels, "outputs/samples.npz"),
+    ):
+        place = next(folder for folder in (root / where).parents if folder.exists())
+        if stage in stages and size > (free := shutil.disk_usage(place).free):
+            needed = f"{what} need {size / 1e9:.1f} GB in {where}"
+            yield f"{key} is {value}: {needed}, the disk has {free / 1e9:.1f} GB; free some, or lower it"

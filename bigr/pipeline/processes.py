@@ -1,7 +1,4 @@
-"""The processes of a stage: torchrun's own library starts them, as `torchrun -m bigr run NAME` does by hand.
-
-A process that torchrun started finds LOCAL_RANK in its environment, whoever asked for it.
-"""
+"""The processes of a stage: torchrun's own library starts them, as `torchrun -m bigr run NAME` does by hand."""
 
 import contextlib
 import json
@@ -41,7 +38,7 @@ def is_first() -> bool:
 
 
 def check_joined(run: "RunSettings") -> None:
-    """Raise `BigrError` where torchrun was told to put several processes on a machine, and the settings one GPU."""
+    """Raise `BigrError` where torchrun started several processes on this machine and the settings name one GPU."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
     if joined() and run.one_gpu and here > 1:
         raise BigrError(

@@ -1,8 +1,7 @@
 """`bigr promote`: registers the finished pipeline's model, compares it with the champion, and moves the alias.
 
-The two are compared under the same evaluation protocol alone. A champion whose metrics are of another reference or
-extractor is measured again on the present ones, once, and the metrics are stored with its version. A challenger with
-fewer samples than the champion was measured with is refused before that.
+A champion whose metrics are of another evaluation protocol is measured again under the present one, once. A challenger
+with fewer samples than the champion was measured with is refused before that.
 """
 
 import logging
@@ -65,8 +64,6 @@ def candidate(root: Path, params: Path) -> Candidate:
     values = config.read(params)
     settings = config.validate(values, params.name)
     described = dvcfile.stages(root, values)
-    if absent := [name for name in MEASURED if name not in described]:
-        raise BigrError(f"dvc.yaml: has no stage {absent[0]}, so there is nothing to promote")
     specs = [described[name] for name in MEASURED]
     for path in dict.fromkeys(path for spec in specs for path in (*spec.deps, *spec.outs)):
         if not (root / path).exists():
@@ -81,10 +78,7 @@ def candidate(root: Path, params: Path) -> Candidate:
 
 
 def promote(root: Path, params: Path) -> Decision:
-    """Register the model at `root`, compare it with the champion, and move the alias if it passes.
-
-    Raises `BigrError` where the pipeline has not finished, MLflow cannot be reached, or metrics cannot be compared.
-    """
+    """Register the model at `root`, compare it with the champion, move the alias if it passes. Raises `BigrError`."""
     root = root.absolute()
     offered = candidate(root, params)
     with asking(root):

@@ -38,10 +38,7 @@ def register_finished(root: Path, settings: "Settings", hashes: Mapping[str, str
 
 
 def candidate(root: Path, settings: "Settings", hashes: Mapping[str, str]) -> Candidate:
-    """The model at `root`, with its metrics. hashes: as for `register_finished`.
-
-    The code that it was measured with is found by the imports of the stage: what only `bigr evaluate` uses is left out.
-    """
+    """The model at `root`, with its metrics, and the code that the stage measures with. hashes: as above."""
     code = [path for path in closure.modules(root, STAGES[EVALUATION].path) if path.startswith(_MEASURING)]
     return Candidate(root, settings, hashes, dvcfile.content_hashes(root, sorted(code)))
 

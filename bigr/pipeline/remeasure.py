@@ -1,8 +1,7 @@
 """Measures the champion again, under the evaluation protocol of the present pipeline.
 
-New images change the reference, and with it every metric. To compare challenger and champion on the same images, the
-stages `codes`, `samples` and `evaluation` run in a temporary folder on the champion's own models, with the sampler's
-settings that it was measured under.
+The stages `codes`, `samples` and `evaluation` run in a temporary folder on the champion's own models, with the
+sampler's settings that it was measured under.
 """
 
 import shutil
@@ -38,8 +37,7 @@ class Remeasurement:
     def measure(self, package: Path, settings: "Settings", same_tokenizer: bool) -> None:
         """Write outputs/metrics.json and outputs/protocol.json of the version in `package` below `self.root`.
 
-        same_tokenizer: the version has the project's tokenizer, and so its codes.
-        Raises `BigrError` where the version cannot be measured on the present images.
+        same_tokenizer: it has the project's tokenizer, and so its codes. Raises `BigrError` where it does not fit.
         """
         for name in MODELS:
             self._link(package / "artifacts" / name, f"models/{name}")

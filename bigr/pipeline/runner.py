@@ -29,13 +29,12 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(name: str, root: Path, params: Path) -> None:
-    """Run the stage `name` in the project folder `root` with the settings of the file `params`: what `bigr run` does.
-
-    Raises `BigrError` for an unknown stage, invalid settings, a missing input, and whatever the stage finds wrong.
-    """
+    """Run the stage `name` in the project folder `root` with the settings of `params`: what `bigr run` does."""
     # Settings, and what dvc.yaml says of the stage.
     if name not in NAMES:
-        raise BigrError(f"{name} is not a stage; {_hint(name)}")
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(NAMES)}"
+        raise BigrError(f"{name} is not a stage; {hint}")
     stage, root, values = STAGES[name], root.absolute(), config.read(params)
     settings = config.validate(values, params.name)
     described = dvcfile.stages(root, values)
@@ -68,7 +67,9 @@ def run_stage(name: str, root: Path, params: Path) -> None:
             return
 
         # Record: the first process writes and reports. A run whose `dvc` was killed may still be writing: wait for it.
-        with only_one(root / ".dvc" / "tmp" / f"bigr-{name}.lock", lambda process: _say_waiting(name, process)):
+        waiting = "stage %s is already running here (process %s); waiting for it to end"
+        lock = root / ".dvc" / "tmp" / f"bigr-{name}.lock"
+        with only_one(lock, lambda process: log.warning(waiting, name, process)):
             tracker = Tracker(root, name, settings, inputs, spec.about, stage.shares)
             try:
                 run(settings, replace(context, report=tracker))
@@ -79,15 +80,6 @@ def run_stage(name: str, root: Path, params: Path) -> None:
             tracker.finish("FINISHED", outputs)
     if name == registration.EVALUATION:
         registration.register_finished(root, settings, {**inputs, **outputs})
-
-
-def _hint(name: str) -> str:
-    close = difflib.get_close_matches(name, NAMES, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(NAMES)}"
-
-
-def _say_waiting(name: str, process: str) -> None:
-    log.warning("stage %s is already running here (process %s); waiting for it to end", name, process)
 
 
 def _outputs(root: Path, spec: "StageSpec") -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""The stages, in the order in which they run: the one table of what each is called, where it is, and what it does.
+"""The stages, in the order in which they run: what each is called, where it is, and what it does.
 
-The command line, the runner, the check, the plan and the flow read it. What a stage reads and writes, and by which
-settings, is in dvc.yaml (`dvcfile.py`). A stage's name is also that of its section in params.yaml and of its runs in
-MLflow.
+What a stage reads and writes, and by which settings, is in dvc.yaml (`dvcfile.py`). A stage's name is also that of its
+section in params.yaml and of its runs in MLflow.
 """
 
 from dataclasses import dataclass
@@ -32,59 +31,53 @@ class Stage:
 STAGES = {
     "digits": Stage(
         "write_digits",
-        "Writes the embedded data set, scikit-learn's 1,797 handwritten digits, as an ordinary image folder "
-        "data/digits/{train,val}/<class>/ at the size that digits.image_size says. Your own images need no such "
-        "stage: name their folder in shards.source.",
+        "Writes the embedded data set, scikit-learn's 1,797 handwritten digits, as the image folder data/digits/. "
+        "Your own images need no such stage: name their folder in shards.source.",
     ),
     "shards": Stage(
         "pack_shards",
-        "Reads the image folder shards.source, whatever its formats, crops and resizes every image to "
-        "shards.image_size, and packs them as webdataset shards in data/shards/. Images that cannot be decoded "
-        "are listed in data/shards/report.json.",
+        "Crops and resizes every image of the folder shards.source to shards.image_size, and packs them as webdataset "
+        "shards in data/shards/. Images that cannot be decoded are listed in data/shards/report.json.",
     ),
     "tokenizer": Stage(
         "train_tokenizer",
-        "Trains the binary autoencoder on the shards: it turns an image into a grid of tokens of "
-        "tokenizer.code_bits bits each, and back. Or takes over the model that tokenizer.from names. Writes "
-        "models/tokenizer/.",
+        "Trains the binary autoencoder, which turns an image into a grid of tokens of tokenizer.code_bits bits, or "
+        "takes over the model that tokenizer.from names. Writes models/tokenizer/.",
         on_device=True,
         in_processes=True,
     ),
     "codes": Stage(
         "encode_codes",
-        "Encodes every image of the shards with the tokenizer, once, and writes the bits, packed, to data/codes/: "
-        "the later stages train on these alone.",
+        "Encodes every image of the shards once, and writes the bits to data/codes/: later stages train on these.",
         on_device=True,
         in_processes=True,
     ),
     "generator": Stage(
         "train_generator",
-        "Trains the masked generator on the codes: a bidirectional transformer that predicts masked tokens, "
-        "together with its Bernoulli transcoder. Or takes over the model that generator.from names. Writes "
-        "models/generator/.",
+        "Trains the bidirectional transformer that predicts masked tokens, with its Bernoulli transcoder, or takes "
+        "over the model that generator.from names. Writes models/generator/.",
         on_device=True,
         in_processes=True,
     ),
     "transcoder": Stage(
         "train_transcoder",
-        "Trains the transcoder further, or a new one, on the frozen generator, several noise draws for each of "
-        "its passes; transcoder.steps: 0 hands the joint one on. Writes the complete model to models/bigr/.",
+        "Trains the transcoder further, or a new one, on the frozen generator; transcoder.steps: 0 hands the joint one "
+        "on. Writes the complete model to models/bigr/.",
         on_device=True,
         in_processes=True,
     ),
     "samples": Stage(
         "draw_samples",
-        "Draws class-balanced images from the model by unmasking the most certain tokens first, and writes them "
-        "as outputs/samples.npz, which ADM's evaluator reads, and as a picture, outputs/samples.png.",
+        "Draws class-balanced images, and writes them as outputs/samples.npz, which ADM's evaluator reads, and as a "
+        "picture, outputs/samples.png.",
         on_device=True,
         in_processes=True,
         shares=("pictures",),
     ),
     "evaluation": Stage(
         "evaluate_model",
-        "Measures samples (Fréchet distance, KID, precision, recall, label agreement), reconstructions, code "
-        "usage, every layer's features (linear probe, k-NN, t-SNE), and inpainting, editing, interpolation and "
-        "enrichment of held-out images. Writes outputs/metrics.json (`bigr metrics` shows it) and outputs/plots/.",
+        "Measures samples, reconstructions, code usage, every layer's features, and inpainting, editing, interpolation "
+        "and enrichment of held-out images. Writes outputs/metrics.json (`bigr metrics` shows it) and outputs/plots/.",
         on_device=True,
         shares=("metrics", "pictures"),
     ),

@@ -31,3 +31,9 @@ class MaskingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The masked line."""
         return masked(super().format(record))
+
+
+def in_one_line(error: Exception, limit: int = 300) -> str:
+    """The message of an error in one line of at most `limit` characters, masked; its type where it is empty."""
+    text = masked(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,7 +1,6 @@
 """The execution of the pipeline that a stage belongs to, its process, and its commit.
 
-One execution is one parent run. Its id is BIGR_EXECUTION where that is set (the Prefect flow sets it); otherwise the
-number and start time of the nearest `dvc` process above this one; otherwise those of this process.
+The id is BIGR_EXECUTION, else number and start of the nearest `dvc` process above this one, else of this process.
 """
 
 import os

@@ -4,13 +4,14 @@ Points (of curves) are collected and delivered together, about once a second. A 
 a pause; what is posted meanwhile stays in the queue, which is bounded in length and bytes. One warning is logged.
 """
 
+import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,7 @@ _CLOSE_S = 600.0
 
 
 class Mailbox:
-    """A queue of calls and of points.
-
-    name: of the receiver, for messages; deliver: receives collected points; permanent: whether an error is final: the
-    delivery is not tried again.
-    """
+    """name: of the receiver; deliver: receives collected points; permanent: whether an error is final."""
 
     def __init__(self, name: str, deliver: Callable[[list[Any]], None], permanent: Callable[[Exception], bool]) -> None:
         self._name, self._deliver, self._permanent = name, deliver, permanent
@@ -76,49 +73,33 @@ class Mailbox:
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 if not self._queue:
                     return
-                final = self._closing
-                function = self._queue[0][0]
-                points: list[Any] = []
-                for other, value, _ in self._queue:
-                    if other is not None or len(points) == _BATCH:
-                        break
-                    points.append(value)
+                final, function = self._closing, self._queue[0][0]
+                waiting = itertools.takewhile(lambda posted: posted[0] is None, itertools.islice(self._queue, _BATCH))
+                points = [value for _, value, _ in waiting]
             try:
-                if function is not None:
-                    function()
-                else:
-                    self._deliver(points)
+                self._deliver(points) if function is None else function()
             except Exception as error:
                 if not self._permanent(error):
-                    self._say_down(error)
+                    if not self._down:
+                        log.warning(
+                            "%s does not answer; work goes on, and its records wait: %s", self._name, in_one_line(error)
+                        )
+                    self._down = True
                     if final:
                         return
                     self._wait(_PAUSE_S)
                     continue
                 self._lost += 1
-                log.warning("%s refused a record: %s", self._name, _line(error))
+                log.warning("%s refused a record: %s", self._name, in_one_line(error))
             else:
-                self._say_up()
+                if self._down:
+                    log.warning("%s answers again", self._name)
+                self._down = self._full = False
             with self._changed:
-                for _ in range(1 if function is not None else len(points)):
+                for _ in range(len(points) or 1):
                     self._bytes -= self._queue.popleft()[2]
             self._wait(_GATHER_S)
 
     def _wait(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, seconds)
-
-    def _say_down(self, error: Exception) -> None:
-        if not self._down:
-            log.warning("%s does not answer; work goes on, and its records wait: %s", self._name, _line(error))
-        self._down = True
-
-    def _say_up(self) -> None:
-        if self._down:
-            log.warning("%s answers again", self._name)
-        self._down = self._full = False
-
-
-def _line(error: Exception) -> str:
-    text = masked(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"

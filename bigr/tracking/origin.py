@@ -1,8 +1,7 @@
 """Access to MLflow's server: by password, and not for requests that a page of another site makes.
 
-`.credentials/mlflow.ini` names `authenticate` as MLflow's `authorization_function`. MLflow alone trusts every page of a
-loopback address, whatever its port: also one that another user of this machine serves. The browser would add the
-password that it has stored.
+`.credentials/mlflow.ini` names `authenticate`. MLflow alone trusts every page of a loopback address, whatever its port:
+also one that another user of this machine serves, to which the browser would add the password that it has stored.
 """
 
 from typing import TYPE_CHECKING

@@ -5,13 +5,12 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bigr.evaluation.headline import in_words
 from bigr.runtime.context import Report
 from bigr.runtime.dotted_keys import flatten
 from bigr.tracking import executions
-from bigr.tracking.machine import MachineMonitor
 from bigr.tracking.mailbox import Mailbox
 from bigr.tracking.store import Store, permanent, read_tags, shown, tag_name
 
@@ -57,7 +56,8 @@ class Tracker(Report):
         self._mail = Mailbox(shown(root), self._log_points, permanent)
         self._mail.call(self._open)
         self._mail.call(self._log_inputs)
-        self._machine = MachineMonitor(self._measured)
+        self._machine: Any = None
+        self._mail.call(self._measure_machine)
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         # MLflow shows the point of the highest step, then the latest, then the largest: final metrics go to the last
@@ -70,10 +70,6 @@ class Tracker(Report):
         for key, value in values.items():
             self._mail.point(_Point(tag_name(key), float(value), self._last_time, at, final=step is None))
 
-    def _measured(self, values: Mapping[str, float], number: int) -> None:
-        for key, value in values.items():
-            self._mail.point(_Point(key, value, int(time.time() * 1000), number, final=False))
-
     def picture(self, name: str, path: Path, step: int | None = None) -> None:
         content, name = path.read_bytes(), tag_name(name)
         if step is None:
@@ -83,7 +79,6 @@ class Tracker(Report):
 
     def finish(self, status: str, outputs: Mapping[str, str] | None = None) -> None:
         """End the run: `status` FINISHED, FAILED or KILLED; outputs: path → DVC hash of all that the stage wrote."""
-        self._machine.stop()
         written = dict(outputs or {})
         for path in written:
             if Path(path).parts[0] == "models":
@@ -118,6 +113,15 @@ class Tracker(Report):
         data = {path: md5 for path, md5 in self._inputs.items() if Path(path).parts[:1] not in _MADE_ON_THE_WAY}
         self._store.inputs(self._parent, data, self._purpose)
 
+    def _measure_machine(self) -> None:
+        """Start MLflow's monitor of processors, memory, disk, network and GPUs, a thread of its own."""
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            self._machine = SystemMetricsMonitor(self._run, tracking_uri=self._store.uri)
+            self._machine.start()
+
     def _log_points(self, points: list[_Point]) -> None:
         from mlflow.entities import Metric
 
@@ -148,6 +152,8 @@ class Tracker(Report):
     def _close(self, status: str, written: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
+        if self._machine is not None:
+            self._machine.finish()
         tags = [RunTag(f"dvc.out.{path}", md5) for path, md5 in written.items()]
         self._store.client.log_batch(self._run, tags=tags)
         if status == "FINISHED" and "metrics" in self._shares and (words := in_words(self._results)):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bigr.evaluation.headline import HEADLINE
 from bigr.runtime.errors import BigrError
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line, masked
 from bigr.runtime.paths import is_code
 from bigr.tracking import executions
 
@@ -44,10 +44,7 @@ _VIEW = "mlflow.sharedViewState.headline"
 _COLUMNS = json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE.values()]})
 """The experiment's tag that `RUN_LIST` names, and its value: what *Share* on MLflow's page of runs would write."""
 
-_LONGEST_NAME = (
-    500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
-)
-_LONGEST_REASON = 300
+_LONGEST_NAME = 500  # of a dataset, in MLflow
 _SQLITE = "sqlite:///"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 
@@ -78,9 +75,8 @@ def asking(root: Path) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, ModuleNotFoundError) as error:  # no driver: the last
-        said = masked(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__
         # No cause: its own words may have the store's password.
-        raise BigrError(f"{shown(root)} could not be asked: {said}; is it running?") from None
+        raise BigrError(f"{shown(root)} could not be asked: {in_one_line(error)}; is it running?") from None
 
 
 def read_tags(hashes: Mapping[str, str]) -> dict[str, str]:
@@ -117,10 +113,7 @@ def permanent(error: Exception) -> bool:
 
 
 class Store:
-    """The experiment in the store. The constructor connects, and creates the experiment where missing.
-
-    Methods raise MLflow's own exceptions.
-    """
+    """The experiment in the store, created where missing. Methods raise MLflow's own exceptions."""
 
     def __init__(self, root: Path) -> None:
         for name, value in DEFAULTS.items():
@@ -192,11 +185,7 @@ class Store:
             self.client.log_batch(run, params=params[start : start + 100])
 
     def inputs(self, run: str, hashes: Mapping[str, str], context: str) -> None:
-        """Record the data among `hashes`, path → DVC hash of what a run read, as MLflow's datasets.
-
-        The page of the run shows them, and runs are filtered by `dataset.name`, `dataset.digest` and `dataset.context`.
-        Datasets that were recorded before stay.
-        """
+        """Record the data among `hashes`, path → DVC hash of what a run read, as MLflow's datasets."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         tags = [InputTag("mlflow.data.context", context)]
@@ -216,9 +205,3 @@ class Store:
                 above = run.data.tags.get("mlflow.parentRunId")
                 if above and above != parent:
                     self.client.set_terminated(above, "KILLED")
-
-
-def find_writer(root: Path, path: str, md5: str) -> str | None:
-    """The id of the newest run that wrote `path` (as in dvc.lock) with DVC's hash `md5`, or None."""
-    found = Store(root).runs(**{f"dvc.out.{path}": md5}, bigr__kind="stage")
-    return str(found[0].info.run_id) if found else None

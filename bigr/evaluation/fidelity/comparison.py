@@ -143,7 +143,7 @@ def warnings(samples: MeasuredSet, reference: MeasuredSet) -> list[str]:
         )
     if samples.set.size and reference.set.size and samples.set.size != reference.set.size:
         (a, b), (c, d) = samples.set.size, reference.set.size
-        lines.append(f"the samples are {a}×{b} pixels, the reference {c}×{d}; published figures compare equal sizes")
+        lines.append(f"the samples are {a}×{b} pixels, the reference {c}×{d}; published results compare equal sizes")
     if samples.set.hash == reference.set.hash:
         lines.append("the samples and the reference are the same images")
     names = metric_names(samples.statistics.extractor)
@@ -152,7 +152,7 @@ def warnings(samples: MeasuredSet, reference: MeasuredSet) -> list[str]:
         how = "far" if count < FEW else "a little"
         lines.append(
             f"{names.distance} is biased upwards where there are few images, here by {how}: compare it only with that "
-            f"of {count:,} samples (published figures take {USUAL:,})"
+            f"of {count:,} samples (published results use {USUAL:,})"
         )
     reference_count = reference.statistics.count
     if reference_count is not None and reference_count < FEW:

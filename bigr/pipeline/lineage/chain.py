@@ -1,7 +1,6 @@
 """The chain of an artifact: the execution that wrote it, its inputs, and theirs, back to what no stage wrote.
 
-Each step combines DVC's record and MLflow's run of the same execution: those that read the same hashes. Either suffices
-alone; the step then says so.
+Each step combines DVC's record and MLflow's run that read the same hashes. Either suffices alone.
 """
 
 import subprocess
@@ -20,8 +19,7 @@ from bigr.tracking.store import code_digest
 class Step:
     """One artifact and the execution that wrote it; `stage` is empty where none did.
 
-    inputs: data that the execution read; settings: by DVC's record, else by MLflow's; execution: the name of the parent
-    of `run`; subject: the first line of the commit's message.
+    settings: by DVC's record, else by MLflow's; execution: the parent's name; subject: of the commit's message.
     """
 
     artifact: Content
@@ -54,11 +52,8 @@ class Chain:
 
 
 def trace(root: Path, text: str, revision: str | None = None) -> Chain:
-    """The chain of the artifact that `text` names: a path, `md5:HASH`, the id of a run, a version in the registry.
-
-    revision: of git, or an experiment of DVC, whose dvc.lock then counts. Raises `BigrError` where there is no such
-    artifact, or where the present version is not recorded.
-    """
+    """The chain of the artifact that `text` names, as `find` reads it; revision: of git, or an experiment of DVC, whose
+    dvc.lock then counts. Raises `BigrError` where there is no such artifact, or its version is not recorded."""
     records, runs = Records(root, revision), Runs(root)
     targets = find(root, text, records, runs, revision=revision is not None)
     steps: dict[tuple[str, str], Step] = {}
@@ -86,7 +81,8 @@ def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
         elif run is None:
             note += (f"MLflow has no run of this execution, but {found[0].id} wrote the same from other inputs",)
     if record is None and run is None:
-        return Step(artifact, (*note, *_origin(artifact, records)))
+        unknown = "who wrote this version is not recorded: neither DVC nor MLflow has it; the chain ends here"
+        return Step(artifact, (*note, unknown if artifact.path in records.outs else "given: no stage writes it"))
     if run is None and not found and not runs.trouble:
         note += ("MLflow has no run that wrote it",)
     deps = _deps(record, run, records, {} if record or run is None else runs.code(run))
@@ -123,12 +119,6 @@ def _deps(record: Record | None, run: RecordedRun | None, records: Records, code
         if md5 not in known:
             deps.append(Content(path, md5, files=len(records.listing(md5)) or None))
     return deps
-
-
-def _origin(artifact: Content, records: Records) -> list[str]:
-    if artifact.path in records.outs:
-        return ["who wrote this version is not recorded: neither DVC nor MLflow has it; the chain ends here"]
-    return ["given: no stage writes it"]
 
 
 def _subject(root: Path, commit: str) -> str:

@@ -4,11 +4,11 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from bigr.pipeline.lineage.chain import Chain, Step
-from bigr.pipeline.lineage.code import compare
 from bigr.pipeline.lineage.records import Content
 
 WIDTH = 100
@@ -18,21 +18,16 @@ _SUBJECT = 60
 _TIE = "\0"  # a space at which no line is broken
 
 
-def tree(chain: Chain, root: Path, *, code: bool = False) -> Iterator[str]:
-    """Lines of text: each artifact with the facts of its execution, and its inputs indented below it.
-
-    code: list the code that was not as in the commit, or has changed since.
-    """
+def tree(chain: Chain) -> Iterator[str]:
+    """Lines of text: each artifact with the facts of its execution, and its inputs indented below it."""
     if chain.trouble:
         yield from (*textwrap.wrap(chain.trouble, WIDTH, break_long_words=False, break_on_hyphens=False), "")
     seen: set[tuple[str, str]] = set()
     for start in chain.starts:
-        yield from _branch(chain, chain.step(start), root, code, seen, "", "")
+        yield from _branch(chain, chain.step(start), seen, "", "")
 
 
-def _branch(
-    chain: Chain, step: Step, root: Path, code: bool, seen: set[tuple[str, str]], head: str, rest: str
-) -> Iterator[str]:
+def _branch(chain: Chain, step: Step, seen: set[tuple[str, str]], head: str, rest: str) -> Iterator[str]:
     key = step.artifact.path, step.artifact.md5
     if key in seen:
         yield f"{head}{_title(step.artifact)} (above)"
@@ -40,23 +35,23 @@ def _branch(
     seen.add(key)
     yield f"{head}{_title(step.artifact)}"
     stem = f"{rest}│  " if step.inputs else f"{rest}   "
-    for label, text in _facts(step, root, code):
+    for label, text in _facts(step):
         width = max(_NARROWEST, WIDTH - len(stem) - _LABEL)
         for number, line in enumerate(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)):
             yield f"{stem}{'' if number else label:<{_LABEL}}{line.replace(_TIE, ' ')}"
     for number, content in enumerate(step.inputs, start=1):
         last = number == len(step.inputs)
         twig, next_rest = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        yield from _branch(chain, chain.step(content), root, code, seen, f"{rest}{twig}", f"{rest}{next_rest}")
+        yield from _branch(chain, chain.step(content), seen, f"{rest}{twig}", f"{rest}{next_rest}")
 
 
 def _title(content: Content) -> str:
-    size = f", {_bytes(content.size)}" if content.size is not None else ""
+    size = f", {decimal(content.size)}" if content.size is not None else ""
     files = f", {content.files:,} files" if content.files is not None else ""
     return f"{content.path}  {_short(content.md5)}{size}{files}"
 
 
-def _facts(step: Step, root: Path, code: bool) -> Iterator[tuple[str, str]]:
+def _facts(step: Step) -> Iterator[tuple[str, str]]:
     if step.stage:
         yield "stage", f"{step.stage} ({step.command})"
     if step.settings:
@@ -72,8 +67,6 @@ def _facts(step: Step, root: Path, code: bool) -> Iterator[tuple[str, str]]:
             yield "commit", "none: the run was in no git repository"
     elif step.stage:
         yield "commit", "unknown: only the run in MLflow has it"
-    if code and step.code:
-        yield from _code(step, root)
     if step.recorded_in:
         yield "record", " and ".join(step.recorded_in)
     for note in step.notes:
@@ -92,43 +85,20 @@ def _value(value: Any) -> str:
     return (value if isinstance(value, str) else json.dumps(value)).replace(" ", _TIE)
 
 
-def _code(step: Step, root: Path) -> Iterator[tuple[str, str]]:
-    files = compare(root, step)
-    other = [file for file in files if file.as_committed is False]
-    changed = [file for file in files if not file.as_now]
-    if any(file.as_committed is None for file in files):
-        yield "code", f"{len(files)} packages and files; their commit is not known here"
-    elif not other:
-        yield "code", f"{len(files)} packages and files, all as in the commit"
-    for file in other:
-        yield "code", f"{file.path} {_short(file.md5)}, not as in the commit"
-    for file in changed:
-        yield "code", f"{file.path} {_short(file.md5)}, changed since"
-
-
 def _short(md5: str) -> str:
     return f"md5:{md5[:10]}{'.dir' if md5.endswith('.dir') else ''}"
 
 
-def _bytes(size: int) -> str:
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}"
-
-
-def as_json(chain: Chain, root: Path) -> dict[str, Any]:
+def as_json(chain: Chain) -> dict[str, Any]:
     """The chain with whole hashes: `artifacts` (those asked for) and `steps`, whose `inputs` name other steps."""
     return {
         "artifacts": [{"path": content.path, "md5": content.md5} for content in chain.starts],
-        "steps": [_step(step, root) for step in chain.steps],
+        "steps": [_step(step) for step in chain.steps],
         "trouble": chain.trouble or None,
     }
 
 
-def _step(step: Step, root: Path) -> dict[str, Any]:
+def _step(step: Step) -> dict[str, Any]:
     run = step.run
     return {
         **asdict(step.artifact),
@@ -147,7 +117,7 @@ def _step(step: Step, root: Path) -> dict[str, Any]:
         if run
         else None,
         "inputs": [{"path": content.path, "md5": content.md5} for content in step.inputs],
-        "code": [asdict(file) for file in compare(root, step)],
+        "code": [{"path": content.path, "md5": content.md5} for content in step.code],
         "recorded_in": list(step.recorded_in),
         "notes": list(step.notes),
     }

@@ -1,7 +1,6 @@
 """What DVC recorded: each execution of a stage with the hashes of what it read and wrote, and its settings.
 
-Two places hold such records, asked in this order: dvc.lock (in the folder, or at a revision), and DVC's run cache
-(every execution on this machine, whether committed or not).
+They are in dvc.lock (in the folder, or at a revision), and in DVC's run cache (every execution on this machine).
 """
 
 import json
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from bigr.config import read
 from bigr.pipeline import dvcfile
@@ -68,7 +66,7 @@ class Records:
             self.where, text = LOCK, path.read_text(encoding="utf-8") if path.is_file() else ""
         else:
             self.where, text = f"{LOCK} at {revision}", dvcfile.read_at(root, revision, LOCK)
-        stages = _parse(text, self.where).get("stages") or {}
+        stages = _parse(text).get("stages") or {}
         self.lock = [_record(name, stage, self.where) for name, stage in stages.items()]
         if revision is not None and not self.lock:
             raise BigrError(f"--rev: {revision} has no {LOCK}; commit it after `dvc repro`, or name another revision")
@@ -109,7 +107,7 @@ class Records:
             content = file.read_text(encoding="utf-8")
             if text in content:
                 source = "DVC's run cache"
-                record = _record("?", _parse(content, source), source)
+                record = _record("?", _parse(content), source)
                 yield replace(record, stage=next((names[out.path] for out in record.outs if out.path in names), "?"))
 
     @cached_property
@@ -122,22 +120,16 @@ class Records:
         return dvcfile.cache_folder(self.root)
 
 
-def _parse(text: str, source: str) -> Mapping[str, Any]:
-    try:
-        return dict(YAML(typ="safe", pure=True).load(text) or {})
-    except (YAMLError, TypeError, ValueError):
-        raise _malformed(source) from None
+def _parse(text: str) -> Mapping[str, Any]:
+    return dict(YAML(typ="safe", pure=True).load(text) or {})
 
 
 def _record(name: str, stage: Mapping[str, Any], source: str) -> Record:
-    try:
-        command = stage["cmd"] if isinstance(stage["cmd"], str) else " && ".join(stage["cmd"])
-        settings: dict[str, Any] = {}
-        for values in (stage.get("params") or {}).values():
-            settings |= flatten(values)
-        return Record(name, command, _contents(stage.get("deps")), _contents(stage.get("outs")), settings, source)
-    except (AttributeError, KeyError, TypeError):
-        raise _malformed(source) from None
+    command = stage["cmd"] if isinstance(stage["cmd"], str) else " && ".join(stage["cmd"])
+    settings: dict[str, Any] = {}
+    for values in (stage.get("params") or {}).values():
+        settings |= flatten(values)
+    return Record(name, command, _contents(stage.get("deps")), _contents(stage.get("outs")), settings, source)
 
 
 def _contents(entries: Iterable[Mapping[str, Any]] | None) -> tuple[Content, ...]:
@@ -146,7 +138,3 @@ def _contents(entries: Iterable[Mapping[str, Any]] | None) -> tuple[Content, ...
         for entry in entries or []
         if "md5" in entry
     )
-
-
-def _malformed(source: str) -> BigrError:
-    return BigrError(f"{source}: not a lock file of DVC; remove it, and `dvc repro` writes it again")

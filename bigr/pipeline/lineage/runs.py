@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bigr.runtime.masking import masked
+from bigr.runtime.masking import in_one_line, masked
 from bigr.tracking.store import CODE, Store, location, shown
 
 _OUT, _DEP = "dvc.out.", "dvc.dep."
@@ -22,10 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of the data that it read
-    and of its outputs; code: `code_digest` of its code, whose files `Runs.code` has.
-
-    commit: of git, None where the project was in no repository; dirty: whether tracked files differed from it.
+    """A stage's run. started: UTC; parent: id of its execution's run; deps, outs: path → hash of data; code:
+    `code_digest`; commit: None where the project was in no repository; dirty: whether tracked files differed from it.
     """
 
     id: str
@@ -131,8 +129,7 @@ class Runs:
 
 
 def _out_of_reach(root: Path, error: Exception) -> str:
-    words = masked(" ".join(str(error).split()))[:160] or type(error).__name__
-    return f"{shown(root)} does not answer; what follows is from DVC alone: {words}"
+    return f"{shown(root)} does not answer; what follows is from DVC alone: {in_one_line(error, 160)}"
 
 
 def _run(entity: Any) -> RecordedRun:

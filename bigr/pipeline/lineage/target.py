@@ -54,15 +54,21 @@ def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool)
 def _by_hash(prefix: str, records: Records, runs: Runs) -> Content:
     if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},32}}(\.dir)?", prefix):
         raise BigrError(f"{_PREFIX}{prefix}: not a hash of DVC; give at least {_SHORTEST} of its hexadecimal digits")
-    found = {(content.path, content.md5): content for content in records.find(prefix)}
-    for path, md5 in runs.find(prefix, _outs(records)):
-        found.setdefault((path, md5), Content(path, md5))
+    found = _versions(prefix, records, runs)
     if not found:
         raise BigrError(f"{_PREFIX}{prefix}: neither DVC nor MLflow has an output with this hash")
-    if len({md5 for _, md5 in found}) > 1:
-        names = ", ".join(sorted(f"{path} {_PREFIX}{md5}" for path, md5 in found))
+    if len({content.md5 for content in found}) > 1:
+        names = ", ".join(sorted(f"{content.path} {_PREFIX}{content.md5}" for content in found))
         raise BigrError(f"{_PREFIX}{prefix}: more than one artifact; give more digits: {names}")
-    return next(iter(found.values()))
+    return found[0]
+
+
+def _versions(prefix: str, records: Records, runs: Runs) -> list[Content]:
+    """The outputs that DVC or MLflow knows whose hash begins with `prefix`."""
+    found = {(content.path, content.md5): content for content in records.find(prefix)}
+    for key in runs.find(prefix, _outs(records)):
+        found.setdefault(key, Content(*key))
+    return list(found.values())
 
 
 def _by_run(run_id: str, records: Records, runs: Runs) -> list[Target]:
@@ -117,10 +123,8 @@ def _present(root: Path, path: str, text: str, records: Records, runs: Runs) -> 
         return Target(_known(whole, md5, records), note=note)
     if whole != path:
         md5 = dvcfile.content_hashes(root, [path])[path]
-    for content in records.find(md5):
-        return Target(content, note=f"{text} is a copy of it")
-    for known, same in runs.find(md5, outs):
-        return Target(_known(known, same, records), note=f"{text} is a copy of it")
+    if found := _versions(md5, records, runs):
+        return Target(found[0], note=f"{text} is a copy of it")
     for folder, name in records.holding(md5):
         return Target(folder, note=f"{text} is a copy of a file in it: {name}, {_PREFIX}{md5}")
     remedy = f"; `dvc checkout {whole}` brings back the recorded one" if whole in outs else ""

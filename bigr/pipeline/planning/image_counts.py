@@ -6,9 +6,8 @@ from pathlib import Path
 
 from bigr.config import Settings
 from bigr.data.shards import ShardIndex
-from bigr.data.sources import discover
+from bigr.pipeline.images_found import images_of
 
-EMBEDDED_IMAGES, EMBEDDED_CLASSES = 1797, 10
 _ASSUMED_CLASSES = 1000  # ImageNet-1K: changes the class table alone
 _LABEL = 8  # bytes of an int64
 _HALF = 2  # bytes of a float16
@@ -57,18 +56,12 @@ def count_images(settings: Settings, root: Path, images: int | None, classes: in
     train: int | None = None
     val: int | None = None
     found, basis, of_classes = None, "not known", "of ImageNet-1K, assumed; --classes names another number"
-    index = _index(settings, root)
-    if index is not None:
-        train, val = index.images("train"), index.images("val")
-        found, basis, of_classes = len(index.classes), "in data/shards", "in data/shards"
-    elif settings.shards.embedded:
-        val = settings.digits.val_count
-        train, found, basis, of_classes = EMBEDDED_IMAGES - val, EMBEDDED_CLASSES, "the embedded digits", "of digits"
-    elif images is None and (root / settings.shards.source).is_dir():
-        source = discover(root / settings.shards.source, val_fraction=settings.shards.val_fraction, seed=settings.seed)
-        train, val = len(source.items["train"]), len(source.items["val"])
-        found, basis = len(source.classes), f"files in {settings.shards.source}, none of them opened"
-        of_classes = f"in {settings.shards.source}"
+    if index := _index(settings, root):
+        train, val, found = index.images("train"), index.images("val"), len(index.classes)
+        basis = of_classes = "in data/shards"
+    elif (images is None or settings.shards.embedded) and (counted := images_of(root, settings)):
+        where, train, val, found = counted
+        basis = of_classes = f"in {where}"
     if images is not None:
         val = round(images * settings.shards.val_fraction)
         train, basis = images - val, f"as given; shards.val_fraction = {settings.shards.val_fraction} of them held out"

@@ -1,16 +1,10 @@
 """What a computation costs, without computing it: it runs on the device `meta`, whose tensors have no memory.
 
-The project's own models, losses and backward passes run, so that the results follow the code when it changes. Counted:
-
-- FLOPs of matrix products, convolutions and attention, 2 for a multiplication with its addition, by torch's
-  `FlopCounterMode`; element-wise work is not counted;
-- saved bytes: every storage that autograd keeps for the backward pass, once, parameters left out;
-- peak bytes: the most that is alive at once of what a computation without gradients makes.
-
-`meta` has neither autocast nor fused kernels. `_Kernels` puts both in: what they compute in, and what they save.
+Counted are the FLOPs of matrix products, convolutions and attention, 2 for a multiplication with its addition, and the
+bytes of every storage that autograd keeps for the backward pass, once, parameters left out. `meta` has neither autocast
+nor fused kernels: `_Kernels` puts both in.
 """
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +23,7 @@ _IN_BFLOAT16 = {F.linear, F.conv2d, F.scaled_dot_product_attention}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What networks compute in. gpu: with a GPU's kernels; bfloat16: under autocast."""
+    """gpu: with a GPU's kernels; bfloat16: under autocast."""
 
     gpu: bool
     bfloat16: bool
@@ -42,11 +36,6 @@ class Cost:
     forward: int
     backward: int
     saved: int
-
-    @property
-    def flops(self) -> int:
-        """Forward and backward."""
-        return self.forward + self.backward
 
 
 def measure(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module] = ()) -> Cost:
@@ -71,7 +60,7 @@ def flops(work: Callable[[], object]) -> int:
 
 @contextmanager
 def _counter() -> Iterator[FlopCounterMode]:
-    # Attention as matrix products, two forward and four backward: the counter does not know the CPU's fused kernel.
+    # Attention as matrix products: the counter does not know the CPU's fused kernel.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         yield counter
 
@@ -88,39 +77,6 @@ def _saved_bytes(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Se
         work()
     parameters = {id(p.untyped_storage()) for module in modules for p in module.parameters()}
     return sum(storage.nbytes() for key, storage in saved.items() if key not in parameters)
-
-
-@torch.no_grad()
-def peak_bytes(work: Callable[[], object], arithmetic: Arithmetic) -> int:
-    """The most bytes that are alive at once of what `work` makes on `meta`, without gradients."""
-    with _Live() as live, _Kernels(arithmetic):
-        work()
-    return live.peak
-
-
-class _Live(TorchFunctionMode):
-    """Follows the bytes of all storages that are made while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs or {}))}
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if id(storage) not in self._known | given:  # views of parameters and inputs are not new
-                self._known.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 class _Kernels(TorchFunctionMode):
@@ -176,14 +132,3 @@ class _FusedNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, numbers: int) -> Tensor:
         ctx.save_for_backward(x, x.new_empty(numbers, *x.shape[:-1]))
         return torch.empty_like(x)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for item in value for tensor in _tensors(item)]

@@ -94,10 +94,9 @@ def make_plan(
     classes: int | None = None,
     processes: int | None = None,
 ) -> Plan:
-    """The plan of the settings in `params` for the project at `root`.
+    """The plan of the settings in `params` for the project at `root`. Raises `BigrError` as `bigr check` does.
 
     tflops, float32_tflops: what one process sustains; if None, measured here, where this machine has the device.
-    images, classes, processes: override what is found and set. Raises `BigrError` as `bigr check` does.
     """
     given = {"tflops": tflops, "float32-tflops": float32_tflops, "images": images, "classes": classes}
     for name, number in {**given, "processes": processes}.items():
@@ -129,7 +128,7 @@ def make_plan(
         ]
         size = settings.shards.image_size
         encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
-        sampled = sampling_cost.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
+        sampled = sampling_cost.sampling_cost(settings, built, settings.run.processes)
         evaluated = evaluation_flops(settings, built, found)
     stages = _stages(settings, found, arithmetic, trained, encoder, sampled, evaluated)
     return Plan(
@@ -143,8 +142,7 @@ def make_plan(
         encoder=encoder,
         sampling=sampled,
         disk=image_counts.disk(settings, root),
-        speed=_given_speed(tflops, float32_tflops)
-        or (_measured_speed(device, any(a.bfloat16 for a in arithmetic.values()), float32_tflops) if is_here else None),
+        speed=_speed(device, is_here, any(a.bfloat16 for a in arithmetic.values()), tflops, float32_tflops),
         stages=stages,
     )
 
@@ -161,14 +159,14 @@ def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -
     shape = ClassifierConfig(size, images.classes, section.classifier_channels, section.classifier_features)
     classifier = Classifier(shape).train()
     batch, labels = torch.zeros(2, 3, size, size), torch.zeros(2, dtype=torch.long)
-    step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False)).flops / 2
+    step = measure(lambda: F.cross_entropy(classifier(batch), labels), Arithmetic(gpu=False, bfloat16=False))
     seen = flops(lambda: classifier(batch)) / 2
     extractor = seen if section.extractor == "classifier" else _INCEPTION
     decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
     probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * probed
     neighbours = 2 * settings.generator.layers * settings.generator.dim * probed * val
     return (
-        section.classifier_steps * section.classifier_batch_size * step
+        section.classifier_steps * section.classifier_batch_size * (step.forward + step.backward) / 2
         + (count + 2 * val) * seen
         + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
         + _RESTORED * val * decoder
@@ -232,14 +230,15 @@ def _arithmetic(device: torch.device, is_here: bool, precision: str, width: int)
     return Arithmetic(gpu, bfloat16=not isinstance(autocast(device, precision, width), nullcontext))
 
 
-def _given_speed(tflops: float | None, float32_tflops: float | None) -> Speed | None:
-    if tflops is None:
-        return None
-    if float32_tflops is None:
+def _speed(
+    device: torch.device, is_here: bool, bfloat16: bool, tflops: float | None, float32_tflops: float | None
+) -> Speed | None:
+    """The speed given, else measured; None where the device is not here."""
+    if tflops is not None and float32_tflops is None:
         return Speed(tflops, tflops, "as given; also for what is computed in float32, which GPUs do slower")
-    return Speed(tflops, float32_tflops, "as given")
-
-
-def _measured_speed(device: torch.device, bfloat16: bool, float32_tflops: float | None) -> Speed:
+    if tflops is not None and float32_tflops is not None:
+        return Speed(tflops, float32_tflops, "as given")
+    if not is_here:
+        return None
     full = float32_tflops or speed.measured_tflops(device, torch.float32)
     return Speed(speed.measured_tflops(device, torch.bfloat16) if bfloat16 else full, full, speed.describe(device))

@@ -1,8 +1,10 @@
 """The plan as a page of text: aligned tables, a unit for every column."""
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
+from datetime import timedelta
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +18,7 @@ _INDENT = "  "
 def page(plan: Plan) -> list[str]:
     """The lines of the page."""
     sections = [_head(plan), _parameters(plan), _flops(plan), _memory(plan), _disk(plan), _time(plan)]
-    lines = [line for section in sections for line in [*section, ""]][:-1]
+    lines = [line for section in sections if section for line in [*section, ""]][:-1]
     return [part for line in lines for part in _broken(line)]
 
 
@@ -68,30 +70,28 @@ def _flops(plan: Plan) -> list[str]:
         ("transcoder", f"{passes.denoised:,} tokens denoised once", _giga(cost.transcoder)),
         ("decoder", "1 pass, in float32", _giga(cost.decoder)),
         ("all", "", _giga(total)),
+        ("codes: encoder", "1 view, in float32", _giga(plan.encoder)),
     ]
-    other = [("encoder", "1 view, in float32", _giga(plan.encoder))]
     return [
         *lines,
         "",
-        *_table(("FLOPs of one image, sampling", "", "GFLOP"), sampled, left=2),
-        "",
-        *_table(("FLOPs of one image, codes", "", "GFLOP"), other, left=2),
+        *_table(("FLOPs of one image, sampling", "", "GFLOP"), sampled),
     ]
 
 
 def _memory(plan: Plan) -> list[str]:
+    if not plan.training:
+        return []
     names = ("weights", "average", "optimiser", "gradients", "buckets", "activations", "peak")
     rows = []
     for stage in plan.training:
         memory = [_gibi(getattr(stage.memory, name)) for name in names]
-        rows.append((f"{stage.stage}, {_images(stage.images)}", *memory))
-    cost = plan.sampling
-    rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
+        rows.append((f"{stage.stage}, {stage.images:,} image{'' if stage.images == 1 else 's'}", *memory))
     shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
-        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the",
-        f"{_INDENT}sum, in sampling the most at once; without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: their sum,",
+        f"{_INDENT}without the device's context, workspaces, fragmentation.",
     ]
 
 
@@ -110,7 +110,7 @@ def _disk(plan: Plan) -> list[str]:
         row("data/codes", disk.code, disk.code_basis),
         row("features", disk.feature, disk.feature_basis, disk.featured),
     ]
-    return _table(("Disk", "bytes an image", "GiB", ""), rows, right=(1, 2))
+    return _table(("Disk", "bytes an image", "GiB", ""), rows)
 
 
 def _time(plan: Plan) -> list[str]:
@@ -125,7 +125,7 @@ def _time(plan: Plan) -> list[str]:
         total = sum(seconds for seconds in known if seconds is not None)
         rows.append(("all of these", "", "", duration(total), ""))
     head = ("Time of the arithmetic", name, "processes", "h:mm:ss", "")
-    lines = _table(head, rows, right=(1, 2, 3))
+    lines = _table(head, rows)
     if plan.speed is None:
         return [
             *lines,
@@ -146,10 +146,6 @@ def _work(stage: StageCost) -> float | None:
     return None if stage.flops is None else stage.flops + stage.flops_float32
 
 
-def _images(count: int) -> str:
-    return f"{count:,} image{'' if count == 1 else 's'}"
-
-
 def _giga(flops: float) -> str:
     return f"{flops / 1e9:,.3f}" if flops < 1e11 else f"{flops / 1e9:,.1f}"
 
@@ -160,30 +156,20 @@ def _gibi(size: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """h:mm:ss, with days in front from two days on; — for None."""
+    """h:mm:ss, with days in front; — for None."""
     if seconds is None:
         return "—"
     if 0 < seconds < 1:
         return "< 0:00:01"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24) if hours >= 48 else (0, hours)
-    clock = f"{hours}:{minutes:02}:{rest:02}"
-    return f"{days} d {clock}" if days else clock
+    return re.sub(" days?,", " d", str(timedelta(seconds=round(seconds))))
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, right: Sequence[int] | None = None
-) -> list[str]:
-    """Lines of aligned columns: the first `left` to the left, the others, or those of `right`, to the right.
-
-    The last column wraps where the lines would be wider than `WIDTH`.
-    """
-    rights = range(left, len(head)) if right is None else right
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of aligned columns: the first and those without a title to the left, the others to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="")
     for i, title in enumerate(head):
-        last = i == len(head) - 1
-        table.add_column(title, justify="right" if i in rights else "left", no_wrap=not last)
+        last = i == len(head) - 1  # wraps where the lines would be wider than `WIDTH`
+        table.add_column(title, justify="right" if i and title else "left", no_wrap=not last)
     for row in rows:
         table.add_row(_INDENT + row[0], *row[1:])
     console = Console(width=WIDTH, color_system=None, markup=False, highlight=False)

@@ -1,7 +1,6 @@
 """What sampling costs: passes of backbone, transcoder and decoder (docs/method.md, section 4).
 
-The schedule comes from bigr/sampling. The transcoder runs on the tokens that are still masked, twice where guidance
-compares with the unconditional model. A test compares the count with a real sampling.
+The transcoder runs on the tokens that are still masked, twice where guidance compares with the unconditional model.
 """
 
 import math
@@ -13,14 +12,11 @@ import torch
 from bigr.config import Settings
 from bigr.imaging.options import Editing
 from bigr.models.masked.generator import BiGR
-from bigr.pipeline.planning.meter import Arithmetic, flops, peak_bytes
-from bigr.pipeline.planning.networks import Networks, count
+from bigr.pipeline.planning.meter import flops
+from bigr.pipeline.planning.networks import Networks
 from bigr.sampling.decode import DECODED_TOGETHER, batched
 from bigr.sampling.editing import CELL, group_sizes, in_proportion
-from bigr.sampling.reverse import bit_probabilities
 from bigr.sampling.unmask import Sampling, guidance, still_masked
-
-_FLOAT32 = 4  # bytes of a weight
 
 
 @dataclass(frozen=True)
@@ -35,10 +31,9 @@ class Passes:
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """FLOPs of one image by part, those of all images, and bytes of one process.
+    """FLOPs of one image by part, and those of all images.
 
-    decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights, and the most that is alive
-    at once in the first iteration, in which every token is masked.
+    decoder: in float32, as the stage decodes; its last batches are filled up.
     """
 
     passes: Passes
@@ -47,9 +42,6 @@ class SamplingCost:
     decoder: float
     flops: float
     flops_float32: float
-    images: int
-    weights: int
-    peak: int
 
 
 def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Passes:
@@ -71,7 +63,7 @@ def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Pass
     return Passes(backbone, conditions, denoised, steps)
 
 
-def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> SamplingCost:
+def sampling_cost(settings: Settings, networks: Networks, processes: int) -> SamplingCost:
     """The cost of the stage `samples`."""
     section, model, tokenizer = settings.samples, networks.bigr.eval(), networks.tokenizer
     sampling, config, tokens = Sampling.of(section), model.config, settings.grid**2
@@ -84,10 +76,6 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
         DECODED_TOGETHER * math.ceil(min(images, share - start) / DECODED_TOGETHER) for start in range(0, share, images)
     )
     decoder = flops(lambda: tokenizer.decode(codes)) * decoded / share
-    float32 = Arithmetic(arithmetic.gpu, bfloat16=False)
-    decoding = peak_bytes(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)), float32)
-    weights = _FLOAT32 * (count(model) + count(tokenizer))
-    peak = weights + max(_peak(model, sampling, images, arithmetic), decoding)
     return SamplingCost(
         passes=run,
         backbone=backbone,
@@ -95,9 +83,6 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
         decoder=decoder,
         flops=section.count * (backbone + inner),
         flops_float32=section.count * decoder,
-        images=images,
-        weights=weights,
-        peak=peak,
     )
 
 
@@ -145,20 +130,3 @@ def backbone_flops(model: BiGR) -> int:
     tokens = model.config.grid**2
     codes, mask = torch.zeros(1, tokens, model.config.code_bits), torch.zeros(1, tokens, dtype=torch.bool)
     return flops(lambda: model.hidden(codes, torch.zeros(1, dtype=torch.long), mask))
-
-
-def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) -> int:
-    """The most bytes that are alive in an iteration with every token masked: its noise, and backbone or transcoder."""
-    config, rows = model.config, images * (2 if sampling.guidance_scale != 1.0 else 1)
-    tokens = config.grid**2
-    codes, mask = torch.zeros(rows, tokens, config.code_bits), torch.zeros(rows, tokens, dtype=torch.bool)
-    hidden = torch.zeros(images * tokens, config.dim)
-    noise = torch.zeros(sampling.diffusion_steps, images * tokens, config.code_bits)
-    backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
-    other, scale = (hidden if rows > images else None), sampling.guidance_scale
-    transcoder = peak_bytes(
-        lambda: bit_probabilities(model.transcoder, hidden, noise, hidden_unconditional=other, guidance_scale=scale),
-        arithmetic,
-    )
-    drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions
-    return drawn + max(backbone, rows // images * hidden.nbytes + transcoder)

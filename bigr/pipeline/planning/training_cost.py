@@ -1,11 +1,12 @@
 """What training costs: one step of each stage, as the stage's code takes it, on tensors without memory.
 
-FLOPs are those of an average step: the number of masked tokens changes from step to step, and the transcoder runs on
-masked tokens only. Bytes are those of the largest: all tokens masked, the discriminator at work. Everything here is
-called within `torch.device("meta")`.
+FLOPs are those of an average step: the transcoder runs on masked tokens only. Bytes are those of the largest: all
+tokens masked, the discriminator at work. Everything here is called within `torch.device("meta")`.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ _MOMENTS = 2  # AdamW's
 
 
 @dataclass(frozen=True)
-class Part:
+class PartCost:
     """FLOPs of one image through one part of a step."""
 
     name: str
@@ -52,7 +53,7 @@ class TrainingCost:
     images: int
     steps: int
     batch_size: int
-    parts: list[Part]
+    parts: list[PartCost]
     flops: float
     memory: Memory
 
@@ -70,20 +71,23 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
     late = section.steps - section.gan_start + 1 if discriminator is not None else 0
     late = min(max(late, 0), section.steps)
     parts, total, saved = [], 0.0, 0
+
+    def cost(loss: Callable[..., Any], step: int) -> Cost:
+        return measure(lambda: loss(batch, step)["loss"], arithmetic, modules)
+
+    def add(name: str, step: int, steps: int, losses: Sequence[Callable[..., Any]]) -> None:
+        nonlocal total, saved
+        costs = [cost(loss, step) for loss in losses]
+        forward, backward = sum(one.forward for one in costs), sum(one.backward for one in costs)
+        parts.append(PartCost(name, forward / images, backward / images))
+        total += steps * (forward + backward)
+        saved = max(saved, *(one.saved for one in costs))
+
     if late < section.steps:
-        cost = measure(lambda: objective.tokenizer_loss(batch, 0)["loss"], arithmetic, modules)
-        parts.append(_part("the autoencoder and its losses", [cost], images))
-        total += (section.steps - late) * cost.flops
-        saved = cost.saved
+        add("the autoencoder and its losses", 0, section.steps - late, [objective.tokenizer_loss])
     if late:
-        step = section.gan_start - 1
-        costs = [
-            measure(lambda: objective.tokenizer_loss(batch, step)["loss"], arithmetic, modules),
-            measure(lambda: (objective.discriminator_loss(batch, step) or {})["loss"], arithmetic, modules),
-        ]
-        parts.append(_part(f"with the discriminator, from step {section.gan_start:,}", costs, images))
-        total += late * sum(cost.flops for cost in costs)
-        saved = max(saved, *(cost.saved for cost in costs))
+        both = [objective.tokenizer_loss, objective.discriminator_loss]
+        add(f"with the discriminator, from step {section.gan_start:,}", section.gan_start - 1, late, both)
     memory = _memory(modules, tokenizer, trained_modules, saved, processes)
     return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total * processes, memory)
 
@@ -95,7 +99,7 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     batch = _masked_batch(settings, images)
     cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
-    backbone = Part("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
+    backbone = PartCost("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
     parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
     memory = _memory([model], model, [model], cost.saved, processes)
     return TrainingCost("generator", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
@@ -109,7 +113,7 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     forward = flops(lambda: hidden_of(model, batch))
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
     parts = [
-        Part("backbone, frozen", forward / images, 0.0),
+        PartCost("backbone, frozen", forward / images, 0.0),
         _transcoder_part(model, inner, images, tokens, arithmetic),
     ]
     memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, processes)
@@ -137,7 +141,7 @@ def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arith
     )
 
 
-def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> Part:
+def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmetic: Arithmetic) -> PartCost:
     """The transcoder's part of a step. Its work on tokens counts for the share that is masked; the embeddings of the
     diffusion steps, computed once for all tokens, count fully."""
     transcoder, share = model.transcoder, mean_masked_share(tokens)
@@ -150,14 +154,10 @@ def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmet
         (whole - alone) / images * share + alone / images
         for whole, alone in ((cost.forward, once.forward), (cost.backward, once.backward))
     )
-    return Part("transcoder", forward, backward)
+    return PartCost("transcoder", forward, backward)
 
 
-def _part(name: str, costs: list[Cost], images: int) -> Part:
-    return Part(name, sum(c.forward for c in costs) / images, sum(c.backward for c in costs) / images)
-
-
-def _flops(parts: list[Part], section: object) -> float:
+def _flops(parts: list[PartCost], section: object) -> float:
     steps, batch_size = section.steps, section.batch_size  # type: ignore[attr-defined]
     return steps * batch_size * sum(part.forward + part.backward for part in parts)
 

@@ -1,7 +1,6 @@
 """The study's results: every run's metrics, kept in docs/ablations.json, and how they compare with the paper's.
 
-Means and deviations are over seeds; the deviation is the sample's (n − 1). Two variants are compared seed by seed: they
-share the tokenizer of their seed, so their difference varies less than either.
+Means and deviations (n − 1) are over seeds. Two variants are compared seed by seed: they share its tokenizer.
 """
 
 import json

@@ -5,15 +5,16 @@ Every statement about results is computed from docs/ablations.json.
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bigr.pipeline.study import study_plots
-from bigr.pipeline.study.results import Claim, Results, claims
-from bigr.pipeline.study.tables import FID, ITERATIONS, POINTS, STEPS, TABLES, TIMED_IMAGES, TIMED_ROUNDS, TOP1, Table
+from bigr.pipeline.study.results import Results, claims
+from bigr.pipeline.study.tables import FID, POINTS, TABLES, TIMED_IMAGES, TIMED_ROUNDS, TOP1, Table
 from bigr.runtime.files import write_bytes
 
-NAMES = {FID: "fd_classifier", TOP1: "top-1"}
-PAPER = {FID: "FID", TOP1: "top-1"}
+NAMES = {FID: ("FID", "fd_classifier"), TOP1: ("top-1", "top-1")}
+"""The paper's name of a metric, and ours."""
 
 INTRODUCTION = """\
 # The paper's tables in miniature
@@ -40,15 +41,8 @@ differ only in sampling also share the trained model. So the deviations include 
 seed by seed.
 """
 
-COMMANDS = """\
-## Repeat it
-
-```sh
-make ablations                            # here, {lanes} trainings in parallel; finished runs are not run again
-prefect deployment run bigr/ablations     # the same as a flow, while `make services` runs
-dvc exp show --only-changed --drop 'Created|.*/'   # every run: metrics and the settings that differ
-make ui                                   # every run in MLflow
-```
+SETTINGS = """\
+## Settings
 
 A run is an experiment of DVC and a run in MLflow, with the same name (`ablations-table2-x0-seed1`).
 [comparing.md](comparing.md) shows how to compare runs. All runs start from the `params.yaml` of the commit `{commit}`,
@@ -57,7 +51,7 @@ whose defaults may be older than today's, and change:
 {settings}
 
 The results were made at commit `{commit}` on {machine}, in {minutes:.0f} minutes with {lanes} trainings in parallel.
-Sampling times were measured afterwards.
+Finished runs are not run again. `prefect deployment run bigr/ablations` does the same while `make services` runs.
 """
 
 
@@ -69,125 +63,86 @@ def write(docs: Path, results: Results) -> None:
 
 def text(results: Results) -> str:
     """The page, in Markdown."""
-    settings = "\n".join(f"- `{key}: {json.dumps(value)}`" for key, value in results.settings.items())
-    parts = [
-        INTRODUCTION.format(
-            seeds=len(results.seeds()),
-            runs=sum(len(runs) for runs in results.figures.values()),
-            layers=results.settings["generator.layers"],
-            dim=results.settings["generator.dim"],
-            steps=results.settings["generator.steps"],
-            count=results.settings["samples.count"],
-        ),
-        _summary(results),
-        *(_table(table, results) for table in TABLES),
-        _figure3(results),
-        COMMANDS.format(
-            settings=settings,
-            commit=results.commit,
-            machine=results.machine,
-            minutes=results.minutes / results.lanes,
-            lanes=results.lanes,
-        ),
-    ]
-    return "\n".join(parts)
+    introduction = INTRODUCTION.format(
+        seeds=len(results.seeds()),
+        runs=sum(len(runs) for runs in results.figures.values()),
+        layers=results.settings["generator.layers"],
+        dim=results.settings["generator.dim"],
+        steps=results.settings["generator.steps"],
+        count=results.settings["samples.count"],
+    )
+    settings = SETTINGS.format(
+        settings="\n".join(f"- `{key}: {json.dumps(value)}`" for key, value in results.settings.items()),
+        commit=results.commit,
+        machine=results.machine,
+        minutes=results.minutes / results.lanes,
+        lanes=results.lanes,
+    )
+    tables = [_table(table, results) for table in TABLES]
+    return "\n".join([introduction, _orders(results), *tables, _figure3(results), settings])
 
 
-def _summary(results: Results) -> str:
-    found = [claim for table in TABLES for claim in claims(table, results)]
+def _orders(results: Results) -> str:
     rows = [
-        f"| {c.table}, {PAPER[c.column]} | {c.better} before {c.worse} "
-        f"| {_show(c.column, c.paper[0], scaled=True)}, {_show(c.column, c.paper[1], scaled=True)} "
-        f"| {_show(c.column, c.here[0])}, {_show(c.column, c.here[1])} | {c.agree} of {c.seeds} | {_verdict(c)} |"
-        for c in found
+        (
+            f"{claim.table}, {NAMES[claim.column][0]}",
+            f"{claim.better} before {claim.worse}",
+            ", ".join(f"{value:.{_digits(claim.column)}f}" for value in claim.paper),
+            ", ".join(_show(claim.column, value) for value in claim.here),
+            f"{claim.agree} of {claim.seeds}",
+            claim.verdict if claim.verdict == "as in the paper" else f"**{claim.verdict}**",
+        )
+        for table in TABLES
+        for claim in claims(table, results)
     ]
-    counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in dict.fromkeys(c.verdict for c in found)}
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return "\n".join(
-        [
-            "## Does the small scale follow?",
-            "",
-            f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” mean",
-            "that all seeds agree. “Undecided” means that they do not: the difference is too small for this scale.",
-            "",
-            "| | the paper's order | in the paper | here | seeds that agree | verdict |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
+    head = ("", "the paper's order", "in the paper", "here", "seeds that agree", "verdict")
+    return _section(
+        "Does the small scale follow?",
+        "Where the seeds differ in an order, it is undecided: the difference is too small for this scale.",
+        head,
+        rows,
     )
 
 
 def _table(table: Table, results: Results) -> str:
-    head = "".join(f" {PAPER[key]}, paper | {NAMES[key]}, here |" for key in table.columns)
-    lines = [f"## {table.name}: {table.title}", "", f"| |{head}", "| --- |" + " --- |" * (2 * len(table.columns))]
+    head = [
+        f"{name}, {where}" for key in table.columns for name, where in zip(NAMES[key], ("paper", "here"), strict=True)
+    ]
+    rows = []
     for row in table.rows:
-        cells = ""
+        cells = [row.label]
         for key, paper in zip(table.columns, row.paper, strict=True):
-            printed = "" if paper is None else _show(key, paper, scaled=True)
-            cells += f" {printed} | {_spread(results, row.variant.name, key)} |"
-        lines.append(f"| {row.label} |{cells}")
-    return "\n".join([*lines, ""])
+            cells += ["" if paper is None else f"{paper:.{_digits(key)}f}", _spread(results, row.variant.name, key)]
+        rows.append(cells)
+    return _section(f"{table.name}: {table.title}", "", ["", *head], rows)
 
 
 def _figure3(results: Results) -> str:
-    lines = [
-        "## Figure 3: distance against sampling time",
-        "",
-        "![fd_classifier against milliseconds an image](images/ablations-figure3.png)",
-        "",
-        "Iterations n and diffusion steps S of the same trained models. The time is measured, not computed: one",
-        f"thread, batches of {TIMED_IMAGES}, the fastest of {TIMED_ROUNDS} rounds, no other run at the same time.",
-        "",
-        "| S | n | ms an image | fd_classifier |",
-        "| --- | --- | --- | --- |",
+    about = (
+        "![fd_classifier against milliseconds an image](images/ablations-figure3.png)\n\n"
+        "n iterations, S diffusion steps, of the same trained models. The time is measured after the runs:\n"
+        f"one thread, batches of {TIMED_IMAGES} images, the fastest of {TIMED_ROUNDS} rounds."
+    )
+    rows = [
+        (f"{steps}", f"{n}", f"{1e3 * results.seconds[name]:.1f}", _spread(results, name, FID))
+        for (n, steps), name in POINTS.items()
     ]
-    for steps in STEPS:
-        for n in ITERATIONS:
-            name = POINTS[n, steps]
-            lines.append(f"| {steps} | {n} | {1e3 * results.seconds[name]:.1f} | {_spread(results, name, FID)} |")
-    lines += ["", *_trends(results), ""]
-    return "\n".join(lines)
+    return _section("Figure 3: distance against sampling time", about, ("S", "n", "ms an image", "fd_classifier"), rows)
 
 
-def _trends(results: Results) -> list[str]:
-    """The effect of more iterations and more steps, and the points that no other beats in both."""
-
-    def mean(n: int, s: int) -> float:
-        return results.mean(POINTS[n, s], FID)
-
-    few, many = ITERATIONS[0], ITERATIONS[-1]
-    more_n = [f"S = {s}: {mean(few, s):.2f} → {mean(many, s):.2f}" for s in STEPS]
-    more_s = [f"n = {n}: {mean(n, STEPS[0]):.2f} → {mean(n, STEPS[-1]):.2f}" for n in ITERATIONS]
-    front = [
-        f"(n {n}, S {s})"
-        for n, s in sorted(POINTS, key=lambda p: results.seconds[POINTS[p]])
-        if not any(
-            results.seconds[POINTS[other]] < results.seconds[POINTS[n, s]] and mean(*other) <= mean(n, s)
-            for other in POINTS
-        )
-    ]
-    return [
-        f"- From n = {few} to n = {many}: {'; '.join(more_n)}.",
-        f"- From S = {STEPS[0]} to S = {STEPS[-1]}: {'; '.join(more_s)}.",
-        f"- No other point is both faster and at least as near: {', '.join(front)}.",
-    ]
-
-
-def _verdict(claim: Claim) -> str:
-    return claim.verdict if claim.verdict == "as in the paper" else f"**{claim.verdict}**"
+def _section(title: str, about: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join([f"## {title}", "", *([about, ""] if about else []), *lines, ""])
 
 
 def _spread(results: Results, variant: str, key: str) -> str:
-    scale = 100 if key == TOP1 else 1
     deviation = results.deviation(variant, key)
-    spread = "" if math.isnan(deviation) else f" ± {scale * deviation:.{_digits(key)}f}"
+    spread = "" if math.isnan(deviation) else f" ± {_show(key, deviation)}"
     return f"{_show(key, results.mean(variant, key))}{spread}"
 
 
-def _show(key: str, value: float, scaled: bool = False) -> str:
-    """A result as the tables print it. scaled: top-1 is in % already."""
-    return f"{value * (100 if key == TOP1 and not scaled else 1):.{_digits(key)}f}"
+def _show(key: str, value: float) -> str:
+    return f"{value * (100 if key == TOP1 else 1):.{_digits(key)}f}"
 
 
 def _digits(key: str) -> int:

@@ -1,12 +1,8 @@
 """The study as data: tables 2, 3, 4, 8 and figure 3 of the paper (docs/method.md, section 8), and their runs.
 
-A `Variant` is a choice of settings; a `StudyRun` is a variant under one seed, one experiment of DVC. Variants of the
-same `model` differ in sampling alone and share everything up to the trained model; all variants of a seed share the
-tokenizer and the codes. A seed is that of the whole pipeline, the tokenizer's training included, so that the deviation
-over seeds covers everything that is drawn. The variant `base` is in every table.
-
-Per seed: one tokenizer, 4 trainings of a generator (flip, x0, direct, without labels), and one sampling with its
-evaluation for each variant.
+A `StudyRun` is a `Variant` under one seed, one experiment of DVC. Variants of the same `model` differ in sampling alone
+and share everything up to the trained model; all variants of a seed share the tokenizer and the codes. Per seed: one
+tokenizer, 4 generators (flip, x0, direct, without labels), and a sampling with its evaluation for each variant.
 """
 
 import hashlib
@@ -36,8 +32,7 @@ MINIATURE: dict[str, Any] = {
     "evaluation.tsne_images": 100,
     "evaluation.zero_shot_images": 0,
 }
-"""How every run differs from params.yaml: a smaller model, a shorter training, the paper's joint transcoder, fewer
-samples, a cheaper evaluation. `base` is the point (n, S) of figure 3 that is named here."""
+"""How every run differs from params.yaml. `base` is the point (n, S) of figure 3 that is named here."""
 
 FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
 """The metrics of outputs/metrics.json in place of the paper's FID and linear probe."""
@@ -91,13 +86,8 @@ class Table:
     rows: tuple[TableRow, ...]
 
 
-def point(iterations: int, steps: int) -> str:
-    """The name of the variant at a point of figure 3."""
-    own = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
-    return "base" if (iterations, steps) == own else f"figure3-n{iterations}-S{steps}"
-
-
-POINTS = {(n, s): point(n, s) for s in STEPS for n in ITERATIONS}
+_OWN = (MINIATURE["samples.iterations"], MINIATURE["samples.diffusion_steps"])
+POINTS = {(n, s): "base" if (n, s) == _OWN else f"figure3-n{n}-S{s}" for s in STEPS for n in ITERATIONS}
 """Figure 3: (n, S) → variant."""
 
 BASE = Variant("base", "flip")
@@ -158,12 +148,6 @@ VARIANTS = tuple(
 """Every variant of a table or of figure 3, once."""
 
 
-def tables_of(variant: str) -> list[str]:
-    """The tables and figures that have a variant."""
-    found = [table.name for table in TABLES if any(row.variant.name == variant for row in table.rows)]
-    return [*found, "Figure 3"] if variant in POINTS.values() else found
-
-
 def runs(
     seeds: tuple[int, ...] = SEEDS,
     variants: tuple[Variant, ...] = VARIANTS,
@@ -176,10 +160,7 @@ def runs(
 
 
 def digest(root: Path, values: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that a run's result depends on: the code of every stage, and the settings in dvc.yaml.
-
-    The images are the embedded ones and not part of it. values: the run's complete settings.
-    """
+    """SHA-256 of the code of every stage, and of the settings in dvc.yaml. values: the run's complete settings."""
     specs = dvcfile.stages(root, values).values()
     code = sorted({dep for spec in specs for dep in spec.deps if is_code(dep)})
     named = {

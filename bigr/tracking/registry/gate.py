@@ -1,8 +1,7 @@
 """The gate: whether a challenger may take the champion's place, metric by metric.
 
-Pure arithmetic over metrics of the same evaluation protocol. A challenger passes where no metric is worse than the
-champion's by more than its tolerance, none is beyond its limit, and at least one is better. Without a champion the
-limits alone decide.
+A challenger passes where no metric is worse than the champion's by more than its tolerance, none is beyond its limit,
+and at least one is better. Without a champion the limits alone decide.
 """
 
 from collections.abc import Mapping, Sequence

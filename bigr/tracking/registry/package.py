@@ -1,9 +1,7 @@
 """One version of the model as MLflow keeps it: a folder with weights, code, signature and example, and no pickle.
 
-`MLmodel` has the signature and the record of what it is served with (`served_record.py`); `artifacts/tokenizer` and
-`artifacts/bigr` are the project's model folders (config.json, model.safetensors), `artifacts/features` is what makes
-their features comparable, where that was measured; `served.py` is the code that serves them; `samples.png` shows what
-the model draws.
+`MLmodel` has the signature and the `ServedRecord`, `artifacts/` the model folders and, where measured, what makes their
+features comparable; `served.py` serves them. docs/registry.md lists the contents.
 """
 
 import shutil

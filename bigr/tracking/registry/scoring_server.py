@@ -35,10 +35,9 @@ GRACE_S = 5
 
 
 def serve(source: str, root: Path, host: str, port: int) -> None:
-    """Serve a version until the process is interrupted or terminated.
+    """Serve a version until the process is interrupted or terminated. Raises `BigrError` where there is none.
 
-    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to. Raises
-    `BigrError` where there is none.
+    source: `models:/bigr@champion`, `models:/bigr/3`, or a folder that MLflow downloaded a version to.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = _loaded(source, root, Path(folder))
@@ -78,7 +77,7 @@ def _loaded(source: str, root: Path, folder: Path) -> "PyFuncModel":
 
 
 class _Requests:
-    """Checks a request's keys before MLflow reads them, and stops sampling when nobody waits for the response."""
+    """Checks a request's keys before MLflow reads them, and stops sampling when the client has disconnected."""
 
     def __init__(self, app: App, params: Collection[str]) -> None:
         self.app, self.params = app, params
@@ -122,12 +121,12 @@ class _Requests:
         return None
 
     async def _watched(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive, send: Send) -> None:
-        nobody_waits = threading.Event()
+        ended = threading.Event()
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            nobody_waits.set()
+            ended.set()
 
         watcher = asyncio.create_task(watch())
         unread = [{"type": "http.request", "body": body, "more_body": False}]
@@ -138,13 +137,13 @@ class _Requests:
             await asyncio.wait([watcher])
             return {"type": "http.disconnect"}
 
-        abandoned.set(nobody_waits)  # of this request's task alone; MLflow's thread gets a copy
+        abandoned.set(ended)  # of this request's task alone; MLflow's thread gets a copy
         try:
             await self.app(scope, replay, send)
         except asyncio.CancelledError:  # the server stops; MLflow sends whole responses, so nothing is sent yet
             await _refuse(send, 503, "the server is stopping")
         finally:  # answered, timed out, or cancelled
-            nobody_waits.set()
+            ended.set()
             watcher.cancel()
 
 

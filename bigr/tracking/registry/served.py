@@ -87,7 +87,7 @@ class Served(PythonModel):
 def _check_awaited(_: Frame) -> None:
     """Called after each iteration: ends the work where the client has gone."""
     if is_abandoned():
-        raise InvalidRequest("nobody waits for the answer")
+        raise InvalidRequest("the client has disconnected")
 
 
 def _shown(value: object) -> str:

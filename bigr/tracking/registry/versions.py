@@ -1,10 +1,8 @@
 """The registry: versions of the model `bigr`, their metrics, and the aliases `champion` and `challenger`.
 
-A version is tokenizer, model and all that they are served with (`ServedRecord`: sampler, editing, classes, seed, …);
-the same is registered once. Its tags `dvc.<path>` hold the DVC hashes of the models, the data and the metrics,
-`git.commit` the commit. Its metrics belong to an evaluation protocol (reference, extractor, number of samples,
-settings, code), which is named by its hash; metrics of different protocols do not compare. `champion` is the version
-that is served, `challenger` that of the last finished pipeline.
+A version is tokenizer, model and all that they are served with (`ServedRecord`); the same is registered once. Its tags
+`dvc.<path>` hold DVC's hashes. Its metrics belong to an evaluation protocol, named by its hash; metrics of different
+protocols do not compare. `champion` is the version that is served, `challenger` that of the last finished pipeline.
 """
 
 import hashlib
@@ -39,11 +37,7 @@ PROTOCOL = "outputs/protocol.json"
 RECORDED = ("models/tokenizer", "models/bigr", "data/shards", "outputs/samples.npz", METRICS)
 """What a version's tags name by DVC hash."""
 
-_ABOUT = """Images from class labels: tokenizer and generator of the BiGR pipeline, one version for each finished model.
-
-`bigr serve` answers `POST /invocations` with `{"inputs": [3, 7]}` by PNG images in base64, on 127.0.0.1:5001.
-`bigr promote` moves the alias `champion`; docs/registry.md tells all.
-"""
+_ABOUT = "Images from class labels: tokenizer and generator of the BiGR pipeline; docs/registry.md explains it."
 
 
 @dataclass(frozen=True)
@@ -98,10 +92,8 @@ class Candidate:
         """The model's shape and headline metrics, in a sentence."""
         tokenizer, generator = self.settings.tokenizer, self.settings.generator
         return (
-            f"{len(self.classes)} classes of {self.settings.shards.source}, {self.settings.shards.image_size} pixels: "
-            f"{self.settings.grid}×{self.settings.grid} tokens of {tokenizer.code_bits} bits, a generator of "
-            f"{generator.layers} layers of width {generator.dim}, seed {self.settings.seed}. "
-            f"Measured when registered: {in_words(self.metrics)}."
+            f"{len(self.classes)} classes of {self.settings.shards.source}, {tokenizer.code_bits} bits a token, "
+            f"{generator.layers} layers of width {generator.dim}. Measured when registered: {in_words(self.metrics)}."
         )
 
 
@@ -121,10 +113,7 @@ class Registry:
         self.store, self.client = store, store.client
 
     def register(self, candidate: Candidate, run_id: str) -> Version:
-        """The candidate's version, created where there is none: with its metrics, and the alias `challenger`.
-
-        run_id: of the execution of the pipeline.
-        """
+        """The candidate's version, made where missing, as `challenger`. run_id: of the execution of the pipeline."""
         from mlflow.exceptions import MlflowException
 
         version = self.find(candidate)
@@ -194,11 +183,7 @@ class Registry:
         return {metric.key: metric.value for metric in sorted(own, key=lambda metric: metric.timestamp)} or None
 
     def samples(self, version: Version) -> int:
-        """The largest number of samples that `version` was measured with as a challenger; 0 where it is not known.
-
-        A remeasurement beside another challenger does not count: one with many samples would exclude all usual
-        challengers.
-        """
+        """The most samples that `version` was measured with as a challenger, not measured again; 0: not known."""
         metrics = self.client.get_logged_model(version.model_id).metrics or []
         counts = {metric.run_id: metric.value for metric in metrics if metric.key == "samples.images" and metric.run_id}
         own = [count for run, count in counts.items() if "bigr.version" not in self.client.get_run(run).data.tags]
