@@ -268,7 +268,7 @@ def test_what_the_page_starts_with_is_what_the_library_does_by_default(tasks: Ta
     sampling = replace(own.sampling, guidance_scale=1.5, iterations=5, diffusion_steps=3, gumbel_temperature=0.4)
     painting = replace(own.editing, guidance_scale=3.5, gumbel_temperature=0.1, feather=0.7)
     enriching = replace(painting, enrich_guidance_scale=6.0, enrich_rounds=2)
-    model = ImageModel(own._sampler, sampling, enriching, own.classes)
+    model = ImageModel(own.sampler, sampling, enriching, own.classes)
     page, given = build(model, tasks.dataset), read_mask(mask["mask"])
     tabs = Tasks(model, tasks.dataset)
 

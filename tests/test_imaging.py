@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 import bigr
+from bigr.data.images import to_tensor
 from bigr.data.shards import load_split
+from bigr.evaluation import zero_shot
 from bigr.imaging.assembly import PAPER, PAPER_EDITING
 from bigr.imaging.blend import blended
 from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
 from bigr.imaging.painting import parts_of
 from bigr.imaging.pictures import read_mask, read_picture
-from bigr.imaging.windows import scaled_mask, windows
+from bigr.imaging.windows import Window, scaled_mask, windows
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
@@ -66,8 +68,8 @@ def same(a: list[Image.Image], b: list[Image.Image]) -> bool:
 def test_generated_pictures_are_those_of_the_sampler_for_the_same_seed(model: ImageModel) -> None:
     pictures = model.generate([1, 0], seed=3)
     seeds = [derive_seed(3, "samples", index) for index in range(2)]
-    codes = sample_codes(model._sampler.network, torch.tensor([1, 0]), model.sampling, seeds)
-    expected = draw_samples.decoded(model._sampler.tokenizer, codes).numpy()
+    codes = sample_codes(model.sampler.network, torch.tensor([1, 0]), model.sampling, seeds)
+    expected = draw_samples.decoded(model.sampler.tokenizer, codes).numpy()
     assert np.array_equal(np.stack([np.asarray(one) for one in pictures]), expected)
 
 
@@ -86,7 +88,7 @@ def test_known_pixels_come_back_unchanged_outside_the_seam(
     original = picture(*size)
     (painted,) = model.inpaint(original, lower_half(*size), blend=blend)
     assert painted.size == size
-    grid = model._sampler.network.config.grid
+    grid = model.sampler.network.config.grid
     seam = int(np.ceil(model.editing.feather * min(size) / grid)) if blend == "feather" else 0
     before, after = np.asarray(original), np.asarray(painted)
     known = size[1] // 2 - seam - 1 if seam else size[1] // 2
@@ -96,10 +98,10 @@ def test_known_pixels_come_back_unchanged_outside_the_seam(
 
 def test_known_tokens_keep_their_bits(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    decode = model._sampler.decode
-    monkeypatch.setattr(model._sampler, "decode", lambda codes: drawn.append(codes) or decode(codes))
+    decode = model.sampler.decode
+    monkeypatch.setattr(model.sampler, "decode", lambda codes: drawn.append(codes) or decode(codes))
     model.inpaint(picture(), lower_half())
-    given = model._sampler.encode([picture()])
+    given = model.sampler.encode([picture()])
     half = given.shape[1] // 2
     assert torch.equal(drawn[0][:, :half], given[:, :half])
     assert not torch.equal(drawn[0][:, half:], given[:, half:])
@@ -124,7 +126,7 @@ def test_every_marked_pixel_is_in_a_window_and_windows_start_where_most_is_known
     assert found[0].left == min(window.left for window in found)
     mask = np.zeros((100, 20), dtype=bool)
     mask[70:75] = True
-    assert [window.box for window in windows(mask)] == [(0, 62, 20, 82)]
+    assert windows(mask) == [Window(0, 62, 20)]
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -198,16 +200,24 @@ def test_interpolation_begins_and_ends_at_the_classes(model: ImageModel) -> None
 def test_many_images_in_batches_are_those_of_a_call_for_each(model: ImageModel) -> None:
     """So that the evaluation, which draws many, measures what users call."""
     images, masks = [picture(seed=seed) for seed in range(3)], [lower_half(), lower_half().T, lower_half()]
+    small = [picture(SIZE // 2, SIZE // 2, seed) for seed in range(3)]
+    pixels, marked = torch.stack([to_tensor(image) for image in images]), torch.from_numpy(np.stack(masks)) > 0
     seeds = {place: [derive_seed(seed, *place, 0) for seed in range(3)] for place in (("inpaint", 0), ("enrich",))}
     for labels in (None, [2, 0, 1]):
-        painted = model.inpaint_each(images, masks, labels, seeds["inpaint", 0])
+        asked = None if labels is None else torch.tensor(labels)
+        drawn = zero_shot.painted(model, pixels, marked, asked, seeds["inpaint", 0])
         each = zip(images, masks, labels or [None] * 3, strict=True)
-        alone = [model.inpaint(image, mask, label=c, seed=n) for n, (image, mask, c) in enumerate(each)]
-        assert same(painted, [one for (one,) in alone])
-    enriched = model.enrich_each(images, seeds["enrich",])
-    assert same(enriched, [model.enrich(image, seed=seed)[0] for seed, image in enumerate(images)])
-    between = model.interpolate_each([0, 1, 2], [1, 2, 0], 0.5, [derive_seed(7, "samples", 0)] * 3)
-    assert same(between, [model.interpolate(c, (c + 1) % 3, 3, seed=7)[1] for c in range(3)])
+        alone = [
+            model.inpaint(image, mask, label=c, seed=n, blend="none")[0] for n, (image, mask, c) in enumerate(each)
+        ]
+        assert torch.equal(drawn, torch.stack([to_tensor(one) for one in alone]))
+    drawn = zero_shot.enriched(model, small, seeds["enrich",])
+    alone = [model.enrich(image, seed=seed, consistent=False)[0] for seed, image in enumerate(small)]
+    assert torch.equal(drawn, torch.stack([to_tensor(one) for one in alone]))
+    first = torch.arange(3)
+    drawn = zero_shot.interpolated(model, first, (first + 1) % 3, 0.5, [derive_seed(7, "samples", 0)] * 3)
+    alone = [model.interpolate(c, (c + 1) % 3, 3, seed=7)[1] for c in range(3)]
+    assert torch.equal(drawn, torch.stack([to_tensor(one) for one in alone]))
 
 
 def test_enrichment_agrees_with_the_small_picture(model: ImageModel) -> None:
@@ -243,8 +253,8 @@ def test_what_is_consistent_already_stays() -> None:
 def test_features_are_token_averages_of_a_layer(model: ImageModel) -> None:
     pictures = [picture(seed=seed) for seed in range(3)]
     found = model.features(pictures, 2)
-    codes = model._sampler.encode(pictures)
-    assert torch.allclose(found, model._sampler.network.features(codes)[1].mean(1), atol=1e-5)
+    codes = model.sampler.encode(pictures)
+    assert torch.allclose(found, model.sampler.network.features(codes)[1].mean(1), atol=1e-5)
     assert model.features(pictures[0]).shape == (1, found.shape[1])
 
 
@@ -452,7 +462,7 @@ def test_a_callers_mistake_is_one_line_that_names_it(model: ImageModel, message:
 
 
 def test_a_model_trained_without_labels_paints_no_class(model: ImageModel) -> None:
-    unlabelled = ImageModel(model._sampler, model.sampling, model.editing, model.classes, knows_labels=False)
+    unlabelled = ImageModel(model.sampler, model.sampling, model.editing, model.classes, knows_labels=False)
     assert same(unlabelled.inpaint(picture(), lower_half()), model.inpaint(picture(), lower_half()))
     for call in (
         lambda: unlabelled.inpaint(picture(), lower_half(), label=1),
@@ -497,6 +507,6 @@ def test_classes_have_the_names_of_the_shards_and_the_sampler_of_params(
 
 def test_the_same_pictures_of_the_validation_split_can_be_reconstructed(project: Path, model: ImageModel) -> None:
     images, _ = load_split(project / "data" / "shards", "train")
-    codes = model._sampler.tokenizer.codes(images[:1].float() / 255)
-    expected = draw_samples.decoded(model._sampler.tokenizer, codes)[0].numpy()
+    codes = model.sampler.tokenizer.codes(images[:1].float() / 255)
+    expected = draw_samples.decoded(model.sampler.tokenizer, codes)[0].numpy()
     assert np.array_equal(np.asarray(model.reconstruct(images[0])), expected)

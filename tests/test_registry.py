@@ -418,7 +418,7 @@ class Slow:
 
         loaded = load_model(str(package))
         self.asked, self.begun = 0, threading.Event()
-        loaded.unwrap_python_model().model._sampler.network.backbone.register_forward_hook(self.count)
+        loaded.unwrap_python_model().model.sampler.network.backbone.register_forward_hook(self.count)
         self.server = uvicorn.Server(
             uvicorn.Config(scoring_server.application(loaded), port=0, timeout_graceful_shutdown=1, log_level="error")
         )

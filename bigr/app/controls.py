@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +41,10 @@ def spoken(error: BigrError) -> gr.Error:
     return gr.Error(html.escape(str(error)), duration=8, title="That did not work", print_exception=False)
 
 
-@dataclass(frozen=True)
-class ImageInput:
-    """An image to work on. picture: the session's own, as given; view: the component that shows it, brush or panel."""
-
-    picture: gr.State
-    view: gr.HTML
-
-
 def source(
     examples: Examples, shown: Callable[..., Any], *, brush: bool = False, beside: Sequence[Any] = ()
-) -> ImageInput:
-    """Examples, an upload button, and the chosen image, at first the first example.
+) -> tuple[gr.State, gr.HTML]:
+    """Examples, an upload button, and the chosen image, at first the first example: the session's own, and its view.
 
     shown: from the image and the values of the components `beside` to the value of the view; brush: the view is a
     canvas to paint a mask on.
@@ -99,7 +90,7 @@ def source(
         return picture, shown(picture, *values)
 
     button.upload(uploaded, [button, *beside], [state, view], **READING)
-    return ImageInput(state, view)
+    return state, view
 
 
 def class_choices(model: ImageModel, none: str | None = None) -> list[tuple[str, int]]:

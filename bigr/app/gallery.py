@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.app.bounds import MAX_COMPARED
+from bigr.data.images import to_image
 from bigr.data.shards import ShardIndex, load_split
 from bigr.imaging.model import ImageModel
 from bigr.runtime.errors import BigrError
@@ -45,7 +46,7 @@ class Dataset:
         order = torch.arange(len(labels))
         rounds = torch.tensor([int((labels[:place] == labels[place]).sum()) for place in order])
         chosen = sorted(order.tolist(), key=lambda place: (int(rounds[place]), int(labels[place])))[:EXAMPLES]
-        return [(_picture(pixels[place]), self.index.classes[labels[place]]) for place in chosen]
+        return [(to_image(pixels[place]), self.index.classes[labels[place]]) for place in chosen]
 
     @cached_property
     def _training(self) -> tuple[Tensor, Tensor]:
@@ -57,14 +58,14 @@ class Dataset:
         return min(self.index.images("train"), MAX_COMPARED)
 
     def look(self, model: ImageModel) -> Iterator[int]:
-        """Compute the features of all images that are searched, once for a model; yields how many are done.
+        """Compute every layer's features of all images that are searched, once for a model; yields how many are done.
 
-        Every layer's at once: one pass through the model gives all. Features that a stopped call computed are kept.
+        Features that a stopped call computed are kept.
         """
         pixels, _ = self._training
         rows = self._features.setdefault(model, [])
         for part in pixels.split(_AT_ONCE)[len(rows) :]:
-            rows.append(model.layer_features([_picture(one) for one in part]))
+            rows.append(model.layer_features([to_image(one) for one in part]))
             yield len(rows) * _AT_ONCE
 
     def nearest(self, model: ImageModel, picture: Image.Image, layer: int, count: int) -> list[Neighbour]:
@@ -76,7 +77,7 @@ class Dataset:
         known = torch.cat([rows[:, layer - 1] for rows in self._features[model]])
         values, places = model.nearest(asked, known, count, layer)
         return [
-            Neighbour(_picture(pixels[place]), self.index.classes[int(labels[place])], value)
+            Neighbour(to_image(pixels[place]), self.index.classes[int(labels[place])], value)
             for value, place in zip(values[0].tolist(), places[0].tolist(), strict=True)
         ]
 
@@ -87,8 +88,3 @@ def find(folder: Path) -> Dataset | None:
         return Dataset(folder)
     except BigrError:
         return None
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """uint8 [3, H, W] as a PIL image."""
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())

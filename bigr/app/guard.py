@@ -1,9 +1,8 @@
 """Requests that are refused before gradio sees them: those of other sites, addresses to fetch, and too large ones.
 
-A server on loopback can be reached by every web page that its user opens. So a request must name this server in `Host`
-(else a name of the attacker's that points to 127.0.0.1 would make the attacker's page and this one the same site), and
-must not come from another site's page (`Origin`). gradio fetches files that a request names by URL, to disk and without
-the limits of uploads: no request may name one. Requests that the page itself never sends are refused.
+Every web page that the user opens can reach a server on loopback. So a request must name this server in `Host`, against
+names that point to 127.0.0.1, and not come from another site (`Origin`). gradio fetches files that a request names by
+URL, to disk and without the limits of uploads: no request may name one.
 """
 
 import ipaddress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from starlette.middleware import Middleware
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from bigr.app.bounds import MAX_BODY_BYTES, MAX_UPLOADS
@@ -38,20 +37,11 @@ _OF_FILES = ("path", "url")
 """The keys under which a request names a file."""
 
 
-class Refusal(Exception):
-    """A request that is refused. status: of HTTP; text: one line."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
-
-
 class Hosts:
     """The names and addresses that a request's `Host` may have.
 
     Those of loopback, the address that the server listens on, and `allowed`. If it listens on all addresses, also the
-    machine's name and every numeric address: an attacker can point a name to this machine, but not a number, and within
-    a container or behind a router the machine's own numbers are not known.
+    machine's name and every numeric address: an attacker can point a name to this machine, but not a number.
     """
 
     def __init__(self, listening: str, allowed: Iterable[str] = ()) -> None:
@@ -73,69 +63,58 @@ class Guard:
         self.app, self.folder, self.hosts = app, folder, hosts
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
-        """Pass the request on, or refuse it.
-
-        With 403 (another host or site), 400 (a file by its URL), 404 or 405 (a path or method that the page never
-        uses), 411, 413 (no length, too large), 429 (too many files).
-        """
+        """Pass the request on, or refuse it with 400, 403, 404, 405, 411, 413 or 429 and a line of text."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         try:
             authority = self._site(scope)
             if scope["type"] == "websocket":
-                raise Refusal(403, "The page has no websockets")
-            self._check_path(scope)
+                raise HTTPException(403, "The page has no websockets")
+            if "://" in scope["path"] or scope["path"].removeprefix(_API).startswith("/proxy="):
+                raise HTTPException(400, "Nothing is fetched from elsewhere")
             if scope["method"] not in ("GET", "HEAD"):
                 self._check_post(scope)
                 if scope["path"] != _UPLOAD:
                     receive = await _read(receive, authority)
-        except Refusal as refusal:
+        except HTTPException as refusal:
             if scope["type"] == "websocket":
-                return await send({"type": "websocket.close", "code": 1008, "reason": refusal.text})
-            return await PlainTextResponse(refusal.text, refusal.status)(scope, receive, send)
+                return await send({"type": "websocket.close", "code": 1008, "reason": refusal.detail})
+            return await PlainTextResponse(refusal.detail, refusal.status_code)(scope, receive, send)
         await self.app(scope, receive, send)
 
     def _site(self, scope: "Scope") -> str:
-        """The name and port in `Host`. Raises `Refusal` where they, or the request's origin, are not valid."""
+        """The name and port in `Host`. Raises `HTTPException` where they, or the request's origin, are not valid."""
         named = _header(scope, b"host")
         authority = named[0].lower() if len(named) == 1 else ""
         name = _name(authority)
         if not name:
-            raise Refusal(400, "The header Host must be one name or address")
+            raise HTTPException(400, "The header Host must be one name or address")
         if name not in self.hosts:
-            raise Refusal(403, f"Not served as {name}; if it is to be, start with: bigr app --allow-host {name}")
+            raise HTTPException(403, f"Not served as {name}; if it is to be, start with: bigr app --allow-host {name}")
         for origin in _header(scope, b"origin"):
             site = urlsplit(origin).netloc.lower()
             if site != authority and _name(site) not in self.hosts.allowed:
-                raise Refusal(403, f"A page of {origin!r} may not use this one")
+                raise HTTPException(403, f"A page of {origin!r} may not use this one")
         return authority
 
-    def _check_path(self, scope: "Scope") -> None:
-        path = scope["path"]
-        if "://" in path or path.removeprefix(_API).startswith("/proxy="):
-            raise Refusal(400, "Nothing is fetched from elsewhere")
-
     def _check_post(self, scope: "Scope") -> None:
+        path = scope["path"].rstrip("/")
         if scope["method"] != "POST":
-            raise Refusal(405, "GET, HEAD and POST are answered")
-        if scope["path"].rstrip("/") not in _POSTED:
-            raise Refusal(404, "Nothing is sent there")
+            raise HTTPException(405, "GET, HEAD and POST are answered")
+        if path not in _POSTED:
+            raise HTTPException(404, "Nothing is sent there")
         length = "".join(_header(scope, b"content-length"))
         if not length.isdigit():
-            raise Refusal(411, "A length is needed")
+            raise HTTPException(411, "A length is needed")
         if int(length) > MAX_BODY_BYTES:
-            raise Refusal(413, f"Larger than {MAX_BODY_BYTES >> 20} MB")
-        if scope["path"].rstrip("/") == _UPLOAD and self._files() >= MAX_UPLOADS:
-            raise Refusal(429, "Too many pictures were uploaded lately; try again in some minutes")
-
-    def _files(self) -> int:
-        return sum(1 for path in self.folder.rglob("*") if path.is_file())
+            raise HTTPException(413, f"Larger than {MAX_BODY_BYTES >> 20} MB")
+        if path == _UPLOAD and sum(path.is_file() for path in self.folder.rglob("*")) >= MAX_UPLOADS:
+            raise HTTPException(429, "Too many pictures were uploaded lately; try again in some minutes")
 
 
 async def _read(receive: "Receive", authority: str) -> "Receive":
-    """The body of an event, checked to name no file by its URL, to be received again.
-
-    authority: of the page, which occurs in the URLs of files that were uploaded to it.
+    """The body of an event, checked to name no file by its URL except those uploaded to `authority`, to be received
+    again.
     """
     parts: list[bytes] = []
     message = await receive()
@@ -149,12 +128,12 @@ async def _read(receive: "Receive", authority: str) -> "Receive":
     def look(pairs: list[tuple[str, Any]]) -> None:
         for key, value in pairs:
             if key in _OF_FILES and isinstance(value, str) and _is_elsewhere(value, authority, key):
-                raise Refusal(400, "A file must be uploaded; none is fetched from its address")
+                raise HTTPException(400, "A file must be uploaded; none is fetched from its address")
 
     try:
         json.loads(body, object_pairs_hook=look)
     except (ValueError, RecursionError):
-        raise Refusal(400, "Not JSON") from None
+        raise HTTPException(400, "Not JSON") from None
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> "Message":
@@ -193,8 +172,3 @@ def _is_number(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def middleware(folder: Path, hosts: Hosts) -> list[Middleware]:
-    """The guard, as FastAPI takes it."""
-    return [Middleware(Guard, folder=folder, hosts=hosts)]

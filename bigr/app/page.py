@@ -30,36 +30,26 @@ Task = Callable[..., Iterator[str]]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What the tabs are built from."""
-
-    model: ImageModel
-    tasks: Tasks
-    examples: Examples
-
-
-@dataclass(frozen=True)
 class Tab:
-    """A tab. button: the text of the button that starts the task; says: what the tab is for; promise: the text of the
-    empty result; inputs: lays out the inputs and returns the components whose values the task takes.
+    """A tab, for the task of its name. says: what it is for; promise: the text of the empty result; inputs: lays out
+    inputs and returns those whose values the task takes; button: the text of the button that starts it.
     """
 
     name: str
-    button: str
     says: str
     promise: str
-    inputs: Callable[[Bench], list[Any]]
-    task: Callable[[Tasks], Task]
+    inputs: Callable[[ImageModel, Examples], list[Any]]
     needs_classes: bool = False
+    button: str = ""
 
 
 def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
     """The page over `model`; examples and similar images are those of `dataset`."""
-    bench = Bench(model, Tasks(model, dataset), dataset.examples if dataset is not None else [])
+    tasks, examples = Tasks(model, dataset), dataset.examples if dataset is not None else []
     with gr.Blocks(title="BiGR", analytics_enabled=False, delete_cache=(60, UPLOAD_SECONDS), fill_width=True) as page:
         gr.HTML(_heading(model), apply_default_css=False, elem_classes="heading")
         with gr.Tabs(elem_classes="tabs") as tabs:
-            links = [_lay_out(tab, bench) for tab in TABS if model.knows_labels or not tab.needs_classes]
+            links = [_lay_out(tab, tasks, examples) for tab in TABS if model.knows_labels or not tab.needs_classes]
         links_by_tab = {link.tab: link for link in links}
 
         def opened(request: gr.Request) -> dict[Any, Any]:
@@ -71,21 +61,20 @@ def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
     return page
 
 
-def _lay_out(tab: Tab, bench: Bench) -> Link:
-    """The tab, and the link that opens it with its settings."""
+def _lay_out(tab: Tab, tasks: Tasks, examples: Examples) -> Link:
     with gr.Tab(tab.name, id=tab.name, elem_classes="tab"), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="given"):
             gr.HTML(f"<p>{tab.says}</p>", apply_default_css=False, elem_classes="says")
-            inputs = tab.inputs(bench)
+            inputs = tab.inputs(tasks.model, examples)
             with gr.Row(elem_classes="buttons"):
-                start = gr.Button(tab.button, variant="primary", scale=3, min_width=120)
+                start = gr.Button(tab.button or tab.name, variant="primary", scale=3, min_width=120)
                 stop = gr.Button("Stop", scale=1, min_width=70)
                 copy = gr.Button(COPY, scale=1, min_width=96)
         with gr.Column(scale=8, min_width=320, elem_classes="came"):
             script = (HERE / "result.js").read_text(encoding="utf-8")
             result = gr.HTML(panel.idle(tab.promise), js_on_load=script, apply_default_css=False)
     asked = start.click(panel.waiting, None, result, queue=False, **QUIET)
-    going = asked.then(_told(tab.task(bench.tasks)), inputs, result, **DRAWING)
+    going = asked.then(_told(getattr(tasks, tab.name.lower())), inputs, result, **DRAWING)
     stop.click(lambda: panel.idle("Stopped."), None, result, cancels=[going], queue=False, **QUIET)
     link = Link.of(tab.name, inputs)
     link.copied_by(copy)
@@ -100,8 +89,7 @@ def _heading(model: ImageModel) -> str:
     )
 
 
-def _generate(bench: Bench) -> list[Any]:
-    model = bench.model
+def _generate(model: ImageModel, examples: Examples) -> list[Any]:
     labels = gr.Dropdown(
         class_choices(model),
         value=list(range(min(len(model.classes), MAX_CLASSES))) if model.knows_labels else None,
@@ -113,36 +101,35 @@ def _generate(bench: Bench) -> list[Any]:
     return [labels, *options(model, variants=4, guidance=model.sampling.guidance_scale)]
 
 
-def _inpaint(bench: Bench) -> list[Any]:
-    given = source(bench.examples, panel.brush_value, brush=True)
-    return [given.picture, given.view, _label(bench.model, "Whatever fits"), *_editing_options(bench.model)]
+def _inpaint(model: ImageModel, examples: Examples) -> list[Any]:
+    picture, view = source(examples, panel.brush_value, brush=True)
+    return [picture, view, _label(model, "Whatever fits"), *_editing_options(model)]
 
 
-def _edit(bench: Bench) -> list[Any]:
-    given = source(bench.examples, panel.brush_value, brush=True)
-    label = gr.Dropdown(class_choices(bench.model), value=0, label="Becomes")
-    return [given.picture, given.view, label, *_editing_options(bench.model)]
+def _edit(model: ImageModel, examples: Examples) -> list[Any]:
+    picture, view = source(examples, panel.brush_value, brush=True)
+    label = gr.Dropdown(class_choices(model), value=0, label="Becomes")
+    return [picture, view, label, *_editing_options(model)]
 
 
-def _outpaint(bench: Bench) -> list[Any]:
+def _outpaint(model: ImageModel, examples: Examples) -> list[Any]:
     way = gr.Radio([INSIDE, OUTSIDE], value=INSIDE, label="Way", show_label=False, container=False, render=False)
     sides: list[Any] = [
         gr.Slider(0, 100, value=value, step=5, label=f"{side}, %", min_width=180, render=False)
         for side, value in (("Left", 0), ("Top", 0), ("Right", 0), ("Bottom", 50))
     ]
-    given = source(bench.examples, _outlined, beside=[way, *sides])
+    picture, view = source(examples, _outlined, beside=[way, *sides])
     way.render()
     with gr.Row(elem_classes="sliders"):
         for side in sides:
             side.render()
     parts: list[Any] = [way, *sides]
     for part in parts:
-        part.change(_outlined, [given.picture, way, *sides], given.view, trigger_mode="always_last", **READING)
-    return [given.picture, way, *sides, _label(bench.model, "Whatever fits"), *_editing_options(bench.model)]
+        part.change(_outlined, [picture, way, *sides], view, trigger_mode="always_last", **READING)
+    return [picture, way, *sides, _label(model, "Whatever fits"), *_editing_options(model)]
 
 
-def _interpolate(bench: Bench) -> list[Any]:
-    model = bench.model
+def _interpolate(model: ImageModel, examples: Examples) -> list[Any]:
     with gr.Row(elem_classes="sliders"):
         first = gr.Dropdown(class_choices(model), value=0, label="From", min_width=140)
         second = gr.Dropdown(class_choices(model), value=min(1, len(model.classes) - 1), label="To", min_width=140)
@@ -150,83 +137,68 @@ def _interpolate(bench: Bench) -> list[Any]:
     return [first, second, steps, *options(model, variants=3, guidance=model.editing.guidance_scale)]
 
 
-def _enrich(bench: Bench) -> list[Any]:
-    model = bench.model
+def _enrich(model: ImageModel, examples: Examples) -> list[Any]:
     half = max(1, model.size // 2)
-    small = [(picture.resize((half, half), Image.Resampling.BOX), name) for picture, name in bench.examples]
-    given = source(small, panel.chosen)
+    small = [(example.resize((half, half), Image.Resampling.BOX), name) for example, name in examples]
+    picture, _ = source(small, panel.chosen)
     with gr.Row(elem_classes="sliders"):
         rounds = gr.Slider(1, 4, value=model.editing.enrich_rounds, step=1, label="Rounds", min_width=140)
         label = _label(model, "Unknown")
     consistent = gr.Checkbox(True, label="Made small again, it is the picture given", container=False)
     settings = options(model, variants=4, guidance=model.editing.enrich_guidance_scale)
-    return [given.picture, rounds, consistent, label, *settings]
+    return [picture, rounds, consistent, label, *settings]
 
 
-def _features(bench: Bench) -> list[Any]:
-    model = bench.model
-    given = source(bench.examples, panel.chosen)
-    return [given.picture, gr.Slider(1, model.num_layers, value=model.feature_layer, step=1, label="Layer")]
+def _features(model: ImageModel, examples: Examples) -> list[Any]:
+    picture, _ = source(examples, panel.chosen)
+    return [picture, gr.Slider(1, model.num_layers, value=model.feature_layer, step=1, label="Layer")]
 
 
 TABS = (
     Tab(
         "Generate",
-        "Generate",
         "Draw pictures of a class, or of several side by side.",
         "Pictures appear here while they are being decided.",
         _generate,
-        lambda tasks: tasks.generate,
     ),
     Tab(
-        "Inpaint",
         "Inpaint",
         "Paint over what is to be drawn anew. It will fit the rest of the picture, or show a class that you choose.",
         "The picture, completed, appears here.",
         _inpaint,
-        lambda tasks: tasks.inpaint,
     ),
     Tab(
-        "Outpaint",
         "Outpaint",
         "Replace the edges of a picture, or draw what may lie around it. The hatched part is drawn.",
         "The picture with its new surroundings appears here.",
         _outpaint,
-        lambda tasks: tasks.outpaint,
     ),
     Tab(
-        "Edit",
         "Edit",
         "Paint over a part and choose the class to draw there.",
         "The picture, changed, appears here.",
         _edit,
-        lambda tasks: tasks.edit,
         needs_classes=True,
     ),
     Tab(
-        "Interpolate",
         "Interpolate",
         "Draw what lies between two classes.",
         "The way from one class to the other appears here.",
         _interpolate,
-        lambda tasks: tasks.interpolate,
         needs_classes=True,
     ),
     Tab(
         "Enrich",
-        "Enrich",
         "Enlarge a small picture, its detail drawn by the model.",
         "The picture, in more detail, appears here.",
         _enrich,
-        lambda tasks: tasks.enrich,
     ),
     Tab(
         "Features",
-        "Look",
         "See a picture as the model does: what its code keeps, and which pictures are similar.",
         "The model's view of the picture appears here.",
         _features,
-        lambda tasks: tasks.features,
+        button="Look",
     ),
 )
 """The page's tabs, in order."""

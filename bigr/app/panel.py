@@ -33,6 +33,9 @@ PAIRED = 4
 _CERTAIN, _UNDECIDED = np.array([250, 232, 214]), np.array([182, 52, 20])
 """Colours of an entropy of 0 and of the call's largest."""
 
+_SIDES, _PLACE = ("left", "top", "right", "bottom"), ("left", "top", "width", "height")
+_NO_PICTURE = '<div class="outline empty"><p>Choose a picture</p></div>'
+
 
 def uri(picture: Image.Image) -> str:
     """The image as a PNG in a data URI."""
@@ -149,22 +152,22 @@ def finished(
 ) -> str:
     """The images that the call returned, the time that it took, and the strip.
 
-    captions: one for each image; name: of the files to save; note: text after the time; columns: of the grid, by the
-    number of images where not given; beside: images to compare with, and their captions, shown above.
+    captions: one for each image; name: of the files to save; note: text after the time; columns: of the grid, None: by
+    the number of images; beside: images to compare with, and their captions, shown above.
     """
     cells = [
-        _figure(picture, caption, _crisp(picture), f"{name}-{place}.png")
+        _figure(picture, caption, f"{name}-{place}.png")
         for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1)
     ]
-    first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], 4) if beside else ""
+    first = _grid([_figure(one, caption) for one, caption in beside], 4) if beside else ""
     time = f"{seconds:.1f} s" if seconds < 99.5 else f"{seconds / 60:.1f} min"
     save = '<button type="button" class="all">Save all</button>' if len(pictures) > 1 else ""
     state = f'<p class="state" role="status"><b class="time">{time}</b> <span>{html.escape(note)}</span>{save}</p>'
     return f'<div class="result done">{state}{first}{_grid(cells, columns)}{trace.html()}</div>'
 
 
-def _figure(picture: Image.Image, caption: str, crisp: str, file: str | None = None) -> str:
-    words = html.escape(caption)
+def _figure(picture: Image.Image, caption: str, file: str | None = None) -> str:
+    words, crisp = html.escape(caption), _crisp(picture)
     image = (
         f'<img class="{crisp}" src="{uri(picture)}" alt="{words}" width="{picture.width}" height="{picture.height}">'
     )
@@ -194,10 +197,10 @@ def compared(
 
     share: how much is done, 0 to 1; None: all.
     """
-    first = _grid([_figure(one, caption, _crisp(one)) for one, caption in beside], len(beside))
+    first = _grid([_figure(one, caption) for one, caption in beside], len(beside))
     then = ""
     if found:
-        then = "<h3>Most alike to the model</h3>" + _grid([_figure(one, text, _crisp(one)) for one, text in found], 5)
+        then = "<h3>Most alike to the model</h3>" + _grid([_figure(one, text) for one, text in found], 5)
     bar, kind = ("", "done") if share is None else (_bar(share), "busy")
     state = f'<p class="state" role="status"><b class="time">{seconds:.1f} s</b> {html.escape(note)}{bar}</p>'
     return f'<div class="result {kind} features">{state}{first}{then}</div>'
@@ -211,42 +214,33 @@ def refused(text: str) -> str:
 def outline(picture: Image.Image | None, edges: Sequence[int], inside: bool) -> str:
     """An image, hatched where it is to be painted: around it or at its edges (pixels: left, top, right, bottom)."""
     if picture is None:
-        return '<div class="outline empty"><p>Choose a picture</p></div>'
+        return _NO_PICTURE
     left, top, right, bottom = edges
     width = picture.width + (0 if inside else left + right)
     height = picture.height + (0 if inside else top + bottom)
     image = f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture">'
+    box = (left / width, top / height, picture.width / width, picture.height / height)
     if inside:
-        box = (0.0, 0.0, 1.0, 1.0)
-        hole = (left / width, top / height, 1 - right / width, 1 - bottom / height)
-        corners = "".join(
-            f"--{side}:{_percent(share)};" for side, share in zip(("left", "top", "right", "bottom"), hole, strict=True)
-        )
+        box, hole = (0.0, 0.0, 1.0, 1.0), (left / width, top / height, 1 - right / width, 1 - bottom / height)
+        corners = "".join(f"--{side}:{100 * share:.3f}%;" for side, share in zip(_SIDES, hole, strict=True))
         image += f'<i class="hatched" style="{corners}"></i>'
-    else:
-        box = (left / width, top / height, picture.width / width, picture.height / height)
-    place = ";".join(
-        f"{side}:{_percent(share)}" for side, share in zip(("left", "top", "width", "height"), box, strict=True)
-    )
-    return (
-        f'<div class="outline"><div class="scroll"><div class="frame hatched" style="--ratio:{width / height:.5f}">'
-        f'<div class="kept" style="{place}">{image}</div></div></div><p class="size">{width}×{height} pixels</p></div>'
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3f}%"
+    place = ";".join(f"{side}:{100 * share:.3f}%" for side, share in zip(_PLACE, box, strict=True))
+    return _framed(f'<div class="kept" style="{place}">{image}</div>', "frame hatched", (width, height))
 
 
 def chosen(picture: Image.Image | None) -> str:
     """The chosen image of a task."""
     if picture is None:
-        return '<div class="outline empty"><p>Choose a picture</p></div>'
-    ratio = f"--ratio:{picture.width / picture.height:.5f}"
+        return _NO_PICTURE
+    image = f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture">'
+    return _framed(image, "frame", picture.size)
+
+
+def _framed(inside: str, kind: str, size: tuple[int, int]) -> str:
+    width, height = size
     return (
-        f'<div class="outline"><div class="scroll"><div class="frame" style="{ratio}">'
-        f'<img class="{_crisp(picture)}" src="{uri(_shown(picture))}" alt="the picture"></div></div>'
-        f'<p class="size">{picture.width}×{picture.height} pixels</p></div>'
+        f'<div class="outline"><div class="scroll"><div class="{kind}" style="--ratio:{width / height:.5f}">'
+        f'{inside}</div></div><p class="size">{width}×{height} pixels</p></div>'
     )
 
 
@@ -268,7 +262,6 @@ def brush_value(picture: Image.Image | None) -> dict[str, object]:
 
 
 def _shown(picture: Image.Image) -> Image.Image:
-    """The image at the size that the page shows."""
     small = picture.copy()
     small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return small

@@ -34,8 +34,7 @@ def serve(
 ) -> None:
     """Serve the page until the process is interrupted. Uploads are kept below `out` while it runs.
 
-    allowed: further names that a request's `Host` may have (`bigr.app.guard.Hosts`). Raises `BigrError` where the port
-    is taken.
+    allowed: as in `bigr.app.guard.Hosts`. Raises `BigrError` where the port is taken.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="page-", dir=out) as folder:
@@ -55,13 +54,15 @@ def start(
     """Start the server in threads of its own; `close()` of what this returns ends it. Files go to `folder`."""
     os.environ.update(QUIET)
     os.environ["GRADIO_TEMP_DIR"] = str(folder.absolute())
+    from starlette.middleware import Middleware
+
     from bigr.app.page import build
     from bigr.app.theme import CSS, SCRIPT, theme
 
     page = build(model, dataset)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
-    guarded = guard.middleware(folder, guard.Hosts(host, allowed))
-    settings: dict[str, Any] = {"docs_url": None, "redoc_url": None, "middleware": guarded}
+    guarded = Middleware(guard.Guard, folder=folder, hosts=guard.Hosts(host, allowed))
+    settings: dict[str, Any] = {"docs_url": None, "redoc_url": None, "middleware": [guarded]}
     try:
         page.launch(
             server_name=host,

@@ -1,11 +1,12 @@
 """What the page's buttons do: from the values that the page sends to the HTML that it shows. Knows nothing of gradio.
 
-Every task is an iterator: it yields the panel after each iteration, and last the one with the results. Values that the
-page sends are checked: a number outside the range of its slider raises `BigrError`.
+Every task yields the panel after each iteration, and last the one with the results. Values are checked: a number
+outside the range of its slider raises `BigrError`.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -128,12 +129,7 @@ class Tasks:
     ) -> Panels:
         """A small image enlarged, its detail drawn; beside it, the image enlarged by interpolation alone."""
         given, number, how = _given(picture), self._label(label), self._how(options)
-        size = self.model.size
-        short = min(given.size)
-        small = given if short < size else given.resize([max(1, side * size // 2 // short) for side in given.size])
-        side = min(small.size)
-        corner = ((small.width - side) // 2, (small.height - side) // 2)
-        square = small.crop((*corner, corner[0] + side, corner[1] + side))
+        square, size = self.model.small(given), self.model.size
         plain = square.resize((size, size), Image.Resampling.BICUBIC)
         yield from self._drawn(
             lambda on_step: self.model.enrich(
@@ -142,7 +138,7 @@ class Tasks:
             "enrich",
             _numbered(how),
             how,
-            beside=[(square, f"given, {side}×{side}"), (plain, "enlarged by bicubic filter")],
+            beside=[(square, f"given, {square.width}×{square.width}"), (plain, "enlarged by bicubic filter")],
         )
 
     def features(self, picture: Image.Image | None, layer: float) -> Panels:
@@ -171,14 +167,12 @@ class Tasks:
     ) -> Panels:
         given, how = _given(picture), self._how(options)
         mask = read_mask(str(brush.get("mask") or "") if isinstance(brush, dict) else "")
-        way = _blend(blend)
-        if label is None:
-            call: Callable[[OnStep], list[Image.Image]] = lambda on_step: self.model.inpaint(  # noqa: E731
-                given, mask, blend=way, on_step=on_step, **how
-            )
-        else:
-            call = lambda on_step: self.model.edit(given, mask, label, blend=way, on_step=on_step, **how)  # noqa: E731
-        yield from self._drawn(call, name, _numbered(how), how)
+        yield from self._drawn(
+            lambda on_step: self.model.inpaint(given, mask, label=label, blend=_blend(blend), on_step=on_step, **how),
+            name,
+            _numbered(how),
+            how,
+        )
 
     def _drawn(
         self,
@@ -217,16 +211,16 @@ class Tasks:
     def _how(self, options: Sequence[float | None]) -> dict[str, Any]:
         """The keyword arguments of `ImageModel` for the values of the sliders, in the page's order."""
         seed, variants, iterations, guidance, steps = options
-        how = {
+        how: dict[str, Any] = {
             "seed": int(seed or 0),
             "variants": int(variants or 1),
             "iterations": None if iterations is None else int(iterations),
             "guidance_scale": None if guidance is None else float(guidance),
             "diffusion_steps": None if steps is None else int(steps),
         }
-        if not 1 <= how["variants"] <= MAX_VARIANTS:  # type: ignore[operator]
+        if not 1 <= how["variants"] <= MAX_VARIANTS:
             raise BigrError(f"Variants must be 1 to {MAX_VARIANTS}, got {how['variants']}")
-        if not 0 <= how["seed"] <= MAX_SEED:  # type: ignore[operator]
+        if not 0 <= how["seed"] <= MAX_SEED:
             raise BigrError(f"Seed must be 0 to {MAX_SEED}, got {how['seed']}")
         return how
 
@@ -280,6 +274,5 @@ def _iterations(chosen: int | None, taken: int) -> str:
 
 
 def _ordered(frame: Frame, order: Sequence[int]) -> Frame:
-    return Frame(
-        frame.number, frame.of, [frame.pictures[place] for place in order], [frame.entropies[place] for place in order]
-    )
+    pictures, entropies = frame.pictures, frame.entropies
+    return replace(frame, pictures=[pictures[i] for i in order], entropies=[entropies[i] for i in order])

@@ -11,11 +11,6 @@ import typer
 INTERRUPTED = 128 + signal.SIGINT
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="app")(serve)
-
-
 def serve(
     model: Annotated[
         str,

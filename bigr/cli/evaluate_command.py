@@ -107,13 +107,7 @@ def evaluate(
     typer.echo(json.dumps(_as_json(found, settings), indent=2, ensure_ascii=False) if as_json else _page(found))
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(evaluate)
-
-
 def _extractor(settings: "Settings", name: str | None, weights: Path | None, download: bool) -> "Extractor":
-    """The extractor that the options, or else the settings, name."""
     from bigr.evaluation.fidelity import extractors
     from bigr.runtime.device import resolve_device
 
@@ -164,9 +158,10 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
     code = [sha256_file(Path(str(classifier.__file__))), torch.__version__, device.type]
     shape = [split_hash(index, "train"), index.image_size, index.classes, index.class_counts("train")]
     place = CACHE / "classifiers" / hashlib.sha256(json.dumps([*shape, values, *code]).encode()).hexdigest()
+    waiting = "another `bigr evaluate` (process %s) trains the classifier; waiting for it to end"
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(only_one(place.parent / ".lock", _say_waiting))
+            stack.enter_context(only_one(place.parent / ".lock", lambda process: log.info(waiting, process)))
             if place.is_dir():
                 return load_model(place, Classifier)
         except (BigrError, OSError) as error:
@@ -177,10 +172,6 @@ def _classifier(settings: "Settings", folder: Path | None) -> Any:
         except OSError as error:
             log.warning("the classifier is not remembered: %s", error)
     return trained
-
-
-def _say_waiting(process: str) -> None:
-    log.info("another `bigr evaluate` (process %s) trains the classifier; waiting for it to end", process)
 
 
 def _as_json(found: "Comparison", settings: "Settings") -> dict[str, Any]:

@@ -3,20 +3,17 @@
 Each file is whole or not there, lies directly in the folder of `--out`, and is never one of those that are read.
 """
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import typer
 
 from bigr.runtime.errors import BigrError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from bigr.imaging.frames import Frame
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What is taken from a folder; a file that is named is told by its content."""
@@ -37,20 +34,13 @@ def expanded(paths: Sequence[Path]) -> list[Path]:
     """Files as they are given, and the image files in folders, in the order of their paths."""
     found: list[Path] = []
     for path in paths:
-        if not _there(path):
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name that no file can have
             raise BigrError(f"{path}: no such file or folder; name images, or folders of them")
         inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise BigrError(f"{path}: no JPEG, PNG or WebP file in this folder")
         found += inside
     return found
-
-
-def _there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that no file can have
-        return False
 
 
 def inputs(paths: Sequence[Path]) -> list[Input]:
@@ -89,11 +79,18 @@ class Folder:
         self.path = path
         self._read = {one.resolve() for one in read}
 
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder. Raises `BigrError` if it is one of those read."""
+        path = self.path / name
+        if path.resolve() in self._read:
+            raise BigrError(f"--out {self.path}: {name} there is one of the files that are read; name another folder")
+        return path
+
     def picture(self, name: str, picture: "Image.Image") -> Path:
         """Write `name`.png."""
         from bigr.runtime.files import atomic_path
 
-        path = self._free(f"{name}.png")
+        path = self.file(f"{name}.png")
         with atomic_path(path) as temporary:
             picture.save(temporary, format="PNG")
         return path
@@ -103,7 +100,7 @@ class Folder:
         from bigr.imaging.trace import save_gif
         from bigr.runtime.files import atomic_path
 
-        path = self._free(f"{name}.gif")
+        path = self.file(f"{name}.gif")
         with atomic_path(path) as temporary:
             save_gif(temporary, pages, milliseconds)
         return path
@@ -120,36 +117,3 @@ class Folder:
         from bigr.imaging.grid import grid
 
         return self.picture(name, grid(rows, captions, names, **how))
-
-    def trace(self, name: str, frames: "Sequence[Frame]", image: int) -> list[Path]:
-        """Write the strip and the animation of an image's iterations."""
-        from bigr.imaging.trace import animation, strip
-
-        drawn = self.picture(f"{name}-trace", strip(frames, image))
-        return [drawn, self.animation(f"{name}-trace", *animation(frames, image))]
-
-    def file(self, name: str) -> Path:
-        """The path of a file in the folder. Raises `BigrError` if it is one of those read."""
-        return self._free(name)
-
-    def _free(self, name: str) -> Path:
-        path = self.path / name
-        if path.resolve() in self._read:
-            raise BigrError(f"--out {self.path}: {name} there is one of the files that are read; name another folder")
-        return path
-
-
-def spread(paths: Sequence[Path]) -> str:
-    """Files of one folder in short: the first, and the name of the last."""
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} … {paths[-1].name}"
-
-
-def batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    """`size` at a time."""
-    for start in range(0, len(paths), size):
-        yield paths[start : start + size]
-
-
-def say_also(path: Path, what: str) -> None:
-    """Print one line about a file that goes with the others."""
-    typer.echo(f"{path}: {what}")

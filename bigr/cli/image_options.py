@@ -58,8 +58,7 @@ class Common:
         """The model. Raises `BigrError` where there is none."""
         import bigr
 
-        model: ImageModel = bigr.load(self.model, params=self.params, device=self.device)
-        return model
+        return bigr.load(self.model, params=self.params, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..
                 _check_folder(how.out)
                 command(**given, how=how)
             except BigrError as error:
-                raise BigrError(_with_option_names(str(error), {*given, *_names(how)})) from None
+                raise BigrError(_with_option_names(str(error), {*given, *vars(how)})) from None
             except KeyboardInterrupt:
                 typer.echo(f"interrupted; pictures that were finished are in {how.out}", err=True)
                 raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -154,10 +153,6 @@ def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..
         return run
 
     return give
-
-
-def _names(how: Common) -> set[str]:
-    return {field.name for field in fields(how)}
 
 
 def _check_folder(out: Path) -> None:
@@ -183,7 +178,7 @@ def box_of(text: str, size: tuple[int, int], what: str) -> Box:
     values = _numbers(text, "--box", (4,), "left,top,right,bottom")
     left, top, right, bottom = _in_pixels(values, size)
     width, height = size
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+    if not (left < right <= width and top < bottom <= height):
         raise BigrError(
             f"--box {text} does not fit {what}, {width}×{height} pixels: give left,top,right,bottom with "
             f"0 ≤ left < right ≤ {width} and 0 ≤ top < bottom ≤ {height}"

@@ -6,16 +6,16 @@ shows them beside the same in Python. All of them are calls of `bigr.imaging.mod
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bigr.cli import image_files
-from bigr.cli.image_files import Folder, Input, say_also
+from bigr.cli.image_drawing import draw, draw_each, in_rows, say, variant_names
+from bigr.cli.image_files import Folder, Input
 from bigr.cli.image_options import Blended, Box, Common, Drawn, Masked, box_of, margins_of, seconds, takes
-from bigr.cli.image_steps import StepRecorder
-from bigr.cli.image_variants import draw_each, in_rows, number_of, picture_of, say, variant_names
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.progress import Progress
@@ -31,14 +31,7 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Picture
 PaintLabel = Annotated[
     str | None, typer.Option(metavar="NAME", help="The class to paint; without one the rest of the picture decides.")
 ]
-_GREY = 160  # as undecided tokens (`bigr.imaging.frames.GREY`)
 _MEASURED_TOGETHER = 64
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (generate, inpaint, outpaint, edit, interpolate, enrich, reconstruct, features):
-        app.command()(command)
 
 
 @takes(Drawn)
@@ -51,21 +44,21 @@ def generate(
     how: Drawn,
 ) -> None:
     """Draw pictures of classes."""
-    model = how.load()
-    numbers: list[int | None] = [number_of(model, label) for label in labels or []] or [None]
-    names = image_files.names_of("any" if number is None else model.classes[number] for number in numbers)
-    folder, started = Folder(how.out), time.monotonic()
-    with StepRecorder("generate", how.trace) as steps:
-        pictures = model.generate(numbers, **how.options(), on_step=steps.on_step)
-    stems = [f"{name}-seed{how.seed}-{place}" for name in names for place in range(1, how.variants + 1)]
-    paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
-    say("generate", paths, pictures, started)
+    from bigr.imaging.options import class_number
+
+    folder, model = Folder(how.out), how.load()
+    numbers: list[int | None] = [class_number(label, model.classes) for label in labels or []] or [None]
+    classes = ["any" if number is None else model.classes[number] for number in numbers]
+    stems = [
+        f"{name}-seed{how.seed}-{place}"
+        for name in image_files.names_of(classes)
+        for place in range(1, how.variants + 1)
+    ]
+    pictures = draw("generate", how, folder, stems, partial(model.generate, numbers))
     if len(pictures) > 1:
-        classes = ["any" if number is None else model.classes[number] for number in numbers]
         rows = [pictures] if how.variants == 1 else in_rows(pictures, how.variants)
         told = (classes,) if how.variants == 1 else (variant_names(how.variants), classes)
-        say_also(folder.grid(f"grid-seed{how.seed}", rows, *told), "all of them")
-    steps.draw(folder, stems)
+        typer.echo(f"{folder.grid(f'grid-seed{how.seed}', rows, *told)}: all of them")
 
 
 @takes(Masked)
@@ -111,14 +104,14 @@ def outpaint(
     for one in found:
         where(one)  # an error comes before anything is drawn
 
-    def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
+    def call(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         kept, added = where(one)
         return model.outpaint(one.path, box=kept, margins=added, label=label, blend=how.blend, **options)
 
     def given(one: Input) -> "list[Image.Image]":
         return [_surrounded(one, *where(one))]
 
-    draw_each("outpaint", found, how, draw, given, label, windows=True)
+    draw_each("outpaint", found, how, call, given, label, windows=True)
 
 
 @takes(Drawn)
@@ -133,30 +126,24 @@ def interpolate(
 
     As pictures, a strip and an animation there and back.
     """
+    from bigr.imaging.options import class_number
     from bigr.imaging.trace import there_and_back
 
     require("evaluation", "the strip of `bigr interpolate`")
 
-    model = how.load()
-    ends = [number_of(model, label) for label in (first, second)]
-    name = "-to-".join(image_files.names_of([model.classes[end]])[0] for end in ends)
-    folder, started = Folder(how.out), time.monotonic()
-    with StepRecorder("interpolate", how.trace) as steps:
-        pictures = model.interpolate(ends[0], ends[1], frames, **how.options(), on_step=steps.on_step)
-    rows, digits = in_rows(pictures, frames), len(str(frames))
+    folder, model = Folder(how.out), how.load()
+    ends = [class_number(label, model.classes) for label in (first, second)]
+    name = f"{'-to-'.join(image_files.names_of([model.classes[end]])[0] for end in ends)}-seed{how.seed}"
     stems = [
-        f"{name}-seed{how.seed}-{variant}-frame{place:0{digits}}"
+        f"{name}-{variant}-frame{place:0{len(str(frames))}}"
         for variant in range(1, how.variants + 1)
         for place in range(1, frames + 1)
     ]
-    paths = [folder.picture(stem, one) for stem, one in zip(stems, pictures, strict=True)]
-    say("interpolate", paths, pictures, started)
-    for variant, row in enumerate(rows, start=1):
-        stem = f"{name}-seed{how.seed}-{variant}"
-        shares = [f"{place / max(frames - 1, 1):.0%}" for place in range(frames)]
-        say_also(folder.grid(f"{stem}-strip", [row], shares, across=None), "side by side")
-        say_also(folder.animation(stem, *there_and_back(row)), "there and back")
-    steps.draw(folder, stems)
+    pictures = draw("interpolate", how, folder, stems, partial(model.interpolate, ends[0], ends[1], frames))
+    shares = [f"{place / (frames - 1):.0%}" for place in range(frames)]
+    for variant, row in enumerate(in_rows(pictures, frames), start=1):
+        typer.echo(f"{folder.grid(f'{name}-{variant}-strip', [row], shares, across=None)}: side by side")
+        typer.echo(f"{folder.animation(f'{name}-{variant}', *there_and_back(row))}: there and back")
 
 
 @takes(Drawn)
@@ -176,28 +163,28 @@ def enrich(
 
     To the size of the model's own pictures.
     """
+    from bigr.imaging.pictures import read_picture
 
-    def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
+    def call(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         return model.enrich(one.path, label=label, rounds=rounds, consistent=not free, **options)
 
-    draw_each("enrich", image_files.inputs(images), how, draw, lambda one: [picture_of(one)], label)
+    draw_each("enrich", image_files.inputs(images), how, call, lambda one: [read_picture(one.path)], label)
 
 
 @takes(Common)
 def reconstruct(images: Images, *, how: Common) -> None:
     """Encode and decode pictures: what the tokenizer keeps of them."""
     from bigr.imaging.grid import preview
+    from bigr.imaging.pictures import read_picture
 
     found, started = image_files.inputs(images), time.monotonic()
     folder, model = Folder(how.out, (one.path for one in found)), how.load()
-    pictures, paths = [], []
-    for one in found:
-        pictures.append(model.reconstruct(one.path))
-        paths.append(folder.picture(f"{one.name}-reconstruction", pictures[-1]))
+    pictures = [model.reconstruct(one.path) for one in found]
+    paths = [folder.picture(f"{one.name}-reconstruction", made) for one, made in zip(found, pictures, strict=True)]
     say("reconstruct", paths, pictures, started)
-    rows = [[preview(picture_of(one)), made] for one, made in zip(found, pictures, strict=True)]
-    names = [one.name for one in found]
-    say_also(folder.grid("grid", rows, ("given", "reconstructed"), names), "given and reconstructed images")
+    rows = [[preview(read_picture(one.path)), made] for one, made in zip(found, pictures, strict=True)]
+    path = folder.grid("grid", rows, ("given", "reconstructed"), [one.name for one in found])
+    typer.echo(f"{path}: given and reconstructed images")
 
 
 @takes(Common)
@@ -225,21 +212,21 @@ def features(
     import numpy as np
 
     from bigr.runtime.files import write_npz
+    from bigr.sampling.decode import batched
 
     found, started = image_files.expanded(images), time.monotonic()
     folder, model = Folder(how.out, found), how.load()
     parts = []
     with Progress("features", len(found), unit="image") as progress:
-        for some in image_files.batches(found, _MEASURED_TOGETHER):
-            parts.append(model.features(list(some), layer).numpy())
-            progress.advance(len(some))
+        for places in batched(len(found), _MEASURED_TOGETHER):
+            parts.append(model.features(found[places.start : places.stop], layer).numpy())
+            progress.advance(len(places))
     numbers = np.concatenate(parts)
     path = folder.file("features.npz")
     beside = _alike(model, numbers, nearest, layer) if nearest else {}
     write_npz(path, features=numbers, files=np.array([str(one) for one in found], dtype=np.str_), **beside)
-    number = model.feature_layer if layer is None else layer
-    told = f"{len(numbers):,} pictures, {numbers.shape[1]} numbers each, of layer {number}"
-    typer.echo(f"{path}: {told}, {seconds(started)}")
+    told = f"{numbers.shape[1]} numbers each, of layer {model.feature_layer if layer is None else layer}"
+    typer.echo(f"{path}: {len(numbers):,} pictures, {told}, {seconds(started)}")
     if nearest and model.statistics is None:
         typer.echo(
             "compared by these pictures' own mean: the model comes without its training split's (models/features)"
@@ -264,6 +251,10 @@ def _alike(model: "ImageModel", features: "np.ndarray", count: int, layer: int |
 
 def _paint_marked(command: str, images: Sequence[Path], label: str | None, how: Masked) -> None:
     import numpy as np
+    from PIL import Image
+
+    from bigr.imaging.frames import GREY
+    from bigr.imaging.pictures import read_picture
 
     if (how.mask is None) == (how.box is None):
         raise BigrError("say where to paint: give either --mask FILE or --box L,T,R,B")
@@ -271,16 +262,16 @@ def _paint_marked(command: str, images: Sequence[Path], label: str | None, how: 
     for one in found:
         _marked(how, one)  # an error comes before anything is drawn
 
-    def draw(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
+    def call(model: "ImageModel", one: Input, **options: Any) -> "list[Image.Image]":
         mask = np.uint8(255) * _marked(how, one)
-        if command == "edit":
-            return model.edit(one.path, mask, label, blend=how.blend, **options)
         return model.inpaint(one.path, mask, label=label, blend=how.blend, **options)
 
     def given(one: Input) -> "list[Image.Image]":
-        return [picture_of(one), _greyed(one, _marked(how, one))]
+        picture = read_picture(one.path)
+        grey = np.where(_marked(how, one)[..., None], np.uint8(GREY), np.asarray(picture))
+        return [picture, Image.fromarray(grey)]
 
-    draw_each(command, found, how, draw, given, label, [how.mask] if how.mask else [], windows=True)
+    draw_each(command, found, how, call, given, label, [how.mask] if how.mask else [], windows=True)
 
 
 def _marked(how: Masked, one: Input) -> "NDArray[np.bool_]":
@@ -302,20 +293,18 @@ def _marked(how: Masked, one: Input) -> "NDArray[np.bool_]":
         raise BigrError(f"--mask {how.mask}: {reason}") from None
 
 
-def _greyed(one: Input, mask: "NDArray[np.bool_]") -> "Image.Image":
-    """The image, grey where it is to be painted."""
-    import numpy as np
-    from PIL import Image
-
-    return Image.fromarray(np.where(mask[..., None], np.uint8(_GREY), np.asarray(picture_of(one))))
-
-
 def _surrounded(one: Input, box: Box | None, margins: Box | None) -> "Image.Image":
     """The image amid its margins, or the part of it in the box; grey around."""
     from PIL import Image
 
-    picture, (width, height) = picture_of(one), one.size
+    from bigr.imaging.frames import GREY
+    from bigr.imaging.pictures import read_picture
+
+    picture, (width, height) = read_picture(one.path), one.size
     left, top, right, bottom = margins or (0, 0, 0, 0)
-    page = Image.new("RGB", (left + width + right, top + height + bottom), (_GREY,) * 3)
+    page = Image.new("RGB", (left + width + right, top + height + bottom), (GREY,) * 3)
     page.paste(picture.crop(box) if box else picture, box[:2] if box else (left, top))
     return page
+
+
+COMMANDS = (generate, inpaint, outpaint, edit, interpolate, enrich, reconstruct, features)

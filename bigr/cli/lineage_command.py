@@ -39,8 +39,3 @@ def lineage(
         return
     for line in chain_page.tree(traced, root, code=code):
         typer.echo(line)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(lineage)

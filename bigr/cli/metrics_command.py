@@ -167,7 +167,6 @@ def stale(root: Path, params: Path) -> str | None:
 
 
 def _names(found: Mapping[str, Any], goals: Mapping[str, float], every: bool) -> Iterator[tuple[str, list[str]]]:
-    """The parts and the names of their metrics that are shown, in order."""
     from bigr.evaluation.headline import measured
 
     own = [f"{part}.{name}" for part, metrics in found.items() if isinstance(metrics, Mapping) for name in metrics]
@@ -210,8 +209,3 @@ def _number(value: float, unit: str) -> str:
     if unit:
         return f"{value * (100 if unit == '%' else 1):.2f} {unit}"
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(metrics)

@@ -45,8 +45,3 @@ def plan(
     )
     for line in [json.dumps(made.as_json(), indent=2, ensure_ascii=False)] if as_json else page(made):
         typer.echo(line)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(plan)

@@ -9,11 +9,6 @@ if TYPE_CHECKING:
     from bigr.evaluation.representation.folder_probe import FolderProbe
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(probe)
-
-
 def probe(
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="Labelled images: {train,val}/<class>/… or <class>/…")],
     model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model's folder.")] = Path("models/bigr"),

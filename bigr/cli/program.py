@@ -106,17 +106,21 @@ def schema() -> None:
     typer.echo(json.dumps(Settings.model_json_schema(), indent=2))
 
 
-weights_command.register(app)
-recipe_command.register(app)
-plan_command.register(app)
-evaluate_command.register(app)
-metrics_command.register(app)
-lineage_command.register(app)
-promote_command.register(app)
-probe_command.register(app)
-images_command.register(app)
-app_command.register(app)
-serve_command.register(app)
+app.command("import")(weights_command.import_)
+for command in (
+    weights_command.export,
+    recipe_command.recipe,
+    plan_command.plan,
+    evaluate_command.evaluate,
+    metrics_command.metrics,
+    lineage_command.lineage,
+    promote_command.promote,
+    probe_command.probe,
+    *images_command.COMMANDS,
+):
+    app.command()(command)
+app.command("app")(app_command.serve)
+app.command()(serve_command.serve)
 
 
 def main() -> NoReturn:
@@ -138,9 +142,8 @@ def main() -> NoReturn:
 def let_threads_wait() -> None:
     """Set how OpenMP's threads wait for each other, where the user has not. Call it before torch is imported.
 
-    By default they spin for milliseconds: where another process takes the core of one of them, every operation waits
-    for that thread. Threads that sleep at once take longer to wake than a small operation takes. So GNU's OpenMP, which
-    torch uses on Linux, is told to spin for some tens of microseconds first (benchmarks/busy.py).
+    By default they spin for milliseconds, so that every operation waits where another process takes a thread's core.
+    GNU's OpenMP, which torch uses on Linux, is told to spin for some tens of microseconds (benchmarks/busy.py).
     """
     if not WAITING.keys() & os.environ.keys():
         os.environ.update(WAITING)

@@ -58,8 +58,3 @@ def _aligned(cells: tuple[str, ...], widths: list[int]) -> list[str]:
     name, *numbers, verdict = cells
     middle = [text.rjust(width) for text, width in zip(numbers, widths[1:-1], strict=True)]
     return [name.ljust(widths[0]), *middle, verdict]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(promote)

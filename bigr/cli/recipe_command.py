@@ -54,8 +54,3 @@ def _changed() -> bool:
     except FileNotFoundError:
         return False
     return bool(found.stdout)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(recipe)

@@ -25,8 +25,3 @@ def serve(
 
     check_port(host, port, "bigr serve")
     scoring_server.serve(model, Path.cwd(), host, port)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(serve)

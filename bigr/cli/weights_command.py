@@ -10,12 +10,6 @@ from bigr.runtime.errors import BigrError
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command("import")(import_)
-    app.command("export")(export)
-
-
 def import_(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where tokenizer/ and bigr/ are written.")],
     tokenizer: Annotated[Path | None, typer.Option(metavar="FILE", help="The published tokenizer (.th).")] = None,

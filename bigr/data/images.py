@@ -131,6 +131,11 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def to_image(pixels: Tensor) -> Image.Image:
+    """uint8 [3, H, W] as an RGB image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
 def encode_png(image: Image.Image) -> bytes:
     """The image as the bytes of a PNG file: lossless, and the same bytes for the same pixels."""
     with io.BytesIO() as stream:

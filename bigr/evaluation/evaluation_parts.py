@@ -1,14 +1,13 @@
-"""The parts of the evaluation, isolated from each other: an error in one does not lose the metrics of the others.
+"""The parts of the evaluation: an error in one does not lose the metrics of the others.
 
-A part that does not apply (such as editing with one class) is left out with a reason. A failure is recorded, and the
-stage fails with it after all metrics are written.
+A part that does not apply is left out with a reason. The stage fails with a failure after all metrics are written.
 """
 
 import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from bigr.runtime.errors import BigrError
 
@@ -19,21 +18,15 @@ class NotApplicable(Exception):
     """Raised within a part that cannot be measured for this model or data; `str()` is the reason."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A failed part. reason: one line; trace: the traceback, None for a `BigrError`."""
-
-    reason: str
-    trace: str | None
-
-
 @dataclass
 class Parts:
-    """The results of the parts, by name; left_out: part → the reason, in one line."""
+    """The results of the parts, by name; left_out: part → the reason, in one line; failed:
+    part → `reason`, one line, and `traceback`, None for a `BigrError`.
+    """
 
     measured: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, Failure] = field(default_factory=dict)
+    failed: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -43,10 +36,10 @@ class Parts:
         except NotApplicable as inapplicable:
             self.leave_out(name, str(inapplicable))
         except BigrError as error:
-            self._fail(name, Failure(_line(str(error)), None))
+            self._fail(name, str(error), None)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            self._fail(name, Failure(_line(reason), traceback.format_exc()))
+            self._fail(name, reason, traceback.format_exc())
         else:
             self.measured.append(name)
 
@@ -59,20 +52,15 @@ class Parts:
         """Raise `BigrError` if a part failed. metrics, about: the files with the metrics and with the reasons."""
         if not self.failed:
             return
-        named = "; ".join(f"{name} ({failure.reason})" for name, failure in self.failed.items())
+        named = "; ".join(f"{name} ({failure['reason']})" for name, failure in self.failed.items())
         raise BigrError(f"evaluation: failed in {named}. All other metrics are in {metrics}, details in {about}")
 
     def as_json(self) -> dict[str, object]:
         """The content of evaluation-parts.json."""
-        failed = {name: {"reason": f.reason, "traceback": f.trace} for name, f in self.failed.items()}
-        return {"measured": self.measured, "left_out": self.left_out, "failed": failed}
+        return asdict(self)
 
-    def _fail(self, name: str, failure: Failure) -> None:
-        self.failed[name] = failure
-        log.error("evaluation: %s failed, the other parts continue: %s", name, failure.reason)
-
-
-def _line(text: str) -> str:
-    """A message as one line of at most 300 characters."""
-    words = " ".join(text.split())
-    return words if len(words) <= 300 else f"{words[:299]}…"
+    def _fail(self, name: str, reason: str, trace: str | None) -> None:
+        reason = " ".join(reason.split())
+        reason = reason if len(reason) <= 300 else f"{reason[:299]}…"
+        self.failed[name] = {"reason": reason, "traceback": trace}
+        log.error("evaluation: %s failed, the other parts continue: %s", name, reason)

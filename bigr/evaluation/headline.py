@@ -1,8 +1,4 @@
-"""The headline: the few metrics that `dvc metrics show`, `dvc metrics diff` and `dvc exp show` print.
-
-The stage `evaluation` writes them to outputs/headline.json, which dvc.yaml names under `metrics`. Each name
-is a column of a terminal, so that it is short. All metrics are in outputs/metrics.json.
-"""
+"""The headline: the few metrics that `dvc metrics` and `dvc exp show` print, under names short enough for a column."""
 
 import math
 from collections.abc import Mapping

@@ -60,10 +60,7 @@ def probe_plot(path: Path, probe: LayerAccuracies, knn: LayerAccuracies, classes
 
 
 def tsne_plot(path: Path, points: np.ndarray, labels: np.ndarray, classes: Sequence[str], layer: int) -> None:
-    """Draw points [m, 2] coloured by their labels, int [m]; many classes share a colour scale, in the order of names.
-
-    For WordNet's ids the order of names is that of kinds of things.
-    """
+    """Draw points [m, 2] coloured by their labels, int [m]; many classes share a colour scale, ordered by name."""
     named = len(classes) <= _NAMED_CLASSES
     size = 26 if len(points) <= 1000 else 8
     with mpl.rc_context(_STYLE):
@@ -142,7 +139,6 @@ def confusion_plot(path: Path, labels: np.ndarray, predicted: np.ndarray, classe
 
 
 def _short(name: str) -> str:
-    """A class name of at most `_NAME_LENGTH` characters."""
     return _plain(name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…")
 
 

@@ -1,21 +1,20 @@
 """What the model does without further training, measured on held-out images (docs/method.md, section 5).
 
-Inpainting: the lower half, with the label and without. Editing: the box around the subject of an image, to another
-class. Interpolation: its midpoint. Enrichment: of images made half as large. The images are drawn by `ImageModel`; the
-offline classifier tells their classes. What is painted is pasted: known pixels stay the image's own.
+The images are those that `ImageModel` draws; the offline classifier tells their classes. What is painted is pasted.
 
-Shapes: n images, H×W pixels, C classes.
+Shapes: n images, H×W pixels, S the model's size, C classes.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from bigr.data.images import to_tensor
+from bigr.data.images import to_image, to_tensor
 from bigr.evaluation.evaluation_parts import NotApplicable
 from bigr.evaluation.fidelity.classifier import Classifier
 from bigr.evaluation.protocol import EVALUATION_SEED
@@ -27,7 +26,9 @@ from bigr.models.masked.generator import BiGR
 from bigr.models.psnr import psnr
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
+from bigr.runtime.transfer import to_device
 from bigr.sampling.decode import batched
+from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, unknown_tokens
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling
 
@@ -47,10 +48,7 @@ def measured_model(
     *,
     knows_labels: bool = True,
 ) -> ImageModel:
-    """The model of `bigr.load` under these sections of params.yaml, in float32; both networks are on one device.
-
-    knows_labels: whether it was trained with labels.
-    """
+    """The model of `bigr.load` under these sections of params.yaml, in float32; both networks are on one device."""
     sampler = Sampler(tokenizer, network, batch_size, nullcontext)
     names = [str(number) for number in range(network.config.num_classes)]
     return ImageModel(sampler, Sampling.of(samples), Editing.of(editing), names, knows_labels=knows_labels)
@@ -66,8 +64,8 @@ class ZeroShot:
     def applications(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, Callable[[], dict[str, float]]]:
         """By name what measures each application, of images uint8 [n, 3, H, W] and their labels int64 [n].
 
-        mean: the mean training image, float [3, H, W] in [0, 1], which inpainting is compared with. What they return
-        is part of `zero_shot` in metrics.json; they raise `NotApplicable` where they would measure nothing.
+        mean: the mean training image, float [3, H, W] in [0, 1]. They return parts of `zero_shot` in metrics.json, and
+        raise `NotApplicable` where they would measure nothing.
         """
         return {
             "inpainting": lambda: self.inpainting(images, labels, mean),
@@ -102,8 +100,8 @@ class ZeroShot:
         first = torch.arange(count) % self._classes
         second = other_classes(first, self._classes)
 
-        def draw(some: slice, seeds: list[int]) -> list[Image.Image]:
-            return self._model.interpolate_each(first[some].tolist(), second[some].tolist(), 0.5, seeds)
+        def draw(some: slice, seeds: list[int]) -> Tensor:
+            return interpolated(self._model, first[some], second[some], 0.5, seeds)
 
         seen = self._seen(self._drawn("interpolation", count, "interpolate", draw))
         return {"interpolation_agreement": float(((seen == first) | (seen == second)).double().mean())}
@@ -116,17 +114,16 @@ class ZeroShot:
         """
         size = images.shape[-1]
         half = max(1, size // 2)
-        small = [_picture(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
+        small = [to_image(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
         large = _pixels([one.resize((size, size), Image.Resampling.BICUBIC) for one in small])
 
-        def draw(some: slice, seeds: list[int]) -> list[Image.Image]:
-            return self._model.enrich_each(small[some], seeds, consistent=False)
-
-        drawn = self._drawn("enrichment", len(images), "enrich", draw)
+        drawn = self._drawn(
+            "enrichment", len(images), "enrich", lambda some, seeds: enriched(self._model, small[some], seeds)
+        )
 
         def consistent(drawings: Tensor) -> Tensor:
             pairs = zip(small, drawings, strict=True)
-            return _pixels([consistent_with(one, _picture(drawing)) for one, drawing in pairs])
+            return _pixels([consistent_with(one, to_image(drawing)) for one, drawing in pairs])
 
         return {
             "enrich_label_agreement": self._agreement(consistent(drawn), labels),
@@ -142,24 +139,19 @@ class ZeroShot:
             raise NotApplicable("there is one class, and no other")
 
     def _painted(self, what: str, images: Tensor, masks: Tensor, labels: Tensor | None) -> Tensor:
-        """Images uint8 [n, 3, H, W], painted where masks bool [n, H, W] mark them: as labels, or as fits the rest."""
-
-        def draw(some: slice, seeds: list[int]) -> list[Image.Image]:
-            asked = None if labels is None else labels[some].tolist()
-            return self._model.inpaint_each(list(images[some]), list(masks[some]), asked, seeds, blend="none")
+        def draw(some: slice, seeds: list[int]) -> Tensor:
+            return painted(self._model, images[some], masks[some], None if labels is None else labels[some], seeds)
 
         return self._drawn(what, len(images), "inpaint", draw)
 
-    def _drawn(
-        self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], list[Image.Image]]
-    ) -> Tensor:
+    def _drawn(self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
         """The images that `draw` returns for slices of 0..count and their seeds: uint8 [count, 3, H, W]."""
         self._model.check_finite()
         parts = []
         with Progress(what, count, unit="image") as progress:
             for places in batched(count, self._batch_size):
                 seeds = [derive_seed(EVALUATION_SEED, "zero-shot", place, index) for index in places]
-                parts.append(_pixels(draw(slice(places.start, places.stop), seeds)))
+                parts.append(draw(slice(places.start, places.stop), seeds))
                 progress.advance(len(places))
         return torch.cat(parts)
 
@@ -170,16 +162,56 @@ class ZeroShot:
         return float((self._seen(images) == labels).double().mean())
 
 
+def painted(model: ImageModel, images: Tensor, masks: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
+    """`ImageModel.inpaint` of images uint8 [n, 3, S, S] of the model's size, each with a seed of its own.
+
+    masks: bool [n, S, S], pasted; labels: int64 [n], or None for no class.
+    """
+    sampler = model.sampler
+    codes = sampler.encode([to_image(image) for image in images])
+    unknown = to_device(unknown_tokens(masks, sampler.network.config.grid), sampler.device)
+    if labels is None:
+        labels, sampling = _no_class(model, len(images)), replace(model.sampling, guidance_scale=1.0)
+    else:
+        sampling = model.editing.painting(model.sampling)
+    given = codes, unknown, to_device(labels, sampler.device)
+    drawn = sampler.draw(inpaint_codes, *given, sampling=sampling, seeds=seeds)
+    return torch.where(masks.unsqueeze(1), _pixels(drawn), images)
+
+
+def interpolated(model: ImageModel, first: Tensor, second: Tensor, ratio: float, seeds: Sequence[int]) -> Tensor:
+    """`ImageModel.interpolate`: an image uint8 [n, 3, S, S] at r = `ratio` between classes int64 [n], one per seed."""
+    device = model.sampler.device
+    rows = to_device(first, device), to_device(second, device), torch.full((len(seeds),), ratio, device=device)
+    return _pixels(
+        model.sampler.draw(interpolate_codes, *rows, sampling=model.editing.painting(model.sampling), seeds=seeds)
+    )
+
+
+def enriched(model: ImageModel, small: Sequence[Image.Image], seeds: Sequence[int]) -> Tensor:
+    """`ImageModel.enrich` of square images without a label, not made consistent: uint8 [n, 3, S, S], one per seed."""
+    size, sampler = (model.size, model.size), model.sampler
+    codes = sampler.encode([image.resize(size, Image.Resampling.BICUBIC) for image in small])
+    labels = to_device(_no_class(model, len(small)), sampler.device)
+    sampling = replace(model.editing.enriching(model.sampling), guidance_scale=1.0)
+    rounds = model.editing.enrich_rounds
+    return _pixels(sampler.draw(enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds))
+
+
+def _no_class(model: ImageModel, count: int) -> Tensor:
+    return torch.full((count,), len(model.classes))
+
+
 def other_classes(labels: Tensor, classes: int) -> Tensor:
     """Another class for each label int64 [n]: one further, two further, … in turn."""
     return (labels + 1 + torch.arange(len(labels)) % (classes - 1)) % classes
 
 
 def subject_boxes(images: Tensor) -> Tensor:
-    """Images uint8 [n, 3, H, W] → masks bool [n, H, W]: the box around what differs from the background.
+    """Images uint8 [n, 3, H, W] → masks bool [n, H, W]: the box around what differs from the border's median
+    brightness.
 
-    The background is the median brightness of the image's border. Where nothing differs from it, the whole image is
-    marked.
+    Where nothing differs from it, the whole image is marked.
     """
     bright = images.float().mean(1) / 255
     border = torch.cat([bright[:, 0], bright[:, -1], bright[:, :, 0], bright[:, :, -1]], dim=1)
@@ -197,10 +229,6 @@ def _between(marked: Tensor) -> Tensor:
 
 def _psnr(images: Tensor, originals: Tensor) -> float:
     return float(psnr(images.double(), originals.double(), peak=255).mean())
-
-
-def _picture(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def _pixels(pictures: Sequence[Image.Image]) -> Tensor:

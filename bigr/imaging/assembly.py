@@ -1,26 +1,17 @@
-"""The networks and settings of an `ImageModel`, from folders and back.
-
-A folder that `ImageModel.save_pretrained` wrote holds `tokenizer/`, `bigr/`, `features/` where the features were
-measured, and the settings in generation_config.json, as Hugging Face's libraries name theirs.
-"""
+"""The networks and settings of an `ImageModel`, from folders."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bigr.imaging.options import Editing, limits
-from bigr.imaging.sampler import Sampler
+from bigr.imaging.options import Editing
 from bigr.interop.belonging import check_pair
-from bigr.interop.folders import load_model, model_hash
-from bigr.interop.hub import save_pretrained
+from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
-from bigr.runtime.files import write_json
-from bigr.runtime.precision import autocast
 from bigr.sampling.unmask import Sampling
 
 PAPER = Sampling(
@@ -61,17 +52,15 @@ class ImageSettings:
     knows_labels: bool
 
     @classmethod
-    def of_paper(cls, network: BiGR) -> "ImageSettings":
-        """The paper's, for a model of this many layers; classes are named by their numbers."""
-        names = [str(number) for number in range(network.config.num_classes)]
-        return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
-
-    @classmethod
     def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":
-        """Those that `save` wrote beside the models; where there are none, the paper's. Raises `BigrError`."""
+        """Those that `save_pretrained` wrote beside the models; where there are none, the paper's for this many layers.
+
+        Raises `BigrError`.
+        """
         path = models / SETTINGS_FILE
         if not path.is_file():
-            return cls.of_paper(network)
+            names = [str(number) for number in range(network.config.num_classes)]
+            return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             sampling, editing = Sampling(**values.pop("sampling")), Editing(**values.pop("editing"))
@@ -93,19 +82,3 @@ def load_networks(models: Path, device: str) -> tuple[Tokenizer, BiGR]:
     network = load_model(models / "bigr", BiGR).to(where)
     check_pair(tokenizer, network, (models / "tokenizer", models / "bigr"))
     return tokenizer, network
-
-
-def sampler_of(networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> tuple[Sampler, Sampling]:
-    """The sampler, and the settings' iterations and diffusion steps reduced to what the model can take."""
-    tokenizer, network = networks
-    context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
-    sampling = settings.sampling
-    most = {name: min(getattr(sampling, name), most) for name, (_, most) in limits(network).items()}
-    return Sampler(tokenizer, network, settings.batch_size, context), replace(sampling, **most)
-
-
-def save_networks(folder: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> None:
-    """Write both networks and the settings; other files in `folder` stay."""
-    save_pretrained(networks[0], folder / "tokenizer")
-    save_pretrained(networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
-    write_json(folder / SETTINGS_FILE, asdict(settings))

@@ -6,6 +6,7 @@ Shapes: B images, g×g grid of N tokens.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -35,20 +36,18 @@ class Frame:
     entropies: Sequence[NDArray[np.float32]]
 
 
-class ProgressReporter:
-    """Counts the iterations of a call and calls `on_step` with a `Frame` after each. of: how many there will be.
+def progress_reporter(tokenizer: Tokenizer, on_step: Callable[[Frame], None], of: int) -> Callable[[Iteration], None]:
+    """What the sampler calls after each of a call's `of` iterations: it calls `on_step` with a `Frame`.
 
     A frame is decoded when its pictures are first read: a caller that only counts iterations costs nothing.
     """
+    numbers = count(1)
 
-    def __init__(self, tokenizer: Tokenizer, on_step: Callable[[Frame], None], of: int) -> None:
-        self._tokenizer, self._on_step, self._of, self._number = tokenizer, on_step, of, 0
+    def report(done: Iteration) -> None:
+        pictures, maps = _Lazy(lambda: pictures_of(tokenizer, done)), _Lazy(lambda: entropies_of(done))
+        on_step(Frame(next(numbers), of, pictures, maps))
 
-    def __call__(self, done: Iteration) -> None:
-        """What the sampler calls after each iteration."""
-        self._number += 1
-        pictures, maps = _Lazy(lambda: pictures_of(self._tokenizer, done)), _Lazy(lambda: entropies_of(done))
-        self._on_step(Frame(self._number, self._of, pictures, maps))
+    return report
 
 
 def pictures_of(tokenizer: Tokenizer, done: Iteration) -> list[Image.Image]:
@@ -68,8 +67,6 @@ def entropies_of(done: Iteration) -> list[NDArray[np.float32]]:
 
 
 class _Lazy(Sequence[Any]):
-    """A list that is made when it is first read."""
-
     def __init__(self, make: Callable[[], list[Any]]) -> None:
         self._make = make
 

@@ -1,13 +1,10 @@
-"""Pictures beside each other, each with a caption, large enough to look at.
-
-Small pictures are enlarged by a whole factor, without smoothing; all cells have the same size.
-"""
+"""Pictures beside each other, each with a caption; small ones are enlarged by a whole factor, without smoothing."""
 
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from bigr.imaging.trace import font
+from bigr.imaging.trace import font, text_width
 
 SIDE = 160
 """Pixels of a picture's longer side, about, at least."""
@@ -38,7 +35,7 @@ def grid(
     else:
         lines = [(row, captions, name) for row, name in zip(rows, names or [""] * len(rows), strict=True)]
     cell = _cell([picture for row in rows for picture in row])
-    label = max((_width(_cut(name, _LONGEST_NAME)) + 2 * _GAP for name in names), default=_GAP)
+    label = max((text_width(_cut(name, _LONGEST_NAME)) + 2 * _GAP for name in names), default=_GAP)
     most = max(len(line[0]) for line in lines)
     step = cell[0] + _GAP, _HEAD + cell[1] + _GAP
     page = Image.new("RGB", (label + most * step[0], len(lines) * step[1]), _PAPER)
@@ -62,7 +59,6 @@ def preview(picture: Image.Image) -> Image.Image:
 
 
 def _cell(pictures: Sequence[Image.Image]) -> tuple[int, int]:
-    """The size of each cell: that of the largest picture, enlarged or reduced."""
     width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
     longest = max(width, height)
     scale = min(1.0, LARGEST / longest) if longest >= SIDE else -(-SIDE // longest)
@@ -77,13 +73,8 @@ def _fitted(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text, cut where it is wider than `width` pixels."""
-    if _width(text) <= width:
+    if text_width(text) <= width:
         return text
-    while text and _width(f"{text}…") > width:
+    while text and text_width(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
-
-
-def _width(text: str) -> int:
-    return round(font().getlength(text))

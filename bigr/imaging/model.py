@@ -1,12 +1,12 @@
 """The trained model as one object: the applications of docs/method.md, section 5, on images of any size.
 
-Images that are drawn whole (generation, interpolation, enrichment, reconstruction) have the model's own size.
-Inpainting, outpainting and editing return the given image at its size, changed where the mask says: the model paints
-square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imaging/blend.py).
+Images that are drawn whole have the model's own size. Inpainting, outpainting and editing return the given image at its
+size: the model paints square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imaging/blend.py).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Unpack
@@ -18,19 +18,22 @@ from torch import Tensor
 
 from bigr.data.images import center_crop
 from bigr.imaging import similarity
-from bigr.imaging.assembly import PAPER_EDITING, ImageSettings, load_networks, sampler_of, save_networks
+from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, load_networks
 from bigr.imaging.blend import Blend, check
-from bigr.imaging.frames import ProgressReporter
+from bigr.imaging.frames import progress_reporter
 from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
-from bigr.imaging.painting import Part, paint, parts_of, with_margins
+from bigr.imaging.painting import paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
 from bigr.interop import hub
+from bigr.interop.folders import model_hash
 from bigr.interop.standardisation import FeatureStatistics, load_statistics, save_statistics
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
-from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes, painting
+from bigr.runtime.files import write_json
+from bigr.runtime.precision import autocast
+from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
@@ -47,9 +50,6 @@ class ImageModel:
     Images may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
     with what is to be painted bright or opaque. A class is a number, a name, or None for none. The other keyword
     arguments are those of `bigr.imaging.options.Options`. Invalid input raises `BigrError`, one line.
-
-    The methods `…_each` are for measurements: one result for each of many images, in batches, image i from a generator
-    with the seed `seeds[i]`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ImageModel:
         knows_labels: bool = True,
         statistics: FeatureStatistics | None = None,
     ) -> None:
-        self._sampler, self.sampling, self.editing = sampler, sampling, editing
+        self.sampler, self.sampling, self.editing = sampler, sampling, editing
         self.classes, self.knows_labels = tuple(classes), knows_labels
         self.statistics = statistics
 
@@ -73,10 +73,12 @@ class ImageModel:
         Iterations and diffusion steps beyond what the model can take are reduced to that. Raises `BigrError` where a
         weight of the generator is not finite.
         """
-        sampler, sampling = sampler_of(networks, settings)
+        tokenizer, network = networks
+        context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
+        most = {name: min(getattr(settings.sampling, name), most) for name, (_, most) in limits(network).items()}
         model = cls(
-            sampler,
-            sampling,
+            Sampler(tokenizer, network, settings.batch_size, context),
+            replace(settings.sampling, **most),
             settings.editing or PAPER_EDITING,
             settings.classes,
             knows_labels=settings.knows_labels,
@@ -97,9 +99,8 @@ class ImageModel:
     ) -> "ImageModel":
         """The model that `save_pretrained` or `push_to_hub` wrote; tokenizer/ and bigr/ alone will do.
 
-        source: a folder, or the id of a repository on the Hugging Face Hub, which is downloaded where
-        `local_files_only` is False, else read from huggingface_hub's cache; the other arguments are those of
-        `bigr.interop.hub.from_pretrained` and `bigr.load`. Raises `BigrError` where there is no such model.
+        The arguments are those of `bigr.interop.hub.from_pretrained` and `bigr.load`. Raises `BigrError` where there is
+        none.
         """
         folder = hub.local_folder(source, revision, cache_dir, local_files_only)
         networks = load_networks(folder, device)
@@ -111,9 +112,12 @@ class ImageModel:
         `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precision is not kept.
         """
         how = ImageSettings(self.sampling, self.editing, self.classes, "auto", self.batch_size, self.knows_labels)
-        save_networks(Path(folder), self.networks, how)
+        folder = Path(folder)
+        hub.save_pretrained(self.networks[0], folder / "tokenizer")
+        hub.save_pretrained(self.networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
+        write_json(folder / SETTINGS_FILE, asdict(how))
         if self.statistics is not None and self.statistics.best_layer is not None:
-            save_statistics(Path(folder) / "features", self.statistics, Path(folder) / "bigr")
+            save_statistics(folder / "features", self.statistics, folder / "bigr")
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
@@ -124,22 +128,22 @@ class ImageModel:
     @property
     def networks(self) -> tuple[Tokenizer, BiGR]:
         """The tokenizer and the generator."""
-        return self._sampler.tokenizer, self._sampler.network
+        return self.sampler.tokenizer, self.sampler.network
 
     @property
     def batch_size(self) -> int:
         """How many images are drawn together."""
-        return self._sampler.batch_size
+        return self.sampler.batch_size
 
     @property
     def size(self) -> int:
         """The side of the model's square images, in pixels."""
-        return int(self._sampler.tokenizer.config.image_size)
+        return int(self.sampler.tokenizer.config.image_size)
 
     @property
     def num_layers(self) -> int:
         """How many layers `features` can be taken of."""
-        return int(self._sampler.network.config.layers)
+        return int(self.sampler.network.config.layers)
 
     @property
     def feature_layer(self) -> int:
@@ -149,11 +153,11 @@ class ImageModel:
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """The range of `iterations`, and of `diffusion_steps` where the model takes any."""
-        return limits(self._sampler.network)
+        return limits(self.sampler.network)
 
     def check_finite(self) -> None:
         """Raise `BigrError` where a weight of the generator is not finite; `bigr.load` calls it."""
-        check_finite(self._sampler.network)
+        check_finite(self.sampler.network)
 
     def generate(self, labels: Label | Sequence[Label], **options: Unpack[Options]) -> list[Image.Image]:
         """Images of each class asked for: all variants of the first, then of the second, and so on.
@@ -166,8 +170,8 @@ class ImageModel:
             raise BigrError("labels must name at least one class, or None")
         numbers = self._labels([label for label in listed for _ in range(how.variants)])
         sampling, seeds = self._sampling(self.sampling, how), how.seeds(len(numbers), "samples")
-        report = self._reporter(how, working_iterations(sampling, self._sampler.tokens), len(numbers))
-        return self._sampler.draw(sample_codes, numbers, sampling=sampling, seeds=seeds, on_iteration=report)
+        report = self._reporter(how, working_iterations(sampling, self.sampler.tokens), len(numbers))
+        return self.sampler.draw(sample_codes, numbers, sampling=sampling, seeds=seeds, on_iteration=report)
 
     def inpaint(
         self,
@@ -236,14 +240,14 @@ class ImageModel:
         how = SamplingOptions(**options)
         check_whole("steps", steps, 2, 1024)
         self._check_labels("there is nothing to interpolate")
-        sampling = self._sampling(self._class_painting(), how)
+        sampling = self._sampling(self.editing.painting(self.sampling), how)
         count = steps * how.variants
         first_class, second_class = (end.expand(count) for end in self._labels([first, second]))
         ratios = torch.linspace(1, 0, steps, device=first_class.device).repeat(how.variants)
         seeds = [seed for seed in how.seeds(how.variants, "samples") for _ in range(steps)]
         rows = first_class, second_class, ratios
-        report = self._reporter(how, working_iterations(sampling, self._sampler.tokens), count)
-        return self._sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds, on_iteration=report)
+        report = self._reporter(how, working_iterations(sampling, self.sampler.tokens), count)
+        return self.sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds, on_iteration=report)
 
     def enrich(
         self,
@@ -261,71 +265,36 @@ class ImageModel:
         Guidance acts where a label is given.
         """
         how = SamplingOptions(**options)
-        small = self._small(read_picture(image))
+        small = self.small(read_picture(image))
         rounds = self.editing.enrich_rounds if rounds is None else rounds
         check_whole("rounds", rounds, 1, 4)
-        sampling = self._enriching(how, guided=label is not None)
-        codes = self._sampler.encode([self._enlarged(small)]).expand(how.variants, -1, -1)
+        sampling = self._sampling(self.editing.enriching(self.sampling), how, guided=label is not None)
+        large = small.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        codes = self.sampler.encode([large]).expand(how.variants, -1, -1)
         labels, seeds = self._labels([label] * how.variants), how.seeds(how.variants, "enrich")
-        iterations = enrich_iterations(sampling, self._sampler.network.config.grid, rounds=rounds)
+        iterations = enrich_iterations(sampling, self.sampler.network.config.grid, rounds=rounds)
         report = self._reporter(how, iterations, how.variants)
-        drawn = self._sampler.draw(
+        drawn = self.sampler.draw(
             enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds, on_iteration=report
         )
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
 
-    def inpaint_each(
-        self,
-        images: Sequence[Picture],
-        masks: Sequence[Picture],
-        labels: Sequence[Label] | None,
-        seeds: Sequence[int],
-        *,
-        blend: Blend = "feather",
-    ) -> list[Image.Image]:
-        """`inpaint` of many square images; labels: a class for each, or None for no class in any."""
-        given = [np.array(read_picture(image)) for image in images]
-        parts = [
-            self._parts(read_mask(mask, (image.shape[1], image.shape[0])))[0]
-            for image, mask in zip(given, masks, strict=True)
-        ]
-        sampling = self._inpainting(SamplingOptions(), guided=labels is not None)
-        numbers = self._labels([None] * len(given) if labels is None else labels)
-        feather = self.editing.feather
-        paint(self._sampler, given, parts, numbers, sampling, seeds, blend=blend, feather=feather)
-        return [Image.fromarray(image) for image in given]
-
-    def interpolate_each(
-        self, first: Sequence[Label], second: Sequence[Label], ratio: float, seeds: Sequence[int]
-    ) -> list[Image.Image]:
-        """`interpolate`: an image at r = `ratio` between each two classes."""
-        sampling = self._sampling(self._class_painting(), SamplingOptions())
-        ratios = torch.full((len(seeds),), ratio, device=self._sampler.device)
-        rows = self._labels(first), self._labels(second), ratios
-        return self._sampler.draw(interpolate_codes, *rows, sampling=sampling, seeds=seeds)
-
-    def enrich_each(
-        self, images: Sequence[Picture], seeds: Sequence[int], *, consistent: bool = True
-    ) -> list[Image.Image]:
-        """`enrich` of many images, without a label."""
-        small = [self._small(read_picture(image)) for image in images]
-        codes = self._sampler.encode([self._enlarged(image) for image in small])
-        labels, sampling = self._labels([None] * len(small)), self._enriching(SamplingOptions(), guided=False)
-        rounds = self.editing.enrich_rounds
-        drawn = self._sampler.draw(enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds)
-        return [consistent_with(*pair) for pair in zip(small, drawn, strict=True)] if consistent else drawn
+    def small(self, image: Image.Image) -> Image.Image:
+        """What `enrich` enlarges: the centre square of an image, smaller than the model's images."""
+        short = min(image.size)
+        return center_crop(image, short if short < self.size else max(1, self.size // 2))
 
     def reconstruct(self, image: Picture) -> Image.Image:
         """The centre square of an image, encoded and decoded by the tokenizer, at the model's size."""
-        codes = self._sampler.encode([center_crop(read_picture(image), self.size)])
-        return self._sampler.decode(codes)[0]
+        codes = self.sampler.encode([center_crop(read_picture(image), self.size)])
+        return self.sampler.decode(codes)[0]
 
     def features(self, images: Picture | Sequence[Picture], layer: int | None = None) -> Tensor:
         """The generator's features of images: float32 [n, D] on the CPU, tokens averaged (docs/method.md, section 5).
 
         images: their centre squares; layer: 1 to `num_layers`, else `feature_layer`. Images are encoded in batches:
-        those beside an image move its features by rounding alone, less than 1e-5 of their deviation, unless a bit of
-        its code is that close to being the other one.
+        those beside an image move its features by rounding alone, unless a bit of its code is that close to being the
+        other one.
         """
         number = self._layer(layer)
         return torch.cat([rows[:, number - 1].clone() for rows in self._averages(images)])
@@ -337,9 +306,8 @@ class ImageModel:
     def nearest(self, asked: Tensor, known: Tensor, count: int, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """For each of the features [q, D] the `count` most alike of [n, D]: similarities float32, places int64, [q, k].
 
-        Both are `features` of the same layer. All features share a large mean, so they are compared by the cosine of
-        what is left without it, each number divided by its deviation: those of `statistics`, or of `known` where there
-        are none.
+        Both are `features` of the same layer, compared by the cosine of standardised features (`statistics`, or those
+        of `known` where there are none).
         """
         number = self._layer(layer)
         statistics = None if self.statistics is None else self.statistics.layer(number)
@@ -349,7 +317,7 @@ class ImageModel:
         given = several(images)
         if not given:
             raise BigrError("images must be at least one image")
-        return similarity.token_averages(self._sampler, given)
+        return similarity.token_averages(self.sampler, given)
 
     def _layer(self, layer: int | None) -> int:
         """The layer given, or the default. Raises `BigrError` for one that does not exist."""
@@ -362,7 +330,7 @@ class ImageModel:
         numbers = [class_number(label, self.classes) for label in labels]
         if not self.knows_labels:
             numbers = [len(self.classes)] * len(numbers)
-        return torch.tensor(numbers, device=self._sampler.device)
+        return torch.tensor(numbers, device=self.sampler.device)
 
     def _check_labels(self, consequence: str) -> None:
         if not self.knows_labels:
@@ -370,34 +338,13 @@ class ImageModel:
 
     def _reporter(self, how: SamplingOptions, iterations: int, count: int) -> OnIteration | None:
         """What the sampler calls where there is an `on_step`; `count` images, each batch in so many iterations."""
-        batches = -(-count // self._sampler.batch_size)
-        return how.on_step and ProgressReporter(self._sampler.tokenizer, how.on_step, iterations * batches)
+        batches = -(-count // self.sampler.batch_size)
+        return how.on_step and progress_reporter(self.sampler.tokenizer, how.on_step, iterations * batches)
 
     def _sampling(self, sampling: Sampling, how: SamplingOptions, guided: bool = True) -> Sampling:
         """The sampler of one call. Without a class there is no guidance: it would change nothing."""
         found = how.applied(sampling, self.limits())
         return found if guided and self.knows_labels else replace(found, guidance_scale=1.0)
-
-    def _class_painting(self) -> Sampling:
-        return painting(self.sampling, self.editing.guidance_scale, self.editing.gumbel_temperature)
-
-    def _inpainting(self, how: SamplingOptions, guided: bool) -> Sampling:
-        return self._sampling(self._class_painting() if guided else self.sampling, how, guided)
-
-    def _enriching(self, how: SamplingOptions, guided: bool) -> Sampling:
-        own = painting(self.sampling, self.editing.enrich_guidance_scale, self.sampling.gumbel_temperature)
-        return self._sampling(own, how, guided)
-
-    def _small(self, image: Image.Image) -> Image.Image:
-        """The centre square of an image to enrich, smaller than the model's images."""
-        short = min(image.size)
-        return center_crop(image, short if short < self.size else max(1, self.size // 2))
-
-    def _enlarged(self, small: Image.Image) -> Image.Image:
-        return small.resize((self.size, self.size), Image.Resampling.BICUBIC)
-
-    def _parts(self, mask: Mask) -> list[Part]:
-        return parts_of(mask, self.size, self._sampler.network.config.grid)
 
     def _paint(
         self, image: Image.Image, mask: Mask, label: Label, blend: Blend, how: SamplingOptions
@@ -406,15 +353,17 @@ class ImageModel:
         check(blend)
         if label is not None:
             self._check_labels("inpaint without a class")
-        sampling = self._inpainting(how, guided=label is not None)
+        own = self.sampling if label is None else self.editing.painting(self.sampling)
+        sampling = self._sampling(own, how, guided=label is not None)
         labels = self._labels([label] * how.variants)
-        drawn, parts = [np.array(image) for _ in range(how.variants)], self._parts(mask)
+        drawn = [np.array(image) for _ in range(how.variants)]
+        parts = parts_of(mask, self.size, self.sampler.network.config.grid)
         report = self._reporter(how, sum(part.iterations(sampling) for part in parts), how.variants)
         for place, part in enumerate(parts):
             paint(
-                self._sampler,
+                self.sampler,
                 drawn,
-                [part] * how.variants,
+                part,
                 labels,
                 sampling,
                 how.seeds(how.variants, "inpaint", place),

@@ -54,6 +54,17 @@ class Editing:
         """What the section `editing` of params.yaml describes."""
         return described(cls, section)
 
+    def painting(self, sampling: Sampling) -> Sampling:
+        """`sampling` to paint a class beside known tokens: with constant guidance, which must outweigh them."""
+        return replace(self._constant(sampling, self.guidance_scale), gumbel_temperature=self.gumbel_temperature)
+
+    def enriching(self, sampling: Sampling) -> Sampling:
+        """`sampling` for enrichment, with constant guidance."""
+        return self._constant(sampling, self.enrich_guidance_scale)
+
+    def _constant(self, sampling: Sampling, scale: float) -> Sampling:
+        return replace(sampling, guidance_scale=scale, guidance_schedule="constant", guidance_start=0.0)
+
 
 @dataclass(frozen=True)
 class SamplingOptions:

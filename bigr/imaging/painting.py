@@ -1,7 +1,4 @@
-"""Inpainting in images of any size: square windows of the model's view are painted and blended in.
-
-Shapes: images uint8 [H, W, 3], masks bool [H, W]; g×g grid of N tokens.
-"""
+"""Inpainting in images of any size: square windows of the model's view are painted and blended in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +67,7 @@ def parts_of(mask: Mask, size: int, grid: int) -> list[Part]:
 def paint(
     sampler: Sampler,
     images: Sequence[NDArray[np.uint8]],
-    parts: Sequence[Part],
+    part: Part,
     labels: Tensor,
     sampling: Sampling,
     seeds: Sequence[int],
@@ -79,20 +76,19 @@ def paint(
     feather: float,
     on_iteration: OnIteration | None = None,
 ) -> None:
-    """Paint one part of each of n images, in place.
+    """Paint the same part of each of n images, in place.
 
     labels: int64 [n]; seeds: one for each image; feather: the seam's width in tokens (`bigr.imaging.blend.blended`).
     """
-    size, grid = sampler.tokenizer.config.image_size, sampler.network.config.grid
-    views = [image[part.window.slices] for image, part in zip(images, parts, strict=True)]
+    size, side = sampler.tokenizer.config.image_size, part.window.side
+    views = [image[part.window.slices] for image in images]
     codes = sampler.encode([center_crop(Image.fromarray(view), size) for view in views])
-    unknown = to_device(torch.stack([part.unknown for part in parts]), sampler.device)
+    unknown = to_device(part.unknown.repeat(len(images), 1), sampler.device)
     given = codes, unknown, labels
     drawn = sampler.draw(inpaint_codes, *given, sampling=sampling, seeds=seeds, on_iteration=on_iteration)
-    for view, part, new in zip(views, parts, drawn, strict=True):
-        side = part.window.side
+    for view, new in zip(views, drawn, strict=True):
         large = np.asarray(new.resize((side, side), Image.Resampling.BICUBIC))
-        view[...] = blended(view, large, part.mask, blend, feather * side / grid)
+        view[...] = blended(view, large, part.mask, blend, feather * side / sampler.network.config.grid)
 
 
 def with_margins(image: Image.Image, margins: Sequence[int]) -> tuple[Image.Image, tuple[int, int, int, int]]:

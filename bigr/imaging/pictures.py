@@ -1,5 +1,6 @@
 """Reading images and masks of any kind: as one upright RGB image, as one boolean array."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -31,11 +32,10 @@ def read_picture(source: Picture, what: str = "image") -> Image.Image:
         try:
             return decode(path)
         except ImageError as error:
-            reason = error if _there(path) else "no such file"
+            there = os.path.exists(path)  # noqa: PTH110 - Path.exists raises for a name that no file can have
+            reason = error if there else "no such file"
             raise BigrError(f"{what}: {path}: {reason}") from None
     image = _as_image(source, what)
-    if not image.width * image.height:
-        raise BigrError(f"{what}: has no pixels")
     try:
         check_pixels(image.width, image.height)
     except ImageError as error:
@@ -58,8 +58,6 @@ def read_mask(source: Picture, size: tuple[int, int]) -> Mask:
             file.load()
             source = file
     image = _as_image(source, "mask")
-    if not image.width * image.height:
-        raise BigrError("mask: has no pixels")
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     see_through = alpha is not None and np.asarray(alpha).min() < _HALF
     marked = _turned(alpha, image) if alpha is not None and see_through else upright_rgb(image).convert("L")
@@ -78,13 +76,6 @@ def several(source: Picture | Sequence[Picture]) -> list[Picture]:
     return list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
 
 
-def _there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that no file can have
-        return False
-
-
 def _turned(channel: Image.Image, image: Image.Image) -> Image.Image:
     """A channel of an image, turned upright as the image's EXIF block says."""
     sized = Image.new("RGB", channel.size)
@@ -96,6 +87,8 @@ def _turned(channel: Image.Image, image: Image.Image) -> Image.Image:
 
 def _as_image(source: Picture, what: str) -> Image.Image:
     if isinstance(source, Image.Image):
+        if not source.width * source.height:
+            raise BigrError(f"{what}: has no pixels")
         return source
     if isinstance(source, Tensor):
         source = _array(source, what)

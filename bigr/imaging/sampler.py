@@ -5,6 +5,7 @@ Shapes: n images, N tokens, K bits.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,14 @@ from bigr.sampling.decode import batched, decoded
 from bigr.sampling.unmask import Sampling
 
 
+@dataclass(eq=False)
 class Sampler:
     """Tokenizer and generator. autocast: the context in which the generator runs."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        network: BiGR,
-        batch_size: int,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self.tokenizer, self.network, self.batch_size, self._autocast = tokenizer, network, batch_size, autocast
+    tokenizer: Tokenizer
+    network: BiGR
+    batch_size: int
+    autocast: Callable[[], AbstractContextManager[Any]]
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +48,7 @@ class Sampler:
         parts = []
         for places in batched(len(seeds), self.batch_size):
             some = slice(places.start, places.stop)
-            with self._autocast():
+            with self.autocast():
                 parts.append(sample(self.network, *(row[some] for row in rows), sampling, seeds[some], **options))
         return self.decode(torch.cat(parts))
 

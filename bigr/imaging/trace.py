@@ -1,8 +1,4 @@
-"""The iterations of an image as a strip and as an animation, with the entropies of its tokens.
-
-Small images are enlarged by a whole factor, without smoothing, so that a person sees their pixels. Draws without a
-display, from the frames that `on_step` receives.
-"""
+"""The iterations of an image, from the frames that `on_step` receives, as a strip and as an animation."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -25,6 +21,7 @@ SHOWN = 60  # of more iterations than this the strip shows as many, evenly sprea
 
 _PAPER, _INK, _PALE, _KNOWN = "#ffffff", "#2b2f36", "#7a828d", "#e9ebee"
 _DECIDED = "#19d3f3"  # the outline of what an iteration decides: no colour of the scale is near it
+_SWATCHES = ((_KNOWN, None, "known"), (None, _DECIDED, "decided now"))
 _ENTROPY, _ORDER = "magma", "YlGnBu"
 _TEXT = 15  # pixels
 _GAP = 8
@@ -49,16 +46,15 @@ def episodes(frames: Sequence[Frame]) -> list[list[Frame]]:
 def strip(frames: Sequence[Frame], image: int = 0) -> Image.Image:
     """The image after each iteration, and below it the entropies that the iteration ranked by; RGB.
 
-    image: which of the call's images. A token that was known before the iteration is pale, one that the iteration
-    decided is outlined; the right column shows in which iteration each token was decided. Of more than `SHOWN`
-    iterations, as many are shown, evenly spaced, with the first and the last.
+    image: which of the call's images. Known tokens are pale, those that the iteration decided are outlined; the right
+    column shows in which iteration each token was decided. At most `SHOWN` iterations are shown, evenly spaced.
     """
     decided, most = _decided(frames, image), _most(frames, image)
     chosen = sorted({round(place) for place in np.linspace(0, len(frames) - 1, min(len(frames), SHOWN))})
     side = _shown(frames[0].pictures[image], STRIP_SIDE).width
     lines = -(-len(chosen) // PER_LINE)
     per_line = -(-len(chosen) // lines)
-    label, head, legend = _width("iteration") + 3 * _GAP, _TEXT + 2 * _GAP, max(side, 132)
+    label, head, legend = text_width("iteration") + 3 * _GAP, _TEXT + 2 * _GAP, max(side, 132)
     height = head + 2 * side + _GAP
     width = label + per_line * (side + _GAP) + 2 * _GAP + legend + 2 * _GAP
     page = Image.new("RGB", (width, lines * (height + 2 * _GAP) + _GAP), _PAPER)
@@ -199,18 +195,12 @@ def _entropy_map(entropies: Map, side: int, most: float, decided: NDArray[np.boo
     colours = (_matplotlib().colormaps[_ENTROPY](shares)[..., :3] * 255).round().astype(np.uint8)
     colours[np.isnan(entropies)] = _rgb(_KNOWN)
     page = Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
-    _outline(page, decided)
-    return page
-
-
-def _outline(page: Image.Image, marked: NDArray[np.bool_]) -> None:
-    """The border of each marked token, inside it."""
-    draw, grid = ImageDraw.Draw(page), len(marked)
-    cell = page.width / grid
+    draw, cell = ImageDraw.Draw(page), side / len(decided)
     thick = max(1, round(cell / 14))
-    for row, column in zip(*np.nonzero(marked), strict=True):
+    for row, column in zip(*np.nonzero(decided), strict=True):
         box = (round(column * cell), round(row * cell), round((column + 1) * cell) - 1, round((row + 1) * cell) - 1)
         draw.rectangle(box, outline=_DECIDED, width=thick)
+    return page
 
 
 def _order_map(decided: NDArray[np.int64], count: int, side: int) -> Image.Image:
@@ -231,25 +221,24 @@ def _order_map(decided: NDArray[np.int64], count: int, side: int) -> Image.Image
 
 
 def _legend(page: Image.Image, left: int, top: int, width: int, most: float) -> None:
-    """The scale of entropies, and what the other colours mean, below each other."""
     _bar(page, left, top, width, most)
-    draw = ImageDraw.Draw(page)
-    for row, (fill, outline, text) in enumerate(((_KNOWN, None, "known"), (None, _DECIDED, "decided now"))):
-        y = top + 46 + row * 24
-        draw.rectangle((left, y, left + 13, y + 13), fill, outline, 2)
-        draw.text((left + 22, y + 7), text, _INK, font(), anchor="lm")
+    for row, swatch in enumerate(_SWATCHES):
+        _swatch(page, left, top + 46 + row * 24, swatch)
 
 
 def _scale(page: Image.Image, left: int, top: int, width: int, most: float) -> None:
-    """The same beside each other."""
     half = (width - 2 * _GAP) // 2
     _bar(page, left + half + 2 * _GAP, top, half, most)
+    for swatch in _SWATCHES:
+        _swatch(page, left, top + 4, swatch)
+        left += 22 + text_width(swatch[2]) + 2 * _GAP
+
+
+def _swatch(page: Image.Image, left: int, top: int, swatch: tuple[str | None, str | None, str]) -> None:
+    fill, outline, text = swatch
     draw = ImageDraw.Draw(page)
-    x = left
-    for fill, outline, text in ((_KNOWN, None, "known"), (None, _DECIDED, "decided now")):
-        draw.rectangle((x, top + 4, x + 13, top + 17), fill, outline, 2)
-        draw.text((x + 22, top + 11), text, _INK, font(), anchor="lm")
-        x += 22 + _width(text) + 2 * _GAP
+    draw.rectangle((left, top, left + 13, top + 13), fill, outline, 2)
+    draw.text((left + 22, top + 7), text, _INK, font(), anchor="lm")
 
 
 def _bar(page: Image.Image, left: int, top: int, width: int, most: float) -> None:
@@ -267,7 +256,8 @@ def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(_matplotlib().get_data_path(), "fonts", "ttf", name)), _TEXT)
 
 
-def _width(text: str) -> int:
+def text_width(text: str) -> int:
+    """Pixels of a line of text."""
     return round(font().getlength(text))
 
 

@@ -24,11 +24,6 @@ class Window:
     side: int
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
-        """left, top, right, bottom, as PIL's crop takes them."""
-        return self.left, self.top, self.left + self.side, self.top + self.side
-
-    @property
     def slices(self) -> tuple[slice, slice]:
         """Rows and columns."""
         return slice(self.top, self.top + self.side), slice(self.left, self.left + self.side)

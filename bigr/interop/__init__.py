@@ -1,20 +1,7 @@
-"""Weights on disk: model folders, the Hugging Face Hub, and the published checkpoints.
-
-The functions behind `bigr import` and `bigr export` are offered here; their module is imported when one is used.
-"""
+"""Weights on disk: model folders, the Hugging Face Hub, and the published checkpoints."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from bigr.interop.published.exchange import (
-        export_generator,
-        export_pair,
-        export_tokenizer,
-        import_generator,
-        import_pair,
-        import_tokenizer,
-    )
+from typing import Any
 
 __all__ = [
     "export_generator",

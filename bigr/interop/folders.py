@@ -1,7 +1,6 @@
 """A model on disk: a folder with config.json (its shape) and model.safetensors (its weights). Never a pickle.
 
-Imports no model: a class that is saved here has its `kind` and the dataclass of its shape as attributes. So a change
-of one model's code leaves stages that use another up to date.
+Imports no model, so that a change of one model's code leaves stages that use another up to date.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """Model folders in Hugging Face's convention: `from_pretrained`, `save_pretrained`, `push_to_hub` of the networks.
 
 A source is a folder, or the id of a repository on the Hugging Face Hub ("name" or "owner/name"). Nothing is downloaded
-unless `local_files_only=False`: a repository is read from huggingface_hub's local cache. That library is the extra
-`hub`; folders need none. `ImageModel` has methods of the same names for tokenizer and generator together.
+unless `local_files_only=False`: a repository is read from huggingface_hub's local cache (extra `hub`).
 """
 
 import os

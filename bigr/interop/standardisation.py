@@ -1,9 +1,8 @@
 """Statistics that make features comparable, kept in `models/features` beside the model.
 
-A backbone's features share a large mean, and a few of their numbers are far larger than the rest, so that the raw
-features of all images are alike. Images are compared by their features minus the training split's mean, each number
-divided by its standard deviation there, layer by layer. The folder holds both for every layer (statistics.safetensors),
-and in config.json the linear probe's best layer and the hash of the model. It is not part of that model.
+Raw features of all images are alike, so that they are compared minus the training split's mean, divided by its standard
+deviation. The folder holds both for every layer (statistics.safetensors), and in config.json the linear probe's best
+layer and the hash of the model.
 
 Shapes: L layers, D width. Layers are counted from 1.
 """

@@ -1,9 +1,4 @@
-"""What a stage receives besides its settings: the project's folder, and a report for its metrics and pictures.
-
-A stage is a function `run(settings, context)`. It reads and writes below `context.root` and reports through
-`context.report`. It does not know MLflow: `bigr.pipeline.runner` passes a report that records there, a test the silent
-one.
-"""
+"""What a stage receives besides its settings: the project's folder, and a report for its metrics and pictures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

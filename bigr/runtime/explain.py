@@ -49,7 +49,6 @@ def explain(detail: Any, values: dict[str, Any], model: Any) -> str:
 
 
 def _meant(location: tuple[Any, ...], model: Any) -> tuple[Any, ...] | None:
-    """The key that is most similar to an unknown one, or None."""
     close = difflib.get_close_matches(str(location[-1]), _known(model, location[:-1]), n=1)
     return (*location[:-1], close[0]) if close else None
 

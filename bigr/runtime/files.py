@@ -1,8 +1,7 @@
 """Atomic writes of files and folders, and digests.
 
 Each file is written beside its final name, flushed to the disk, and renamed. A reader, or a run that starts after a
-power cut, sees the old file or the new one, never a part of one. The next writer removes what a killed one left. One
-process at a time writes a file: a stage holds a lock while it runs.
+power cut, sees the old file or the new one. One process at a time writes a file: a stage holds a lock while it runs.
 """
 
 import csv

@@ -14,10 +14,10 @@ class Held(Exception):
 
 @contextmanager
 def only_one(path: Path, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock file `path`. It and its folder are created where missing; the file stays afterwards.
+    """Hold the lock file `path`, which is created where missing and stays afterwards.
 
-    waiting: called once where another process holds the lock, with the number of that process, before this one waits
-    for it; without, `Held` is raised. Raises `OSError` where there can be no such file.
+    waiting: called once, with the number of the process that holds the lock, before this one waits for it; without,
+    `Held` is raised. Raises `OSError` where there can be no such file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)

@@ -1,7 +1,6 @@
 """Repeatable randomness: each draw comes from a generator that is seeded by the setting `seed` and the draw's place.
 
-No state is carried from step to step. So a resumed run draws the same as the uninterrupted one, and a sample does not
-depend on the other samples of its batch.
+So a resumed run draws the same as the uninterrupted one, and a sample does not depend on the others of its batch.
 """
 
 import hashlib

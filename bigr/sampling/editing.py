@@ -41,17 +41,6 @@ def in_proportion(sampling: Sampling, unknown: int, tokens: int) -> Sampling:
     return replace(sampling, iterations=max(1, math.ceil(sampling.iterations * unknown / tokens)))
 
 
-def painting(sampling: Sampling, guidance_scale: float, gumbel_temperature: float) -> Sampling:
-    """`sampling` to paint a class beside known tokens: with constant guidance, which must outweigh them."""
-    return replace(
-        sampling,
-        guidance_scale=guidance_scale,
-        guidance_schedule="constant",
-        guidance_start=0.0,
-        gumbel_temperature=gumbel_temperature,
-    )
-
-
 def inpaint_codes(
     model: BiGR,
     codes: Tensor,

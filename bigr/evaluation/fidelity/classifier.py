@@ -104,8 +104,8 @@ def train_classifier(
     """Train a `Classifier` on `steps` batches; returned in evaluation mode, without gradients.
 
     batches: float images [B, 3, H, W] in [0, 1] and labels int64 [B]; learning_rate: the highest of a one-cycle
-    schedule. AdamW, float32; images are shifted by up to an eighth of their size, so that features do not depend on
-    exact places. One thread: on the same machine the same batches give the same classifier, bit for bit.
+    schedule. AdamW, float32; images are shifted by up to an eighth of their size. One thread: the same batches give the
+    same classifier on the same machine, bit for bit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(EVALUATION_SEED, "classifier", "init"))

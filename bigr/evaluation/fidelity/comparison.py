@@ -1,8 +1,4 @@
-"""Measures image sets with an extractor, and compares them: `bigr evaluate`, once its sets and extractor are known.
-
-The reference's statistics are cached in a folder, by the content of the set and the identity of the extractor. What
-limits the metrics is in `warnings`, the metrics that could not be measured in `missing`.
-"""
+"""Measures image sets with an extractor, and compares them: `bigr evaluate`, once its sets and extractor are known."""
 
 import logging
 from collections.abc import Callable
@@ -98,7 +94,7 @@ def _read_cached(file: Path | None) -> Statistics | None:
     if file is None or not file.is_file():
         return None
     try:
-        return read_statistics(file).statistics
+        return read_statistics(file)[0]
     except BigrError as error:
         log.warning("%s; it is measured again", error)
         return None

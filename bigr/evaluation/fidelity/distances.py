@@ -5,6 +5,7 @@ are called FID, KID and IS for Inception alone; those of another extractor have 
 """
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -45,6 +46,7 @@ def metric_names(extractor: str) -> MetricNames:
     return MetricNames(f"fd_{word}", f"kd_{word}", f"is_{word}")
 
 
+@dataclass(frozen=True)
 class Fidelity:
     """Compares two sets of images by one extractor's statistics.
 
@@ -52,18 +54,11 @@ class Fidelity:
     the subsets and of the score's shuffle; device: of the search for neighbours.
     """
 
-    def __init__(
-        self,
-        *,
-        kid_subsets: int,
-        kid_subset_size: int,
-        neighbours: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.kid_subsets, self.kid_subset_size, self.neighbours = kid_subsets, kid_subset_size, neighbours
-        self._seed = numpy_seed(seed)
-        self._device = "cpu" if torch.device(device).type == "mps" else device  # Metal has no float64
+    kid_subsets: int
+    kid_subset_size: int
+    neighbours: int
+    seed: int
+    device: torch.device | str = "cpu"
 
     @classmethod
     def of(cls, section: "EvaluationSettings", device: torch.device) -> "Fidelity":
@@ -90,6 +85,8 @@ class Fidelity:
                 f"reference of {describe_extractor(*theirs)} ({len(reference.mu)}); distances need one extractor for "
                 "both"
             )
+        seed = numpy_seed(self.seed)
+        device = "cpu" if torch.device(self.device).type == "mps" else self.device  # Metal has no float64
         names = metric_names(images.extractor)
         metrics = {names.distance: frechet_distance(images, reference)}
         if images.features is not None and reference.features is not None:
@@ -97,13 +94,13 @@ class Fidelity:
             smaller = min(len(a), len(b))
             size = min(self.kid_subset_size, smaller)
             drawn = kid_features_to_metric(
-                a, b, kid_subsets=self.kid_subsets, kid_subset_size=size, rng_seed=self._seed, verbose=False
+                a, b, kid_subsets=self.kid_subsets, kid_subset_size=size, rng_seed=seed, verbose=False
             )
             metrics[names.kernel] = drawn[torch_fidelity.KEY_METRIC_KID_MEAN]
             if smaller > self.neighbours:
                 inside = prc_features_to_metric(
-                    a.to(self._device),
-                    b.to(self._device),
+                    a.to(device),
+                    b.to(device),
                     prc_neighborhood=self.neighbours,
                     prc_batch_size=_PRECISION_RECALL_ROWS,
                     save_cpu_ram=True,
@@ -112,7 +109,7 @@ class Fidelity:
                 metrics["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
                 metrics["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
         if images.logits is not None and len(images.logits) >= _SCORE_SPLITS:
-            score = isc_features_to_metric(images.logits, _SCORE_SPLITS, shuffle=True, rng_seed=self._seed)
+            score = isc_features_to_metric(images.logits, _SCORE_SPLITS, shuffle=True, rng_seed=seed)
             metrics[names.score] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
         return metrics
 

@@ -1,8 +1,7 @@
 """Feature extractors: networks whose features of images the fidelity metrics compare.
 
-The offline classifier, Inception from a file, extractors that torch-fidelity has registered, and the user's own
-classes. An extractor is identified by its name and a hash of its weights (of registered and own ones also of their
-code): metrics of different extractors do not compare. Nothing is downloaded without `download`.
+An extractor is identified by its name and a hash of its weights, of registered and own ones also of their code: metrics
+of different extractors do not compare. Nothing is downloaded without `download`.
 """
 
 import hashlib
@@ -33,8 +32,6 @@ from torch_fidelity import feature_extractor_inceptionv3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY as REGISTRY
 
 CLASSIFIER, INCEPTION = "classifier", "inception-v3-compat"
-INCEPTION_WIDTH = 2048
-"""Features of Inception."""
 
 _DISTANCES = ("fid", "kid", "prc")
 
@@ -93,9 +90,8 @@ def other_extractor(
 ) -> Extractor:
     """An extractor of torch-fidelity's registry, or the user's own class `module:Class`, imported from `root`.
 
-    weights: torch-fidelity's `feature_extractor_weights_path`. torch-fidelity's own extractors need it, or `download`,
-    with which torch-fidelity downloads them; from their files only tensors are unpickled.
-    Raises `BigrError` if there is no such extractor, or its constructor fails.
+    weights: torch-fidelity's `feature_extractor_weights_path`; its own extractors need it, or `download`. From their
+    files only tensors are unpickled. Raises `BigrError` if there is no such extractor, or its constructor fails.
     """
     own = ":" in name
     cls = _import(name, root) if own else REGISTRY.get(name)
@@ -145,7 +141,6 @@ def _layers(name: str, cls: type[torch_fidelity.FeatureExtractorBase]) -> tuple[
 
 
 def _import(name: str, root: Path) -> type[torch_fidelity.FeatureExtractorBase]:
-    """Import `module:Class` with `root` on the path."""
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(root))
     try:

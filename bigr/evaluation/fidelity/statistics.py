@@ -1,7 +1,6 @@
-"""An extractor's statistics of a set of images: mean and covariance of the features, and the features themselves.
+"""An extractor's statistics of a set of images: mean and covariance of all features, and the features themselves.
 
-Mean and covariance are of all images. Of a set of more than `KEPT` images, the features of `KEPT` are kept, evenly
-spread over the set, and mean and covariance are sums in float64, so that memory is bounded.
+Of a set of more than `KEPT` images, the features of `KEPT`, evenly spread, are kept: memory is bounded.
 """
 
 from dataclasses import dataclass

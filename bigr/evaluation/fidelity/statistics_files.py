@@ -1,14 +1,13 @@
 """Statistics of image sets on disk: files that a user keeps, and the cache of references.
 
 A file is safetensors: `mu`, `sigma` (float64), `features` and `logits` if they are kept. Its header names the extractor
-and the set, both by hash. The cache is a folder of such files, each named by a hash of what the statistics depend on.
+and the set, both by hash.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_tensors
 
 _FORMAT = "bigr-statistics-1"
-
-
-@dataclass(frozen=True)
-class StoredStatistics:
-    """The content of a file. about: `hash`, `kind`, `formats` and `size` of the image set."""
-
-    statistics: Statistics
-    about: dict[str, Any]
 
 
 def check_writable(path: Path) -> None:
@@ -67,8 +58,8 @@ def write_statistics(path: Path, statistics: Statistics, about: Mapping[str, Any
     write_tensors(path, tensors, {"format": _FORMAT, "about": json.dumps(header, sort_keys=True)})
 
 
-def read_statistics(path: Path) -> StoredStatistics:
-    """Read statistics. Raises `BigrError` for another or a damaged file."""
+def read_statistics(path: Path) -> tuple[Statistics, dict[str, Any]]:
+    """Statistics, and `hash`, `kind`, `formats`, `size` of their set. Raises `BigrError` for any other file."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -81,7 +72,7 @@ def read_statistics(path: Path) -> StoredStatistics:
             raise ValueError(f"mu {list(mu.shape)}, sigma {list(sigma.shape)}")
         extractor = header["extractor"], header["extractor_hash"], header["count"]
         statistics = Statistics(*extractor, mu, sigma, tensors.get("features"), tensors.get("logits"))
-        return StoredStatistics(statistics, {key: header["set"][key] for key in ("hash", "kind", "formats", "size")})
+        return statistics, {key: header["set"][key] for key in ("hash", "kind", "formats", "size")}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BigrError(f"{path} cannot be read as statistics: {error}") from None
 

@@ -1,7 +1,6 @@
 """Image files in a folder or in tar shards: their bytes, their formats, and their pixels.
 
-JPEG is recognised by content, not by name: lossy and lossless sets do not compare. Every image that cannot be used
-raises an error that names it.
+JPEG is recognised by content: lossy and lossless sets do not compare.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """Opens an image set for measurement: a folder, ADM's `.npz`, webdataset shards, or statistics in a file.
 
-Opening reads every byte once, for the set's hash and for the formats. Pixels are decoded later, a few at a time. What
-cannot be measured raises an error that names the file.
+Opening reads every byte once, for the set's hash and the formats. Pixels are decoded later, a few at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -175,9 +174,8 @@ def _npz(path: Path, options: _Options) -> ImageSet:
 
 
 def _statistics(path: Path, size: int | None) -> ImageSet:
-    stored = read_statistics(path)
-    about, shown = stored.about, stored.about["size"]
-    if size and shown and shown != [size, size]:
+    found, about = read_statistics(path)
+    shown = tuple(about["size"]) if about["size"] else None
+    if size and shown and shown != (size, size):
         raise BigrError(f"{path} has statistics of images of {shown[0]}×{shown[1]} pixels, --size is {size}")
-    found, shown = stored.statistics, (shown[0], shown[1]) if shown else None
     return ImageSet(path, "statistics", about["hash"], found.count, about["formats"], shown, statistics=found)

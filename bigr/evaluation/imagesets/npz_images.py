@@ -92,10 +92,8 @@ def read_samples(path: Path, image_size: int, classes: int) -> tuple[Tensor, Ten
             images, labels = file[IMAGES], file[LABELS]
     except FileNotFoundError:
         raise BigrError(f"{path} is missing; run the stage samples first") from None
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise BigrError(f"{path} is not a file of samples ({error}); {again}") from None
     except Exception as error:  # zipfile's errors have no other common base
-        raise BigrError(f"{path} is damaged ({error}); {again}") from None
+        raise BigrError(f"{path} is not a file of samples, or damaged ({error}); {again}") from None
     if images.dtype != np.uint8 or images.shape[1:] != (image_size, image_size, 3):
         raise BigrError(
             f"{path}: {IMAGES} must be uint8 [n, {image_size}, {image_size}, 3], as the shards' images, got "

@@ -1,8 +1,7 @@
 """Features of a frozen backbone on disk: every layer's token average, as float16, read through a memory map.
 
-Those of ImageNet (1.28 M images × 24 layers × 1024) exceed a machine's memory, so that they are written and read in
-batches. Stored is a feature's difference from its mean over the first batch, divided by a scale of its layer: it does
-not overflow, and its 11 bits describe the differences between images. Reading undoes both.
+Those of ImageNet exceed a machine's memory, so that they are written and read in batches. Stored is a feature's
+difference from its mean over the first batch, divided by a scale of its layer, so that float16 is enough.
 
 Shapes: n images, B of a batch, L layers, D width. Layer l, from 1, is the output of the backbone's block l.
 """

@@ -1,7 +1,4 @@
-"""`bigr probe`: the representation of any trained model on any labelled image folder, without shards and codes.
-
-Features are in a temporary folder, or are kept under a hash of everything that they depend on.
-"""
+"""`bigr probe`: the representation of any trained model on any labelled image folder, without shards and codes."""
 
 import hashlib
 import json
@@ -60,8 +57,7 @@ def probe_folder(
     """Measure, and write metrics.json, probe.csv, probe.png and tsne.png to `out`, atomically.
 
     kept: the folder of kept features, or None; max_images: of each split, instead of `evaluation.probe_images` and
-    `evaluation.reference_images`. Raises `BigrError` if the folders do not fit each other, if `out` holds other files,
-    is the current folder, or cannot be written, and if another probe is writing to it.
+    `evaluation.reference_images`. Raises `BigrError` if the folders do not fit each other, or `out` cannot be written.
     """
     check_out(out)
     section, device = settings.evaluation, resolve_device(settings.run.device)

@@ -1,8 +1,7 @@
 """Linear probes: a linear classifier on the features of each layer of the frozen backbone (docs/method.md, section 5).
 
-As in MAE: BatchNorm without affine parameters, then one linear map, on the token average of the residual stream. The
-probes of all layers are trained together, on the same batches, independently. Held-out training images choose the
-layer, so that its accuracy on the validation split is not a maximum over layers.
+As in MAE: BatchNorm without affine parameters, then one linear map. The probes of all layers are trained together, and
+independently. Held-out training images choose the layer.
 
 Shapes: n images, L layers, D width, C classes. Layer l, from 1, is the output of the backbone's block l.
 """

@@ -1,8 +1,7 @@
 """Classification of each layer's features by k nearest neighbours, without training (as in DINO).
 
-Cosine similarity of features that are standardised by the training split's statistics (`bigr.interop.standardisation`);
-each of the k nearest training images votes for its class with weight exp(similarity / temperature). Computed in blocks,
-so that neither a split nor the matrix of similarities is in memory as a whole.
+Cosine similarity of features that are standardised by the training split's statistics; each of the k nearest training
+images votes for its class with weight exp(similarity / temperature). Computed in blocks: memory is bounded.
 
 Shapes: n training images, m queries, L layers, D width, C classes.
 """

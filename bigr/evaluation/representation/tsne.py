@@ -1,7 +1,4 @@
-"""t-SNE of a layer's features, by scikit-learn: points that are near each other have similar features.
-
-As for the linear probe, features have zero mean and unit variance.
-"""
+"""t-SNE of a layer's features, of zero mean and unit variance, by scikit-learn."""
 
 import numpy as np
 import torch

@@ -1,9 +1,7 @@
 """Published checkpoints to this project's model folders, and back (docs/method.md, section 7). Both ways are exact.
 
-`import_tokenizer`, `import_generator`, `import_pair` read a file of tensors, infer the model's shape from them, and
-write a folder as bigr/interop/folders.py does; `export_tokenizer`, `export_generator` write the published names again,
-as safetensors. Tensors are read and written one at a time; no model is built. Every input is checked before anything is
-written. The header of an exported file also holds the model's shape, which an import uses.
+Tensors are read and written one at a time; no model is built. Every input is checked before anything is written. The
+header of an exported file also holds the model's shape, which an import uses.
 """
 
 import json
@@ -174,7 +172,6 @@ def _header(kind: str, config: Any, tokenizer: str | None = None) -> dict[str, s
 
 
 def _weights(folder: Path, cls: type[Any], config: Any) -> dict[str, FileTensor]:
-    """The weights in a model folder, checked against its shape."""
     file = open_tensors(folder / "model.safetensors")
     expected = {name: tuple(tensor.shape) for name, tensor in expected_state(cls, config, file.path).items()}
     given = {name: tensor.shape for name, tensor in file.tensors.items()}

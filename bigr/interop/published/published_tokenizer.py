@@ -1,8 +1,5 @@
-"""The tokenizer in a published file: its shape, read off the names and shapes of its tensors.
-
-Source: docs/method.md, sections 1 and 7.
-
-The shape is inferred from a few tensors. `weight_names.py` then checks every tensor against the model of that shape.
+"""The tokenizer in a published file: its shape, from the names and shapes of its tensors (docs/method.md, sections 1
+and 7).
 """
 
 import re

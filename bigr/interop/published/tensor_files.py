@@ -1,11 +1,8 @@
 """Tensors in files of others: torch's zip checkpoints (`.pt`, `.th`) and safetensors, mapped one at a time.
 
-A file gives names and `FileTensor`s: where the numbers lie, and how. Nothing is read before `FileTensor.read`, which
-maps that tensor alone, so that a file much larger than memory can be read.
-
-Nothing that a checkpoint names is imported or called: its pickle is read with each class and function replaced, by the
-place of a tensor or by an object that ignores what is done to it. `torch.load(weights_only=True)` would refuse
-checkpoints that hold objects of other classes besides the tensors, such as the arguments of a training.
+Nothing is read before `FileTensor.read`, which maps that tensor alone: a file may be much larger than memory. Nothing
+that a checkpoint names is imported or called: its pickle is read with each class and function replaced.
+`torch.load(weights_only=True)` would refuse checkpoints that hold objects of other classes.
 """
 
 import io
@@ -176,8 +173,6 @@ def _replacement(make: Any) -> type:
 
 
 class _Listing(pickle.Unpickler):
-    """Reads the dict of a checkpoint with a `_View` for each tensor."""
-
     _MADE: Mapping[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): _Dict,
         ("torch._utils", "_rebuild_tensor"): _view,
@@ -231,7 +226,6 @@ def _open_checkpoint(path: Path, entry: str) -> TensorFile:
 def _place(
     path: Path, members: Mapping[str, zipfile.ZipInfo], root: str, big_endian: bool, name: str, view: _View
 ) -> FileTensor:
-    """The tensor of a view. Raises `BigrError` naming it."""
     kind, key = view.storage
     stored = _STORAGES.get(kind)
     member = members.get(f"{root}data/{key}")

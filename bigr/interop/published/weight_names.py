@@ -1,8 +1,6 @@
 """The published checkpoints: one table from their names to this project's, used in both directions.
 
-Works on mappings from names to anything with a shape; `tensor_files.py` reads the files. What the published files hold
-twice or never use is listed here too, so that every tensor is taken, known to be superfluous, or an error.
-Source: docs/method.md, section 7.
+Every tensor is taken, known to be superfluous, or an error. Source: docs/method.md, section 7.
 """
 
 import re

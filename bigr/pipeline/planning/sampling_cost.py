@@ -10,11 +10,12 @@ from functools import lru_cache
 import torch
 
 from bigr.config import Settings
+from bigr.imaging.options import Editing
 from bigr.models.masked.generator import BiGR
 from bigr.pipeline.planning.meter import Arithmetic, flops, peak_bytes
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.sampling.decode import DECODED_TOGETHER, batched
-from bigr.sampling.editing import CELL, group_sizes, in_proportion, painting
+from bigr.sampling.editing import CELL, group_sizes, in_proportion
 from bigr.sampling.reverse import bit_probabilities
 from bigr.sampling.unmask import Sampling, guidance, still_masked
 
@@ -119,7 +120,7 @@ def zero_shot_flops(settings: Settings, networks: Networks, images: int) -> floa
     model, tokenizer = networks.bigr.eval(), networks.tokenizer
     sampling = Sampling.of(settings.samples)
     free = replace(sampling, guidance_scale=1.0)
-    guided = painting(sampling, settings.editing.guidance_scale, settings.editing.gumbel_temperature)
+    guided = Editing.of(settings.editing).painting(sampling)
     grid, batch = settings.grid, min(images, settings.evaluation.batch_size)
     lower_half, whole = (grid - grid // 2) * grid, grid**2
     enriched = [(free, size) for size in group_sizes(grid, CELL)] * settings.editing.enrich_rounds
