@@ -150,6 +150,15 @@ def test_changes_of_params_yaml_that_git_does_not_hold_are_not_lost(project: Pat
     assert config.load(params).generator.dim == 1024
 
 
+def test_a_params_yaml_that_is_in_no_repository_is_not_lost(project: Path) -> None:
+    shutil.rmtree(project / ".git")
+    with pytest.raises(BigrError, match="not in git"):
+        recipe("imagenet256-L-d24")
+    assert config.load(project / "params.yaml").generator.dim == 128
+    recipe("imagenet256-L-d24", "--force")
+    assert config.load(project / "params.yaml").generator.dim == 1024
+
+
 def test_recipes_are_listed_with_what_they_are_for(project: Path) -> None:
     listed = recipe()
     assert all(f"{Path(name).stem} " in listed for name in SHAPES)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from webdataset import tariterators
 
 from bigr.config import Settings, load
 from bigr.data import image_batches, packing, shards
@@ -448,7 +449,7 @@ def test_an_error_that_says_nothing_is_named_by_its_kind(
         raise error
         yield
 
-    monkeypatch.setattr(shards, "tar_file_expander", fails)
+    monkeypatch.setattr(tariterators, "tar_file_expander", fails)
     with pytest.raises(BigrError, match=rf"train-000000.tar cannot be read .*{type(error).__name__}"):
         load_split(cats, "train")
 

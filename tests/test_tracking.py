@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bigr import config, tracking
+from bigr.pipeline import registration
 from bigr.pipeline.lineage.runs import Runs
 from bigr.pipeline.stage_table import STAGES
 from bigr.tracking import executions, mailbox
@@ -317,8 +318,9 @@ def test_a_training_that_resumes_reports_the_rows_of_its_past_and_its_final_figu
         tracker.metrics({"val_loss": 1 / (step + 1)}, step=step)
     tracker.metrics({"val_loss": 0.5})
     tracker.metrics({"val_loss": 0.25}, step=40)
-    tracker.finish("FINISHED")
+    execution = tracker.finish("FINISHED")
     _, (run,) = runs(project, request.node.name)
+    assert execution == run.data.tags["mlflow.parentRunId"]
     assert run.data.metrics == {"val_loss": 0.5}
     curve = Store(project).client.get_metric_history(run.info.run_id, "val_loss")
     assert sorted(point.step for point in curve) == [0, 20, 40, 40, 60, 80, 80]
@@ -334,6 +336,18 @@ def test_a_stage_goes_on_where_tracking_is_down_and_says_so_once(
     assert len([line for line in said if "does not answer; work goes on" in line]) == 1
     assert said[-1].startswith("MLflow (http://127.0.0.1:9): ")
     assert said[-1].endswith("records did not reach it")
+
+
+def test_a_model_is_not_registered_where_tracking_is_down_and_its_server_is_not_waited_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    execution = tracking.Tracker(project, "evaluation", SETTINGS, {}).finish("FINISHED")
+    assert execution == ""
+    monkeypatch.setattr(registration, "Store", lambda root: pytest.fail("MLflow was asked again"))
+    registration.register_finished(project, SETTINGS, {"models/bigr": "1.dir"}, execution)
+    assert "not registered" in caplog.text and "`bigr promote` will try again" in caplog.text
 
 
 class Receiver:

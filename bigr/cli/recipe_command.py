@@ -48,9 +48,11 @@ def recipe(
 
 
 def _changed() -> bool:
-    """Whether params.yaml differs from the last commit, or is in none. False where there is no git or no repository."""
+    """Whether there is a params.yaml that git does not hold: changed since the last commit, in none, or without git."""
+    if not PARAMS.exists():
+        return False
     try:
         found = subprocess.run(["git", "status", "--porcelain", "--", PARAMS], capture_output=True, check=False)
     except FileNotFoundError:
-        return False
-    return bool(found.stdout)
+        return True
+    return found.returncode != 0 or bool(found.stdout)

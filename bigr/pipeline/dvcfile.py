@@ -140,12 +140,13 @@ def _hash_of(repo: "Repo", fs: Any, path: str) -> str:
 def _at(root: Path, revision: str) -> Iterator["Repo"]:
     from dvc.repo.brancher import switch
     from dvc.scm import SCMError
+    from scmrepo.exceptions import SCMError as GitError
 
     with _repo(root) as repo:
         try:
             with switch(repo, revision):
                 yield repo
-        except SCMError:  # unknown, or there is no git repository
+        except (SCMError, GitError):  # unknown, there is no git repository, or it has no commit
             raise BigrError(
                 f"--rev: {revision} is neither a revision of git nor an experiment (`git log`, `dvc exp show`)"
             ) from None

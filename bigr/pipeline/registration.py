@@ -23,16 +23,19 @@ _MODEL = "models/bigr"
 _MEASURING = ("bigr/evaluation/", "bigr/stages/")
 
 
-def register_finished(root: Path, settings: "Settings", hashes: Mapping[str, str]) -> None:
+def register_finished(root: Path, settings: "Settings", hashes: Mapping[str, str], execution: str) -> None:
     """Register what the pipeline at `root` has made. An experiment of DVC makes no version.
 
-    hashes: path → DVC hash of all that the evaluation read and wrote. A failure is logged: `bigr promote` tries again.
+    hashes: path → DVC hash of all that the evaluation read and wrote; execution: the id of its run in MLflow, empty
+    where MLflow did not answer: it is not waited for again. A failure is logged: `bigr promote` tries again.
     """
     if is_experiment(root) or _MODEL not in hashes:
         return
+    if not execution:
+        log.warning("the model is not registered, since its run could not be recorded; `bigr promote` will try again")
+        return
     try:
-        store, offered = Store(root), candidate(root, settings, hashes)
-        Registry(store).register(offered, execution_of(offered, store))
+        Registry(Store(root)).register(candidate(root, settings, hashes), execution)
     except Exception as error:  # a stage does not fail for it
         log.warning("the model could not be registered, which `bigr promote` will try again: %s", masked(str(error)))
 

@@ -76,9 +76,9 @@ def run_stage(name: str, root: Path, params: Path) -> None:
             except BaseException as error:
                 tracker.finish("FAILED" if isinstance(error, Exception) else "KILLED")
                 raise
-            tracker.finish("FINISHED", outputs)
+            execution = tracker.finish("FINISHED", outputs)
     if name == registration.EVALUATION:
-        registration.register_finished(root, settings, {**inputs, **outputs})
+        registration.register_finished(root, settings, {**inputs, **outputs}, execution)
 
 
 def _hint(name: str) -> str:

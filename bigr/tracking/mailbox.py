@@ -59,8 +59,8 @@ class Mailbox:
             self._bytes += size
             self._changed.notify()
 
-    def close(self, last: Callable[[], None]) -> None:
-        """Deliver what is left, then `last`; where the receiver cannot be reached, try once."""
+    def close(self, last: Callable[[], None]) -> bool:
+        """Deliver what is left, then `last`; where the receiver cannot be reached, try once. Whether all was tried."""
         with self._changed:
             self._closing = True
             self._queue.append((last, None, 0))
@@ -69,6 +69,7 @@ class Mailbox:
         lost = self._lost + len(self._queue)
         if lost:
             log.warning("%s: %d records did not reach it", self._name, lost)
+        return not self._queue
 
     def _work(self) -> None:
         while True:

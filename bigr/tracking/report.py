@@ -81,14 +81,17 @@ class Tracker(Report):
         else:
             self._mail.call(lambda: self._log_frame(name, content, step), len(content))
 
-    def finish(self, status: str, outputs: Mapping[str, str] | None = None) -> None:
-        """End the run: `status` FINISHED, FAILED or KILLED; outputs: path → DVC hash of all that the stage wrote."""
+    def finish(self, status: str, outputs: Mapping[str, str] | None = None) -> str:
+        """End the run: `status` FINISHED, FAILED or KILLED; outputs: path → DVC hash of all that the stage wrote.
+
+        Returns the id of the run of the whole execution; empty where MLflow did not answer to the end.
+        """
         self._machine.stop()
         written = dict(outputs or {})
         for path in written:
             if Path(path).parts[0] == "models":
                 self._mail.call(lambda path=path: self._log_model(path))  # type: ignore[misc]
-        self._mail.close(lambda: self._close(status, written))
+        return self._parent if self._mail.close(lambda: self._close(status, written)) else ""
 
     # What follows runs on the mailbox's thread.
 

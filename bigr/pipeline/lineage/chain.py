@@ -12,7 +12,7 @@ from typing import Any
 
 from bigr.pipeline.lineage.records import Content, Record, Records
 from bigr.pipeline.lineage.runs import RecordedRun, Runs
-from bigr.pipeline.lineage.target import Target, find
+from bigr.pipeline.lineage.target import NamedArtifact, find
 from bigr.tracking.store import code_digest
 
 
@@ -69,11 +69,11 @@ def trace(root: Path, text: str, revision: str | None = None) -> Chain:
         if key in steps:
             continue
         steps[key] = step = _step(root, target, records, runs)
-        waiting += [Target(content) for content in step.inputs]
+        waiting += [NamedArtifact(content) for content in step.inputs]
     return Chain(tuple(steps.values()), tuple(target.artifact for target in targets), runs.trouble)
 
 
-def _step(root: Path, target: Target, records: Records, runs: Runs) -> Step:
+def _step(root: Path, target: NamedArtifact, records: Records, runs: Runs) -> Step:
     artifact = target.artifact
     note: tuple[str, ...] = (target.note,) if target.note else ()
     record = records.writer(artifact.path, artifact.md5)

@@ -17,7 +17,7 @@ _MODEL_TAG = f"dvc.{_MODEL}"
 
 
 @dataclass(frozen=True)
-class Target:
+class NamedArtifact:
     """The start of a chain. run: the run that was named, if any; note: how it was found, if not by its path."""
 
     artifact: Content
@@ -25,13 +25,13 @@ class Target:
     note: str = ""
 
 
-def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool) -> list[Target]:
+def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool) -> list[NamedArtifact]:
     """The artifacts that `text` names. Raises `BigrError` where it names none, or a version that is not recorded.
 
     revision: paths mean the versions in `records`, whatever is in the folder.
     """
     if text.startswith(_PREFIX):
-        return [Target(_by_hash(text.removeprefix(_PREFIX).lower(), records, runs))]
+        return [NamedArtifact(_by_hash(text.removeprefix(_PREFIX).lower(), records, runs))]
     if re.fullmatch(r"[0-9a-f]{32}", text) and not (root / text).exists():
         return _by_run(text, records, runs)
     if match := re.fullmatch(r"models:/([^/@]+)/?(@[^/@]+|\d+)", text):
@@ -44,7 +44,7 @@ def find(root: Path, text: str, records: Records, runs: Runs, *, revision: bool)
     if any(record.out(path) for record in records.lock):
         found = _recorded(path, records)
         away = f"not in the folder now; `dvc checkout {found.artifact.path}` brings it"
-        return [Target(found.artifact, note="; ".join(filter(None, [found.note, away])))]
+        return [NamedArtifact(found.artifact, note="; ".join(filter(None, [found.note, away])))]
     raise BigrError(
         f"{text}: no such file, and no artifact in {records.where}; name a path, md5:HASH or a run of MLflow, "
         "or another version with --rev"
@@ -65,7 +65,7 @@ def _by_hash(prefix: str, records: Records, runs: Runs) -> Content:
     return next(iter(found.values()))
 
 
-def _by_run(run_id: str, records: Records, runs: Runs) -> list[Target]:
+def _by_run(run_id: str, records: Records, runs: Runs) -> list[NamedArtifact]:
     found = runs.get(run_id)
     if not found and runs.trouble:
         raise BigrError(f"{run_id}: cannot be looked up: {runs.trouble}")
@@ -76,33 +76,33 @@ def _by_run(run_id: str, records: Records, runs: Runs) -> list[Target]:
     wrote = next((run for run in found if run.outs), None)  # of a whole execution, the last stage
     if wrote is None:
         raise BigrError(f"{run_id}: the run of {found[0].stage} ended {found[0].status} and wrote nothing")
-    return [Target(_known(path, md5, records), wrote) for path, md5 in wrote.outs.items()]
+    return [NamedArtifact(_known(path, md5, records), wrote) for path, md5 in wrote.outs.items()]
 
 
-def _by_version(text: str, model: str, which: str, records: Records, runs: Runs) -> Target:
+def _by_version(text: str, model: str, which: str, records: Records, runs: Runs) -> NamedArtifact:
     found = runs.version(model, which)
     if found is None or _MODEL_TAG not in found[1]:
         why = runs.trouble or "MLflow's registry has no such version of this pipeline"
         raise BigrError(f"{text}: {why}; `bigr promote` registers a finished model")
     number, tags = found
-    return Target(_known(_MODEL, tags[_MODEL_TAG], records), note=f"version {number} of {model} in the registry")
+    return NamedArtifact(_known(_MODEL, tags[_MODEL_TAG], records), note=f"version {number} of {model} in the registry")
 
 
-def _recorded(path: str, records: Records) -> Target:
+def _recorded(path: str, records: Records) -> NamedArtifact:
     out = next((out for record in records.lock if (out := record.out(path))), None)
     if out is None:
         known = ", ".join(out.path for record in records.lock for out in record.outs)
         raise BigrError(f"{path}: not an artifact of {records.where}, which has {known}")
     if out.path == path:
-        return Target(out)
+        return NamedArtifact(out)
     name = os.path.relpath(path, out.path)
     listing = records.listing(out.md5)
     if listing and not any(Path(held).is_relative_to(name) for held in listing):
         raise BigrError(f"{path}: not in {out.path} as {records.where} has it")
-    return Target(out, note=_inside(name, listing.get(name)))
+    return NamedArtifact(out, note=_inside(name, listing.get(name)))
 
 
-def _present(root: Path, path: str, text: str, records: Records, runs: Runs) -> Target:
+def _present(root: Path, path: str, text: str, records: Records, runs: Runs) -> NamedArtifact:
     """The artifact with the content of the file or folder `path`, wherever it is; text: as the user named it."""
     outs = _outs(records)
     whole = next((out for out in outs if Path(path).is_relative_to(out)), path)
@@ -114,15 +114,15 @@ def _present(root: Path, path: str, text: str, records: Records, runs: Runs) -> 
             note = _inside(name, records.listing(md5).get(name))
         if not any(out.md5 == md5 for record in records.lock if (out := record.out(whole))):
             note = "; ".join(filter(None, [note, f"not the version of {LOCK}"]))
-        return Target(_known(whole, md5, records), note=note)
+        return NamedArtifact(_known(whole, md5, records), note=note)
     if whole != path:
         md5 = dvcfile.content_hashes(root, [path])[path]
     for content in records.find(md5):
-        return Target(content, note=f"{text} is a copy of it")
+        return NamedArtifact(content, note=f"{text} is a copy of it")
     for known, same in runs.find(md5, outs):
-        return Target(_known(known, same, records), note=f"{text} is a copy of it")
+        return NamedArtifact(_known(known, same, records), note=f"{text} is a copy of it")
     for folder, name in records.holding(md5):
-        return Target(folder, note=f"{text} is a copy of a file in it: {name}, {_PREFIX}{md5}")
+        return NamedArtifact(folder, note=f"{text} is a copy of a file in it: {name}, {_PREFIX}{md5}")
     remedy = f"; `dvc checkout {whole}` brings back the recorded one" if whole in outs else ""
     raise BigrError(
         f"{text}: neither DVC nor MLflow knows this content ({_PREFIX}{md5}): no stage wrote it, or it was changed "
