@@ -162,7 +162,7 @@ def test_second_repro_runs_nothing_and_leaves_only_the_lock_file_behind(project:
 
 def test_guidance_scale_reruns_samples_and_evaluation_only(project: Path) -> None:
     change(project, "samples.guidance_scale", 7.5)
-    assert repro(project) == ["samples", "evaluation"]
+    assert repro(project) == from_stage("samples")
 
 
 def test_a_transcoder_setting_reruns_from_the_transcoder_on(project: Path) -> None:
@@ -224,7 +224,7 @@ def test_metrics_diff_compares_with_the_commit_that_holds_dvc_lock(project: Path
     scratch.run(project, "git", "add", "dvc.lock")
     scratch.run(project, "git", "commit", "-q", "-m", "second")
     change(project, "samples.guidance_scale", 7.5)
-    assert repro(project) == ["samples", "evaluation"]
+    assert repro(project) == from_stage("samples")
     after = json.loads((project / "outputs/metrics.json").read_text())["figure"]
     diff = json.loads(scratch.run(project, "dvc", "metrics", "diff", "--json"))
     figure = diff["outputs/headline.json"]["figure"]
