@@ -70,7 +70,7 @@ def _plot(path: Path, machine: Machine, results: list[Result]) -> None:
     axes.set_xlabel("time, % of the published algorithm's")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), fontsize="small", loc="lower right")
+    figure.legend(unique.values(), unique.keys(), fontsize="small", loc="outside right center")
     axes.set_title(f"{machine.device}, {machine.threads} threads, {machine.precision}", fontsize="medium")
     figure.savefig(path, dpi=120)
 
