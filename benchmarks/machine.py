@@ -1,15 +1,12 @@
 """What the measurements ran on."""
 
 import platform
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-_SECONDS = 1.0
-_SIDES = {"cuda": 8192, "mps": 2048, "cpu": 2048}
-"""Rows and columns of the matrices whose product is timed: large enough to fill the device."""
+from bigr.pipeline.planning.speed import measured_tflops
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Machine:
             threads=torch.get_num_threads(),
             instructions=instructions,
             precision=str(precision).removeprefix("torch."),
-            tflops=matrix_tflops(device, precision),
+            tflops=measured_tflops(device, precision),
             torch=torch.__version__,
             python=platform.python_version(),
         )
@@ -54,22 +51,6 @@ class Machine:
             f"{self.device}{threads} ({self.instructions}), {self.precision}: {self.tflops:.3f} TFLOP/s of a matrix "
             f"product; torch {self.torch}, Python {self.python}"
         )
-
-
-def matrix_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of square matrix products, one after another for a second, after a few that do not count."""
-    side = _SIDES[device.type]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    wait(device)
-    products, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < _SECONDS or not products:
-        for _ in range(10 if device.type == "cuda" else 1):
-            a @ b
-            products += 1
-        wait(device)
-    return 2 * side**3 * products / elapsed / 1e12
 
 
 def wait(device: torch.device) -> None:

@@ -59,7 +59,7 @@ def tokenizer_config(
         raise BigrError(f"{source}: its tensors do not tell the size of the images; give --image-size, in pixels")
     if image_size < downsampling or image_size % downsampling:
         raise BigrError(
-            f"--image-size is {image_size}; a multiple of {downsampling}, {source}'s pixels a token, is needed"
+            f"--image-size must be a multiple of {downsampling}, {source}'s pixels a token, got {image_size}"
         )
     return TokenizerConfig(
         image_size=image_size,
