@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +21,7 @@ from bigr.evaluation.fidelity.classifier import Classifier
 from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.imaging.model import ImageModel
 from bigr.imaging.options import Editing
+from bigr.imaging.painting import enlarge, paint, parts_of
 from bigr.imaging.sampler import Sampler
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
@@ -28,7 +30,7 @@ from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.runtime.transfer import to_device
 from bigr.sampling.decode import batched
-from bigr.sampling.editing import enrich_codes, inpaint_codes, interpolate_codes, unknown_tokens
+from bigr.sampling.editing import interpolate_codes
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling
 
@@ -167,16 +169,14 @@ def painted(model: ImageModel, images: Tensor, masks: Tensor, labels: Tensor | N
 
     masks: bool [n, S, S], pasted; labels: int64 [n], or None for no class.
     """
-    sampler = model.sampler
-    codes = sampler.encode([to_image(image) for image in images])
-    unknown = to_device(unknown_tokens(masks, sampler.network.config.grid), sampler.device)
+    sampler, drawn = model.sampler, [np.array(to_image(image)) for image in images]
+    parts = [parts_of(mask.numpy(), model.size, sampler.network.config.grid)[0] for mask in masks]
     if labels is None:
         labels, sampling = _no_class(model, len(images)), replace(model.sampling, guidance_scale=1.0)
     else:
         sampling = model.editing.painting(model.sampling)
-    given = codes, unknown, to_device(labels, sampler.device)
-    drawn = sampler.draw(inpaint_codes, *given, sampling=sampling, seeds=seeds)
-    return torch.where(masks.unsqueeze(1), _pixels(drawn), images)
+    paint(sampler, drawn, parts, to_device(labels, sampler.device), sampling, seeds, blend="none", feather=0.0)
+    return _pixels([Image.fromarray(image) for image in drawn])
 
 
 def interpolated(model: ImageModel, first: Tensor, second: Tensor, ratio: float, seeds: Sequence[int]) -> Tensor:
@@ -190,12 +190,9 @@ def interpolated(model: ImageModel, first: Tensor, second: Tensor, ratio: float,
 
 def enriched(model: ImageModel, small: Sequence[Image.Image], seeds: Sequence[int]) -> Tensor:
     """`ImageModel.enrich` of square images without a label, not made consistent: uint8 [n, 3, S, S], one per seed."""
-    size, sampler = (model.size, model.size), model.sampler
-    codes = sampler.encode([image.resize(size, Image.Resampling.BICUBIC) for image in small])
-    labels = to_device(_no_class(model, len(small)), sampler.device)
+    labels = to_device(_no_class(model, len(small)), model.sampler.device)
     sampling = replace(model.editing.enriching(model.sampling), guidance_scale=1.0)
-    rounds = model.editing.enrich_rounds
-    return _pixels(sampler.draw(enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds))
+    return _pixels(enlarge(model.sampler, small, labels, sampling, seeds, rounds=model.editing.enrich_rounds))
 
 
 def _no_class(model: ImageModel, count: int) -> Tensor:

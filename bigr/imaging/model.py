@@ -22,7 +22,7 @@ from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, l
 from bigr.imaging.blend import Blend, check
 from bigr.imaging.frames import progress_reporter
 from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
-from bigr.imaging.painting import paint, parts_of, with_margins
+from bigr.imaging.painting import enlarge, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
 from bigr.interop import hub
@@ -33,7 +33,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
-from bigr.sampling.editing import OnIteration, enrich_codes, enrich_iterations, interpolate_codes
+from bigr.sampling.editing import OnIteration, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
@@ -269,13 +269,11 @@ class ImageModel:
         rounds = self.editing.enrich_rounds if rounds is None else rounds
         check_whole("rounds", rounds, 1, 4)
         sampling = self._sampling(self.editing.enriching(self.sampling), how, guided=label is not None)
-        large = small.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        codes = self.sampler.encode([large]).expand(how.variants, -1, -1)
         labels, seeds = self._labels([label] * how.variants), how.seeds(how.variants, "enrich")
         iterations = enrich_iterations(sampling, self.sampler.network.config.grid, rounds=rounds)
         report = self._reporter(how, iterations, how.variants)
-        drawn = self.sampler.draw(
-            enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds, on_iteration=report
+        drawn = enlarge(
+            self.sampler, [small] * how.variants, labels, sampling, seeds, rounds=rounds, on_iteration=report
         )
         return [consistent_with(small, one) for one in drawn] if consistent else drawn
 
@@ -363,7 +361,7 @@ class ImageModel:
             paint(
                 self.sampler,
                 drawn,
-                part,
+                [part] * how.variants,
                 labels,
                 sampling,
                 how.seeds(how.variants, "inpaint", place),

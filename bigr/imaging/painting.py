@@ -1,4 +1,7 @@
-"""Inpainting in images of any size: square windows of the model's view are painted and blended in."""
+"""What draws the images of `ImageModel.inpaint` and `enrich`, of n images at once, each with its seed.
+
+Inpainting paints square windows of images of any size, as the model sees them, and blends them in.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from bigr.imaging.sampler import Sampler
 from bigr.imaging.windows import Window, scaled_mask, windows
 from bigr.runtime.errors import BigrError
 from bigr.runtime.transfer import to_device
-from bigr.sampling.editing import OnIteration, in_proportion, inpaint_codes, unknown_tokens
+from bigr.sampling.editing import OnIteration, enrich_codes, in_proportion, inpaint_codes, unknown_tokens
 from bigr.sampling.unmask import Sampling, working_iterations
 
 MAX_SIDE = 30_000
@@ -67,7 +70,7 @@ def parts_of(mask: Mask, size: int, grid: int) -> list[Part]:
 def paint(
     sampler: Sampler,
     images: Sequence[NDArray[np.uint8]],
-    part: Part,
+    parts: Sequence[Part],
     labels: Tensor,
     sampling: Sampling,
     seeds: Sequence[int],
@@ -76,19 +79,39 @@ def paint(
     feather: float,
     on_iteration: OnIteration | None = None,
 ) -> None:
-    """Paint the same part of each of n images, in place.
+    """Paint a part of each of n images, in place.
 
-    labels: int64 [n]; seeds: one for each image; feather: the seam's width in tokens (`bigr.imaging.blend.blended`).
+    parts, seeds, labels (int64 [n]): one for each image; feather: the seam's width in tokens
+    (`bigr.imaging.blend.blended`).
     """
-    size, side = sampler.tokenizer.config.image_size, part.window.side
-    views = [image[part.window.slices] for image in images]
+    size = sampler.tokenizer.config.image_size
+    views = [image[part.window.slices] for image, part in zip(images, parts, strict=True)]
     codes = sampler.encode([center_crop(Image.fromarray(view), size) for view in views])
-    unknown = to_device(part.unknown.repeat(len(images), 1), sampler.device)
+    unknown = to_device(torch.stack([part.unknown for part in parts]), sampler.device)
     given = codes, unknown, labels
     drawn = sampler.draw(inpaint_codes, *given, sampling=sampling, seeds=seeds, on_iteration=on_iteration)
-    for view, new in zip(views, drawn, strict=True):
+    for view, part, new in zip(views, parts, drawn, strict=True):
+        side = part.window.side
         large = np.asarray(new.resize((side, side), Image.Resampling.BICUBIC))
         view[...] = blended(view, large, part.mask, blend, feather * side / sampler.network.config.grid)
+
+
+def enlarge(
+    sampler: Sampler,
+    small: Sequence[Image.Image],
+    labels: Tensor,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    rounds: int,
+    on_iteration: OnIteration | None = None,
+) -> list[Image.Image]:
+    """n small square images at the model's size, their detail drawn; labels: int64 [n]; seeds: one for each image."""
+    size = sampler.tokenizer.config.image_size
+    codes = sampler.encode([image.resize((size, size), Image.Resampling.BICUBIC) for image in small])
+    return sampler.draw(
+        enrich_codes, codes, labels, sampling=sampling, seeds=seeds, rounds=rounds, on_iteration=on_iteration
+    )
 
 
 def with_margins(image: Image.Image, margins: Sequence[int]) -> tuple[Image.Image, tuple[int, int, int, int]]:
