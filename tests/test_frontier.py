@@ -69,7 +69,7 @@ def test_a_search_continues_where_it_was_stopped(project: Path, monkeypatch: pyt
     monkeypatch.undo()
     longer = tuned(project, 4)
     assert longer[:3] == first
-    settings = [Sampling(**line["sampling"]) for line in longer]
+    settings = list(map(tune.sampling_of, longer))
     assert len(set(settings)) == 4
     assert {sampling.diffusion_steps for sampling in settings} == {3}
     assert all(0 <= line["agreement"] <= 1 and line["over_floor"] > 0 for line in longer)
@@ -90,7 +90,7 @@ def test_what_is_set_is_not_searched_and_is_checked(project: Path) -> None:
         tries=60,
         agreement=0.9,
     )
-    tried = [Sampling(**line["sampling"]) for line in lines]
+    tried = list(map(tune.sampling_of, lines))
     assert {sampling.temperature for sampling in tried} == {1.0}
     assert tune.best(tune.read_lines(project / "search.jsonl"), 0.9)["sampling"]["guidance_scale"] == 3
 

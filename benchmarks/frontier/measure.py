@@ -19,7 +19,7 @@ from benchmarks.compare import in_turns
 from benchmarks.frontier import report
 from benchmarks.frontier.quality import Drawing, Quality
 from benchmarks.frontier.train import Out, Params, Project, Seeds, Workplace, within
-from benchmarks.frontier.tune import Agreement, add_line, best, read_lines
+from benchmarks.frontier.tune import Agreement, add_line, best, read_lines, sampling_of
 from benchmarks.machine import Machine
 from bigr import config
 from bigr.runtime.device import resolve_device
@@ -45,7 +45,7 @@ def points_of(place: Workplace, settings: config.Settings, names: list[str], agr
         if not tried:
             raise BigrError(f"{place.tuned} has no {name}.jsonl; run `python -m benchmarks frontier tune` first")
         result = best(tried, agreement)
-        found[name] = (result["target"], Sampling(**result["sampling"]))
+        found[name] = (result["target"], sampling_of(result))
     return found
 
 

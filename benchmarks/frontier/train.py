@@ -108,7 +108,7 @@ def within(recorded: Any, current: Any) -> bool:
 
 def main(
     seeds: Seeds = "0,1,2",
-    targets: Annotated[str, typer.Option(help="What the transcoders predict, with commas.")] = "flip,direct",
+    targets: Annotated[str, typer.Option(help="What the transcoders predict, with commas.")] = "flip,mask,direct",
     project: Project = Path(),
     params: Params = Path("params.yaml"),
     out: Out = None,

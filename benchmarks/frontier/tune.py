@@ -33,6 +33,8 @@ GRIDS: dict[str, tuple[Any, ...]] = {
     "gumbel_temperature": (0.0, 0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 3.0),
 }
 """The searched settings and their values, neighbours beside each other."""
+MASK_GRIDS: dict[str, tuple[Any, ...]] = {"bit_noise": (0.0, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0)}
+"""Those of the target mask alone."""
 
 CLASSIFIER_SEED = 1
 
@@ -51,6 +53,12 @@ class Point:
         """As in flip-S8, or flip-S2-iterations4."""
         others = (f"-{name}{value}" for name, value in self.fixed.items() if name != "diffusion_steps")
         return f"{self.target}-S{self.fixed['diffusion_steps']}{''.join(others)}"
+
+    @property
+    def searched(self) -> dict[str, tuple[Any, ...]]:
+        """The settings that are searched, and their values."""
+        grids = GRIDS | (MASK_GRIDS if self.target == "mask" else {})
+        return {name: values for name, values in grids.items() if name not in self.fixed}
 
     def settings(self, values: Mapping[str, Any], seed: int) -> config.Settings:
         """The settings of this point's model: `values` of params.yaml, with its own. Raises `BigrError`."""
@@ -102,13 +110,12 @@ def search(
     agreement: the least that is asked of the best.
     """
     results = read_lines(path)
-    searched = {name: values for name, values in GRIDS.items() if name not in point.fixed}
-    while len(results) < min(tries, math.prod(map(len, searched.values()))):
+    while len(results) < min(tries, math.prod(map(len, point.searched.values()))):
         draws = random.Random(derive_seed(0, "frontier", point.name, len(results)))
-        tried = [Sampling(**result["sampling"]) for result in results]
-        candidate = Sampling(**best(results, agreement)["sampling"]) if results else start
+        tried = list(map(sampling_of, results))
+        candidate = sampling_of(best(results, agreement)) if results else start
         while candidate in tried:  # a walk away from the best, until it meets settings that were not tried
-            candidate = neighbour(candidate, searched, draws)
+            candidate = neighbour(candidate, point.searched, draws)
         results.append({"target": point.target, "sampling": asdict(candidate), **quality(candidate)})
         add_line(path, results[-1])
         yield results[-1]
@@ -125,9 +132,15 @@ def neighbour(sampling: Sampling, grids: Mapping[str, tuple[Any, ...]], draws: r
     return replace(sampling, **changes)
 
 
+def sampling_of(result: Mapping[str, Any]) -> Sampling:
+    """The sampler's settings of a result."""
+    values = result["sampling"].items()
+    return Sampling(**{name: tuple(value) if isinstance(value, list) else value for name, value in values})
+
+
 def described(result: Mapping[str, Any]) -> str:
     """A try in words."""
-    sampling = ", ".join(f"{name} {result['sampling'][name]}" for name in GRIDS)
+    sampling = ", ".join(f"{name} {result['sampling'][name]}" for name in (*GRIDS, *MASK_GRIDS))
     metrics = (f"{name} {result[name]:.3f}" for name in ("over_floor", "agreement", "precision", "recall"))
     return f"{sampling}: {', '.join(metrics)}"
 
