@@ -93,6 +93,8 @@ def test_what_is_set_is_not_searched_and_is_checked(project: Path) -> None:
     tried = list(map(tune.sampling_of, lines))
     assert {sampling.temperature for sampling in tried} == {1.0}
     assert tune.best(tune.read_lines(project / "search.jsonl"), 0.9)["sampling"]["guidance_scale"] == 3
+    assert "bit_noise" not in point.searched
+    assert "bit_noise" in tune.Point("mask", point.fixed).searched
 
 
 def test_enough_agreement_comes_before_a_small_distance() -> None:

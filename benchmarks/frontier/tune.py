@@ -69,10 +69,9 @@ class Point:
 
 def better(first: Mapping[str, Any], second: Mapping[str, Any], agreement: float) -> bool:
     """Whether the first result is better: by distance where both agree as often as asked, else by agreement."""
-    allowed = [result["agreement"] >= agreement for result in (first, second)]
-    if all(allowed):
+    if min(first["agreement"], second["agreement"]) >= agreement:
         return bool(first["over_floor"] < second["over_floor"])
-    return allowed[0] if any(allowed) else bool(first["agreement"] > second["agreement"])
+    return bool(first["agreement"] > second["agreement"])
 
 
 def best(results: list[dict[str, Any]], agreement: float) -> dict[str, Any]:
