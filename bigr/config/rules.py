@@ -79,7 +79,9 @@ def sampler_fits_the_model(settings: "Settings") -> None:
         )
     own = settings.transcoder.start == "scratch"
     transcoder, section = (settings.transcoder, "transcoder") if own else (settings.generator, "generator")
-    if transcoder.target != "direct" and not 2 <= settings.samples.diffusion_steps <= transcoder.diffusion_steps:
+    steps = settings.samples.diffusion_steps
+    counts = [steps] if isinstance(steps, int) else steps
+    if transcoder.target != "direct" and not all(2 <= count <= transcoder.diffusion_steps for count in counts):
         raise InvalidSetting(
             "samples.diffusion_steps", f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps"
         )

@@ -31,10 +31,13 @@ from bigr.sampling.reverse import bit_probabilities
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; the fields are those of params.yaml's section `samples`."""
+    """How to sample; the fields are those of params.yaml's section `samples`.
+
+    diffusion_steps: S of every iteration, or (first, last): S of the first iteration and of the last.
+    """
 
     iterations: int
-    diffusion_steps: int
+    diffusion_steps: int | tuple[int, int]
     order: str = "entropy"
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"
@@ -49,6 +52,13 @@ class Sampling:
     def of(cls, section: object) -> "Sampling":
         """The sampler that the section `samples` of params.yaml describes."""
         return described(cls, section)
+
+    def steps(self, iteration: int) -> int:
+        """Sᵢ = round(S₀ + (S₁ − S₀)·i/(n−1)) of iteration i = 0 … n−1, halves to even (DiSA, arXiv 2505.20297)."""
+        if isinstance(self.diffusion_steps, int):
+            return self.diffusion_steps
+        first, last = self.diffusion_steps
+        return round(first + (last - first) * iteration / max(1, self.iterations - 1))
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,7 @@ def sample_codes(
     quotas = -to_device(torch.tensor(left), device).diff(dim=0)  # [iterations, B], how many tokens each fixes
 
     for i in range(sampling.iterations):
-        noise = draw_noise(generators, sampling.diffusion_steps, *shape[1:])
+        noise = draw_noise(generators, sampling.steps(i), *shape[1:])
         if left[i + 1] == left[i]:  # nothing to fix: the draws are made, the networks need not run
             continue
         ratio = (i + 1) / sampling.iterations
