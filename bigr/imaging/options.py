@@ -95,7 +95,7 @@ class SamplingOptions:
         scale = self.guidance_scale
         if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
             raise BigrError(f"guidance_scale must be a number, 0 or more, got {scale}")
-        given = {"iterations": self.iterations, "guidance_scale": scale, "diffusion_steps": steps}
+        given: dict[str, Any] = {"iterations": self.iterations, "guidance_scale": scale, "diffusion_steps": steps}
         return replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
 
