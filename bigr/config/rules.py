@@ -79,12 +79,21 @@ def sampler_fits_the_model(settings: "Settings") -> None:
         )
     own = settings.transcoder.start == "scratch"
     transcoder, section = (settings.transcoder, "transcoder") if own else (settings.generator, "generator")
-    steps = settings.samples.diffusion_steps
-    counts = [steps] if isinstance(steps, int) else steps
-    if transcoder.target != "direct" and not all(2 <= count <= transcoder.diffusion_steps for count in counts):
+    bits, counts = settings.tokenizer.code_bits, settings.samples.bit_counts
+    chosen = settings.samples.diffusion_steps
+    steps = [chosen] if isinstance(chosen, int) else chosen
+    if transcoder.target in ("flip", "x0") and not all(2 <= count <= transcoder.diffusion_steps for count in steps):
         raise InvalidSetting(
             "samples.diffusion_steps", f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps"
         )
+    if transcoder.target == "mask" and max(steps) > bits:
+        raise InvalidSetting(
+            "samples.diffusion_steps", f"at most {bits}, the number of bits, where {section}.target is mask"
+        )
+    if counts is not None and transcoder.target != "mask":
+        raise InvalidSetting("samples.bit_counts", f"empty where {section}.target is {transcoder.target}, not mask")
+    if counts is not None and sum(counts) != bits:
+        raise InvalidSetting("samples.bit_counts", f"numbers whose sum is {bits}, tokenizer.code_bits")
 
 
 def guidance_has_something_to_guide(settings: "Settings") -> None:
