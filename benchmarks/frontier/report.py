@@ -10,8 +10,9 @@ from typing import Any
 from benchmarks.machine import Machine
 
 METRICS = {"over_floor": "fd ÷ floor", "agreement": "agreement", "precision": "precision", "recall": "recall"}
-PLOTTED = ("over_floor", "agreement", "recall")
-COLOURS = {"flip": "#2f6db3", "mask": "#d9822b", "direct": "#4a8f5b", "x0": "#7a5195"}
+AXES = {"over_floor": "fd ÷ floor (lower is better)", "agreement": "agreement", "recall": "recall"}
+LOOKS = {"flip": ("#2f6db3", 5), "mask": ("#d9822b", -12), "direct": ("#4a8f5b", 5), "x0": ("#7a5195", -12)}
+"""Of each target: its colour, and how many points above a dot its label is."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,26 @@ def on_the_frontier(rows: Sequence[Row], agreement: float) -> list[Row]:
 
 def table(rows: Sequence[Row], agreement: float) -> list[str]:
     """A Markdown table, fastest first; in bold what is on the frontier."""
-    head = ["target", "n", "S", "guidance", "temperature", "Gumbel", "images/s", *METRICS.values()]
+    head = ["target", "n", "S", "order", "guidance", "temperature", "Gumbel", "images/s", *METRICS.values()]
     lines = [head, ["---"] * len(head)]
     chosen = on_the_frontier(rows, agreement)
     for row in sorted(rows, key=lambda row: -row.images_per_second):
-        how = row.sampling
-        target = f"**{row.target}**" if row in chosen else row.target
-        cells = [
-            f"{row.mean(metric):.2f} ± {row.deviation(metric):.2f}"
-            if metric == "over_floor"
-            else f"{100 * row.mean(metric):.1f} ± {100 * row.deviation(metric):.1f} %"
-            for metric in METRICS
+        how, cells = row.sampling, []
+        for metric in METRICS:
+            scale, digits, unit = (1, 2, "") if metric == "over_floor" else (100, 1, " %")
+            cells.append(f"{scale * row.mean(metric):.{digits}f} ± {scale * row.deviation(metric):.{digits}f}{unit}")
+        start = f", from {how['guidance_start']:.0%}" if how["guidance_start"] else ""
+        bits = f", bits {how['bit_noise']:g}" if row.target == "mask" else ""
+        settings = [
+            str(how["iterations"]),
+            "—" if row.target == "direct" else str(how["diffusion_steps"]),
+            how["order"],
+            f"{how['guidance_scale']:g} {how['guidance_schedule']}{start}",
+            f"{how['temperature']:g}",
+            f"{how['gumbel_temperature']:g}{bits}",
         ]
-        guidance = f"{how['guidance_scale']:g} {how['guidance_schedule']}"
-        numbers = [f"{how[name]:g}" for name in ("temperature", "gumbel_temperature")]
-        steps = "—" if row.target == "direct" else str(how["diffusion_steps"])
-        lines.append(
-            [target, str(how["iterations"]), steps, guidance, *numbers, f"{row.images_per_second:.0f}", *cells]
-        )
+        target = f"**{row.target}**" if row in chosen else row.target
+        lines.append([target, *settings, f"{row.images_per_second:.0f}", *cells])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -92,50 +95,32 @@ def plot(path: Path, machine: Machine, rows: Sequence[Row], default: str) -> Non
     from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
     figure = Figure(figsize=(8, 10), layout="constrained")
-    panels = figure.subplots(len(PLOTTED), sharex=True)
-    for axes, metric in zip(panels, PLOTTED, strict=True):
+    panels = figure.subplots(len(AXES), sharex=True)
+    for axes, (metric, title) in zip(panels, AXES.items(), strict=True):
         for target in dict.fromkeys(row.target for row in rows):
-            own = sorted((row for row in rows if row.target == target), key=lambda row: row.images_per_second)
-            axes.errorbar(
-                [row.images_per_second for row in own],
-                [row.mean(metric) for row in own],
-                [row.deviation(metric) for row in own],
-                fmt="o",
-                capsize=3,
-                color=COLOURS.get(target, "0.4"),
-                label=target,
-            )
-            for row in own:
-                how = row.sampling
-                text = f"n{how['iterations']}" + ("" if target == "direct" else f" S{how['diffusion_steps']}")
-                axes.annotate(
-                    text,
-                    (row.images_per_second, row.mean(metric)),
-                    xytext=(5, 4),
-                    textcoords="offset points",
-                    fontsize="small",
-                    color=COLOURS.get(target, "0.4"),
-                )
+            own, (colour, above) = [row for row in rows if row.target == target], LOOKS[target]
+            speeds, means = [row.images_per_second for row in own], [row.mean(metric) for row in own]
+            deviations = [row.deviation(metric) for row in own]
+            axes.errorbar(speeds, means, deviations, fmt="o", capsize=3, color=colour, label=target)
+            for row, place in zip(own, zip(speeds, means, strict=True), strict=True):
+                steps = "" if target == "direct" else f" S{row.sampling['diffusion_steps']}"
+                text = f"n{row.sampling['iterations']}{steps}"
+                axes.annotate(text, place, (5, above), textcoords="offset points", fontsize="small", color=colour)
         for row in rows:
             if row.name == default:
-                axes.plot(
-                    row.images_per_second,
-                    row.mean(metric),
-                    "D",
-                    markersize=11,
-                    fillstyle="none",
-                    color="0.2",
-                    label="the default settings",
-                )
-        axes.set_ylabel(METRICS[metric])
+                ring = {"markersize": 11, "fillstyle": "none", "color": "0.2", "label": "the default settings"}
+                axes.plot(row.images_per_second, row.mean(metric), "D", **ring)
+        axes.set_ylabel(title)
+        axes.margins(x=0.1)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if metric != "over_floor":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
     panels[-1].set_xscale("log")
+    for which in ("major", "minor"):
+        panels[-1].tick_params(axis="x", which=which, labelsize="small")
     panels[-1].xaxis.set_major_formatter(ScalarFormatter())
     panels[-1].xaxis.set_minor_formatter(ScalarFormatter())
-    panels[-1].tick_params(axis="x", which="minor", labelsize="small")
     panels[-1].set_xlabel("images a second")
     panels[0].legend(loc="best", frameon=False)
     figure.suptitle(f"{machine.device}, {machine.threads} threads, {machine.precision}", fontsize="medium")
