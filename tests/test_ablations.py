@@ -58,7 +58,7 @@ def test_variants_of_one_model_differ_in_sampling_alone() -> None:
         merged = workspace.merge(values(mini_project.ROOT), run.settings)
         del merged["samples"]
         assert trained.setdefault((run.variant.model, run.seed), merged) == merged
-    assert len(trained) == 4 * len(SEEDS)
+    assert len(trained) == 5 * len(SEEDS)
 
 
 def test_the_digest_changes_with_settings_and_code_and_not_with_where_it_runs(tmp_path: Path) -> None:

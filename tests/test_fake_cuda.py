@@ -103,7 +103,7 @@ def test_images_are_encoded(tmp_path: Path, draws: int) -> None:
     assert (tmp_path / "data" / "codes" / "index.json").is_file()
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "x0", "direct", "mask"])
 def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
     write_codes(tmp_path, images=4)
     start = "joint" if target == "flip" else "scratch"
@@ -164,7 +164,7 @@ def test_every_order_and_schedule_samples_and_waits_once(project: Path, order: s
             assert gpu.reads == {"sampling/unmask.py sample_codes": 1}, way
 
 
-@pytest.mark.parametrize("target", ["x0", "direct"])
+@pytest.mark.parametrize("target", ["x0", "direct", "mask"])
 def test_every_target_samples(tmp_path: Path, target: str) -> None:
     write_models(tmp_path, target=target)
     with fake_cuda(UNKNOWN):

@@ -1,16 +1,24 @@
 """The target "mask": its loss, and samples that are distributed as a literal transcription says."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import bigr
+from bigr.imaging.frames import Frame
 from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
+from bigr.runtime.errors import BigrError
 from bigr.sampling.bit_unmasking import bit_counts, unmasked_bits
+from bigr.sampling.unmask import Sampling, transcode
 from tests import test_exactness as exactness
 from tests.literal_masked_bits import LiteralMaskedBits
+from tests.worlds import write_models
 
 CASES: dict[str, dict[str, Any]] = {
     "masked bits": {"diffusion_steps": 2, "bit_noise": 0.5, "guidance_scale": 2.0},
@@ -112,13 +120,47 @@ def test_counts_of_bits_grow_and_add_up_whatever_the_number_of_steps() -> None:
             assert counts[0] >= 1 and list(counts) == sorted(counts)
 
 
+def test_counts_that_are_chosen_hold_for_as_many_steps() -> None:
+    assert bit_counts(16, 2, (6, 10)) == (6, 10)
+    assert bit_counts(16, 3, (6, 10)) == bit_counts(16, 3)
+
+
+def test_an_image_model_edits_and_its_images_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    write_models(tmp_path, target="mask")
+    model = bigr.load(tmp_path)
+    assert model.limits()["diffusion_steps"] == (1, 6) and model.sampling.diffusion_steps == 6  # of the paper's 100
+    model.sampling = replace(model.sampling, diffusion_steps=2, bit_counts=(1, 5), iterations=3)
+    frames: list[Frame] = []
+    pair = model.generate([0, 1], seed=3, on_step=frames.append)
+    assert all((entropy >= 0).any() and np.nanmax(entropy) <= 1 for frame in frames for entropy in frame.entropies)
+    again = model.generate([0, 1], seed=3, diffusion_steps=2)
+    assert [image.tobytes() for image in again] == [image.tobytes() for image in pair]  # the model's own counts
+    assert model.generate(0, seed=3)[0].tobytes() == pair[0].tobytes()
+    (painted,) = model.inpaint(pair[0], np.pad(np.ones((4, 8), bool), ((4, 0), (0, 0))), seed=1, diffusion_steps=1)
+    assert np.array_equal(np.asarray(painted)[:2], np.asarray(pair[0])[:2])
+    with pytest.raises(BigrError, match="diffusion_steps must be a whole number from 1 to 6, got 7"):
+        model.generate(0, diffusion_steps=7)
+    model.save_pretrained(tmp_path / "saved")
+    assert bigr.load(tmp_path / "saved", params=None).generate(0, seed=3)[0].tobytes() == pair[0].tobytes()
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_no_step_waits_for_the_device(guided: bool) -> None:
+    transcoder = Transcoder(TranscoderConfig(6, 8, 16, 1, 8, "mask")).to("meta")  # where no value can be read
+    hidden, noise = torch.randn(3, 8, device="meta"), torch.rand(6, 3, 6, device="meta")
+    sampling = Sampling(2, 3, bit_noise=2.5)
+    bits, probability = transcode(transcoder, hidden, hidden if guided else None, noise, noise[0], sampling, 2.0)
+    assert bits.shape == probability.shape == (3, 6)
+    assert transcoder.loss(torch.rand(3, 6, device="meta"), hidden, torch.Generator()).shape == (3,)
+
+
 def test_training_learns_bits_that_hang_on_each_other() -> None:
     """Two codewords of 6 bits: all are known once one is."""
     torch.manual_seed(0)
     transcoder, word = Transcoder(TranscoderConfig(6, 2, 32, 1, 16, "mask", 0.1)), torch.tensor([1.0, 0, 0, 1, 1, 0])
     optimiser, draws = torch.optim.AdamW(transcoder.parameters(), lr=0.01), torch.Generator().manual_seed(0)
     losses = []
-    for _ in range(100):
+    for _ in range(80):
         x0 = torch.where(torch.rand(64, 1, generator=draws) < 0.5, word, 1 - word)
         loss = transcoder.loss(x0, torch.ones(64, 2), draws, 2).mean()
         optimiser.zero_grad()

@@ -148,6 +148,7 @@ def test_flops_of_the_tokenizers_encoder_equal_those_of_a_real_pass() -> None:
         (16, 3, 2.5, "linear", "flip"),  # some of the iterations fix nothing
         (5, 7, 1.5, "constant", "x0"),
         (5, 3, 1.5, "constant", "direct"),
+        (5, [1, 4], 1.5, "linear", "mask"),
         (5, [9, 2], 1.5, "linear", "flip"),
     ],
 )

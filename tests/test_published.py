@@ -182,7 +182,7 @@ def test_a_file_imported_and_exported_again_holds_every_used_tensor_to_the_bit(t
 def test_a_model_that_the_published_code_would_compute_otherwise_is_not_exported(tmp_path):
     save(tmp_path / "t", Tokenizer(publications.tokenizer_config(quantizer="lfq")))
     assert "quantizer" in refused(exchange.export_tokenizer, tmp_path / "t", tmp_path / "t.safetensors")
-    for name, value in (("target", "x0"), ("condition_rope", True)):
+    for name, value in (("target", "mask"), ("target", "x0"), ("condition_rope", True)):
         save(tmp_path / name, BiGR(publications.generator_config(**{name: value})))
         assert name in refused(exchange.export_generator, tmp_path / name, tmp_path / "g.safetensors")
     assert not list(tmp_path.glob("*.safetensors"))

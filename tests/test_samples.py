@@ -120,7 +120,7 @@ def test_the_picture_has_one_column_a_class(project):
             assert np.array_equal(pixels[top : top + SIDE, left : left + SIDE], image)
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "x0", "direct", "mask"])
 @pytest.mark.parametrize("quantizer", ["bernoulli", "lfq"])
 def test_samples_are_the_decoded_codes_of_each_kind_of_model(tmp_path, target, quantizer):
     write_models(tmp_path, target=target, quantizer=quantizer)

@@ -129,6 +129,21 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
         {"transcoder.start": "scratch", "transcoder.diffusion_steps": 8},
         "samples.diffusion_steps must be 2 to 8, the number of transcoder.diffusion_steps…, got 20",
     ),
+    (
+        {"generator.target": "mask", "samples.diffusion_steps": 17},
+        "samples.diffusion_steps must be at most 16, the number of bits, where generator.target is mask…, got 17",
+    ),
+    ({"samples.bit_counts": [8, 8]}, "samples.diffusion_steps must be 2, the length of samples.bit_counts…, got 20"),
+    (
+        {"samples.bit_counts": [8, 8], "samples.diffusion_steps": 2},
+        "samples.bit_counts must be empty where generator.target is flip, not mask…, got [8, 8]",
+    ),
+    (
+        {"generator.target": "mask", "samples.bit_counts": [4, 8], "samples.diffusion_steps": 2},
+        "samples.bit_counts must be numbers whose sum is 16, tokenizer.code_bits…, got [4, 8]",
+    ),
+    ({"samples.bit_counts": [9, 7]}, "samples.bit_counts must be numbers of which none is smaller…, got [9, 7]"),
+    ({"samples.bit_counts": [0, 16]}, "samples.bit_counts[0] must be greater than 0…, got 0"),
     ({"transcoder.start": "scratch", "transcoder.steps": 0}, "transcoder.steps must be more than 0 where…, got 0"),
     ({"generator.use_labels": False}, "samples.guidance_scale must be 1.0 where generator.use_labels is fal…, got 1.5"),
     (
@@ -213,6 +228,8 @@ def test_the_embedded_digits_are_known_however_their_folder_is_written(source: s
         {"generator.label_dropout": 0.0, "generator.use_labels": False, "samples.guidance_scale": 1.0},
         {"samples.count": 4, "tokenizer.warmup_steps": 500},
         {"samples.diffusion_steps": [256, 2]},
+        {"generator.target": "mask", "samples.diffusion_steps": [1, 16]},
+        {"generator.target": "mask", "samples.diffusion_steps": 4, "samples.bit_counts": [2, 2, 5, 7]},
         {"tokenizer.from": "ready", "tokenizer.batch_size": 7, "run.processes": 2},
         {"run.device": "cuda", "run.processes": 4},
         {"run.device": "cuda:3", "run.processes": 1},

@@ -21,8 +21,9 @@ PAPER = Sampling(
     guidance_scale=2.5,
     guidance_schedule="constant",
     gumbel_temperature=0.17,
+    bit_noise=2.5,
 )
-"""Table 7 of the paper, the model L."""
+"""Table 7 of the paper, the model L; bit_noise: of BAR, for the target "mask"."""
 PAPER_LARGER = {
     36: replace(PAPER, iterations=25, gumbel_temperature=0.25),
     48: replace(PAPER, iterations=25, gumbel_temperature=0.3),

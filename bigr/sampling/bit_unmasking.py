@@ -20,11 +20,14 @@ from bigr.sampling.noise import gumbel
 from bigr.sampling.reverse import guided_logits, halves
 
 
-def bit_counts(code_bits: int, steps: int) -> tuple[int, ...]:
+def bit_counts(code_bits: int, steps: int, chosen: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """How many of K bits each of S ≤ K steps decides: positive, growing, K in all; 2, 2, 5, 7 for K = 16, S = 4.
 
-    After the part x of the steps, K·x·max(x, ½) bits are known, rounded, and at least one more for each step.
+    They are the chosen ones where these are for S steps. Otherwise K·x·max(x, ½) bits are known after the part x of the
+    steps, rounded, and at least one more after each step.
     """
+    if chosen is not None and len(chosen) == steps:
+        return chosen
     s = range(steps + 1)
     known = [max(i, (code_bits * i * max(2 * i, steps) + steps**2) // (2 * steps**2)) for i in s]
     return tuple(sorted(after - before for before, after in pairwise(known)))

@@ -148,8 +148,7 @@ def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmet
     if transcoder.config.target == "direct":
         once = Cost(0, 0, 0)
     else:
-        steps = torch.arange(transcoder.config.diffusion_steps)
-        once = measure(lambda: transcoder.t_embedder(steps).sum(), arithmetic, [transcoder])
+        once = measure(lambda: transcoder.t_embedder(transcoder.levels()).sum(), arithmetic, [transcoder])
     forward, backward = (
         (whole - alone) / images * share + alone / images
         for whole, alone in ((cost.forward, once.forward), (cost.backward, once.backward))
