@@ -212,6 +212,7 @@ class GeneratorSettings(_Importable):
     transcoder_blocks: Positive
     diffusion_steps: Annotated[int, Field(ge=2)]
     target: Target
+    absent_std: PositiveFloat
 
     @model_validator(mode="after")
     def _fits(self) -> "GeneratorSettings":
@@ -236,6 +237,7 @@ class TranscoderSettings(TrainingSettings):
     blocks: Positive
     diffusion_steps: Annotated[int, Field(ge=2)]
     target: Target
+    absent_std: PositiveFloat
 
     @model_validator(mode="after")
     def _fits(self) -> "TranscoderSettings":

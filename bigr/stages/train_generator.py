@@ -64,6 +64,7 @@ def run(settings: "Settings", context: Context) -> None:
         learn(settings, dataset, device, validate, context)
     elif is_main():
         model = take_over(section, dataset, context).to(device)
+        model.transcoder.absent_std = section.absent_std
         write_untrained("generator", validate(model, 0), context)
         save(context.root / "models" / "generator", model, dataset.tokenizer)
 
@@ -96,6 +97,7 @@ def learn(
     check_batch_size("generator", section.batch_size)
     torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
     model = BiGR(BiGRConfig.of(section, **dataset.shape)).to(device)
+    model.transcoder.absent_std = section.absent_std
     loss_of = parallel(model, "loss")
 
     def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:

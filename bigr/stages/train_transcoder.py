@@ -46,6 +46,7 @@ def run(settings: "Settings", context: Context) -> None:
     if section.start == "scratch":
         torch.manual_seed(derive_seed(settings.seed, "transcoder", "init"))
         model = with_new_transcoder(model, section.dim, section.blocks, section.diffusion_steps, section.target)
+    model.transcoder.absent_std = joint.absent_std = section.absent_std
     unconditional = None if settings.generator.use_labels else model.config.num_classes
     dataset = CodesDataset.open(folder, "train", tokenizer_of(context.root / "models" / "generator"))
     fixed = FixedMasks(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigr.models.masked.diffusion import BernoulliDiffusion, weighted_bce
-from bigr.models.masked.masked_bits import SHARE_STD, absent_counts, masked_bce, share_index, without_absent
+from bigr.models.masked.masked_bits import absent_counts, masked_bce, share_index, without_absent
 
 SINUSOIDS = 256
 
@@ -35,7 +35,12 @@ class TranscoderConfig:
 
 
 class Transcoder(nn.Module):
-    """The denoiser ε(xₜ, t, h), its training loss, and the guided reverse process."""
+    """The denoiser ε(xₜ, t, h) and its training loss.
+
+    absent_std: in training for the target "mask", the standard deviation of the logit of the share of absent bits.
+    """
+
+    absent_std: float = 0.8
 
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__()
@@ -102,7 +107,7 @@ class Transcoder(nn.Module):
         """xₜ [M, K], a corruption of x₀ [M, K] that is drawn, and the place of its level in `levels`, int64 [M]."""
         rows, device = len(x0), x0.device
         if self.config.target == "mask":
-            z = SHARE_STD * torch.randn(rows, generator=generator, device=device)
+            z = self.absent_std * torch.randn(rows, generator=generator, device=device)
             counts = absent_counts(z, self.config.code_bits)
             return without_absent(x0, counts, torch.rand(x0.shape, generator=generator, device=device)), counts - 1
         t = torch.randint(1, self.config.diffusion_steps + 1, (rows,), generator=generator, device=device)
