@@ -125,13 +125,39 @@ def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weigh
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("stage", [train_tokenizer, train_generator, train_transcoder])
+def test_a_batch_in_parts_has_the_gradients_and_draws_of_the_whole_batch(tmp_path, monkeypatch, stage):
+    """Gradients of the first step, and losses of the first two, whose draws would differ by percents."""
+    name, gradients, found = stage.__name__.rpartition(".")[2].removeprefix("train_"), [], []
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        nn.utils, "clip_grad_norm_", lambda ps, norm: gradients.append([p.grad.clone() for p in ps]) or clip(ps, norm)
+    )
+    if stage is train_tokenizer:
+        write_shards(tmp_path, size=16, images=4)
+    else:
+        write_codes(tmp_path)
+    if stage is train_transcoder:
+        train_generator.run(settings(), Context(tmp_path))
+    for parts in (1, 2):
+        gradients.clear()
+        changes = {f"{name}__{key}": value for key, value in {"steps": 2, "batch_size": 4, "validate_every": 1}.items()}
+        stage.run(settings(**changes, **{f"{name}__accumulate": parts}), Context(tmp_path))
+        rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / f"{name}.csv").open()))
+        losses = [float(row[key]) for row in rows[-2:] for key in row if key.startswith("train_")]
+        found.append((torch.cat([g.flatten() for g in gradients[0]]), losses))
+    (whole, losses), (parts, losses_in_parts) = found
+    assert (whole - parts).abs().max() < 1e-4 * whole.abs().max()
+    assert losses_in_parts == pytest.approx(losses, rel=1e-3)
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monkeypatch):
     write_codes(tmp_path)
     original, calls = BiGR.loss, []
 
-    def explode(self, codes, labels, masked, noise, draws=1):
+    def explode(self, *batch):
         calls.append(1)
-        value = original(self, codes, labels, masked, noise, draws)
+        value = original(self, *batch)
         return value * float("nan") if len(calls) == 3 else value
 
     monkeypatch.setattr(BiGR, "loss", explode)
@@ -321,7 +347,7 @@ def run_two_processes(text, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
+def test_two_processes_train_one_model_on_their_halves_of_each_batch_in_two_parts_each(tmp_path):
     dataset = write_codes(tmp_path)
     run_two_processes(_DISTRIBUTED, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -338,6 +364,7 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
     assert ranks[0]["masks"] != ranks[1]["masks"]
     for rank in ranks:
         assert rank["off_the_mean"] < 1e-5 < 1e-2 < rank["off_its_own"]
+        assert set(rank["parts"]) == {batch_size // 4}
     assert ranks[0]["weights"] == ranks[1]["weights"]
     assert all(map(math.isfinite, ranks[0]["weights"]))
     assert (tmp_path / "models" / "generator" / "model.safetensors").exists()
@@ -345,7 +372,8 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
 
 _DISTRIBUTED = """
 # Trains in this process, one of two, and writes what it saw: its images, its masks, and how far the gradients of the
-# first step are from its own ones and from the mean of all (largest difference, relative to the largest gradient).
+# first step, computed in two parts, are from those of its whole half and from the mean of all halves (largest
+# difference, relative to the largest gradient).
 import json, pathlib, sys
 import torch
 import torch.distributed as dist
@@ -359,7 +387,8 @@ from bigr.training import loop
 from bigr.training.masked_batches import MaskedBatches
 from tests.worlds import settings
 
-root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": []}, [], []
+root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": [], "parts": []}, [], []
+halves = []
 codes_of, batch_of, loss_of, clip = CodesDataset.batch, MaskedBatches.batch, BiGR.loss, nn.utils.clip_grad_norm_
 
 def remember_images(self, indices, *rest):
@@ -372,19 +401,22 @@ def remember_batch(self, step):
     saw["images"] += read
     saw["masked"].append(batch.masked.shape[1])
     saw["masks"].append(batch.masked.tolist())
+    halves.append(batch)
     return batch
 
-def remember_call(self, codes, labels, masked, noise, draws=1):
+def remember_call(self, codes, labels, masked, noise, *rest):
     if not call:
-        call.extend([self, codes, labels, masked, noise.get_state(), draws])
-    return loss_of(self, codes, labels, masked, noise, draws)
+        call.extend([self, noise.get_state(), rest[0]])
+    if rest:
+        saw["parts"].append(len(codes))
+    return loss_of(self, codes, labels, masked, noise, *rest)
 
 def compare(parameters, *rest):
     if "off_the_mean" not in saw:
-        model, codes, labels, masked, state, draws = call
+        model, state, draws = call
         noise = torch.Generator().set_state(state)
         parameters = list(model.parameters())
-        own = torch.autograd.grad(loss_of(model, codes, labels, masked, noise, draws), parameters)
+        own = torch.autograd.grad(loss_of(model, *halves[0], noise, draws), parameters)
         own, used = (torch.cat([g.flatten() for g in gradients]) for gradients in (own, [p.grad for p in parameters]))
         mean = own.clone()
         dist.all_reduce(mean)
@@ -396,7 +428,7 @@ def compare(parameters, *rest):
 CodesDataset.batch, MaskedBatches.batch, BiGR.loss = remember_images, remember_batch, remember_call
 nn.utils.clip_grad_norm_ = compare
 with distributed.process_group(torch.device("cpu")):
-    generator.run(settings(run__device="cpu", run__precision="float32"), Context(root, "f"))
+    generator.run(settings(run__device="cpu", run__precision="float32", generator__accumulate=2), Context(root, "f"))
     saw["weights"] = [p.double().sum().item() for p in call[0].parameters()]
     (root / f"rank{distributed.rank()}.json").write_text(json.dumps(saw))
 """

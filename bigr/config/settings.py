@@ -45,6 +45,7 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
 
     @property
     def one_gpu(self) -> bool:
@@ -65,6 +66,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count

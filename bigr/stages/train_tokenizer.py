@@ -27,7 +27,7 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.seeds import derive_seed
 from bigr.runtime.transfer import to_device
-from bigr.training.autoencoding import Autoencoding, Batch
+from bigr.training.autoencoding import Autoencoding, ImageBatch
 from bigr.training.loop import (
     VALIDATION_IMAGES,
     TrainedModule,
@@ -80,7 +80,7 @@ def validation(shards: Path, batch_size: int, device: torch.device, context: Con
 def learn(settings: "Settings", shards: Path, device: torch.device, validate: Validation, context: Context) -> None:
     """Train from random weights, and write their EMA."""
     section = settings.tokenizer
-    check_batch_size("tokenizer", section.batch_size)
+    check_batch_size("tokenizer", section)
     torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
     tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size)).to(device)
     perceptual = discriminator = None
@@ -89,11 +89,12 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
     if section.gan_weight > 0:
         discriminator = PatchDiscriminator(section.gan_base_channels).to(device)
     objective = Autoencoding(section, settings.seed, tokenizer, perceptual, discriminator)
-    trained_modules = [TrainedModule("model", tokenizer, adamw(tokenizer, section), objective.tokenizer_loss)]
-    if discriminator is not None:
-        trained_modules.append(
-            TrainedModule("discriminator", discriminator, adamw(discriminator, section), objective.discriminator_loss)
-        )
+    trained_modules = [
+        TrainedModule("model", tokenizer, adamw(tokenizer, section), objective.tokenizer_loss, objective.autoencode)
+    ]
+    if discriminator is not None and objective.discriminate is not None:
+        optimiser, loss = adamw(discriminator, section), objective.discriminator_loss
+        trained_modules.append(TrainedModule("discriminator", discriminator, optimiser, loss, objective.discriminate))
 
     stream = ImageBatches(
         shards,
@@ -106,9 +107,9 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
         workers=settings.run.workers,
     )
 
-    def batches(step: int) -> Iterator[Batch]:
+    def batches(step: int) -> Iterator[ImageBatch]:
         for images, labels in stream.from_step(step):
-            yield to_device(images, device), labels
+            yield ImageBatch(to_device(images, device), labels)
 
     plan = TrainingPlan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
     ema = train(

@@ -8,6 +8,7 @@ resumes with the same weights, bit for bit. Losses stay on the device until they
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bigr.runtime.context import Context
-from bigr.runtime.distributed import barrier, is_main, rank, world
+from bigr.runtime.distributed import barrier, is_main, own_gradients, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_csv
 from bigr.runtime.precision import autocast
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from bigr.config import RunSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 VALIDATION_IMAGES = 512
 """The most images that a validation during training uses."""
@@ -41,13 +42,16 @@ READ_BACK_EVERY = 20
 class TrainedModule(Generic[Batch]):
     """A module, its optimiser and its loss.
 
-    loss: batch and step (from 0) → scalars by name, of which "loss" is minimised; None skips the module in this step.
+    loss: part of the batch, step and number of the part (both from 0) → scalars by name, means over the part, of which
+        "loss" is minimised; None skips the module in this step. With `accumulate: 1` the only part is the batch.
+    call: what `loss` calls, of `parallel`.
     """
 
     name: str
     module: nn.Module
     optimiser: torch.optim.Optimizer
-    loss: Callable[[Batch, int], Mapping[str, Tensor] | None]
+    loss: Callable[[Batch, int, int], Mapping[str, Tensor] | None]
+    call: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def train(
     settings = plan.settings
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
         # Not `warn_only`: attention would then take its kernels that add in any order.
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(plan.run.deterministic)
     ema = EMA(trained_modules[0].module, settings.ema_decay)
     modules = {each.name: each.module for each in trained_modules} | {"average": ema.module}
     optimisers = {each.name: each.optimiser for each in trained_modules}
@@ -158,19 +162,32 @@ def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
 def _update(
     plan: TrainingPlan, trained_module: TrainedModule[Batch], batch: Batch, step: int, rate: float
 ) -> dict[str, Tensor]:
-    with autocast(plan.device, plan.run.precision, plan.width):
-        losses = trained_module.loss(batch, step)
-    if losses is None:
-        return {}
+    parts = parts_of(batch, plan.settings.accumulate)
+    found: list[dict[str, Tensor]] = []
     trained_module.optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with own_gradients(trained_module.call) if not last else nullcontext():
+            with autocast(plan.device, plan.run.precision, plan.width):
+                terms = trained_module.loss(part, step, number)
+            if terms is None:
+                return {}
+            (terms["loss"] / len(parts)).backward()
+        found.append({name: value.detach() for name, value in terms.items()})
+    losses = {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
     parameters = [p for group in trained_module.optimiser.param_groups for p in group["params"]]
     gradient_norm = nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip)
     for group in trained_module.optimiser.param_groups:
         group["lr"] = rate
     trained_module.optimiser.step()
     prefix = "" if trained_module.name == "model" else f"{trained_module.name}_"
-    return {prefix + name: value.detach() for name, value in losses.items()} | {prefix + "gradient_norm": gradient_norm}
+    return {prefix + name: value for name, value in losses.items()} | {prefix + "gradient_norm": gradient_norm}
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """`count` equal parts of a batch, in order: of each of its tensors, along the first dimension."""
+    pieces = zip(*(tensor.chunk(count) for tensor in batch), strict=True)
+    return [type(batch)(*piece) for piece in pieces]
 
 
 class Losses:
@@ -237,7 +254,10 @@ def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     write_csv(path, names, ([v if isinstance(v, int) else f"{v:.6g}" for v in row] for row in values))
 
 
-def check_batch_size(stage: str, batch_size: int) -> None:
-    """Raise `BigrError` if a global batch cannot be divided evenly among the processes."""
-    if batch_size % world():
-        raise BigrError(f"{stage}.batch_size must be a multiple of the {world()} processes, got {batch_size}")
+def check_batch_size(stage: str, settings: "TrainingSettings") -> None:
+    """Raise `BigrError` if a global batch cannot be divided evenly among the processes and their parts."""
+    if settings.batch_size % (world() * settings.accumulate):
+        raise BigrError(
+            f"{stage}.batch_size must be a multiple of the {world()} processes × {stage}.accumulate = "
+            f"{settings.accumulate}, got {settings.batch_size}"
+        )

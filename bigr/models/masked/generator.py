@@ -65,18 +65,24 @@ class BiGR(nn.Module):
         return self.backbone.features(codes, labels)
 
     def loss(
-        self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator, noise_draws: int = 1
+        self,
+        codes: Tensor,
+        labels: Tensor,
+        masked: Tensor,
+        generator: torch.Generator,
+        noise_draws: int = 1,
+        part: tuple[int, int] = (0, 1),
     ) -> Tensor:
         """Mean wBCE over the masked tokens, a scalar (docs/method.md, sections 2 and 3).
 
         codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
         generator: on the codes' device, for steps and corruptions; noise_draws: draws for each pass of the
-        backbone; more lower the variance of the gradient, not its mean.
+        backbone; more lower the variance of the gradient, not its mean; part: as in `Transcoder.loss`.
         """
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)
         h = gather_tokens(self.hidden(codes, labels, mask), masked)
         x0 = gather_tokens(codes, masked)
-        return self.transcoder.loss(x0, h, generator, noise_draws).mean()
+        return self.transcoder.loss(x0, h, generator, noise_draws, part).mean()
 
     forward = loss
 

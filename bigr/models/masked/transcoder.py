@@ -73,11 +73,19 @@ class Transcoder(nn.Module):
         """The network's logits, read as logits of x₀: a flip is turned round where xₜ = 1. All [M, K]."""
         return logits * (1 - 2 * xt) if self.config.target == "flip" else logits
 
-    def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator, noise_draws: int = 1) -> Tensor:
+    def loss(
+        self,
+        x0: Tensor,
+        condition: Tensor,
+        generator: torch.Generator,
+        noise_draws: int = 1,
+        part: tuple[int, int] = (0, 1),
+    ) -> Tensor:
         """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
 
         noise_draws: how many each token gets. What depends on h alone is computed once for all of them. Drawn from
-        `generator`, which must be on x0's device. Source: docs/method.md, section 3, "Loss".
+        `generator`, which must be on x0's device. part: (i, n), where x0 is part i of a batch in n equal parts; it gets
+        its part of the draws of the whole batch. Source: docs/method.md, section 3, "Loss".
         """
         x0 = x0.float()
         if self.config.target == "direct":  # nothing is drawn: one is as good as many
@@ -85,9 +93,10 @@ class Transcoder(nn.Module):
         steps = self.config.diffusion_steps
         embedded = self.c_embedder(condition).repeat(noise_draws, 1)
         step_embeddings = self.t_embedder(torch.arange(steps, device=x0.device))
+        whole = (noise_draws, part[1], len(x0))
+        t = torch.randint(1, steps + 1, whole, generator=generator, device=x0.device)[:, part[0]].flatten()
+        noise = torch.rand((*whole, x0.shape[1]), generator=generator, device=x0.device)[:, part[0]].flatten(0, 1)
         x0 = x0.repeat(noise_draws, 1)
-        t = torch.randint(1, steps + 1, (len(x0),), generator=generator, device=x0.device)
-        noise = torch.rand(x0.shape, generator=generator, device=x0.device)
         xt = (noise < self.diffusion.noisy_probability(x0, t)).float()
         target = (x0 - xt).abs() if self.config.target == "flip" else x0
         return weighted_bce(self.denoise(xt, embedded + F.embedding(t - 1, step_embeddings)), target).mean(-1)

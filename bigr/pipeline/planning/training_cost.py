@@ -16,7 +16,7 @@ from bigr.models.masked.generator import BiGR, masked_count
 from bigr.models.masked.transcoder import Transcoder
 from bigr.pipeline.planning.meter import Arithmetic, Cost, flops, measure
 from bigr.pipeline.planning.networks import Networks, count
-from bigr.training.autoencoding import Autoencoding
+from bigr.training.autoencoding import Autoencoding, ImageBatch
 from bigr.training.masked_batches import MaskedBatch, hidden_of
 
 _FLOAT32 = 4  # bytes of a weight, a gradient, a moment: autocast leaves them in float32
@@ -47,7 +47,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """A trained stage. images: of a batch, in one process; flops: of all steps, images and processes."""
+    """A trained stage. images: of a part of the batch, in one process; flops: of all steps, images and processes."""
 
     stage: str
     images: int
@@ -61,9 +61,9 @@ class TrainingCost:
 def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
     """The stage `tokenizer`, before and after the discriminator's first step."""
     section, size = settings.tokenizer, settings.shards.image_size
-    images = section.batch_size // processes
+    images = section.batch_size // processes // section.accumulate
     tokenizer, discriminator = networks.tokenizer, networks.discriminator
-    batch = torch.zeros(images, 3, size, size), torch.zeros(images, dtype=torch.long)
+    batch = ImageBatch(torch.zeros(images, 3, size, size), torch.zeros(images, dtype=torch.long))
     objective = Autoencoding(section, settings.seed, tokenizer, networks.perceptual, discriminator)
     modules: list[nn.Module] = [m for m in (tokenizer, networks.perceptual, discriminator) if m is not None]
     trained_modules: list[nn.Module] = [m for m in (tokenizer, discriminator) if m is not None]
@@ -73,7 +73,7 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
     parts, total, saved = [], 0.0, 0
 
     def cost(loss: Callable[..., Any], step: int) -> Cost:
-        return measure(lambda: loss(batch, step)["loss"], arithmetic, modules)
+        return measure(lambda: loss(batch, step, 0)["loss"], arithmetic, modules)
 
     def add(name: str, step: int, steps: int, losses: Sequence[Callable[..., Any]]) -> None:
         nonlocal total, saved
@@ -89,13 +89,14 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
         both = [objective.tokenizer_loss, objective.discriminator_loss]
         add(f"with the discriminator, from step {section.gan_start:,}", section.gan_start - 1, late, both)
     memory = _memory(modules, tokenizer, trained_modules, saved, processes)
-    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total * processes, memory)
+    total *= processes * section.accumulate
+    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total, memory)
 
 
 def generator_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
     """The stage `generator`: the backbone and its joint transcoder."""
     section, model = settings.generator, networks.generator
-    images, tokens = section.batch_size // processes, settings.grid**2
+    images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(settings, images)
     cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
@@ -108,7 +109,7 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
 def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
     """The stage `transcoder`: the backbone is frozen, and only its forward pass runs."""
     section, model = settings.transcoder, networks.bigr
-    images, tokens = section.batch_size // processes, settings.grid**2
+    images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(settings, images)
     forward = flops(lambda: hidden_of(model, batch))
     inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
