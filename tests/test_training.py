@@ -151,6 +151,29 @@ def test_a_batch_in_parts_has_the_gradients_and_draws_of_the_whole_batch(tmp_pat
     assert losses_in_parts == pytest.approx(losses, rel=1e-3)
 
 
+def _keep(sizes, tensor):
+    sizes.append(tensor.nbytes)
+    return tensor
+
+
+@pytest.mark.parametrize("stage", [train_tokenizer, train_generator])
+def test_recomputed_activations_give_the_same_weights_from_less_memory(tmp_path, stage):
+    name, bytes_kept, ends = stage.__name__.rpartition(".")[2].removeprefix("train_"), [], []
+    if stage is train_tokenizer:
+        write_shards(tmp_path, size=16, images=4)
+    else:
+        write_codes(tmp_path)
+    changes = {f"{name}__steps": 2, f"{name}__batch_size": 4, "generator__dropout": 0.2}
+    for switch in (False, True):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_keep, kept), lambda tensor: tensor):
+            stage.run(settings(**changes, run__activation_checkpointing=switch), Context(tmp_path))
+        bytes_kept.append(sum(kept))
+        ends.append(weights(tmp_path / "models" / name))
+    assert ends[0] == ends[1]
+    assert bytes_kept[1] < 0.9 * bytes_kept[0]
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monkeypatch):
     write_codes(tmp_path)
     original, calls = BiGR.loss, []

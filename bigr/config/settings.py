@@ -46,6 +46,7 @@ class RunSettings(_Section):
     processes: Positive
     checkpoint_every: Positive
     deterministic: bool
+    activation_checkpointing: bool
 
     @property
     def one_gpu(self) -> bool:

@@ -112,7 +112,7 @@ def learn(
         device=device,
     )
     plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
-    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of)]
+    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of, model.blocks())]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
     if is_main():
         assert isinstance(ema, BiGR)

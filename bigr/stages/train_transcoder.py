@@ -87,7 +87,9 @@ def run(settings: "Settings", context: Context) -> None:
         device=device,
     )
     plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, width=model.config.dim)
-    trained_modules = [TrainedModule("model", transcoder, adamw(transcoder, section), loss, loss_of)]
+    trained_modules = [
+        TrainedModule("model", transcoder, adamw(transcoder, section), loss, loss_of, [*transcoder.blocks])
+    ]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe, first_row=before)
     if is_main():
         assert isinstance(ema, Transcoder)

@@ -7,7 +7,7 @@ resumes with the same weights, bit for bit. Losses stay on the device until they
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
+from bigr.training.recompute import recomputed
 
 if TYPE_CHECKING:
     from bigr.config import RunSettings, TrainingSettings
@@ -44,7 +45,7 @@ class TrainedModule(Generic[Batch]):
 
     loss: part of the batch, step and number of the part (both from 0) → scalars by name, means over the part, of which
         "loss" is minimised; None skips the module in this step. With `accumulate: 1` the only part is the batch.
-    call: what `loss` calls, of `parallel`.
+    call: what `loss` calls, of `parallel`; blocks: those of `module`, for `run.activation_checkpointing`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TrainedModule(Generic[Batch]):
     optimiser: torch.optim.Optimizer
     loss: Callable[[Batch, int, int], Mapping[str, Tensor] | None]
     call: Callable[..., Any]
+    blocks: Sequence[nn.Module]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def train(
         _report(row, context)
     read_back = 1 if plan.device.type == "cpu" else READ_BACK_EVERY
     stream = batches(start)
-    with Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar:
+    blocks = [block for each in trained_modules for block in each.blocks] if plan.run.activation_checkpointing else []
+    with recomputed(blocks), Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar:
         for step in range(start, settings.steps):
             batch = next(stream)
             torch.manual_seed(derive_seed(plan.seed, plan.stage, "dropout", step, rank()))

@@ -193,6 +193,10 @@ class Tokenizer(nn.Module):
         """Terms in the widest sums of its convolutions, 3·3·channels: the width of the equivalent matrix product."""
         return 9 * self.config.base_channels * max(self.config.channel_multipliers)
 
+    def blocks(self) -> list[nn.Module]:
+        """The residual and attention blocks of encoder and decoder."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock | AttentionBlock)]
+
     def logits(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → bit logits [B, K, g, g]."""
         return self.quantizer.logits(self.encoder(images))

@@ -56,6 +56,10 @@ class BiGR(nn.Module):
         self.backbone = Backbone(config)
         self.transcoder = Transcoder(config.transcoder)
 
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of backbone and transcoder."""
+        return [*self.backbone.layers, *self.transcoder.blocks]
+
     def hidden(self, codes: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Codes [B, N, K], labels int64 [B] (num_classes: unconditional), mask bool [B, N] → h [B, N, D]."""
         return self.backbone(codes, self.backbone.condition(labels), mask)

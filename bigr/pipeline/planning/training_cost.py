@@ -73,7 +73,9 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
     parts, total, saved = [], 0.0, 0
 
     def cost(loss: Callable[..., Any], step: int) -> Cost:
-        return measure(lambda: loss(batch, step, 0)["loss"], arithmetic, modules)
+        return measure(
+            lambda: loss(batch, step, 0)["loss"], arithmetic, modules, _recomputed(settings, tokenizer.blocks())
+        )
 
     def add(name: str, step: int, steps: int, losses: Sequence[Callable[..., Any]]) -> None:
         nonlocal total, saved
@@ -98,8 +100,9 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     section, model = settings.generator, networks.generator
     images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(settings, images)
-    cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
-    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
+    blocks = _recomputed(settings, model.blocks())
+    cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model], blocks)
+    inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=True)
     backbone = PartCost("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
     parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
     memory = _memory([model], model, [model], cost.saved, processes)
@@ -112,7 +115,7 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(settings, images)
     forward = flops(lambda: hidden_of(model, batch))
-    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
+    inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=False)
     parts = [
         PartCost("backbone, frozen", forward / images, 0.0),
         _transcoder_part(model, inner, images, tokens, arithmetic),
@@ -134,11 +137,18 @@ def _masked_batch(settings: Settings, images: int) -> MaskedBatch:
     return MaskedBatch(codes, labels, masked)
 
 
-def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arithmetic, *, joint: bool) -> Cost:
+def _recomputed(settings: Settings, blocks: list[nn.Module]) -> list[nn.Module]:
+    return blocks if settings.run.activation_checkpointing else []
+
+
+def _transcoder_cost(
+    model: BiGR, rows: int, settings: Settings, noise_draws: int, arithmetic: Arithmetic, *, joint: bool
+) -> Cost:
     transcoder: Transcoder = model.transcoder
     bits, hidden = torch.zeros(rows, model.config.code_bits), torch.zeros(rows, model.config.dim, requires_grad=joint)
+    blocks = _recomputed(settings, [*transcoder.blocks])
     return measure(
-        lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder]
+        lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder], blocks
     )
 
 
