@@ -89,14 +89,26 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
     if section.gan_weight > 0:
         discriminator = PatchDiscriminator(section.gan_base_channels).to(device)
     objective = Autoencoding(section, settings.seed, tokenizer, perceptual, discriminator)
-    optimiser, loss = adamw(tokenizer, section), objective.tokenizer_loss
     trained_modules = [
-        TrainedModule("model", tokenizer, optimiser, loss, objective.autoencode, tokenizer.blocks()),
+        TrainedModule(
+            "model",
+            tokenizer,
+            adamw(tokenizer, section),
+            objective.tokenizer_loss,
+            call=objective.autoencode,
+            blocks=tokenizer.blocks(),
+        )
     ]
     if discriminator is not None and objective.discriminate is not None:
-        optimiser, loss = adamw(discriminator, section), objective.discriminator_loss
         trained_modules.append(
-            TrainedModule("discriminator", discriminator, optimiser, loss, objective.discriminate, [])
+            TrainedModule(
+                "discriminator",
+                discriminator,
+                adamw(discriminator, section),
+                objective.discriminator_loss,
+                call=objective.discriminate,
+                blocks=[],
+            )
         )
 
     stream = ImageBatches(

@@ -1,7 +1,8 @@
 """The Bernoulli transcoder: a per-token MLP that denoises bits under a condition h (docs/method.md, section 3).
 
-What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice), x₀ itself, or, as
-"direct", x₀ without any diffusion (one pass, no noisy input). Knows nothing about images or positions.
+What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice); x₀ itself; as "direct",
+x₀ without any diffusion (one pass, no noisy input); or, as "mask", x₀ where corrupted bits are absent instead of
+flipped (bigr/models/masked/masked_bits.py). Knows nothing about images or positions.
 
 Shapes: M tokens, K bits, D width of h, H width of the transcoder.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigr.models.masked.diffusion import BernoulliDiffusion, weighted_bce
+from bigr.models.masked.masked_bits import SHARE_STD, absent_counts, masked_bce, share_index, without_absent
 
 SINUSOIDS = 256
 
@@ -81,7 +83,7 @@ class Transcoder(nn.Module):
         noise_draws: int = 1,
         part: tuple[int, int] = (0, 1),
     ) -> Tensor:
-        """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
+        """The loss of each token, [noise_draws · M]: noise levels and corruptions are drawn for x0 [M, K] (0/1 floats).
 
         noise_draws: how many each token gets. What depends on h alone is computed once for all of them. Drawn from
         `generator`, which must be on x0's device. part: (i, n), where x0 is part i of a batch in n equal parts; it gets
@@ -90,16 +92,46 @@ class Transcoder(nn.Module):
         x0 = x0.float()
         if self.config.target == "direct":  # nothing is drawn: one is as good as many
             return weighted_bce(self.direct_logits(condition), x0).mean(-1)
-        steps = self.config.diffusion_steps
         embedded = self.c_embedder(condition).repeat(noise_draws, 1)
-        step_embeddings = self.t_embedder(torch.arange(steps, device=x0.device))
-        whole = (noise_draws, part[1], len(x0))
-        t = torch.randint(1, steps + 1, whole, generator=generator, device=x0.device)[:, part[0]].flatten()
-        noise = torch.rand((*whole, x0.shape[1]), generator=generator, device=x0.device)[:, part[0]].flatten(0, 1)
+        level_embeddings = self.t_embedder(self.levels())
         x0 = x0.repeat(noise_draws, 1)
-        xt = (noise < self.diffusion.noisy_probability(x0, t)).float()
-        target = (x0 - xt).abs() if self.config.target == "flip" else x0
-        return weighted_bce(self.denoise(xt, embedded + F.embedding(t - 1, step_embeddings)), target).mean(-1)
+        xt, level = self.corrupted(x0, generator, noise_draws, part)
+        logits = self.denoise(xt, embedded + F.embedding(level, level_embeddings))
+        return self.bit_losses(logits, x0, xt).mean(-1)
+
+    def levels(self) -> Tensor:
+        """The step index of each noise level of training: 0..T−1, or that of 1..K absent bits."""
+        bits, steps, device = self.config.code_bits, self.config.diffusion_steps, self.t_embedder.frequencies.device
+        if self.config.target == "mask":
+            return share_index(torch.arange(1, bits + 1, device=device), bits, steps)
+        return torch.arange(steps, device=device)
+
+    def corrupted(
+        self, x0: Tensor, generator: torch.Generator, noise_draws: int = 1, part: tuple[int, int] = (0, 1)
+    ) -> tuple[Tensor, Tensor]:
+        """xₜ [M, K], a corruption of x₀ [M, K] that is drawn, and the place of its level in `levels`, int64 [M].
+
+        noise_draws: how often x₀ holds the same tokens; part: as in `loss`.
+        """
+        whole, bits, device = (noise_draws, part[1], len(x0) // noise_draws), x0.shape[1], x0.device
+
+        def mine(draws: Tensor) -> Tensor:
+            return draws[:, part[0]].flatten(0, 1)
+
+        if self.config.target == "mask":
+            z = SHARE_STD * mine(torch.randn(whole, generator=generator, device=device))
+            counts = absent_counts(z, self.config.code_bits)
+            order = mine(torch.rand((*whole, bits), generator=generator, device=device))
+            return without_absent(x0, counts, order), counts - 1
+        t = mine(torch.randint(1, self.config.diffusion_steps + 1, whole, generator=generator, device=device))
+        noise = mine(torch.rand((*whole, bits), generator=generator, device=device))
+        return (noise < self.diffusion.noisy_probability(x0, t)).float(), t - 1
+
+    def bit_losses(self, logits: Tensor, x0: Tensor, xt: Tensor) -> Tensor:
+        """The loss of each bit, from the network's logits for xₜ; all [M, K]."""
+        if self.config.target == "mask":
+            return masked_bce(logits, x0, xt)
+        return weighted_bce(logits, (x0 - xt).abs() if self.config.target == "flip" else x0)
 
     def direct_logits(self, condition: Tensor) -> Tensor:
         """Logits of x₀ [M, K] in one pass, from h [M, D] alone (target "direct"): the input bits are all ones."""
