@@ -1,6 +1,7 @@
 """The one training loop: resuming to the bit, stopping on what is not finite, averages, schedules, many processes."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +25,12 @@ from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.context import Context, Report
 from bigr.runtime.errors import BigrError
 from bigr.stages import train_generator, train_tokenizer, train_transcoder
-from bigr.training import loop
+from bigr.training import checkpoints, loop
+from bigr.training.autoencoding import ImageBatch
 from bigr.training.masked_batches import MaskedBatches
 from bigr.training.optimiser import EMA, adamw, learning_rate
+from bigr.training.prefetch import on_device
+from tests.fake_cuda import CUDA, fake_cuda
 from tests.worlds import ROOT, settings, write_codes, write_shards
 
 
@@ -67,13 +73,55 @@ def test_a_killed_generator_continues_and_ends_with_the_weights_of_an_uninterrup
         write_codes(tmp_path / name)
     straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
     train_generator.run(settings(**changes), straight)
+    later, waited, add, write = threading.Event(), [], loop.Losses.add, checkpoints.write_tensors
+
+    def write_later(*tensors):  # the training goes on meanwhile, and the copy stays that of its step
+        waited.append(later.wait(30))
+        write(*tensors)
+
+    def next_step(self, losses):
+        add(self, losses)
+        (later.clear if self._step + len(self._waiting) <= 3 else later.set)()
+
+    monkeypatch.setattr(checkpoints, "write_tensors", write_later)
+    monkeypatch.setattr(loop.Losses, "add", next_step)
     run_killed_after(monkeypatch, 5, lambda: train_generator.run(settings(**changes), killed))
+    assert waited == [True]
     assert not (killed.root / "models" / "generator").exists()
     assert steps_of(monkeypatch, lambda: train_generator.run(settings(**changes), killed)) == 7 - 3
     assert weights(straight.root / "models" / "generator") == weights(killed.root / "models" / "generator")
     curves = [(c.root / "outputs" / "curves" / "generator.csv").read_text() for c in (straight, killed)]
     assert curves[0] == curves[1]
     assert not list((killed.root / "checkpoints").rglob("*.safetensors"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+    def full(*tensors):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_codes(tmp_path)
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    with pytest.raises(BigrError, match=r"checkpoint .*checkpoint.safetensors cannot be written \(No space left"):
+        train_generator.run(settings(generator__steps=3), Context(tmp_path, "f"))
+    assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
+
+
+def test_batches_for_a_gpu_are_made_ahead_in_one_thread_in_their_order_and_with_their_errors():
+    makers = set()
+
+    def numbers():
+        for number in range(5):
+            makers.add(threading.current_thread())
+            yield ImageBatch(torch.zeros(number), torch.zeros(1))
+        raise BigrError("a damaged shard")
+
+    with fake_cuda(), closing(on_device(numbers(), CUDA)) as stream:
+        seen = [next(stream).images for _ in range(5)]
+        with pytest.raises(BigrError, match="a damaged shard"):
+            next(stream)
+    assert [(image.device, len(image)) for image in seen] == [(CUDA, number) for number in range(5)]
+    assert len(makers) == 1 and threading.main_thread() not in makers
+    assert not any(thread.is_alive() for thread in makers)
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path, monkeypatch):
@@ -375,7 +423,7 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch_in_two_part
     run_two_processes(_DISTRIBUTED, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
-    batch_size, device = settings().generator.batch_size, torch.device("cpu")
+    batch_size = settings().generator.batch_size
     stream = MaskedBatches(
         dataset,
         batch_size,
@@ -384,7 +432,6 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch_in_two_part
         label_dropout=0.0,
         input_flip=0.0,
         unconditional=3,
-        device=device,
     )
     for step in range(2):  # within the first epoch: no image comes twice
         halves = [rank["images"][step] for rank in ranks]

@@ -110,7 +110,6 @@ def learn(
         label_dropout=section.label_dropout if section.use_labels else 1.0,
         input_flip=section.input_flip,
         unconditional=model.config.num_classes,
-        device=device,
     )
     plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
     trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of, model.blocks())]

@@ -26,7 +26,6 @@ from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.seeds import derive_seed
-from bigr.runtime.transfer import to_device
 from bigr.training.autoencoding import Autoencoding, ImageBatch
 from bigr.training.loop import (
     VALIDATION_IMAGES,
@@ -124,7 +123,7 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
 
     def batches(step: int) -> Iterator[ImageBatch]:
         for images, labels in stream.from_step(step):
-            yield ImageBatch(to_device(images, device), labels)
+            yield ImageBatch(images, labels)
 
     plan = TrainingPlan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
     ema = train(

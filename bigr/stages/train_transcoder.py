@@ -85,7 +85,6 @@ def run(settings: "Settings", context: Context) -> None:
         label_dropout=settings.generator.label_dropout if settings.generator.use_labels else 1.0,
         input_flip=settings.generator.input_flip,
         unconditional=model.config.num_classes,
-        device=device,
     )
     plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, width=model.config.dim)
     trained_modules = [

@@ -7,8 +7,9 @@ resumes with the same weights, bit for bit. Losses stay on the device until they
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
+from bigr.training.prefetch import on_device
 from bigr.training.recompute import recomputed
 
 if TYPE_CHECKING:
@@ -82,9 +84,9 @@ def train(
 ) -> nn.Module:
     """Train, and return the EMA of the first trained module, on its device, in evaluation mode.
 
-    batches: step → the stream from that step on; validate: the EMA and the steps done → metrics by name, called every
-    `validate_every` steps and at the end, on the first process only; describe: step → words that name its batch, for
-    errors; first_row: metrics from before the training, the curves' row of step 0.
+    batches: step → the stream from that step on, of named tuples on the CPU; validate: the EMA and the steps done →
+    metrics by name, called every `validate_every` steps and at the end, on the first process only; describe: step →
+    words that name its batch, for errors; first_row: metrics from before the training, the curves' row of step 0.
     Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reports the rows of that file (mean
     losses since the last row as `train_<name>`, and the validation's metrics) and, every `READ_BACK_EVERY` steps, the
     losses of one step. Raises `BigrError` that names step and batch if a loss is not finite.
@@ -106,11 +108,17 @@ def train(
     for row in rows if is_main() else []:  # so that this run's record shows the whole curve
         _report(row, context)
     read_back = 1 if plan.device.type == "cpu" else READ_BACK_EVERY
-    stream = batches(start)
     blocks = [block for each in trained_modules for block in each.blocks] if plan.run.activation_checkpointing else []
-    with recomputed(blocks), Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar:
+    waited = Waited()
+    with (
+        recomputed(blocks),
+        checkpoint,
+        closing(on_device(batches(start), plan.device)) as stream,
+        Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar,
+    ):
         for step in range(start, settings.steps):
-            batch = next(stream)
+            with waited.for_("batches"):
+                batch = next(stream)
             torch.manual_seed(derive_seed(plan.seed, plan.stage, "dropout", step, rank()))
             rate = learning_rate(settings, step)
             step_losses: dict[str, Tensor] = {}
@@ -129,7 +137,9 @@ def train(
             if done % settings.validate_every == 0 or done == settings.steps:
                 losses.read()
                 if is_main():
-                    rows.append({"step": done, **losses.mean(), **validate(ema.module, done)})
+                    with waited.for_("validation"):
+                        metrics = validate(ema.module, done)
+                    rows.append({"step": done, **losses.mean(), **metrics})
                     _check_finite(rows[-1], done, describe)
                     _report(rows[-1], context)
                 losses.clear()
@@ -137,10 +147,11 @@ def train(
             if done % plan.run.checkpoint_every == 0 and done < settings.steps:
                 losses.read()
                 if is_main():
-                    checkpoint.save(modules, optimisers, {"step": done, "rows": rows, "losses": losses.window})
-                barrier()
+                    with waited.for_("checkpoints"):
+                        checkpoint.save(modules, optimisers, {"step": done, "rows": rows, "losses": losses.window})
             bar.advance(note=note)
     if is_main():
+        waited.report(plan.stage, context)
         write_curves(context.root / "outputs" / "curves" / f"{plan.stage}.csv", rows)
     return ema.module
 
@@ -191,6 +202,28 @@ def parts_of(batch: Batch, count: int) -> list[Batch]:
     """`count` equal parts of a batch, in order: of each of its tensors, along the first dimension."""
     pieces = zip(*(tensor.chunk(count) for tensor in batch), strict=True)
     return [type(batch)(*piece) for piece in pieces]
+
+
+class Waited:
+    """The seconds that the steps waited, by reason. seconds: of each."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("batches", "validation", "checkpoints"), 0.0)
+
+    @contextmanager
+    def for_(self, reason: str) -> Iterator[None]:
+        """Count the time of the block."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[reason] += time.monotonic() - start
+
+    def report(self, stage: str, context: Context) -> None:
+        """Log them, and report each as `waited_for_<reason>_s`."""
+        spent = ", ".join(f"{seconds:.1f} s for {reason}" for reason, seconds in self.seconds.items())
+        log.info("%s: the steps waited %s", stage, spent)
+        context.report.metrics({f"waited_for_{reason}_s": seconds for reason, seconds in self.seconds.items()})
 
 
 class Losses:
