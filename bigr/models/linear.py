@@ -35,7 +35,6 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = x.contiguous()  # oneDNN does not read expanded tensors right
         ctx.save_for_backward(x, weight)
         if len(x) == 1:  # one row alone would be summed in another order than one of many
             return onednn(x.repeat(2, 1), weight, bias)[:1]
@@ -46,7 +45,6 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        gradient = gradient.contiguous()
         return (
             onednn(gradient, weight.t()) if of_x else None,
             onednn(gradient.t(), x.t()) if of_weight else None,
