@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigr.models.linear import Linear
 from bigr.models.masked.diffusion import BernoulliDiffusion, weighted_bce
 from bigr.models.masked.masked_bits import SHARE_STD, absent_counts, masked_bce, share_index, without_absent
 
@@ -41,8 +42,8 @@ class Transcoder(nn.Module):
         super().__init__()
         self.config = config
         self.diffusion = BernoulliDiffusion(config.diffusion_steps)
-        self.x_embedder = nn.Linear(config.code_bits, config.dim)
-        self.c_embedder = nn.Linear(config.condition_dim, config.dim)
+        self.x_embedder = Linear(config.code_bits, config.dim)
+        self.c_embedder = Linear(config.condition_dim, config.dim)
         self.t_embedder = TimestepEmbedder(config.dim)
         self.blocks = nn.ModuleList(TranscoderBlock(config.dim) for _ in range(config.blocks))
         self.final_layer = FinalLayer(config.dim, config.code_bits)
@@ -146,10 +147,8 @@ class TranscoderBlock(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.adaLN_modulation = nn.Sequential(
-            nn.Identity(), nn.Linear(dim, 3 * dim)
-        )  # index 0: SiLU, done once outside
+        self.mlp = nn.Sequential(Linear(dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), Linear(dim, 3 * dim))  # index 0: SiLU, done once outside
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.adaLN_modulation(c).chunk(3, dim=-1)
@@ -161,8 +160,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, dim: int, code_bits: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, code_bits)
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(dim, 2 * dim))
+        self.linear = Linear(dim, code_bits)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
@@ -176,7 +175,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(SINUSOIDS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(Linear(SINUSOIDS, dim), nn.SiLU(), Linear(dim, dim))
         half = SINUSOIDS // 2
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half).float() / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
