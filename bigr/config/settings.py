@@ -57,6 +57,8 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
+    activation_checkpointing: bool
 
     @property
     def one_gpu(self) -> bool:
@@ -77,6 +79,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count
