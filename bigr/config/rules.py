@@ -82,7 +82,8 @@ def sampler_fits_the_model(settings: "Settings") -> None:
     bits, counts = settings.tokenizer.code_bits, settings.samples.bit_counts
     chosen = settings.samples.diffusion_steps
     steps = [chosen] if isinstance(chosen, int) else chosen
-    if transcoder.target in ("flip", "x0") and not all(2 <= count <= transcoder.diffusion_steps for count in steps):
+    diffuses = transcoder.target not in ("direct", "mask")
+    if diffuses and not all(2 <= count <= transcoder.diffusion_steps for count in steps):
         raise InvalidSetting(
             "samples.diffusion_steps", f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps"
         )

@@ -108,9 +108,10 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 def limits(model: BiGR) -> dict[str, tuple[int, int]]:
     """The range of each option of the sampler: iterations, and diffusion_steps where the transcoder takes any."""
     config = model.config
-    steps = {"flip": (2, config.diffusion_steps), "x0": (2, config.diffusion_steps), "mask": (1, config.code_bits)}
     found = {"iterations": (1, config.grid**2)}
-    return found if config.target == "direct" else {**found, "diffusion_steps": steps[config.target]}
+    if config.target != "direct":
+        found["diffusion_steps"] = (1, config.code_bits) if config.target == "mask" else (2, config.diffusion_steps)
+    return found
 
 
 def within(sampling: Sampling, limits: dict[str, tuple[int, int]]) -> Sampling:
