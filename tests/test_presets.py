@@ -149,9 +149,8 @@ def test_presets_come_with_a_saved_model_and_published_weights_have_none(
 ) -> None:
     model.save_pretrained(tmp_path)
     assert ImageModel.from_pretrained(tmp_path, device="cpu").presets == model.presets
-    bare = ImageModel.of(
-        project / "models", model.networks, ImageSettings.of_folder(project / "models", model.networks[1])
-    )
+    settings = ImageSettings.of_folder(project / "models", model.networks[1])
+    bare = ImageModel.of(project / "models", model.networks, settings)
     with pytest.raises(BigrError, match="preset fast: this model comes without presets"):
         bare.generate(0, preset="fast")
 
@@ -161,7 +160,7 @@ def test_a_preset_that_is_not_there_or_does_not_fit_is_named(model: ImageModel) 
         model.generate(0, preset="fats")
     large = {"fast": replace(model.sampling, diffusion_steps=17)}
     other = ImageModel(model.sampler, model.sampling, model.editing, model.classes, presets=large)
-    with pytest.raises(BigrError, match="preset fast does not fit this model: diffusion_steps must .* 2 to 16, got 17"):
+    with pytest.raises(BigrError, match=r"preset fast does not fit this model: diffusion_steps .* 2 to 16, got 17"):
         other.generate(0, preset="fast")
 
 
@@ -223,8 +222,6 @@ def test_the_presets_of_the_recipe_need_fewer_operations_than_the_published_samp
     assert ratio["fast"] > 2 * ratio["balanced"]
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda p: p.stem
-)
-def test_every_preset_of_the_project_and_its_recipes_fits(path: Path) -> None:
-    assert presets_that_do_not_fit(config.read(path)) == []
+def test_every_preset_of_the_project_and_its_recipes_fits() -> None:
+    for path in (ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))):
+        assert presets_that_do_not_fit(config.read(path)) == [], path.name
