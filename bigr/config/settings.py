@@ -65,6 +65,8 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
+    activation_checkpointing: bool
 
     @property
     def one_gpu(self) -> bool:
@@ -85,6 +87,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count
