@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from bigr.models.masked.transcoder import Transcoder
-from bigr.runtime.transfer import to_device
 
 
 def guided_logits(
@@ -56,9 +55,8 @@ def bit_probabilities(
     if transcoder.config.target == "direct":
         return x0_probability(guided_logits(*split(transcoder.direct_logits(both)), guidance_scale, temperature))
 
-    steps = transcoder.diffusion.reverse_steps(len(noise))
-    t_all = to_device(torch.tensor(steps), hidden.device)
-    step_embeddings = transcoder.t_embedder(t_all - 1)
+    steps = transcoder.diffusion.reverse_steps_on_device(len(noise))
+    step_embeddings = transcoder.t_embedder(steps - 1)
     condition = transcoder.c_embedder(both)
     xt = (noise[0] < 0.5).float()
     x0 = xt
@@ -68,5 +66,5 @@ def bit_probabilities(
         guided = guided_logits(*split(logits), guidance_scale, temperature)
         x0 = x0_probability(transcoder.x0_logits(guided, xt))
         if i + 1 < len(steps):
-            xt = (noise[i + 1] < transcoder.diffusion.posterior(x0, xt, t_all[i], t_all[i + 1])).float()
+            xt = (noise[i + 1] < transcoder.diffusion.posterior(x0, xt, steps[i], steps[i + 1])).float()
     return x0

@@ -24,6 +24,7 @@ from bigr.models.bits import entropy as binary_entropy
 from bigr.models.described import described
 from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.runtime.transfer import to_device
+from bigr.sampling.graphs import replayable
 from bigr.sampling.halton import halton_places
 from bigr.sampling.noise import diffusion_noise_at, draw_noise
 from bigr.sampling.reverse import bit_probabilities
@@ -116,6 +117,7 @@ def sample_codes(
     return codes.bool()
 
 
+@replayable
 def predict(
     model: BiGR,
     codes: Tensor,
