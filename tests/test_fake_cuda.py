@@ -185,12 +185,12 @@ def sample_with_graphs(folder: Path, target: str, times: int = 3) -> tuple[int, 
         labels = torch.zeros(2, dtype=torch.long, device=CUDA)
         for _ in range(times):
             with autocast(CUDA, "auto", model.config.dim):
-                found = sample_codes(model, labels, Sampling(2, 3, guidance_scale=2.0), [1, 2])
+                found = sample_codes(model, labels, Sampling(2, 2, guidance_scale=2.0), [1, 2])
             assert (found.shape, found.dtype) == ((2, TOKENS, 6), torch.bool)
         return gpu.recorded, gpu.replayed
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "direct"])
 def test_iterations_are_recorded_once_and_replayed(tmp_path: Path, target: str) -> None:
     assert sample_with_graphs(tmp_path, target) == (2, 4)  # two iterations: the first call is direct, two are replays
 
@@ -212,7 +212,7 @@ def test_what_a_graph_would_not_repeat_is_noticed(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(unmask, "bit_probabilities", computed)
     with pytest.raises(NotRecordable, match=what):
-        sample_with_graphs(tmp_path, "flip")
+        sample_with_graphs(tmp_path, "flip", times=2)
 
 
 def test_a_weight_that_autocast_forgets_before_a_replay_is_noticed(
