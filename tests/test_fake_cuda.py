@@ -190,7 +190,7 @@ def sample_with_graphs(folder: Path, target: str, times: int = 3) -> tuple[int, 
         return gpu.recorded, gpu.replayed
 
 
-@pytest.mark.parametrize("target", ["flip", "direct"])
+@pytest.mark.parametrize("target", ["flip", "direct", "mask"])
 def test_iterations_are_recorded_once_and_replayed(tmp_path: Path, target: str) -> None:
     assert sample_with_graphs(tmp_path, target) == (2, 4)  # two iterations: the first call is direct, two are replays
 

@@ -30,8 +30,12 @@ def draw_noise(generators: Sequence[torch.Generator], steps: int, tokens: int, b
     for row, g in zip(drawn, generators, strict=True):  # the fewest calls: there is none for several generators
         torch.rand(drawn.shape[1], generator=g, device=g.device, out=row)
     uniform, order = drawn[:, :-tokens].unflatten(1, shape), drawn[:, -tokens:]
-    gumbel = -torch.log(-torch.log(order.clamp(1e-20, 1 - 1e-7)))
-    return Noise(uniform[:, :-1], gumbel, uniform[:, -1])
+    return Noise(uniform[:, :-1], gumbel(order), uniform[:, -1])
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise from uniform draws, of their shape."""
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
 
 
 def diffusion_noise_at(noise: Tensor, positions: Tensor) -> Tensor:
