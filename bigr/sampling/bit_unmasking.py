@@ -52,9 +52,7 @@ def unmasked_bits(
     both = hidden if hidden_unconditional is None else torch.cat([hidden, hidden_unconditional])
     code_bits, steps = transcoder.config.code_bits, len(counts)
     known = [0, *accumulate(counts[:-1])]  # before each step
-    absent = torch.stack(
-        [torch.full((), code_bits - count, device=hidden.device) for count in known]
-    )  # not a copy there
+    absent = torch.stack([torch.full((), code_bits - count, device=hidden.device) for count in known])
     index = share_index(absent, code_bits, transcoder.config.diffusion_steps)
     step_embeddings, condition = transcoder.t_embedder(index), transcoder.c_embedder(both)
 
