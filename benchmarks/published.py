@@ -24,10 +24,12 @@ Draw = Callable[[tuple[int, ...]], Tensor]
 
 
 @torch.no_grad()
-def bit_probabilities(model: BiGR, h: Tensor, h_unconditional: Tensor | None, how: Sampling, scale: float, draw: Draw):
-    """P of every token, float [B·N, K], from h [B·N, D]; draw: uniform numbers of a shape, once for each step."""
+def bit_probabilities(
+    model: BiGR, h: Tensor, h_unconditional: Tensor | None, how: Sampling, i: int, scale: float, draw: Draw
+):
+    """P of every token in iteration i, float [B·N, K]; h: [B·N, D]; draw: uniform numbers of a shape, once a step."""
     transcoder, diffusion = model.transcoder, model.transcoder.diffusion
-    steps = diffusion.reverse_steps(how.diffusion_steps)
+    steps = diffusion.reverse_steps(how.steps(i))
     xt = (draw((len(h), model.config.code_bits)) < 0.5).float()
     for i, step in enumerate(steps):
         t = torch.full((len(h),), step, device=h.device)
@@ -59,7 +61,7 @@ def sample_codes(model: BiGR, labels: Tensor, how: Sampling, generator: torch.Ge
         scale = 1 + (how.guidance_scale - 1) * ratio if how.guidance_schedule == "linear" else how.guidance_scale
         h = model.hidden(codes, labels, masked).flatten(0, 1)
         h_unconditional = model.hidden(codes, unconditional, masked).flatten(0, 1) if scale != 1 else None
-        p = bit_probabilities(model, h, h_unconditional, how, scale, draw).view(batch, tokens, bits)
+        p = bit_probabilities(model, h, h_unconditional, how, i, scale, draw).view(batch, tokens, bits)
         if how.order == "margin":
             certainty = (2 * p - 1).abs().mean(-1)
         else:

@@ -148,12 +148,13 @@ def test_flops_of_the_tokenizers_encoder_equal_those_of_a_real_pass() -> None:
         (16, 3, 2.5, "linear", "flip"),  # some of the iterations fix nothing
         (5, 7, 1.5, "constant", "x0"),
         (5, 3, 1.5, "constant", "direct"),
+        (5, [9, 2], 1.5, "linear", "flip"),
     ],
 )
 def test_flops_of_sampling_equal_those_of_a_sampling_that_runs(
-    iterations: int, steps: int, guidance_scale: float, schedule: str, target: str
+    iterations: int, steps: int | list[int], guidance_scale: float, schedule: str, target: str
 ) -> None:
-    images, how = 3, Sampling(iterations, steps, guidance_scale=guidance_scale, guidance_schedule=schedule)
+    images = 3
     s = settings(
         generator__target=target,
         samples__iterations=iterations,
@@ -165,7 +166,7 @@ def test_flops_of_sampling_equal_those_of_a_sampling_that_runs(
     )
     with torch.device("meta"):
         cost = sampling_cost.sampling_cost(s, networks.build(s, 10), FLOAT32, 1)
-    model = real_model(s).eval()
+    model, how = real_model(s).eval(), Sampling.of(s.samples)
     ran = meter.flops(lambda: sample_codes(model, torch.zeros(images, dtype=torch.long), how, list(range(images))))
     assert images * (cost.backbone + cost.transcoder) == pytest.approx(ran, rel=1e-12)
 

@@ -79,12 +79,14 @@ def sampler_fits_the_model(settings: "Settings") -> None:
         )
     own = settings.transcoder.start == "scratch"
     transcoder, section = (settings.transcoder, "transcoder") if own else (settings.generator, "generator")
-    steps, bits, counts = settings.samples.diffusion_steps, settings.tokenizer.code_bits, settings.samples.bit_counts
-    if transcoder.target in ("flip", "x0") and not 2 <= steps <= transcoder.diffusion_steps:
+    bits, counts = settings.tokenizer.code_bits, settings.samples.bit_counts
+    chosen = settings.samples.diffusion_steps
+    steps = [chosen] if isinstance(chosen, int) else chosen
+    if transcoder.target in ("flip", "x0") and not all(2 <= count <= transcoder.diffusion_steps for count in steps):
         raise InvalidSetting(
             "samples.diffusion_steps", f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps"
         )
-    if transcoder.target == "mask" and steps > bits:
+    if transcoder.target == "mask" and max(steps) > bits:
         raise InvalidSetting(
             "samples.diffusion_steps", f"at most {bits}, the number of bits, where {section}.target is mask"
         )
