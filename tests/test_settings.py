@@ -117,6 +117,21 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"run.processes": 5}, "tokenizer.batch_size must be a multiple of run.processes = 5…, got 48"),
     ({"run.processes": 3}, "generator.batch_size must be a multiple of run.processes = 3…, got 64"),
     ({"transcoder.batch_size": 9, "run.processes": 2}, "transcoder.batch_size must be a multiple of run.proc…, got 9"),
+    (
+        {"generator.accumulate": 16, "run.processes": 8},
+        "generator.batch_size must be a multiple of run.processes = 8 times generator.accumulate = 16, got 64",
+    ),
+    (
+        {
+            **{"tokenizer.accumulate": 2, "tokenizer.gan_weight": 1.0},
+            **{"shards.image_size": 32, "tokenizer.attention_resolutions": []},
+        },
+        "tokenizer.accumulate must be 1 where tokenizer.gan_weight is > 0 (the adaptive weight…, got 2",
+    ),
+    (
+        {"tokenizer.accumulate": 2, "tokenizer.quantizer": "lfq"},
+        "tokenizer.accumulate must be 1 where tokenizer.lfq_entropy_weight is > 0 (the entropy…, got 2",
+    ),
     ({"samples.iterations": 17}, "samples.iterations must be at most 16, the number of tokens (4×4)…, got 17"),
     ({"samples.diffusion_steps": 257}, "samples.diffusion_steps must be 2 to 256, the number of generator.…, got 257"),
     ({"samples.diffusion_steps": [30, 1]}, "samples.diffusion_steps must be 2 to 256, the number…, got [30, 1]"),

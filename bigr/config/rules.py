@@ -111,8 +111,24 @@ def guidance_has_something_to_guide(settings: "Settings") -> None:
 def processes_divide_the_batches(settings: "Settings") -> None:
     for name in ("tokenizer", "generator", "transcoder"):
         section = getattr(settings, name)
-        if section.trains and section.batch_size % settings.run.processes:
-            raise InvalidSetting(f"{name}.batch_size", f"a multiple of run.processes = {settings.run.processes}")
+        if section.trains and section.batch_size % (settings.run.processes * section.accumulate):
+            need = f"a multiple of run.processes = {settings.run.processes}"
+            if section.accumulate > 1:
+                need += f" times {name}.accumulate = {section.accumulate}"
+            raise InvalidSetting(f"{name}.batch_size", need)
+
+
+def parts_of_a_batch_add_up(settings: "Settings") -> None:
+    section = settings.tokenizer
+    if not section.trains or section.accumulate == 1:
+        return
+    why = None
+    if section.gan_weight > 0:
+        why = "tokenizer.gan_weight is > 0 (the adaptive weight"
+    elif section.quantizer == "lfq" and section.lfq_entropy_weight > 0:
+        why = "tokenizer.lfq_entropy_weight is > 0 (the entropy of the mean bit"
+    if why is not None:
+        raise InvalidSetting("tokenizer.accumulate", f"1 where {why} is of the whole batch)")
 
 
 def images_outnumber_neighbours(settings: "Settings") -> None:
@@ -143,6 +159,7 @@ RULES: tuple[Callable[["Settings"], None], ...] = (
     sampler_fits_the_model,
     guidance_has_something_to_guide,
     processes_divide_the_batches,
+    parts_of_a_batch_add_up,
     images_outnumber_neighbours,
     targets_are_of_metrics,
 )

@@ -58,6 +58,8 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
+    activation_checkpointing: bool
     decode_precision: DecodePrecision
     compile: Literal["auto", "off"]
 
@@ -80,6 +82,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count
