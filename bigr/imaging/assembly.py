@@ -42,7 +42,8 @@ class ImageSettings:
     """What an `ImageModel` is made with, besides the networks.
 
     presets: other ways to sample, by name; editing: None for the paper's; classes: their names, in the order of labels;
-    precision: as `run.precision`; knows_labels: whether the model was trained with labels.
+    precision: as `run.precision`; knows_labels: whether the model was trained with labels; decode_precision, compile:
+    as in the section `run`.
     """
 
     sampling: Sampling
@@ -52,6 +53,8 @@ class ImageSettings:
     precision: str
     batch_size: int
     knows_labels: bool
+    decode_precision: str = "float32"
+    compile: str = "auto"
 
     @classmethod
     def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":

@@ -37,6 +37,7 @@ class ServedRecord:
             editing=Editing.of(settings.editing),
             classes=list(classes),
             precision=settings.run.precision,
+            decode_precision=settings.run.decode_precision,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels,
         )
@@ -51,7 +52,7 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. `presets`, `editing` and `max_images` may be missing in an earlier version's.
+        """The record that `write` wrote. Earlier versions may lack `presets`, `editing`, `max_images`, `decode_precision`.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
@@ -62,6 +63,7 @@ class ServedRecord:
                 editing=_section(Editing, written["editing"]) if "editing" in written else None,
                 classes=list(written["classes"]),
                 precision=str(written["precision"]),
+                decode_precision=str(written.get("decode_precision", "float32")),
                 batch_size=int(written["batch_size"]),
                 knows_labels=bool(written["use_labels"]),
             )
@@ -79,6 +81,7 @@ class ServedRecord:
             **editing,
             "seed": self.seed,
             "precision": images.precision,
+            "decode_precision": images.decode_precision,
             "batch_size": images.batch_size,
             "max_images": self.max_images,
             "use_labels": images.knows_labels,
