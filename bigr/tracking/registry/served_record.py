@@ -52,7 +52,7 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. Earlier versions may lack `presets`, `editing`, `max_images`, `decode_precision`.
+        """The record that `write` wrote. Earlier versions may lack presets, editing, max_images and decode_precision.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
