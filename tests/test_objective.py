@@ -28,6 +28,7 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> list[MaskedBatch]:
         stage="generator",
         seed=0,
         label_dropout=0.1,
+        input_flip=0.0,
         unconditional=CLASSES,
         device=torch.device("cpu"),
     )
@@ -66,7 +67,8 @@ def test_each_pass_over_the_data_shows_the_next_draw_of_the_bits(tmp_path: Path,
     images, passes = 10, 7  # no multiple of the batch: some batches span two passes
     dataset = write_codes(tmp_path, grid=GRID, bits=BITS, classes=CLASSES, images=images, drawn=drawn)
     every = torch.stack([dataset.batch(torch.arange(images), 0, draw)[0] for draw in range(1 + drawn)])
-    options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1, "unconditional": CLASSES}
+    options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1, "input_flip": 0.0}
+    options["unconditional"] = CLASSES
 
     def stream() -> MaskedBatches:
         return MaskedBatches(dataset, 4, device=torch.device("cpu"), **options)

@@ -6,9 +6,11 @@ import os
 import re
 import tarfile
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from torch import Tensor
 from webdataset import tariterators
 
 from bigr.config import Settings, load
-from bigr.data import image_batches, packing, shards
+from bigr.data import image_batches, packing
 from bigr.data.image_batches import ImageBatches
 from bigr.data.packing import pack
 from bigr.data.shards import ShardIndex, load_split, read_split
@@ -538,16 +540,65 @@ def test_flips_mirror_half_of_the_images_anew_each_epoch(cats: Path, way: str) -
     assert all(bool((x[:, 0, 0, 0] == 0).all()) for x, _ in unflipped)
 
 
-def test_resuming_reads_no_shard_of_earlier_blocks(cats: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Watched(io.FileIO):
+    """A file that counts the bytes that are read from it, by its name."""
+
+    read_bytes: ClassVar[Counter[str]] = Counter()
+
+    def read(self, size: int = -1) -> bytes:
+        data = super().read(size)
+        self.read_bytes[Path(str(self.name)).name] += len(data)
+        return data
+
+    def readinto(self, buffer: bytearray) -> int:
+        count = super().readinto(buffer)
+        self.read_bytes[Path(str(self.name)).name] += count
+        return count
+
+
+@pytest.fixture
+def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Bytes read from each tar."""
+    whole = Path.open
+
+    def watched(path: Path, mode: str = "r", buffering: int = -1, **options: str) -> io.IOBase:
+        if path.suffix != ".tar" or mode != "rb":
+            return whole(path, mode, buffering, **options)
+        return Watched(path) if buffering == 0 else io.BufferedReader(Watched(path))
+
+    monkeypatch.setattr(Path, "open", watched)
+    monkeypatch.setattr(Watched, "read_bytes", Counter())
+    return Watched.read_bytes
+
+
+def test_resuming_reads_no_shard_of_earlier_blocks(
+    cats: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: Counter[str]
+) -> None:
     monkeypatch.setattr(image_batches, "_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(image_batches, "_BLOCK_IMAGES", 7)
-    opened: list[Path] = []
-    encoded = shards.read_entries
-
-    def watched(shard: shards.Shard) -> Iterator[tuple[bytes, int]]:
-        opened.append(shard.path)
-        return encoded(shard)
-
-    monkeypatch.setattr(image_batches, "read_entries", watched)
     take(stream(cats), 5, 1)
-    assert len(opened) <= 2
+    assert 1 <= len(read_bytes) <= 2
+
+
+def test_loading_processes_together_read_each_image_once_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: Counter[str]
+) -> None:
+    draw, count, size = np.random.default_rng(0), 48, 64
+    for number in range(count + 1):
+        path = tmp_path / "images" / ("val" if number == count else "train") / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+    packed(tmp_path / "images", tmp_path / "shards", image_size=size, images_per_shard=16, max_pixels=size * size)
+    monkeypatch.setattr(image_batches, "_IN_MEMORY_BYTES", 0)
+    # Two training processes of two loading processes each: more than there are shards.
+    streams = [(stream(tmp_path / "shards", rank=rank, world=2), worker) for rank in (0, 1) for worker in (0, 1)]
+    images = 0
+    for tar in ShardIndex.load(tmp_path / "shards").tars("train"):
+        with tarfile.open(tar) as opened:
+            images += sum(512 + -(-member.size // 512) * 512 for member in opened)
+    headers = len(streams) * count * 2 * 512
+    for epoch, most in ((0, 1.02 * (images + headers)), (1, images)):
+        read_bytes.clear()
+        shown = [labels for batches, worker in streams for _, labels in batches.streamed(epoch, range(worker, 4, 2))]
+        assert sum(map(len, shown)) == count
+        assert images <= read_bytes.total() <= most

@@ -328,7 +328,14 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
 
     batch_size, device = settings().generator.batch_size, torch.device("cpu")
     stream = MaskedBatches(
-        dataset, batch_size, stage="generator", seed=settings().seed, label_dropout=0.0, unconditional=3, device=device
+        dataset,
+        batch_size,
+        stage="generator",
+        seed=settings().seed,
+        label_dropout=0.0,
+        input_flip=0.0,
+        unconditional=3,
+        device=device,
     )
     for step in range(2):  # within the first epoch: no image comes twice
         halves = [rank["images"][step] for rank in ranks]

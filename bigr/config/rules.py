@@ -79,10 +79,19 @@ def sampler_fits_the_model(settings: "Settings") -> None:
         )
     own = settings.transcoder.start == "scratch"
     transcoder, section = (settings.transcoder, "transcoder") if own else (settings.generator, "generator")
-    if transcoder.target != "direct" and not 2 <= settings.samples.diffusion_steps <= transcoder.diffusion_steps:
+    steps, bits, counts = settings.samples.diffusion_steps, settings.tokenizer.code_bits, settings.samples.bit_counts
+    if transcoder.target in ("flip", "x0") and not 2 <= steps <= transcoder.diffusion_steps:
         raise InvalidSetting(
             "samples.diffusion_steps", f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps"
         )
+    if transcoder.target == "mask" and steps > bits:
+        raise InvalidSetting(
+            "samples.diffusion_steps", f"at most {bits}, the number of bits, where {section}.target is mask"
+        )
+    if counts is not None and transcoder.target != "mask":
+        raise InvalidSetting("samples.bit_counts", f"empty where {section}.target is {transcoder.target}, not mask")
+    if counts is not None and sum(counts) != bits:
+        raise InvalidSetting("samples.bit_counts", f"numbers whose sum is {bits}, tokenizer.code_bits")
 
 
 def guidance_has_something_to_guide(settings: "Settings") -> None:

@@ -26,7 +26,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Word = Annotated[str, StringConstraints(pattern=r"^\w+$")]
 Precision = Literal["auto", "float32", "bfloat16"]
-Target = Literal["flip", "x0", "direct"]
+Target = Literal["flip", "x0", "direct", "mask"]
 
 
 class _Section(BaseModel):
@@ -190,6 +190,7 @@ class GeneratorSettings(_Importable):
     ffn_multiple_of: Positive
     dropout: Fraction
     label_dropout: Probability
+    input_flip: Fraction
     use_labels: bool
     condition_rope: bool
     init_std: PositiveFloat
@@ -249,7 +250,18 @@ class SamplesSettings(_Section):
     gumbel_temperature: Weight
     gumbel_schedule: Literal["constant", "up", "down"]
     deterministic_bits: bool
+    bit_counts: Annotated[list[Positive], Field(min_length=1)] | None
+    bit_noise: Weight
     grid_rows: Positive
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SamplesSettings":
+        counts = self.bit_counts
+        if counts is not None and counts != sorted(counts):
+            raise InvalidSetting("bit_counts", "numbers of which none is smaller than the one before it")
+        if counts is not None and len(counts) != self.diffusion_steps:
+            raise InvalidSetting("diffusion_steps", f"{len(counts)}, the length of samples.bit_counts")
+        return self
 
 
 class EditingSettings(_Section):

@@ -1,18 +1,19 @@
 """The stream of training batches from shards, in memory or streamed from disk.
 
 It has no state: the order of an epoch, and every flip, follow from the seed and the epoch, so that it can start at any
-step. Images are on the CPU.
+step. The order depends neither on the number of training processes nor on that of loading processes. Images are on the
+CPU.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from bigr.data.shards import Shard, ShardIndex, decode_entry, load_split, read_entries
+from bigr.data.shards import Shard, ShardIndex, decode_entry, image_starts, load_split, read_places
 from bigr.runtime import seeds
 
 _IN_MEMORY_BYTES = 2 << 30
@@ -27,7 +28,9 @@ class ImageBatches:
     An epoch visits every image at most once: the images that do not fill a global batch of batch_size × world are left
     out. A split smaller than one global batch is repeated within it. Process `rank` gets its own slice of each. A split
     that fits in memory is shuffled whole. A larger one is streamed: shards in random order, images shuffled within
-    blocks of shards, decoded by `workers` processes.
+    blocks of shards, decoded by `workers` processes. Each of the world × workers processes reads the images of its own
+    batches and seeks over the others, so that together they read each image once in an epoch, however many shards
+    there are. In its first epoch, each also reads the tars' headers, 1 KB an image.
 
     batch_size: images of one process; horizontal_flip: mirror half of the images, drawn for each image and epoch.
     """
@@ -52,6 +55,7 @@ class ImageBatches:
         too_large = self.images * 3 * self.index.image_size**2 > _IN_MEMORY_BYTES
         self._streams = too_large and self.images >= batch_size * world
         self._memory: tuple[Tensor, Tensor] | None = None
+        self._starts: dict[Shard, Sequence[int]] = {}
 
     def from_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches from `step` (≥ 0) on, without end: float [B,3,H,W] in [0, 1] and labels int64 [B].
@@ -119,7 +123,7 @@ class ImageBatches:
         for block, members in self._blocks(epoch):
             chosen = members[mine[start : start + len(members)]].tolist()
             start += len(members)
-            entries = _read(block, set(chosen)) if chosen else {}
+            entries = self._read(block, set(chosen))
             for image in chosen:
                 png, label, shard = entries.pop(image)
                 batch.append((decode_entry(png, shard), label, bool(flips[image])))
@@ -127,6 +131,19 @@ class ImageBatches:
                     pixels, labels, flip = zip(*batch, strict=True)
                     yield _mirrored(torch.stack(pixels), torch.tensor(flip)), torch.tensor(labels)
                     batch = []
+
+    def _read(self, block: list[tuple[Shard, int]], chosen: set[int]) -> dict[int, tuple[bytes, int, Shard]]:
+        """Image number → its PNG file, label and shard, for the chosen images of a block."""
+        entries: dict[int, tuple[bytes, int, Shard]] = {}
+        for shard, first in block:
+            places = [place for place in range(shard.images) if first + place in chosen]
+            if not places:
+                continue
+            if shard not in self._starts:
+                self._starts[shard] = image_starts(shard)
+            for place, entry in zip(places, read_places(shard, self._starts[shard], places), strict=True):
+                entries[first + place] = (*entry, shard)
+        return entries
 
 
 class _Stream(IterableDataset):
@@ -143,16 +160,6 @@ class _Stream(IterableDataset):
             places = range(first, self.batches.steps_per_epoch, stride)
             yield from self.batches.streamed(epoch, places)
             step += len(places) * stride
-
-
-def _read(block: list[tuple[Shard, int]], chosen: set[int]) -> dict[int, tuple[bytes, int, Shard]]:
-    """Image number → its PNG file, label and shard, for the chosen images of a block."""
-    return {
-        number: (png, label, shard)
-        for shard, first in block
-        for number, (png, label) in enumerate(read_entries(shard), start=first)
-        if number in chosen
-    }
 
 
 def _mirrored(images: Tensor, flips: Tensor) -> Tensor:

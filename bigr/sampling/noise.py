@@ -27,8 +27,12 @@ def draw_noise(generators: Sequence[torch.Generator], steps: int, tokens: int, b
     shape = (steps + 1, tokens, bits)
     uniform = torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generators])
     order = torch.stack([torch.rand(tokens, generator=g, device=g.device) for g in generators])
-    gumbel = -torch.log(-torch.log(order.clamp(1e-20, 1 - 1e-7)))
-    return Noise(uniform[:, :-1], gumbel, uniform[:, -1])
+    return Noise(uniform[:, :-1], gumbel(order), uniform[:, -1])
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Gumbel noise from uniform draws, of their shape."""
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
 
 
 def diffusion_noise_at(noise: Tensor, positions: Tensor) -> Tensor:

@@ -24,6 +24,11 @@ def guided_logits(
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
+def halves(logits: Tensor, guided: bool) -> tuple[Tensor, Tensor | None]:
+    """The conditional and the unconditional part of logits [2·M, K]; without guidance all of them, and None."""
+    return (logits[: len(logits) // 2], logits[len(logits) // 2 :]) if guided else (logits, None)
+
+
 def x0_probability(x0_logits: Tensor) -> Tensor:
     """x̂₀ = P(x₀ = 1) from the (guided) logits of x₀.
 
@@ -48,13 +53,11 @@ def bit_probabilities(
     noise: uniform draws [S, M, K] in [0, 1): noise[0] starts x_T, noise[i] decides the step into the i-th of S steps.
     For the target "direct" there is one pass, and the noise is not used.
     """
+    guided = hidden_unconditional is not None
     both = hidden if hidden_unconditional is None else torch.cat([hidden, hidden_unconditional])
-
-    def split(logits: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (logits, None) if hidden_unconditional is None else logits.chunk(2)  # type: ignore[return-value]
-
     if transcoder.config.target == "direct":
-        return x0_probability(guided_logits(*split(transcoder.direct_logits(both)), guidance_scale, temperature))
+        direct = halves(transcoder.direct_logits(both), guided)
+        return x0_probability(guided_logits(*direct, guidance_scale, temperature))
 
     steps = transcoder.diffusion.reverse_steps(len(noise))
     t_all = to_device(torch.tensor(steps), hidden.device)
@@ -63,10 +66,9 @@ def bit_probabilities(
     xt = (noise[0] < 0.5).float()
     x0 = xt
     for i in range(len(steps)):
-        doubled = xt if hidden_unconditional is None else torch.cat([xt, xt])
-        logits = transcoder.denoise(doubled, condition + step_embeddings[i])
-        guided = guided_logits(*split(logits), guidance_scale, temperature)
-        x0 = x0_probability(transcoder.x0_logits(guided, xt))
+        logits = transcoder.denoise(torch.cat([xt, xt]) if guided else xt, condition + step_embeddings[i])
+        combined = guided_logits(*halves(logits, guided), guidance_scale, temperature)
+        x0 = x0_probability(transcoder.x0_logits(combined, xt))
         if i + 1 < len(steps):
             xt = (noise[i + 1] < transcoder.diffusion.posterior(x0, xt, t_all[i], t_all[i + 1])).float()
     return x0

@@ -2,9 +2,9 @@
 
 At first all tokens are masked. Each iteration
 
-    predicts   the bits of the masked tokens: h from the backbone, P(bit = 1 | h) from the transcoder;
+    predicts   the bits of the masked tokens: h from the backbone, P(bit = 1 | h) from the transcoder, a draw from it;
     ranks      the masked tokens by how certain their bits are;
-    fixes      the most certain ones, as many as the schedule says: their bits are drawn and stay.
+    fixes      the most certain ones, as many as the schedule says: their bits stay.
 
 Given tokens keep their bits, and the schedule runs over the unknown ones. Every image draws from its own generator, and
 its noise belongs to its tokens: a sample does not depend on the other images in its batch.
@@ -24,8 +24,9 @@ from bigr.models.bits import entropy as binary_entropy
 from bigr.models.described import described
 from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.runtime.transfer import to_device
+from bigr.sampling.bit_unmasking import bit_counts, unmasked_bits
 from bigr.sampling.halton import halton_places
-from bigr.sampling.noise import diffusion_noise_at, draw_noise
+from bigr.sampling.noise import Noise, diffusion_noise_at, draw_noise
 from bigr.sampling.reverse import bit_probabilities
 
 
@@ -44,6 +45,8 @@ class Sampling:
     gumbel_temperature: float = 0.0
     gumbel_schedule: str = "constant"
     deterministic_bits: bool = False
+    bit_counts: tuple[int, ...] | None = None
+    bit_noise: float = 0.0
 
     @classmethod
     def of(cls, section: object) -> "Sampling":
@@ -97,18 +100,17 @@ def sample_codes(
     quotas = -to_device(torch.tensor(left), device).diff(dim=0)  # [iterations, B], how many tokens each fixes
 
     for i in range(sampling.iterations):
-        noise = draw_noise(generators, sampling.diffusion_steps, *shape[1:])
+        noise = draw_noise(generators, noise_rows(model, sampling), *shape[1:])
         if left[i + 1] == left[i]:  # nothing to fix: the draws are made, the networks need not run
             continue
         ratio = (i + 1) / sampling.iterations
         positions = masked_first(masked)[:, : max(left[i])]  # [B, m]: the transcoder runs on these tokens alone
 
-        probability = predict(
-            model, codes, masked, positions, (conditional, unconditional), noise.diffusion, sampling, ratio
+        bits, probability = predict(
+            model, codes, masked, positions, (conditional, unconditional), noise, sampling, ratio
         )
         ranks = rank(probability, masked, positions, noise.gumbel, sampling, ratio)
         fixed = ranks < quotas[i].unsqueeze(1)
-        bits = probability > (0.5 if sampling.deterministic_bits else at(noise.thresholds, positions))
         before, (codes, masked) = masked, fix(codes, masked, positions, fixed, bits)
 
         if on_iteration is not None:
@@ -122,14 +124,14 @@ def predict(
     masked: Tensor,
     positions: Tensor,
     conditions: tuple[Tensor, Tensor],
-    noise: Tensor,
+    noise: Noise,
     sampling: Sampling,
     ratio: float,
-) -> Tensor:
-    """P(bit = 1) of the tokens at positions int64 [B, m]: [B, m, K].
+) -> tuple[Tensor, Tensor]:
+    """The bits of the tokens at positions int64 [B, m], bool [B, m, K], and P(bit = 1) from which each was drawn.
 
-    codes: float [B, N, K]; conditions: embeddings [B, D], of the label and of no class; noise: [B, S, N, K]. Without
-    guidance the networks run under the first condition alone, with guidance under both.
+    codes: float [B, N, K]; conditions: embeddings [B, D], of the label and of no class. Without guidance the networks
+    run under the first condition alone, with guidance under both.
     """
     scale = guidance(sampling, ratio)
     unconditional = None
@@ -139,14 +141,29 @@ def predict(
         both = model.backbone(torch.cat([codes, codes]), torch.cat(conditions), torch.cat([masked, masked]))
         hidden, hidden_unconditional = both.chunk(2)
         unconditional = gather_tokens(hidden_unconditional, positions)
-    return bit_probabilities(
+    h, uniform = gather_tokens(hidden, positions), diffusion_noise_at(noise.diffusion, positions)
+    if model.config.target == "mask":  # each bit hangs on those that were drawn before it
+        bits, probability = unmasked_bits(
+            model.transcoder,
+            h,
+            uniform,
+            sampling.bit_counts or bit_counts(model.config.code_bits, sampling.diffusion_steps),
+            bit_noise=sampling.bit_noise,
+            deterministic=sampling.deterministic_bits,
+            hidden_unconditional=unconditional,
+            guidance_scale=scale,
+            temperature=sampling.temperature,
+        )
+        return bits.unflatten(0, positions.shape), probability.unflatten(0, positions.shape)
+    probability = bit_probabilities(
         model.transcoder,
-        gather_tokens(hidden, positions),
-        diffusion_noise_at(noise, positions),
+        h,
+        uniform,
         hidden_unconditional=unconditional,
         guidance_scale=scale,
         temperature=sampling.temperature,
     ).unflatten(0, positions.shape)
+    return probability > (0.5 if sampling.deterministic_bits else at(noise.thresholds, positions)), probability
 
 
 def rank(
@@ -166,6 +183,11 @@ def fix(codes: Tensor, masked: Tensor, positions: Tensor, fixed: Tensor, bits: T
     bits = torch.where(fixed.unsqueeze(-1), bits, at(codes, positions))
     codes = codes.scatter(1, positions.unsqueeze(-1).expand_as(bits), bits)
     return codes, masked.scatter(1, positions, masked.gather(1, positions) & ~fixed)
+
+
+def noise_rows(model: BiGR, sampling: Sampling) -> int:
+    """How many uniform draws each bit gets in an iteration, beside its threshold: S, twice for the target "mask"."""
+    return sampling.diffusion_steps * (2 if model.config.target == "mask" else 1)
 
 
 def schedule(unknown: Sequence[int], iterations: int) -> list[list[int]]:

@@ -108,6 +108,7 @@ def learn(
         stage="generator",
         seed=settings.seed,
         label_dropout=section.label_dropout if section.use_labels else 1.0,
+        input_flip=section.input_flip,
         unconditional=model.config.num_classes,
         device=device,
     )

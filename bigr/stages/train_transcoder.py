@@ -83,6 +83,7 @@ def run(settings: "Settings", context: Context) -> None:
         stage="transcoder",
         seed=settings.seed,
         label_dropout=settings.generator.label_dropout if settings.generator.use_labels else 1.0,
+        input_flip=settings.generator.input_flip,
         unconditional=model.config.num_classes,
         device=device,
     )

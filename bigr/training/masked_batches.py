@@ -1,8 +1,8 @@
 """Batches of codes with masked tokens, for training and validation (docs/method.md, section 2, "Masking in training").
 
 Seed and epoch fix the order. Drawn for each step: which labels become unconditional, one count of masked tokens for the
-batch, and their positions in each image. Of codes with draws of the bits, each epoch uses the next draw, and never the
-thresholded bits.
+batch, their positions in each image, and which visible bits are flipped. Of codes with draws of the bits, each epoch
+uses the next draw, and never the thresholded bits.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,10 @@ from bigr.runtime.transfer import to_device
 
 
 class MaskedBatch(NamedTuple):
-    """codes: float [B, N, K], 0 or 1; labels: int64 [B]; masked: int64 [B, m], the positions that are masked."""
+    """codes: float [B, N, K], 0 or 1; labels: int64 [B]; masked: int64 [B, m], the positions that are masked.
+
+    The bits at these positions are the targets; the others are what the backbone reads, some of them flipped.
+    """
 
     codes: Tensor
     labels: Tensor
@@ -29,7 +32,8 @@ class MaskedBatch(NamedTuple):
 class MaskedBatches:
     """The training stream of one process: its share of each global batch of `batch_size`, on `device`.
 
-    label_dropout: the probability in [0, 1] that a label becomes `unconditional` (1: trained without labels).
+    label_dropout: the probability in [0, 1] that a label becomes `unconditional` (1: trained without labels);
+    input_flip: that a visible bit is flipped.
     """
 
     def __init__(
@@ -40,11 +44,13 @@ class MaskedBatches:
         stage: str,
         seed: int,
         label_dropout: float,
+        input_flip: float,
         unconditional: int,
         device: torch.device,
     ) -> None:
         self.dataset, self.batch_size, self.stage, self.seed = dataset, batch_size, stage, seed
         self.label_dropout, self.unconditional, self.device = label_dropout, unconditional, device
+        self.input_flip = input_flip
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def indices(self, step: int) -> Tensor:
@@ -87,6 +93,9 @@ class MaskedBatches:
         shared = derive_seed(self.seed, self.stage, "count", step)  # the same in all processes
         count = masked_count(shared % tokens, tokens)
         masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
+        if self.input_flip:
+            flipped = torch.rand(codes.shape, generator=draws) < self.input_flip
+            codes = codes ^ flipped.scatter(1, masked.unsqueeze(-1).expand(-1, -1, codes.shape[2]), False)
         codes, labels, masked = (to_device(t, self.device) for t in (codes, labels, masked))
         return MaskedBatch(codes.float(), labels, masked)
 

@@ -1,7 +1,8 @@
 """The Bernoulli transcoder: a per-token MLP that denoises bits under a condition h (docs/method.md, section 3).
 
-What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice), x₀ itself, or, as
-"direct", x₀ without any diffusion (one pass, no noisy input). Knows nothing about images or positions.
+What the network's K outputs mean is the `target`: the flip y = x₀ XOR xₜ (the paper's choice); x₀ itself; as "direct",
+x₀ without any diffusion (one pass, no noisy input); or, as "mask", x₀ where corrupted bits are absent instead of
+flipped (bigr/models/masked/masked_bits.py). Knows nothing about images or positions.
 
 Shapes: M tokens, K bits, D width of h, H width of the transcoder.
 """
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigr.models.masked.diffusion import BernoulliDiffusion, weighted_bce
+from bigr.models.masked.masked_bits import SHARE_STD, absent_counts, masked_bce, share_index, without_absent
 
 SINUSOIDS = 256
 
@@ -74,7 +76,7 @@ class Transcoder(nn.Module):
         return logits * (1 - 2 * xt) if self.config.target == "flip" else logits
 
     def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator, noise_draws: int = 1) -> Tensor:
-        """The wBCE of each token, [noise_draws · M]: steps and corruptions are drawn for x0 [M, K] (0/1 floats).
+        """The loss of each token, [noise_draws · M]: noise levels and corruptions are drawn for x0 [M, K] (0/1 floats).
 
         noise_draws: how many each token gets. What depends on h alone is computed once for all of them. Drawn from
         `generator`, which must be on x0's device. Source: docs/method.md, section 3, "Loss".
@@ -82,15 +84,36 @@ class Transcoder(nn.Module):
         x0 = x0.float()
         if self.config.target == "direct":  # nothing is drawn: one is as good as many
             return weighted_bce(self.direct_logits(condition), x0).mean(-1)
-        steps = self.config.diffusion_steps
         embedded = self.c_embedder(condition).repeat(noise_draws, 1)
-        step_embeddings = self.t_embedder(torch.arange(steps, device=x0.device))
+        level_embeddings = self.t_embedder(self.levels())
         x0 = x0.repeat(noise_draws, 1)
-        t = torch.randint(1, steps + 1, (len(x0),), generator=generator, device=x0.device)
-        noise = torch.rand(x0.shape, generator=generator, device=x0.device)
-        xt = (noise < self.diffusion.noisy_probability(x0, t)).float()
-        target = (x0 - xt).abs() if self.config.target == "flip" else x0
-        return weighted_bce(self.denoise(xt, embedded + F.embedding(t - 1, step_embeddings)), target).mean(-1)
+        xt, level = self.corrupted(x0, generator)
+        logits = self.denoise(xt, embedded + F.embedding(level, level_embeddings))
+        return self.bit_losses(logits, x0, xt).mean(-1)
+
+    def levels(self) -> Tensor:
+        """The step index of each noise level of training: 0..T−1, or that of 1..K absent bits."""
+        bits, steps, device = self.config.code_bits, self.config.diffusion_steps, self.t_embedder.frequencies.device
+        if self.config.target == "mask":
+            return share_index(torch.arange(1, bits + 1, device=device), bits, steps)
+        return torch.arange(steps, device=device)
+
+    def corrupted(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """xₜ [M, K], a corruption of x₀ [M, K] that is drawn, and the place of its level in `levels`, int64 [M]."""
+        rows, device = len(x0), x0.device
+        if self.config.target == "mask":
+            z = SHARE_STD * torch.randn(rows, generator=generator, device=device)
+            counts = absent_counts(z, self.config.code_bits)
+            return without_absent(x0, counts, torch.rand(x0.shape, generator=generator, device=device)), counts - 1
+        t = torch.randint(1, self.config.diffusion_steps + 1, (rows,), generator=generator, device=device)
+        noise = torch.rand(x0.shape, generator=generator, device=device)
+        return (noise < self.diffusion.noisy_probability(x0, t)).float(), t - 1
+
+    def bit_losses(self, logits: Tensor, x0: Tensor, xt: Tensor) -> Tensor:
+        """The loss of each bit, from the network's logits for xₜ; all [M, K]."""
+        if self.config.target == "mask":
+            return masked_bce(logits, x0, xt)
+        return weighted_bce(logits, (x0 - xt).abs() if self.config.target == "flip" else x0)
 
     def direct_logits(self, condition: Tensor) -> Tensor:
         """Logits of x₀ [M, K] in one pass, from h [M, D] alone (target "direct"): the input bits are all ones."""
