@@ -153,10 +153,11 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
     codes, mask = torch.zeros(rows, tokens, config.code_bits), torch.zeros(rows, tokens, dtype=torch.bool)
     hidden = torch.zeros(images * tokens, config.dim)
     noise = torch.zeros(sampling.diffusion_steps, images * tokens, config.code_bits)
+    few = noise[:3]  # a step needs no more memory than the one before it
     backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
     other, scale = (hidden if rows > images else None), sampling.guidance_scale
     transcoder = peak_bytes(
-        lambda: bit_probabilities(model.transcoder, hidden, noise, hidden_unconditional=other, guidance_scale=scale),
+        lambda: bit_probabilities(model.transcoder, hidden, few, hidden_unconditional=other, guidance_scale=scale),
         arithmetic,
     )
     drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions
