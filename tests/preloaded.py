@@ -74,7 +74,7 @@ def _stop(process: "subprocess.Popen[str]", path: str) -> None:
     assert process.stdin is not None
     process.stdin.close()  # it ends then, and so it does where this process is killed
     process.wait()
-    os.rmdir(os.path.dirname(path))
+    Path(path).parent.rmdir()
 
 
 def serve(path: str) -> None:
@@ -92,7 +92,7 @@ def serve(path: str) -> None:
                 if key.fileobj == sys.stdin.fileno():
                     for number in forks:
                         os.kill(number, signal.SIGKILL)
-                    os.unlink(path)
+                    Path(path).unlink()
                     return sys.exit(0)
                 if key.fileobj is listener:
                     asked = listener.accept()[0]

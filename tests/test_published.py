@@ -454,8 +454,8 @@ def test_importing_needs_far_less_memory_than_the_file_has(tmp_path):
     work = f"bigr.interop.published.exchange.import_generator(Path({str(path)!r}), Path({str(tmp_path / 'model')!r}))"
     whole = f"bytes(Path({str(path)!r}).read_bytes())"
     idle, importing, reading = (peak(code) for code in ("", work, whole))
-    assert path.stat().st_size > 2e8
-    assert reading - idle > 2e8  # the measure sees what is read
+    assert path.stat().st_size > 1.9e8
+    assert reading - idle > 1.8e8  # the measure sees what is read
     assert importing - idle < 1e8, (idle, importing)
 
 

@@ -5,9 +5,9 @@ No field has a default: every value stands in params.yaml. What settings of seve
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from bigr.config.rules import RULES
 from bigr.runtime.explain import InvalidSetting, some
@@ -26,7 +26,20 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Word = Annotated[str, StringConstraints(pattern=r"^\w+$")]
 Precision = Literal["auto", "float32", "bfloat16"]
+DecodePrecision = Literal["float32", "tf32", "bfloat16"]
 Target = Literal["flip", "x0", "direct", "mask"]
+
+
+def _check_steps(value: Any) -> Any:
+    numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("steps should be a number above 0, or two: of the first iteration and of the last")
+    return value
+
+
+Steps = Annotated[
+    Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)], BeforeValidator(_check_steps)
+]
 
 
 class _Section(BaseModel):
@@ -34,10 +47,10 @@ class _Section(BaseModel):
 
 
 class RunSettings(_Section):
-    """Where and how. Nothing here but `precision` reruns a stage, nor changes what is learnt and drawn from.
+    """Where and how. Nothing here but the two precisions reruns a stage, nor changes what is learnt and drawn from.
 
-    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way. Another
-    `device` or number of `processes` gives other draws of the same distribution.
+    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way, as does
+    compiled code. Another `device`, `compile` or number of `processes` gives other draws of the same distribution.
     """
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -45,6 +58,10 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
+    activation_checkpointing: bool
+    decode_precision: DecodePrecision
+    compile: Literal["auto", "off"]
 
     @property
     def one_gpu(self) -> bool:
@@ -65,6 +82,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count
@@ -240,7 +258,7 @@ class SamplesSettings(_Section):
     count: Positive
     batch_size: Positive
     iterations: Positive
-    diffusion_steps: Positive
+    diffusion_steps: Steps
     order: Literal["entropy", "margin", "random", "raster", "halton"]
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     guidance_schedule: Literal["constant", "linear", "cosine"]

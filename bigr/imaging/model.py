@@ -21,7 +21,7 @@ from bigr.imaging import similarity
 from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, load_networks
 from bigr.imaging.blend import Blend, check
 from bigr.imaging.frames import progress_reporter
-from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
+from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits, within
 from bigr.imaging.painting import enlarge, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
@@ -33,6 +33,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
+from bigr.sampling.acceleration import accelerate
 from bigr.sampling.editing import OnIteration, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
@@ -74,11 +75,12 @@ class ImageModel:
         weight of the generator is not finite.
         """
         tokenizer, network = networks
-        context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
-        most = {name: min(getattr(settings.sampling, name), most) for name, (_, most) in limits(network).items()}
+        device = network.backbone.mask_tok.device
+        accelerate(network, settings.compile, device)
+        context = partial(autocast, device, settings.precision, network.config.dim)
         model = cls(
-            Sampler(tokenizer, network, settings.batch_size, context),
-            replace(settings.sampling, **most),
+            Sampler(tokenizer, network, settings.batch_size, context, settings.decode_precision),
+            within(settings.sampling, limits(network)),
             settings.editing or PAPER_EDITING,
             settings.classes,
             knows_labels=settings.knows_labels,
@@ -109,7 +111,7 @@ class ImageModel:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings.
 
-        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precision is not kept.
+        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precisions are not kept.
         """
         how = ImageSettings(self.sampling, self.editing, self.classes, "auto", self.batch_size, self.knows_labels)
         folder = Path(folder)

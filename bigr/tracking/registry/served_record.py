@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bigr.imaging.assembly import ImageSettings
 from bigr.imaging.options import Editing
+from bigr.models.described import from_values
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling
 
@@ -35,6 +36,7 @@ class ServedRecord:
             editing=Editing.of(settings.editing),
             classes=list(classes),
             precision=settings.run.precision,
+            decode_precision=settings.run.decode_precision,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels,
         )
@@ -49,7 +51,7 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. In those of earlier versions `editing` and `max_images` may be missing.
+        """The record that `write` wrote. Earlier versions may lack `editing`, `max_images` and `decode_precision`.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
@@ -59,6 +61,7 @@ class ServedRecord:
                 editing=_section(Editing, written["editing"]) if "editing" in written else None,
                 classes=list(written["classes"]),
                 precision=str(written["precision"]),
+                decode_precision=str(written.get("decode_precision", "float32")),
                 batch_size=int(written["batch_size"]),
                 knows_labels=bool(written["use_labels"]),
             )
@@ -75,6 +78,7 @@ class ServedRecord:
             **editing,
             "seed": self.seed,
             "precision": images.precision,
+            "decode_precision": images.decode_precision,
             "batch_size": images.batch_size,
             "max_images": self.max_images,
             "use_labels": images.knows_labels,
@@ -85,4 +89,4 @@ class ServedRecord:
 def _section(cls: type[Section], values: Mapping[str, Any]) -> Section:
     if unknown := values.keys() - {field.name for field in fields(cls)}:
         raise BigrError(f"the version is served with settings that this code lacks: {', '.join(sorted(unknown))}")
-    return cls(**values)
+    return from_values(cls, values)
