@@ -226,6 +226,18 @@ def waits() -> Iterator[list[str]]:
                 torch.cuda.set_sync_debug_mode("default")
 
 
+def test_recomputed_activations_give_the_same_weights(tmp_path: Path, measured: Measured) -> None:
+    write_codes(tmp_path)
+    ends = []
+    for switch in (False, True):
+        peak()
+        changes = {"generator__dropout": 0.2, "run__activation_checkpointing": switch, "generator__accumulate": 2}
+        train_generator.run(on_device(**changes), Context(tmp_path))
+        measured(f"activation checkpointing {switch}: {peak()}")
+        ends.append(weights(tmp_path / "models" / "generator"))
+    assert ends[0] == ends[1]
+
+
 MOVES = (
     "stages/train_tokenizer.py learn",
     "stages/train_generator.py learn",
