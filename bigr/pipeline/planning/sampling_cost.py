@@ -153,10 +153,11 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
     hidden = torch.zeros(images * tokens, config.dim)
     noise_of = max(noise_rows(model, sampling, i) for i in range(sampling.iterations))
     noise = torch.zeros(noise_of, images * tokens, config.code_bits)
+    few = noise[:4]  # a step needs no more memory than the one before it
     backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
     other, scale = (hidden if rows > images else None), sampling.guidance_scale
     transcoder = peak_bytes(
-        lambda: transcode(model.transcoder, hidden, other, noise, noise[0], sampling, scale), arithmetic
+        lambda: transcode(model.transcoder, hidden, other, few, noise[0], sampling, scale), arithmetic
     )
     drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions
     return drawn + max(backbone, rows // images * hidden.nbytes + transcoder)
