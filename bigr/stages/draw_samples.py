@@ -18,6 +18,7 @@ from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
+from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.files import write_npz
@@ -50,15 +51,17 @@ def run(settings: "Settings", context: Context) -> None:
     mine = range(rank(), section.count, world())
 
     images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
+
+    def draw(places: slice) -> None:
+        chosen = list(mine[places])
+        with autocast(device, settings.run.precision, model.config.dim):
+            codes = sample_codes(model, conditions[chosen].to(device), Sampling.of(section), [seeds[i] for i in chosen])
+        images[places] = decoded(tokenizer, codes)
+
     with Progress("samples", section.count, unit="image", enabled=is_main()) as bar:
         for places in batched(len(mine), section.batch_size):
-            chosen = [mine[place] for place in places]
-            with autocast(device, settings.run.precision, model.config.dim):
-                codes = sample_codes(
-                    model, conditions[chosen].to(device), Sampling.of(section), [seeds[i] for i in chosen]
-                )
-            images[places.start : places.stop] = decoded(tokenizer, codes)
-            bar.advance(len(chosen) * world())
+            in_parts(draw, places, model.config.grid**2, device)
+            bar.advance(len(places) * world())
 
     images = gathered(images, section.count, device)
     if is_main():
