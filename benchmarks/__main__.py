@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks`."""
 
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -9,7 +10,8 @@ from bigr.cli.program import let_threads_wait
 
 let_threads_wait()  # as in all commands; torch reads it when it is loaded
 
-from benchmarks import busy, editing, precision, steps
+from benchmarks import busy, editing, frontier, precision, steps
+from benchmarks.frontier import measure, train, tune
 
 app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None, invoke_without_command=True)
 GPU_BATCHES = (1, 16, 64, 256)
@@ -64,7 +66,15 @@ def compare(
     typer.echo("\n".join(report.lines(machine, results)))
 
 
-for module in (steps, busy, editing, precision):
-    app.command(module.__name__.split(".")[-1], help="\b\n" + str(module.__doc__))(module.main)
+def _verbatim(module: ModuleType) -> str:
+    """A module's docstring, whose lines stay as they are."""
+    return "\b\n" + str(module.__doc__).replace("\n\n", "\n\n\b\n")
+
+
+frontier_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(frontier_app, name="frontier", help=_verbatim(frontier))
+for group, modules in ((app, (steps, busy, editing, precision)), (frontier_app, (train, tune, measure))):
+    for module in modules:
+        group.command(module.__name__.split(".")[-1], help=_verbatim(module))(module.main)
 
 app(prog_name="python -m benchmarks")

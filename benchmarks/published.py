@@ -3,7 +3,7 @@
 Each iteration of sampling runs every token through the transcoder, known ones too. The two parts of guidance are
 separate calls, in the backbone and in each diffusion step. Each diffusion step embeds h and its step again. A training
 step runs every token through the transcoder and drops the loss of known ones; the moving average is one parameter
-after another, and the loss is read back in each step.
+after another, and the loss is read back in each step. Linear layers are torch's own.
 
 The distribution is that of bigr/sampling: tests/test_benchmarks.py compares the bit probabilities for equal noise.
 Shapes: B images, N tokens, K bits, S diffusion steps.
@@ -11,11 +11,14 @@ Shapes: B images, N tokens, K bits, S diffusion steps.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from bigr.models.linear import Linear
 from bigr.models.masked.diffusion import weighted_bce
 from bigr.models.masked.generator import BiGR
 from bigr.sampling.unmask import Sampling
@@ -23,11 +26,20 @@ from bigr.sampling.unmask import Sampling
 Draw = Callable[[tuple[int, ...]], Tensor]
 
 
+@contextmanager
+def plain_linear() -> Iterator[None]:
+    """The networks' linear layers are torch's own, as in the published code."""
+    with patch.object(Linear, "forward", nn.Linear.forward):
+        yield
+
+
 @torch.no_grad()
-def bit_probabilities(model: BiGR, h: Tensor, h_unconditional: Tensor | None, how: Sampling, scale: float, draw: Draw):
-    """P of every token, float [B·N, K], from h [B·N, D]; draw: uniform numbers of a shape, once for each step."""
+def bit_probabilities(
+    model: BiGR, h: Tensor, h_unconditional: Tensor | None, how: Sampling, i: int, scale: float, draw: Draw
+):
+    """P of every token in iteration i, float [B·N, K]; h: [B·N, D]; draw: uniform numbers of a shape, once a step."""
     transcoder, diffusion = model.transcoder, model.transcoder.diffusion
-    steps = diffusion.reverse_steps(how.diffusion_steps)
+    steps = diffusion.reverse_steps(how.steps(i))
     xt = (draw((len(h), model.config.code_bits)) < 0.5).float()
     for i, step in enumerate(steps):
         t = torch.full((len(h),), step, device=h.device)
@@ -43,6 +55,7 @@ def bit_probabilities(model: BiGR, h: Tensor, h_unconditional: Tensor | None, ho
     return x0
 
 
+@plain_linear()
 @torch.no_grad()
 def sample_codes(model: BiGR, labels: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
     """Codes bool [B, N, K] for labels [B], all on one device; orders `entropy` and `margin`, constant Gumbel noise."""
@@ -59,7 +72,7 @@ def sample_codes(model: BiGR, labels: Tensor, how: Sampling, generator: torch.Ge
         scale = 1 + (how.guidance_scale - 1) * ratio if how.guidance_schedule == "linear" else how.guidance_scale
         h = model.hidden(codes, labels, masked).flatten(0, 1)
         h_unconditional = model.hidden(codes, unconditional, masked).flatten(0, 1) if scale != 1 else None
-        p = bit_probabilities(model, h, h_unconditional, how, scale, draw).view(batch, tokens, bits)
+        p = bit_probabilities(model, h, h_unconditional, how, i, scale, draw).view(batch, tokens, bits)
         if how.order == "margin":
             certainty = (2 * p - 1).abs().mean(-1)
         else:
@@ -83,6 +96,7 @@ class TrainingStep:
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
 
+    @plain_linear()
     def loss(self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
         """The mean wBCE of masked tokens: codes [B, N, K], labels [B], masked int64 [B, m]."""
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)

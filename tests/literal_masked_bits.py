@@ -16,7 +16,7 @@ class LiteralMaskedBits(Literal):
 
     def counts(self) -> list[int]:
         """How many bits each step decides; not given, ⌊K·x·max(x, ½) + ½⌋ are known after the share x of the steps."""
-        bits, steps = self.model.config.code_bits, self.how.diffusion_steps
+        bits, steps = self.model.config.code_bits, self.count(self.iteration)
         known = [int(bits * x * max(x, 0.5) + 0.5) for x in (s / steps for s in range(steps + 1))]
         return list(self.how.bit_counts or (b - a for a, b in pairwise(known)))
 

@@ -36,9 +36,16 @@ class Literal:
         """bₜ = (1−kₜ)/2."""
         return (1 - self.k(t)) / 2
 
+    def count(self, i: int) -> int:
+        """Sᵢ = S, or round(S₀ + (S₁ − S₀)·i/(n−1))."""
+        if isinstance(self.how.diffusion_steps, int):
+            return self.how.diffusion_steps
+        s0, s1 = self.how.diffusion_steps
+        return round(Fraction((self.how.iterations - 1 - i) * s0 + i * s1, self.how.iterations - 1))
+
     def steps(self) -> list[int]:
-        """⌊linspace(0, 1, S)·(T−1)⌋ into 1..T, run downwards."""
-        count = self.how.diffusion_steps
+        """⌊linspace(0, 1, Sᵢ)·(T−1)⌋ into 1..T, run downwards."""
+        count = self.count(self.iteration)
         indices = [math.floor(Fraction(j, count - 1) * (self.T - 1)) for j in range(count)]
         return [index + 1 for index in indices][::-1]
 
@@ -156,6 +163,7 @@ class Literal:
         labels, unconditional = torch.full((count,), label), torch.full((count,), self.model.config.num_classes)
         left = int(unknown.sum())
         for i in range(self.how.iterations):
+            self.iteration = i
             h, h_unconditional = (self.model.hidden(codes, given, masked) for given in (labels, unconditional))
             probability, certainty = torch.zeros_like(codes), torch.full((count, tokens), -math.inf)
             for token in range(tokens):

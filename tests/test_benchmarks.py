@@ -39,9 +39,9 @@ def test_the_published_reverse_process_gives_the_same_bit_probabilities(subject:
     draws = generator(1, "test")
     tokens, width = 5, model.config.dim
     h, u = (torch.randn(tokens, width, generator=draws) for _ in range(2))
-    noise = torch.rand(how.diffusion_steps, tokens, model.config.code_bits, generator=draws)
+    noise = torch.rand(how.steps(0), tokens, model.config.code_bits, generator=draws)
     rows = iter(noise)
-    theirs = published.bit_probabilities(model, h, u if scale != 1 else None, how, scale, lambda shape: next(rows))
+    theirs = published.bit_probabilities(model, h, u if scale != 1 else None, how, 0, scale, lambda shape: next(rows))
     ours = bit_probabilities(
         model.transcoder, h, noise, hidden_unconditional=u if scale != 1 else None, guidance_scale=scale
     )

@@ -213,6 +213,8 @@ WRONG = [
     (("edit", "one.png", *LOWER_HALF, "--label", "x"), "--label must be a class of the model, got 'x'"),
     (("generate", "0", "--iterations", "99"), "--iterations must be a whole number from 1 to 16, got 99"),
     (("generate", "0", "--steps", "1"), "--steps must be a whole number from 2 to 16, got 1"),
+    (("generate", "0", "--steps", "9,1"), "--steps must be a whole number from 2 to 16, got 1"),
+    (("generate", "0", "--steps", "9:4"), "--steps 9:4: give one number, or those of the first and the last iteration"),
     (("generate", "0", "--variants", "0"), "--variants must be a whole number from 1 to 1024, got 0"),
     (("generate", "0", "--seed", "-1"), "--seed must be a whole number from 0 to 9223372036854775807, got -1"),
     (("generate", "0", "--guidance", "-1"), "--guidance must be a number, 0 or more, got -1.0"),

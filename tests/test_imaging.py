@@ -411,6 +411,8 @@ WRONG = {
     "label must be a class of the model, got '-1'": lambda m: m.generate(-1),
     "iterations must be a whole number from 1 to 16, got 0": lambda m: m.generate(0, iterations=0),
     "diffusion_steps must be a whole number from 2 to 16, got 1": lambda m: m.generate(0, diffusion_steps=1),
+    "diffusion_steps must be a whole number from 2 to 16, got 17": lambda m: m.generate(0, diffusion_steps=(4, 17)),
+    "diffusion_steps must be one number, or the first": lambda m: m.generate(0, diffusion_steps=[4, 3, 2]),
     "guidance_scale must be a number, 0 or more, got nan": lambda m: m.generate(0, guidance_scale=float("nan")),
     "seed must be a whole number from 0 to 9223372036854775807, got -1": lambda m: m.generate(0, seed=-1),
     "variants must be a whole number from 1 to 1024, got 0": lambda m: m.generate(0, variants=0),

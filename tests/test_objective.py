@@ -30,7 +30,6 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> list[MaskedBatch]:
         label_dropout=0.1,
         input_flip=0.0,
         unconditional=CLASSES,
-        device=torch.device("cpu"),
     )
     return [stream.batch(step) for step in range(BATCHES)]
 
@@ -71,7 +70,7 @@ def test_each_pass_over_the_data_shows_the_next_draw_of_the_bits(tmp_path: Path,
     options["unconditional"] = CLASSES
 
     def stream() -> MaskedBatches:
-        return MaskedBatches(dataset, 4, device=torch.device("cpu"), **options)
+        return MaskedBatches(dataset, 4, **options)
 
     steps = list(itertools.islice(stream().from_step(0), 18))
     shown = torch.cat([batch.codes for batch in steps]).bool()

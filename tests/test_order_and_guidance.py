@@ -1,4 +1,4 @@
-"""Orders and schedules that are not in the paper: exact (tests/test_exactness.py), and what they save."""
+"""Orders and schedules (of guidance, of diffusion steps) that are not in the paper: exact, and what they save."""
 
 import math
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bigr.sampling import unmask
 from bigr.sampling.halton import halton_places
 from bigr.sampling.unmask import Sampling, guidance, sample_codes
 from tests import test_exactness as exactness
@@ -18,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "cosine guidance": {"guidance_scale": 3.0, "guidance_schedule": "cosine", "guidance_power": 2.0},
     "late guidance": {"guidance_scale": 3.0, "guidance_start": 0.34},
     "late guidance that rises": {"guidance_scale": 3.0, "guidance_start": 0.34, "guidance_schedule": "linear"},
+    "fewer diffusion steps at the end": {"guidance_scale": 2.0, "diffusion_steps": (8, 2)},
+    "more diffusion steps at the end": {"diffusion_steps": (2, 7), "known": True},
 }
 
 
@@ -56,6 +59,16 @@ class GuidedOneLater(Literal):
         return super().scale(i - 1)
 
 
+class FirstNumberThroughout(Literal):
+    def count(self, i: int) -> int:
+        return super().count(0)
+
+
+class StepsOneBehind(Literal):
+    def count(self, i: int) -> int:
+        return super().count(max(0, i - 1))
+
+
 @pytest.mark.parametrize(
     ("case", "mistake"),
     [
@@ -63,6 +76,8 @@ class GuidedOneLater(Literal):
         ("cosine guidance", PowerOfTheScale),
         ("late guidance", GuidedFromTheStart),
         ("late guidance", GuidedOneLater),
+        ("fewer diffusion steps at the end", FirstNumberThroughout),
+        ("fewer diffusion steps at the end", StepsOneBehind),
     ],
 )
 def test_a_sampler_with_a_mistake_is_rejected(case: str, mistake: type[Literal]) -> None:
@@ -118,3 +133,26 @@ def test_an_iteration_without_guidance_runs_the_networks_once() -> None:
     finally:
         hook.remove()
     assert rows == [1, 1, 2, 2]
+
+
+def test_diffusion_steps_go_from_the_first_number_to_the_last() -> None:
+    assert [Sampling(5, (30, 4)).steps(i) for i in range(5)] == [30, 24, 17, 10, 4]  # 23.5 and 10.5: halves to even
+    assert [Sampling(3, (2, 8)).steps(i) for i in range(3)] == [2, 5, 8]
+    assert Sampling(1, (30, 4)).steps(0) == 30
+
+
+@pytest.mark.parametrize("steps", [4, (4, 4), (6, 2)])
+def test_an_iteration_draws_and_denoises_as_often_as_it_has_steps(
+    steps: int | tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, denoised, drawn = exactness.model("flip"), [], []
+    denoise, draw = model.transcoder.denoise, unmask.draw_noise
+    monkeypatch.setattr(model.transcoder, "denoise", lambda xt, c: denoised.append(len(xt)) or denoise(xt, c))
+    monkeypatch.setattr(unmask, "draw_noise", lambda *shape: drawn.append(shape[1]) or draw(*shape))
+    codes = sample_codes(model, torch.tensor([1]), Sampling(3, steps, order="raster"), [0])
+    expected = [6, 4, 2] if steps == (6, 2) else [4, 4, 4]
+    tokens = [4, 3, 2]  # masked before each iteration
+    assert drawn == expected
+    assert denoised == [m for m, count in zip(tokens, expected, strict=True) for _ in range(count)]
+    same = sample_codes(model, torch.tensor([1]), Sampling(3, 4, order="raster"), [0])
+    assert torch.equal(codes, same) == (steps != (6, 2))

@@ -31,6 +31,8 @@ from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.stages import draw_samples
 from bigr.tracking.registry import scoring_server
+from bigr.tracking.registry.package import params_of
+from bigr.tracking.registry.served import ADJUSTABLE
 from bigr.tracking.registry.served_record import ServedRecord
 from bigr.tracking.registry.versions import CHALLENGER, CHAMPION, NAME, Candidate, Registry, Version
 from bigr.tracking.store import DEFAULTS, Store
@@ -190,6 +192,17 @@ def test_a_record_is_read_as_it_was_written_and_one_of_an_earlier_version_as_wel
     earlier = {name: value for name, value in written.items() if name not in ("editing", "max_images")}
     read = ServedRecord.read(earlier)
     assert read.images == replace(record.images, editing=None) and read.max_images >= COUNT
+
+
+def test_a_version_with_a_schedule_of_diffusion_steps_takes_one_number_or_two() -> None:
+    from mlflow.models.utils import _enforce_params_schema
+
+    scheduled = settings(samples__diffusion_steps=[8, 3])
+    record = ServedRecord.of(scheduled, ["a", "b", "c"])
+    assert ServedRecord.read(json.loads(json.dumps(record.write()))) == record
+    for given, asked in (({}, [8, 3]), ({"diffusion_steps": [4]}, 4), ({"diffusion_steps": [4, 2]}, [4, 2])):
+        params = _enforce_params_schema(given, params_of(scheduled))
+        assert ADJUSTABLE["diffusion_steps"](params["diffusion_steps"]) == asked
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,29 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"run.processes": 5}, "tokenizer.batch_size must be a multiple of run.processes = 5…, got 48"),
     ({"run.processes": 3}, "generator.batch_size must be a multiple of run.processes = 3…, got 64"),
     ({"transcoder.batch_size": 9, "run.processes": 2}, "transcoder.batch_size must be a multiple of run.proc…, got 9"),
+    (
+        {"generator.accumulate": 16, "run.processes": 8},
+        "generator.batch_size must be a multiple of run.processes = 8 times generator.accumulate = 16, got 64",
+    ),
+    (
+        {
+            **{"tokenizer.accumulate": 2, "tokenizer.gan_weight": 1.0},
+            **{"shards.image_size": 32, "tokenizer.attention_resolutions": []},
+        },
+        "tokenizer.accumulate must be 1 where tokenizer.gan_weight is > 0 (the adaptive weight…, got 2",
+    ),
+    (
+        {"tokenizer.accumulate": 2, "tokenizer.quantizer": "lfq"},
+        "tokenizer.accumulate must be 1 where tokenizer.lfq_entropy_weight is > 0 (the entropy…, got 2",
+    ),
     ({"samples.iterations": 17}, "samples.iterations must be at most 16, the number of tokens (4×4)…, got 17"),
     ({"samples.diffusion_steps": 257}, "samples.diffusion_steps must be 2 to 256, the number of generator.…, got 257"),
+    ({"samples.diffusion_steps": [30, 1]}, "samples.diffusion_steps must be 2 to 256, the number…, got [30, 1]"),
+    (
+        {"samples.diffusion_steps": [30, 4, 2]},
+        "samples.diffusion_steps must be a number above 0, or two…, got [30, 4, 2]",
+    ),
+    ({"samples.diffusion_steps": "30,4"}, "samples.diffusion_steps must be a number above 0, or two…, got '30,4'"),
     (
         {"transcoder.start": "scratch", "transcoder.diffusion_steps": 8},
         "samples.diffusion_steps must be 2 to 8, the number of transcoder.diffusion_steps…, got 20",
@@ -206,6 +227,7 @@ def test_the_embedded_digits_are_known_however_their_folder_is_written(source: s
         {"generator.label_dropout": 0.0, "samples.guidance_scale": 1.0},
         {"generator.label_dropout": 0.0, "generator.use_labels": False, "samples.guidance_scale": 1.0},
         {"samples.count": 4, "tokenizer.warmup_steps": 500},
+        {"samples.diffusion_steps": [256, 2]},
         {"tokenizer.from": "ready", "tokenizer.batch_size": 7, "run.processes": 2},
         {"run.device": "cuda", "run.processes": 4},
         {"run.device": "cuda:3", "run.processes": 1},

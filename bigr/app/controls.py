@@ -100,7 +100,8 @@ def class_choices(model: ImageModel, none: str | None = None) -> list[tuple[str,
 
 
 def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = False) -> list[Any]:
-    """The options of every call: seed, variants, iterations, guidance, diffusion steps, in this order.
+    """The options of every call: seed, variants, iterations, guidance, diffusion steps (of the first iteration and of
+    the last), in this order.
 
     seam: before them, how a painted part is blended into the image.
     """
@@ -116,11 +117,12 @@ def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = F
         scale = gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.1, label="Guidance", min_width=140)
         if "diffusion_steps" in limits:
             least, most = limits["diffusion_steps"]
-            steps: Any = gr.Slider(
-                least, most, value=sampling.diffusion_steps, step=1, label="Diffusion steps", min_width=140
-            )
+            steps: list[Any] = [
+                gr.Slider(least, most, value=sampling.steps(i), step=1, label=label, min_width=140)
+                for i, label in ((0, "Diffusion steps"), (sampling.iterations - 1, "Diffusion steps at the end"))
+            ]
         else:
-            steps = gr.State(None)
+            steps = [gr.State(None), gr.State(None)]
         if seam:
             blend = gr.Radio(BLENDS, value=BLENDS[0], label="Seam", elem_classes="blend", min_width=280)
-    return [*([blend] if seam else []), seed, number, iterations, scale, steps]
+    return [*([blend] if seam else []), seed, number, iterations, scale, *steps]

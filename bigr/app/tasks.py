@@ -210,13 +210,13 @@ class Tasks:
 
     def _how(self, options: Sequence[float | None]) -> dict[str, Any]:
         """The keyword arguments of `ImageModel` for the values of the sliders, in the page's order."""
-        seed, variants, iterations, guidance, steps = options
+        seed, variants, iterations, guidance, *steps = options
         how: dict[str, Any] = {
             "seed": int(seed or 0),
             "variants": int(variants or 1),
             "iterations": None if iterations is None else int(iterations),
             "guidance_scale": None if guidance is None else float(guidance),
-            "diffusion_steps": None if steps is None else int(steps),
+            "diffusion_steps": None if None in steps else [int(count) for count in steps if count is not None],
         }
         if not 1 <= how["variants"] <= MAX_VARIANTS:
             raise BigrError(f"Variants must be 1 to {MAX_VARIANTS}, got {how['variants']}")

@@ -74,7 +74,10 @@ class Drawn(Common):
     guidance: Annotated[
         float | None, typer.Option(metavar="X", help="Guidance scale: 1 is none, more is more typical of the class.")
     ] = None
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Diffusion steps of each iteration.")] = None
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="N|FIRST,LAST", help="Diffusion steps of each iteration, or of the first and the last."),
+    ] = None
     trace: Annotated[
         bool, typer.Option("--trace", help="Also draw the order of the tokens: a strip and an animation.")
     ] = False
@@ -86,7 +89,7 @@ class Drawn(Common):
             "variants": self.variants,
             "iterations": self.iterations,
             "guidance_scale": self.guidance,
-            "diffusion_steps": self.steps,
+            "diffusion_steps": None if self.steps is None else _steps_of(self.steps),
         }
 
 
@@ -114,6 +117,13 @@ class Masked(Blended):
 
 
 Options = TypeVar("Options", bound=Common)
+
+
+def _steps_of(text: str) -> int | list[int]:
+    if re.fullmatch(r"\d{1,6}(,\d{1,6})?", text) is None:
+        raise BigrError(f"--steps {text}: give one number, or those of the first and the last iteration, as 30,4")
+    numbers = [int(number) for number in text.split(",")]
+    return numbers if len(numbers) == 2 else numbers[0]
 
 
 def takes(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -5,9 +5,9 @@ No field has a default: every value stands in params.yaml. What settings of seve
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from bigr.config.rules import RULES
 from bigr.runtime.explain import InvalidSetting, some
@@ -29,6 +29,18 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Target = Literal["flip", "x0", "direct", "mask"]
 
 
+def _check_steps(value: Any) -> Any:
+    numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("steps should be a number above 0, or two: of the first iteration and of the last")
+    return value
+
+
+Steps = Annotated[
+    Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)], BeforeValidator(_check_steps)
+]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
@@ -45,6 +57,8 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
+    activation_checkpointing: bool
 
     @property
     def one_gpu(self) -> bool:
@@ -65,6 +79,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count
@@ -240,7 +255,7 @@ class SamplesSettings(_Section):
     count: Positive
     batch_size: Positive
     iterations: Positive
-    diffusion_steps: Positive
+    diffusion_steps: Steps
     order: Literal["entropy", "margin", "random", "raster", "halton"]
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     guidance_schedule: Literal["constant", "linear", "cosine"]

@@ -9,6 +9,7 @@ from bigr.imaging.options import Editing
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.described import from_values
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
@@ -63,7 +64,7 @@ class ImageSettings:
             return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            sampling, editing = Sampling(**values.pop("sampling")), Editing(**values.pop("editing"))
+            sampling, editing = from_values(Sampling, values.pop("sampling")), Editing(**values.pop("editing"))
             found = cls(sampling=sampling, editing=editing, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BigrError(f"{path}: not the settings of an ImageModel: {error}") from None

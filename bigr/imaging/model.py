@@ -21,7 +21,7 @@ from bigr.imaging import similarity
 from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, load_networks
 from bigr.imaging.blend import Blend, check
 from bigr.imaging.frames import progress_reporter
-from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits
+from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits, within
 from bigr.imaging.painting import enlarge, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
@@ -75,10 +75,9 @@ class ImageModel:
         """
         tokenizer, network = networks
         context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
-        most = {name: min(getattr(settings.sampling, name), most) for name, (_, most) in limits(network).items()}
         model = cls(
             Sampler(tokenizer, network, settings.batch_size, context),
-            replace(settings.sampling, **most),
+            within(settings.sampling, limits(network)),
             settings.editing or PAPER_EDITING,
             settings.classes,
             knows_labels=settings.knows_labels,

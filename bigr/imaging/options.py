@@ -4,7 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 from bigr.imaging.frames import Frame
 from bigr.models.described import described
@@ -23,15 +23,16 @@ class Options(TypedDict, total=False):
     """The keyword arguments that every application takes.
 
     seed: 0 or more, the same seed gives the same images; variants: images of each kind, by other draws; iterations,
-    guidance_scale, diffusion_steps: of the sampler, in place of the model's own settings; on_step: called with a
-    `Frame` after every iteration; an exception that it raises ends the call.
+    guidance_scale, diffusion_steps (one number, or those of the first iteration and of the last): of the sampler, in
+    place of the model's own settings; on_step: called with a `Frame` after every iteration; an exception that it raises
+    ends the call.
     """
 
     seed: int
     variants: int
     iterations: int | None
     guidance_scale: float | None
-    diffusion_steps: int | None
+    diffusion_steps: int | Sequence[int] | None
     on_step: OnStep | None
 
 
@@ -74,7 +75,7 @@ class SamplingOptions:
     variants: int = 1
     iterations: int | None = None
     guidance_scale: float | None = None
-    diffusion_steps: int | None = None
+    diffusion_steps: int | Sequence[int] | None = None
     on_step: OnStep | None = None
 
     def seeds(self, count: int, *place: str | int) -> list[int]:
@@ -83,14 +84,18 @@ class SamplingOptions:
 
     def applied(self, sampling: Sampling, limits: dict[str, tuple[int, int]]) -> Sampling:
         """`sampling` with what these options set. Raises `BigrError` for a value out of range."""
+        steps = tuple(self.diffusion_steps) if isinstance(self.diffusion_steps, list) else self.diffusion_steps
+        if isinstance(steps, tuple) and len(steps) != 2:
+            raise BigrError(f"diffusion_steps must be one number, or the first and the last iteration's, got {steps}")
         for name, (least, most) in {"seed": (0, 2**63 - 1), "variants": (1, 1024), **limits}.items():
-            value = getattr(self, name)
-            if value is not None:
-                check_whole(name, value, least, most)
+            value = steps if name == "diffusion_steps" else getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None:
+                    check_whole(name, number, least, most)
         scale = self.guidance_scale
         if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
             raise BigrError(f"guidance_scale must be a number, 0 or more, got {scale}")
-        given = {name: getattr(self, name) for name in ("iterations", "guidance_scale", "diffusion_steps")}
+        given: dict[str, Any] = {"iterations": self.iterations, "guidance_scale": scale, "diffusion_steps": steps}
         return replace(sampling, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -106,6 +111,15 @@ def limits(model: BiGR) -> dict[str, tuple[int, int]]:
     if model.config.target != "direct":
         found["diffusion_steps"] = (2, model.config.diffusion_steps)
     return found
+
+
+def within(sampling: Sampling, limits: dict[str, tuple[int, int]]) -> Sampling:
+    """`sampling`, its iterations and diffusion steps reduced to the most that `limits` allow."""
+    most: dict[str, Any] = {}
+    for name, (_, limit) in limits.items():
+        value = getattr(sampling, name)
+        most[name] = tuple(min(v, limit) for v in value) if isinstance(value, tuple) else min(value, limit)
+    return replace(sampling, **most)
 
 
 def class_number(label: Label, classes: Sequence[str]) -> int:

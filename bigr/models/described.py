@@ -1,5 +1,6 @@
-"""Shapes from settings: a dataclass whose fields have the names of a section's settings."""
+"""Dataclasses from settings, whose fields have the names of the settings."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -12,5 +13,9 @@ def described(cls: type[D], section: object, **given: object) -> D:
     A section's lists become tuples.
     """
     names: set[str] = {field.name for field in fields(cls)} - given.keys()  # type: ignore[arg-type]
-    values: dict[str, Any] = {name: getattr(section, name) for name in sorted(names)}
-    return cls(**given, **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    return from_values(cls, {**given, **{name: getattr(section, name) for name in sorted(names)}})
+
+
+def from_values(cls: type[D], values: Mapping[str, Any]) -> D:
+    """`cls` with fields as a file holds them; lists become tuples. Raises `TypeError` where a name is no field."""
+    return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

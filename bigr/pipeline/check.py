@@ -190,12 +190,13 @@ def summary(root: Path, params: Path) -> list[str]:
     size, grid, bits = settings.shards.image_size, settings.grid, settings.tokenizer.code_bits
     generator, samples = settings.generator, settings.samples
     learned = settings.tokenizer, generator, settings.transcoder
+    steps = str(samples.diffusion_steps).strip("[]").replace(",", " to")  # of a list: the first and the last
     return [
         f"{params.name} and dvc.yaml fit.",
         f"images      {size}×{size} from {settings.shards.source}" + _counted(images),
         f"tokens      {grid}×{grid} = {grid**2} an image, {bits} bits each: {grid**2 * bits / 8:g} bytes",
         f"generator   {generator.layers} layers of width {generator.dim}, {generator.heads} heads",
-        f"samples     {samples.count} in {samples.iterations} iterations of {samples.diffusion_steps} diffusion steps",
+        f"samples     {samples.count} in {samples.iterations} iterations of {steps} diffusion steps",
         f"training    {' + '.join(str(trained.steps if trained.trains else 0) for trained in learned)} steps "
         "(tokenizer, generator, transcoder)",
         *(f"ready       {key.split('.')[0]} from {path}" for key, path in settings.files.items() if ".from" in key),

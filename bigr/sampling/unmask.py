@@ -32,10 +32,13 @@ from bigr.sampling.reverse import bit_probabilities
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; the fields are those of params.yaml's section `samples`."""
+    """How to sample; the fields are those of params.yaml's section `samples`.
+
+    diffusion_steps: S of every iteration, or (first, last): S of the first iteration and of the last.
+    """
 
     iterations: int
-    diffusion_steps: int
+    diffusion_steps: int | tuple[int, int]
     order: str = "entropy"
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"
@@ -52,6 +55,13 @@ class Sampling:
     def of(cls, section: object) -> "Sampling":
         """The sampler that the section `samples` of params.yaml describes."""
         return described(cls, section)
+
+    def steps(self, iteration: int) -> int:
+        """Sᵢ = round(S₀ + (S₁ − S₀)·i/(n−1)) of iteration i = 0 … n−1, halves to even (DiSA, arXiv 2505.20297)."""
+        if isinstance(self.diffusion_steps, int):
+            return self.diffusion_steps
+        first, last = self.diffusion_steps
+        return round(first + (last - first) * iteration / max(1, self.iterations - 1))
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def sample_codes(
     quotas = -to_device(torch.tensor(left), device).diff(dim=0)  # [iterations, B], how many tokens each fixes
 
     for i in range(sampling.iterations):
-        noise = draw_noise(generators, noise_rows(model, sampling), *shape[1:])
+        noise = draw_noise(generators, noise_rows(model, sampling, i), *shape[1:])
         if left[i + 1] == left[i]:  # nothing to fix: the draws are made, the networks need not run
             continue
         ratio = (i + 1) / sampling.iterations
@@ -147,7 +157,7 @@ def predict(
             model.transcoder,
             h,
             uniform,
-            sampling.bit_counts or bit_counts(model.config.code_bits, sampling.diffusion_steps),
+            sampling.bit_counts or bit_counts(model.config.code_bits, len(uniform) // 2),
             bit_noise=sampling.bit_noise,
             deterministic=sampling.deterministic_bits,
             hidden_unconditional=unconditional,
@@ -185,9 +195,9 @@ def fix(codes: Tensor, masked: Tensor, positions: Tensor, fixed: Tensor, bits: T
     return codes, masked.scatter(1, positions, masked.gather(1, positions) & ~fixed)
 
 
-def noise_rows(model: BiGR, sampling: Sampling) -> int:
-    """How many uniform draws each bit gets in an iteration, beside its threshold: S, twice for the target "mask"."""
-    return sampling.diffusion_steps * (2 if model.config.target == "mask" else 1)
+def noise_rows(model: BiGR, sampling: Sampling, iteration: int) -> int:
+    """How many uniform draws each bit gets in an iteration, beside its threshold: Sᵢ, twice for the target "mask"."""
+    return sampling.steps(iteration) * (2 if model.config.target == "mask" else 1)
 
 
 def schedule(unknown: Sequence[int], iterations: int) -> list[list[int]]:

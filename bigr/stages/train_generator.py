@@ -93,14 +93,14 @@ def learn(
 ) -> None:
     """Train from random weights, and write their EMA."""
     section = settings.generator
-    check_batch_size("generator", section.batch_size)
+    check_batch_size("generator", section)
     torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
     model = BiGR(BiGRConfig.of(section, **dataset.shape)).to(device)
     loss_of = parallel(model, "loss")
 
-    def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+    def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
         noise = generator(settings.seed, "generator", "noise", step, rank(), device=device)
-        return {"loss": loss_of(*batch, noise, section.noise_draws)}
+        return {"loss": loss_of(*batch, noise, section.noise_draws, (part, section.accumulate))}
 
     stream = MaskedBatches(
         dataset,
@@ -110,10 +110,9 @@ def learn(
         label_dropout=section.label_dropout if section.use_labels else 1.0,
         input_flip=section.input_flip,
         unconditional=model.config.num_classes,
-        device=device,
     )
     plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
-    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss)]
+    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of, model.blocks())]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
     if is_main():
         assert isinstance(ema, BiGR)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 def run(settings: "Settings", context: Context) -> None:
     """Train, and write backbone and transcoder as one model."""
     section, device = settings.transcoder, resolve_device(settings.run.device)
-    check_batch_size("transcoder", section.batch_size)
+    check_batch_size("transcoder", section)
     folder = context.root / "data" / "codes"
     model = load_model(context.root / "models" / "generator", BiGR).to(device).requires_grad_(False)
     joint = model.transcoder
@@ -72,10 +72,10 @@ def run(settings: "Settings", context: Context) -> None:
     transcoder = model.transcoder.train().requires_grad_(True)
     loss_of = parallel(transcoder, "loss")
 
-    def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+    def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
         h, x0 = hidden_of(model, batch), gather_tokens(batch.codes, batch.masked)
         noise = generator(settings.seed, "transcoder", "noise", step, rank(), device=device)
-        return {"loss": loss_of(x0, h, noise, section.noise_draws).mean()}
+        return {"loss": loss_of(x0, h, noise, section.noise_draws, (part, section.accumulate)).mean()}
 
     stream = MaskedBatches(
         dataset,
@@ -85,10 +85,11 @@ def run(settings: "Settings", context: Context) -> None:
         label_dropout=settings.generator.label_dropout if settings.generator.use_labels else 1.0,
         input_flip=settings.generator.input_flip,
         unconditional=model.config.num_classes,
-        device=device,
     )
     plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, width=model.config.dim)
-    trained_modules = [TrainedModule("model", transcoder, adamw(transcoder, section), loss)]
+    trained_modules = [
+        TrainedModule("model", transcoder, adamw(transcoder, section), loss, loss_of, [*transcoder.blocks])
+    ]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe, first_row=before)
     if is_main():
         assert isinstance(ema, Transcoder)

@@ -77,11 +77,16 @@ class Classifier(nn.Module):
         return self.logits(images.to(self.head.weight.device).float() / 255).argmax(1).cpu()
 
 
-def train_on_shards(section: "EvaluationSettings", shards: Path, workers: int, device: torch.device) -> Classifier:
-    """The classifier of the settings `evaluation`, trained on the training split of the folder `shards`."""
-    seed = derive_seed(EVALUATION_SEED, "classifier", "order")
+def train_on_shards(
+    section: "EvaluationSettings", shards: Path, workers: int, device: torch.device, *, seed: int = EVALUATION_SEED
+) -> Classifier:
+    """The classifier of the settings `evaluation`, trained on the training split of the folder `shards`.
+
+    seed: another than the protocol's gives an independent classifier, whose metrics do not compare with the protocol's.
+    """
+    order = derive_seed(seed, "classifier", "order")
     stream = ImageBatches(
-        shards, "train", section.classifier_batch_size, seed=seed, horizontal_flip=False, workers=workers
+        shards, "train", section.classifier_batch_size, seed=order, horizontal_flip=False, workers=workers
     )
     index, width, features = stream.index, section.classifier_channels, section.classifier_features
     return train_classifier(
@@ -90,6 +95,7 @@ def train_on_shards(section: "EvaluationSettings", shards: Path, workers: int, d
         steps=section.classifier_steps,
         learning_rate=section.classifier_learning_rate,
         device=device,
+        seed=seed,
     )
 
 
@@ -100,15 +106,16 @@ def train_classifier(
     steps: int,
     learning_rate: float,
     device: torch.device,
+    seed: int = EVALUATION_SEED,
 ) -> Classifier:
     """Train a `Classifier` on `steps` batches; returned in evaluation mode, without gradients.
 
     batches: float images [B, 3, H, W] in [0, 1] and labels int64 [B]; learning_rate: the highest of a one-cycle
-    schedule. AdamW, float32; images are shifted by up to an eighth of their size. One thread: the same batches give the
-    same classifier on the same machine, bit for bit.
+    schedule; seed: of the weights and the shifts. AdamW, float32; images are shifted by up to an eighth of their size.
+    One thread: the same batches give the same classifier on the same machine, bit for bit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(EVALUATION_SEED, "classifier", "init"))
+        torch.manual_seed(derive_seed(seed, "classifier", "init"))
         model = Classifier(config)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
@@ -116,7 +123,7 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup)
     with _one_thread(), Progress("classifier", steps) as progress:
         for step, (images, labels) in zip(range(steps), batches, strict=False):
-            shifted = _shift(to_device(images, device), generator(EVALUATION_SEED, "classifier", "shift", step))
+            shifted = _shift(to_device(images, device), generator(seed, "classifier", "shift", step))
             loss = F.cross_entropy(model(shifted), to_device(labels, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

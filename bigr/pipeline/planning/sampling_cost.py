@@ -37,7 +37,7 @@ class SamplingCost:
     """FLOPs of one image by part, those of all images, and bytes of one process.
 
     decoder: in float32, as the stage decodes; its last batches are filled up. peak: weights, and the most that is alive
-    at once in the first iteration, in which every token is masked.
+    at once in an iteration with every token masked and the most diffusion steps.
     """
 
     passes: Passes
@@ -64,8 +64,8 @@ def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Pass
         rows = 2 if guided else 1
         backbone += rows
         conditions += rows * left
-        denoised += rows * left * (1 if direct else sampling.diffusion_steps)
-        steps += rows * left if direct else sampling.diffusion_steps / batch
+        denoised += rows * left * (1 if direct else sampling.steps(i))
+        steps += rows * left if direct else sampling.steps(i) / batch
         left = stay
     return Passes(backbone, conditions, denoised, steps)
 
@@ -152,7 +152,8 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
     tokens = config.grid**2
     codes, mask = torch.zeros(rows, tokens, config.code_bits), torch.zeros(rows, tokens, dtype=torch.bool)
     hidden = torch.zeros(images * tokens, config.dim)
-    noise = torch.zeros(sampling.diffusion_steps, images * tokens, config.code_bits)
+    steps = max(map(sampling.steps, range(sampling.iterations)))
+    noise = torch.zeros(steps, images * tokens, config.code_bits)
     backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
     other, scale = (hidden if rows > images else None), sampling.guidance_scale
     transcoder = peak_bytes(

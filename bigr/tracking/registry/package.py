@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlflow.models import Model
+    from mlflow.types import ParamSchema
 
     from bigr.config import Settings
 
@@ -38,16 +39,10 @@ def write(
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.pyfunc import save_model
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    samples, models = settings.samples, root / "models"
+    models = root / "models"
     kept = [*MODELS, *(name for name in BESIDE if (models / name).is_dir())]
-    params = [
-        ParamSpec("seed", DataType.long, settings.seed),
-        ParamSpec("iterations", DataType.long, samples.iterations),
-        ParamSpec("diffusion_steps", DataType.long, samples.diffusion_steps),
-        ParamSpec("guidance_scale", DataType.double, samples.guidance_scale),
-    ]
     # Of any type: MLflow's server would make int64 of whatever it can, 3 of 3.5 and 1 of true. served.py looks at them.
     # Named: without a name an empty list does not reach served.py.
     labels = Schema([TensorSpec(np.dtype("object"), (-1,), "labels")])
@@ -56,7 +51,7 @@ def write(
         python_model=CODE,
         artifacts={name: str(models / name) for name in kept},
         model_config=ServedRecord.of(settings, classes).write(),
-        signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), ParamSchema(params)),
+        signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), params_of(settings)),
         input_example=np.arange(min(2, len(classes)), dtype=np.int64),
         pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
         mlflow_model=about,
@@ -64,3 +59,19 @@ def write(
     picture = root / "outputs" / "samples.png"
     if picture.is_file():
         shutil.copy(picture, folder / picture.name)
+
+
+def params_of(settings: "Settings") -> "ParamSchema":
+    """What a request may set, with the values that the version was measured under; `served.py` reads it."""
+    from mlflow.types import DataType, ParamSchema, ParamSpec
+
+    samples = settings.samples
+    steps = samples.diffusion_steps
+    return ParamSchema(
+        [
+            ParamSpec("seed", DataType.long, settings.seed),
+            ParamSpec("iterations", DataType.long, samples.iterations),
+            ParamSpec("diffusion_steps", DataType.long, steps, shape=(-1,) if isinstance(steps, list) else None),
+            ParamSpec("guidance_scale", DataType.double, samples.guidance_scale),
+        ]
+    )

@@ -8,6 +8,7 @@ same label, seed and settings.
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,19 @@ from bigr.runtime.errors import BigrError
 from bigr.tracking.registry.served_record import ServedRecord
 from bigr.tracking.registry.stopping import is_abandoned
 
-ADJUSTABLE = {"seed": int, "iterations": int, "diffusion_steps": int, "guidance_scale": float}
+
+def _steps(value: Any) -> int | list[int]:
+    """One number as that; a version with a schedule takes a list, of one number or of the first and the last."""
+    numbers = [int(number) for number in np.atleast_1d(value)]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+ADJUSTABLE: dict[str, Callable[[Any], Any]] = {
+    "seed": int,
+    "iterations": int,
+    "diffusion_steps": _steps,
+    "guidance_scale": float,
+}
 """What a request may set of the seed and the sampler."""
 
 _LONGEST_SHOWN = 40  # of a wrong label: it may be anything

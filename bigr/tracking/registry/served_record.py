@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bigr.imaging.assembly import ImageSettings
 from bigr.imaging.options import Editing
+from bigr.models.described import from_values
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling
 
@@ -85,4 +86,4 @@ class ServedRecord:
 def _section(cls: type[Section], values: Mapping[str, Any]) -> Section:
     if unknown := values.keys() - {field.name for field in fields(cls)}:
         raise BigrError(f"the version is served with settings that this code lacks: {', '.join(sorted(unknown))}")
-    return cls(**values)
+    return from_values(cls, values)
