@@ -26,6 +26,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Word = Annotated[str, StringConstraints(pattern=r"^\w+$")]
 Precision = Literal["auto", "float32", "bfloat16"]
+DecodePrecision = Literal["float32", "tf32", "bfloat16"]
 Target = Literal["flip", "x0", "direct", "mask"]
 
 
@@ -46,10 +47,10 @@ class _Section(BaseModel):
 
 
 class RunSettings(_Section):
-    """Where and how. Nothing here but `precision` reruns a stage, nor changes what is learnt and drawn from.
+    """Where and how. Nothing here but the two precisions reruns a stage, nor changes what is learnt and drawn from.
 
-    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way. Another
-    `device` or number of `processes` gives other draws of the same distribution.
+    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way, as does
+    compiled code. Another `device`, `compile` or number of `processes` gives other draws of the same distribution.
     """
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -59,6 +60,8 @@ class RunSettings(_Section):
     checkpoint_every: Positive
     deterministic: bool
     activation_checkpointing: bool
+    decode_precision: DecodePrecision
+    compile: Literal["auto", "off"]
 
     @property
     def one_gpu(self) -> bool:

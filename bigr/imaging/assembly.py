@@ -42,7 +42,7 @@ class ImageSettings:
     """What an `ImageModel` is made with, besides the networks.
 
     editing: None for the paper's; classes: their names, in the order of labels; precision: as `run.precision`;
-    knows_labels: whether the model was trained with labels.
+    knows_labels: whether the model was trained with labels; decode_precision, compile: as in the section `run`.
     """
 
     sampling: Sampling
@@ -51,6 +51,8 @@ class ImageSettings:
     precision: str
     batch_size: int
     knows_labels: bool
+    decode_precision: str = "float32"
+    compile: str = "auto"
 
     @classmethod
     def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":

@@ -33,6 +33,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
+from bigr.sampling.acceleration import accelerate
 from bigr.sampling.editing import OnIteration, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
@@ -74,9 +75,11 @@ class ImageModel:
         weight of the generator is not finite.
         """
         tokenizer, network = networks
-        context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
+        device = network.backbone.mask_tok.device
+        accelerate(network, settings.compile, device)
+        context = partial(autocast, device, settings.precision, network.config.dim)
         model = cls(
-            Sampler(tokenizer, network, settings.batch_size, context),
+            Sampler(tokenizer, network, settings.batch_size, context, settings.decode_precision),
             within(settings.sampling, limits(network)),
             settings.editing or PAPER_EDITING,
             settings.classes,
@@ -108,7 +111,7 @@ class ImageModel:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings.
 
-        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precision is not kept.
+        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precisions are not kept.
         """
         how = ImageSettings(self.sampling, self.editing, self.classes, "auto", self.batch_size, self.knows_labels)
         folder = Path(folder)

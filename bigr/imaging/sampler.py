@@ -22,12 +22,16 @@ from bigr.sampling.unmask import Sampling
 
 @dataclass(eq=False)
 class Sampler:
-    """Tokenizer and generator. autocast: the context in which the generator runs."""
+    """Tokenizer and generator.
+
+    autocast: the context in which the generator runs; decode_precision: as `run.decode_precision`.
+    """
 
     tokenizer: Tokenizer
     network: BiGR
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]]
+    decode_precision: str = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +66,7 @@ class Sampler:
 
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """Codes [n, N, K] as images."""
-        return [Image.fromarray(pixels.numpy()) for pixels in decoded(self.tokenizer, codes)]
+        return [Image.fromarray(pixels.numpy()) for pixels in decoded(self.tokenizer, codes, self.decode_precision)]
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:

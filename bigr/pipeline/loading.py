@@ -69,6 +69,8 @@ def _assembled(
             sampling=Sampling.of(settings.samples),
             editing=Editing.of(settings.editing),
             precision=settings.run.precision,
+            decode_precision=settings.run.decode_precision,
+            compile=settings.run.compile,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels if own is None else own.knows_labels,
         )

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bigr.models.masked.masked_bits import ABSENT, share_index
 from bigr.models.masked.transcoder import Transcoder
-from bigr.runtime.transfer import to_device
 from bigr.sampling.noise import gumbel
 from bigr.sampling.reverse import guided_logits, halves
 
@@ -52,8 +51,9 @@ def unmasked_bits(
     """
     both = hidden if hidden_unconditional is None else torch.cat([hidden, hidden_unconditional])
     code_bits, steps = transcoder.config.code_bits, len(counts)
-    absent = code_bits - torch.tensor([0, *accumulate(counts[:-1])])  # before each step
-    index = share_index(to_device(absent, hidden.device), code_bits, transcoder.config.diffusion_steps)
+    known = [0, *accumulate(counts[:-1])]  # before each step
+    absent = torch.stack([torch.full((), code_bits - count, device=hidden.device) for count in known])
+    index = share_index(absent, code_bits, transcoder.config.diffusion_steps)
     step_embeddings, condition = transcoder.t_embedder(index), transcoder.c_embedder(both)
 
     xt = torch.full(noise.shape[1:], ABSENT, device=hidden.device)

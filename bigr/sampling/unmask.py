@@ -25,6 +25,7 @@ from bigr.models.described import described
 from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.runtime.transfer import to_device
 from bigr.sampling.bit_unmasking import bit_counts, unmasked_bits
+from bigr.sampling.graphs import replayable
 from bigr.sampling.halton import halton_places
 from bigr.sampling.noise import Noise, diffusion_noise_at, draw_noise
 from bigr.sampling.reverse import bit_probabilities
@@ -128,6 +129,7 @@ def sample_codes(
     return codes.bool()
 
 
+@replayable
 def predict(
     model: BiGR,
     codes: Tensor,

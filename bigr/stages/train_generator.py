@@ -14,6 +14,7 @@ from bigr.data.codes import CodesDataset
 from bigr.interop.belonging import generator_problems
 from bigr.interop.folders import model_hash, save
 from bigr.interop.published.published_generator import pretrained_generator
+from bigr.models.masked.compiled import compile_blocks, log_compile_time
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
@@ -96,6 +97,7 @@ def learn(
     check_batch_size("generator", section)
     torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
     model = BiGR(BiGRConfig.of(section, **dataset.shape)).to(device)
+    compiled = compile_blocks(model, settings.run.compile, device)
     loss_of = parallel(model, "loss")
 
     def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
@@ -111,10 +113,11 @@ def learn(
         input_flip=section.input_flip,
         unconditional=model.config.num_classes,
     )
-    plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
+    plan = TrainingPlan("generator", section, settings.run, settings.seed, device, section.dim, compiled)
     trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of, model.blocks())]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
     if is_main():
         assert isinstance(ema, BiGR)
         save(context.root / "models" / "generator", ema, dataset.tokenizer)
+    log_compile_time()
     forget_checkpoint(plan, context)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bigr.data.codes import CodesDataset
 from bigr.interop.folders import load_model, save, tokenizer_of
+from bigr.models.masked.compiled import compile_blocks, log_compile_time
 from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.models.masked.transcoder import Transcoder
 from bigr.runtime.context import Context
@@ -69,6 +70,7 @@ def run(settings: "Settings", context: Context) -> None:
             save(context.root / "models" / "bigr", model, dataset.tokenizer)
         return
 
+    compiled = compile_blocks(model, settings.run.compile, device)
     transcoder = model.transcoder.train().requires_grad_(True)
     loss_of = parallel(transcoder, "loss")
 
@@ -86,7 +88,7 @@ def run(settings: "Settings", context: Context) -> None:
         input_flip=settings.generator.input_flip,
         unconditional=model.config.num_classes,
     )
-    plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, width=model.config.dim)
+    plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, model.config.dim, compiled)
     trained_modules = [
         TrainedModule("model", transcoder, adamw(transcoder, section), loss, loss_of, [*transcoder.blocks])
     ]
@@ -95,6 +97,7 @@ def run(settings: "Settings", context: Context) -> None:
         assert isinstance(ema, Transcoder)
         model.transcoder = ema
         save(context.root / "models" / "bigr", model, dataset.tokenizer)
+    log_compile_time()
     forget_checkpoint(plan, context)
 
 

@@ -62,7 +62,8 @@ class TrainedModule(Generic[Batch]):
 class TrainingPlan:
     """The stage's name and settings, and those of the run.
 
-    width: channels or features of the widest layers; decides whether bfloat16 pays.
+    width: channels or features of the widest layers; decides whether bfloat16 pays; compiled: whether torch.compile is
+    used, which rounds in its own way.
     """
 
     stage: str
@@ -71,6 +72,7 @@ class TrainingPlan:
     seed: int
     device: torch.device
     width: int
+    compiled: bool = False
 
 
 def train(
@@ -168,8 +170,9 @@ def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
 
 
 def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
-    # Draws are derived from the process's number, and kinds of devices round differently.
-    fingerprint = f"{context.fingerprint} on {world()} × {plan.device.type}"
+    # Draws are derived from the process's number; kinds of devices, and compiled code, round differently.
+    how = f"{plan.device.type}{', compiled' if plan.compiled else ''}"
+    fingerprint = f"{context.fingerprint} on {world()} × {how}"
     return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint)
 
 

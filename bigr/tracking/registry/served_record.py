@@ -36,6 +36,7 @@ class ServedRecord:
             editing=Editing.of(settings.editing),
             classes=list(classes),
             precision=settings.run.precision,
+            decode_precision=settings.run.decode_precision,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels,
         )
@@ -50,7 +51,7 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. In those of earlier versions `editing` and `max_images` may be missing.
+        """The record that `write` wrote. Earlier versions may lack `editing`, `max_images` and `decode_precision`.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
@@ -60,6 +61,7 @@ class ServedRecord:
                 editing=_section(Editing, written["editing"]) if "editing" in written else None,
                 classes=list(written["classes"]),
                 precision=str(written["precision"]),
+                decode_precision=str(written.get("decode_precision", "float32")),
                 batch_size=int(written["batch_size"]),
                 knows_labels=bool(written["use_labels"]),
             )
@@ -76,6 +78,7 @@ class ServedRecord:
             **editing,
             "seed": self.seed,
             "precision": images.precision,
+            "decode_precision": images.decode_precision,
             "batch_size": images.batch_size,
             "max_images": self.max_images,
             "use_labels": images.knows_labels,
