@@ -211,7 +211,8 @@ def test_recomputed_activations_give_the_same_weights_from_less_memory(tmp_path,
         write_shards(tmp_path, size=16, images=4)
     else:
         write_codes(tmp_path)
-    changes = {f"{name}__steps": 2, f"{name}__batch_size": 4, "generator__dropout": 0.2}
+    steps = 2 if stage is train_tokenizer else 5  # the zeros of the transcoder hide the backbone for two
+    changes = {f"{name}__steps": steps, f"{name}__batch_size": 4, "generator__dropout": 0.2}
     for switch in (False, True):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(partial(_keep, kept), lambda tensor: tensor):

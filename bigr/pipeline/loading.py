@@ -67,6 +67,7 @@ def _assembled(
         how = replace(
             how,
             sampling=Sampling.of(settings.samples),
+            presets={name: Sampling.of(section) for name, section in settings.samples.by_preset.items()},
             editing=Editing.of(settings.editing),
             precision=settings.run.precision,
             decode_precision=settings.run.decode_precision,

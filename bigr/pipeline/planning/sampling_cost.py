@@ -154,10 +154,11 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
     hidden = torch.zeros(images * tokens, config.dim)
     steps = max(map(sampling.steps, range(sampling.iterations)))
     noise = torch.zeros(steps, images * tokens, config.code_bits)
+    few = noise[:3]  # a step needs no more memory than the one before it
     backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
     other, scale = (hidden if rows > images else None), sampling.guidance_scale
     transcoder = peak_bytes(
-        lambda: bit_probabilities(model.transcoder, hidden, noise, hidden_unconditional=other, guidance_scale=scale),
+        lambda: bit_probabilities(model.transcoder, hidden, few, hidden_unconditional=other, guidance_scale=scale),
         arithmetic,
     )
     drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions

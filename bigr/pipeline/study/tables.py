@@ -27,6 +27,7 @@ MINIATURE: dict[str, Any] = {
     "generator.transcoder_dim": 64,
     "generator.steps": 1000,
     "transcoder.steps": 0,
+    "samples.preset": None,
     "samples.count": 300,
     "samples.iterations": 12,
     "samples.diffusion_steps": 30,

@@ -33,6 +33,7 @@ class ServedRecord:
         """What a model of these settings is served with; classes: their names, in the order of labels."""
         images = ImageSettings(
             sampling=Sampling.of(settings.samples),
+            presets={name: Sampling.of(section) for name, section in settings.samples.by_preset.items()},
             editing=Editing.of(settings.editing),
             classes=list(classes),
             precision=settings.run.precision,
@@ -51,13 +52,14 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. Earlier versions may lack `editing`, `max_images` and `decode_precision`.
+        """The record that `write` wrote. Earlier versions may lack presets, editing, max_images and decode_precision.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
         try:
             images = ImageSettings(
                 sampling=_section(Sampling, written["samples"]),
+                presets={name: _section(Sampling, values) for name, values in written.get("presets", {}).items()},
                 editing=_section(Editing, written["editing"]) if "editing" in written else None,
                 classes=list(written["classes"]),
                 precision=str(written["precision"]),
@@ -75,6 +77,7 @@ class ServedRecord:
         editing = {} if images.editing is None else {"editing": asdict(images.editing)}
         return {
             "samples": asdict(images.sampling),
+            "presets": {name: asdict(sampling) for name, sampling in images.presets.items()},
             **editing,
             "seed": self.seed,
             "precision": images.precision,
