@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ let_threads_wait()  # as in all commands; torch reads it when it is loaded
 
 from benchmarks import busy, editing, frontier, precision, steps
 from benchmarks.frontier import measure, train, tune
+
+if TYPE_CHECKING:
+    from benchmarks.machine import Machine
 
 app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None, invoke_without_command=True)
 GPU_BATCHES = (1, 16, 64, 256)
@@ -29,13 +32,15 @@ def compare(
     diffusion_steps: Annotated[int | None, typer.Option(help="S in place of the settings'.")] = None,
     device: str = "auto",
     dtype: Annotated[str, typer.Option("--precision", help="float32 or bfloat16; on a GPU bfloat16.")] = "",
-    rounds: int = 3,
+    rounds: Annotated[int | None, typer.Option(help="By default 3, on a GPU 1.")] = None,
+    minutes: Annotated[float, typer.Option(help="On a GPU: leave out what would not end within so many minutes.")] = 10,
     alone: Annotated[bool, typer.Option("--alone", help="Leave the published algorithm out.")] = False,
     out: Path = Path("outputs/benchmarks"),
 ) -> None:
     """Compare this project with the published algorithm, in turns, and write a table, JSON and a plot."""
     if context.invoked_subcommand:
         return
+    import time
     from dataclasses import replace
 
     import torch
@@ -45,8 +50,10 @@ def compare(
     from benchmarks.subjects import Subject
     from bigr.runtime.device import resolve_device
 
+    ends = time.monotonic() + 60 * minutes
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
+    rounds = rounds or (1 if on_gpu else 3)
     chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype or ("bfloat16" if on_gpu else "float32")]
     machine = Machine.measured(where, chosen)
     typer.echo(str(machine))
@@ -60,10 +67,35 @@ def compare(
             for size in map(int, batch.split(",")) if batch else default:
                 measure = compare.sampling if work == "sampling" else compare.training
                 both = not alone and (not on_gpu or size == 64)
-                results.append(measure(subject, size, rounds, chosen, both))
+                brief = on_gpu and work == "sampling" and size > 64
+                if on_gpu and work == "sampling":
+                    flops = compare.sampling_flops(subject, size)
+                    if time.monotonic() + estimated_seconds(flops, machine, rounds, both, brief) > ends:
+                        typer.echo(f"{name}, sampling, batch {size}: left out, it would not end in time (--minutes)")
+                        continue
+                try:
+                    found = measure(subject, size, rounds, chosen, both, brief)
+                except torch.OutOfMemoryError:
+                    typer.echo(f"{name}, {work}, batch {size}: left out, it does not fit into the GPU's memory")
+                    continue
+                results.append(found)
                 report.write(out, machine, results)
                 typer.echo("\n".join(report.lines(machine, results[-1:])[2:]))
     typer.echo("\n".join(report.lines(machine, results)))
+
+
+GPU_SHARE = 0.3
+"""The share of a matrix product's rate at which a GPU is taken to sample, to estimate a row's time."""
+
+
+def estimated_seconds(flops: float, machine: "Machine", rounds: int, both: bool, brief: bool) -> float:
+    """Of a row of sampling on a GPU, whose batch takes so many FLOPs; both, brief: as in `compare.sampling`.
+
+    A round samples with `run.compile` auto and off, and the published algorithm at 1.6 times the FLOPs; beside the
+    rounds are two first calls, and one by parts.
+    """
+    calls = rounds if brief else 3 + (2 + 1.6 * both) * rounds
+    return calls * flops / (GPU_SHARE * machine.tflops * 1e12)
 
 
 def _verbatim(module: ModuleType) -> str:

@@ -1,8 +1,8 @@
-"""How much a busy process beside it slows this one down, by how OpenMP's threads wait for each other.
+"""How much busy processes beside it slow this one down, by how OpenMP's threads wait for each other.
 
     python -m benchmarks busy [params.yaml]
 
-Runs `python -m benchmarks steps` alone and beside a process that computes without end. `spin`:
+Runs `python -m benchmarks steps` alone and beside one and two processes that compute without end. `spin`:
 OMP_WAIT_POLICY=ACTIVE; `sleep`: PASSIVE; `bigr`: what `bigr` and all that it starts run with, unless the user sets one
 of these variables; `one`: one thread.
 """
@@ -41,7 +41,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def main(params: Annotated[Path, typer.Argument(help="The settings.")] = Path("params.yaml")) -> None:
     """Measure."""
-    for busy in (0, 1):
+    for busy in (0, 1, 2):
         for name, way in WAYS.items():
             with busy_processes(busy):
                 done = subprocess.run(
@@ -53,4 +53,4 @@ def main(params: Annotated[Path, typer.Argument(help="The settings.")] = Path("p
             if done.returncode:
                 sys.exit(done.returncode)
             for line in done.stdout.splitlines():
-                print(f"{'beside one busy process' if busy else 'alone':24} {name:6} {line}", flush=True)
+                print(f"{f'beside {busy} busy' if busy else 'alone':14} {name:6} {line}", flush=True)

@@ -3,7 +3,7 @@
 Each iteration of sampling runs every token through the transcoder, known ones too. The two parts of guidance are
 separate calls, in the backbone and in each diffusion step. Each diffusion step embeds h and its step again. A training
 step runs every token through the transcoder and drops the loss of known ones; the moving average is one parameter
-after another, and the loss is read back in each step.
+after another, and the loss is read back in each step. Linear layers are torch's own.
 
 The distribution is that of bigr/sampling: tests/test_benchmarks.py compares the bit probabilities for equal noise.
 Shapes: B images, N tokens, K bits, S diffusion steps.
@@ -11,16 +11,26 @@ Shapes: B images, N tokens, K bits, S diffusion steps.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from bigr.models.linear import Linear
 from bigr.models.masked.diffusion import weighted_bce
 from bigr.models.masked.generator import BiGR
 from bigr.sampling.unmask import Sampling
 
 Draw = Callable[[tuple[int, ...]], Tensor]
+
+
+@contextmanager
+def plain_linear() -> Iterator[None]:
+    """The networks' linear layers are torch's own, as in the published code."""
+    with patch.object(Linear, "forward", nn.Linear.forward):
+        yield
 
 
 @torch.no_grad()
@@ -45,6 +55,7 @@ def bit_probabilities(
     return x0
 
 
+@plain_linear()
 @torch.no_grad()
 def sample_codes(model: BiGR, labels: Tensor, how: Sampling, generator: torch.Generator) -> Tensor:
     """Codes bool [B, N, K] for labels [B], all on one device; orders `entropy` and `margin`, constant Gumbel noise."""
@@ -85,6 +96,7 @@ class TrainingStep:
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95))
 
+    @plain_linear()
     def loss(self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator) -> Tensor:
         """The mean wBCE of masked tokens: codes [B, N, K], labels [B], masked int64 [B, m]."""
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.compare import OURS, PUBLISHED, Result
+from benchmarks.compare import DIRECT, OURS, PUBLISHED, Result
 from benchmarks.machine import Machine
 
 
@@ -16,6 +16,8 @@ def lines(machine: Machine, results: list[Result]) -> list[str]:
             r.work,
             str(r.batch),
             f"{r.rate(OURS):.3g}",
+            f"{r.rate(DIRECT):.3g}" if DIRECT in r.seconds else "—",
+            f"{r.first:.0f}" if r.first else "—",
             f"{r.rate(PUBLISHED):.3g}" if r.ratio else "—",
             f"{r.ratio:.2f}" if r.ratio else "—",
             f"{s:.3f}" if (s := r.sustained(OURS)) else "—",
@@ -25,7 +27,20 @@ def lines(machine: Machine, results: list[Result]) -> list[str]:
         ]
         for r in results
     ]
-    head = ["model", "work", "batch", "images/s", "published", "ratio", "TFLOP/s", "of peak", "GiB", "settings"]
+    head = [
+        "model",
+        "work",
+        "batch",
+        "images/s",
+        "compile: off",
+        "first s",
+        "published",
+        "ratio",
+        "TFLOP/s",
+        "of peak",
+        "GiB",
+        "settings",
+    ]
     text = [str(machine), "", *_aligned([head, *table]), ""]
     for r in results:
         for who, parts in r.parts.items():

@@ -3,7 +3,8 @@
     python -m benchmarks steps [params.yaml]
 
 Random images and codes of the right shapes stand for the data, and fresh weights for trained ones: the arithmetic is
-the same. Sampling is measured with the settings of the section `samples`.
+the same. Sampling is measured with the settings of the section `samples`, as the stage does it; on a CPU also with a
+batch in one part.
 """
 
 import statistics
@@ -16,8 +17,10 @@ import torch
 import typer
 
 from bigr import config
+from bigr.imaging.similarity import averages_of
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig, masked_count
+from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.precision import autocast
 from bigr.runtime.seeds import generator
@@ -89,6 +92,19 @@ def main(params: Annotated[Path, typer.Argument(help="The settings.")] = Path("p
     count = min(settings.samples.batch_size, settings.samples.count)
     labels = torch.arange(count, device=device) % CLASSES
     sampling = Sampling.of(settings.samples)
-    with autocast(device, settings.run.precision, settings.generator.dim):
-        took = median_ms(lambda: sample_codes(model.eval(), labels, sampling, list(range(count))), device)
-    print(f"samples      {took / count:9.1f} ms an image, in batches of {count}")
+    model.eval()
+
+    def sample(part: slice) -> torch.Tensor:
+        with autocast(device, settings.run.precision, settings.generator.dim):
+            return sample_codes(model, labels[part], sampling, list(range(count))[part])
+
+    rows = range(count)
+    took = median_ms(lambda: in_parts(sample, rows, tokens, device), device) / count
+    print(f"samples      {took:9.1f} ms an image, in batches of {count}")
+    if device.type == "cpu":
+        took = median_ms(lambda: sample(slice(0, count)), device) / count
+        print(f"  one part   {took:9.1f} ms an image: the batch in all threads at once")
+    count = settings.evaluation.batch_size
+    some = torch.rand(count, tokens, bits, generator=draws, device=device) < 0.5
+    took = median_ms(lambda: averages_of(model, some), device) / count
+    print(f"features     {took:9.2f} ms an image, in batches of {count}")

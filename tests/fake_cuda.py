@@ -13,7 +13,9 @@ What this shows, in seconds and on any machine:
 - an operation that CUDA has no deterministic kernel for, where deterministic ones are asked for;
 - a wait for the GPU (`Waits`): `.item()`, `float()`, `.tolist()`, `.cpu()`, `nonzero`, a boolean mask as an index, and
   every copy to the GPU that is not asynchronous from pinned memory, such as `torch.tensor(list, device="cuda")`. Waits
-  are allowed in `READS` alone, the documented places.
+  are allowed in `READS` alone, the documented places;
+- what a CUDA graph cannot hold (`NotRecordable`): while one is recorded, any wait, any copy between the devices, any
+  draw from a generator; and, when it is replayed, a tensor that it read and that is gone.
 
 What it cannot show: any value, so nothing of precision, NaN or determinism; whether a kernel exists, or fits into
 memory; speed; streams, NCCL and several GPUs. In a backward pass devices are not told apart in C++ (a CPU-only torch
@@ -24,6 +26,7 @@ tests/test_gpu.py shows the rest, on a GPU.
 import contextlib
 import ctypes
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -112,13 +115,22 @@ class Waits(AssertionError):
     """The code waits for the GPU where `READS` does not say that it may."""
 
 
+class NotRecordable(AssertionError):
+    """The code does in a CUDA graph what a replay would not repeat."""
+
+
 class FakeCuda(FakeTensorMode):
-    """The mode; see `fake_cuda`. reads: how often each place of `READS` has waited."""
+    """The mode; see `fake_cuda`.
+
+    reads: how often each place of `READS` has waited; recorded, replayed: how many CUDA graphs were, and how often.
+    """
 
     def __init__(self, answers: Mapping[str, float]) -> None:
         super().__init__()
         self.answers, self.reads = answers, Counter[str]()
         self.in_backward = False
+        self.recorded = self.replayed = 0
+        self.recording: _Graph | None = None
         self._pinned: set[int] = set()
         self._once: dict[str, FrameType] = {}
 
@@ -165,8 +177,13 @@ class FakeCuda(FakeTensorMode):
                     self._wait("a boolean mask as an index")
                 if not isinstance(index, FakeTensor):
                     self._wait("an index on the CPU")
+            if not here:
+                self._not_recordable("a copy between the devices")
         args, kwargs = tree_map(self._as_fake, (args, kwargs))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        found = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.recording is not None:
+            self.recording.note(here, tree_leaves(found))
+        return found
 
     def __deepcopy__(self, memo: Any) -> "FakeCuda":
         return self  # of a copied tensor too
@@ -180,6 +197,7 @@ class FakeCuda(FakeTensorMode):
 
     def pin(self, tensor: Tensor) -> Tensor:
         """What `Tensor.pin_memory` does here: a copy that is known by its address."""
+        self._not_recordable("a copy between the devices")
         copy = tensor.clone()
         self._pinned.add(copy.data_ptr())
         return copy
@@ -192,6 +210,7 @@ class FakeCuda(FakeTensorMode):
 
     def _wait(self, what: str) -> str:
         """The place of `READS` in which the code waits. Raises `Waits` where it is in none."""
+        self._not_recordable(what)
         around = list(places())
         for place, frame in around:
             if place in ONCE:
@@ -202,6 +221,43 @@ class FakeCuda(FakeTensorMode):
                 self.reads[place] += 1
                 return place
         raise Waits(f"{what}, in {around[0][0] if around else 'the test'}: the code waits for the GPU")
+
+    def _not_recordable(self, what: str) -> None:
+        if self.recording is not None:
+            raise NotRecordable(f"{what}, in {next(iter(places()))[0]}: a CUDA graph would not repeat it")
+
+    @contextlib.contextmanager
+    def graph(self, graph: "_Graph", **_: Any) -> Iterator[None]:
+        """What `torch.cuda.graph` is here."""
+        self.recording, self.recorded = graph, self.recorded + 1
+        try:
+            yield
+        finally:
+            self.recording = None
+            graph.made.clear()
+
+
+class _Graph:
+    """What `torch.cuda.CUDAGraph` is here: it knows the tensors from outside that it read."""
+
+    def __init__(self, mode: FakeCuda) -> None:
+        self.mode = mode
+        self.made: dict[int, Any] = {}
+        self.read: dict[int, weakref.ref[Any]] = {}
+
+    def note(self, read: list[Any], made: list[Any]) -> None:
+        """Note an operation."""
+        self.read.update({id(tensor): weakref.ref(tensor) for tensor in read if id(tensor) not in self.made})
+        self.made.update({id(tensor): tensor for tensor in made if id(tensor) not in self.read})
+
+    def pool(self) -> None:
+        """All graphs have one."""
+
+    def replay(self) -> None:
+        """Raises `NotRecordable` where a tensor that the graph read is gone."""
+        self.mode.replayed += 1
+        if gone := sum(found() is None for found in self.read.values()):
+            raise NotRecordable(f"{gone} tensors that the graph reads are gone")
 
 
 def places() -> Iterator[tuple[str, FrameType]]:
@@ -232,6 +288,10 @@ class _Generator(torch.Generator):
 class _Draws(TorchFunctionMode):
     """Leaves out a generator that only says it is on the GPU; as torch does, raises where the draws are not there."""
 
+    def __init__(self, mode: FakeCuda) -> None:
+        super().__init__()
+        self.mode = mode
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         generator = kwargs.get("generator")
@@ -240,6 +300,7 @@ class _Draws(TorchFunctionMode):
             if device.type != generator.device.type:
                 raise RuntimeError(f"{func.__name__}: a generator on {generator.device} for draws on {device}")
             if device.type == "cuda":
+                self.mode._not_recordable("a draw from a generator")
                 kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
         return func(*args, **kwargs)
 
@@ -291,11 +352,16 @@ def fake_cuda(answers: Mapping[str, float] | None = None) -> Iterator[FakeCuda]:
         patch.object(torch, "Generator", _Generator),
         patch.object(torch.cuda, "is_available", lambda: True),
         patch.object(torch.cuda, "device_count", lambda: 1),
+        patch.object(torch.cuda, "CUDAGraph", lambda: _Graph(mode)),
+        patch.object(torch.cuda, "graph", mode.graph),
+        patch.object(torch.cuda, "Stream", lambda device: None),
+        patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()),
+        patch.object(FakeTensor, "data_ptr", lambda tensor: id(tensor)),
         patch.object(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
         patch.dict("os.environ"),
         _device_guard(),
         torch.autograd.set_multithreading_enabled(False),
-        _Draws(),
+        _Draws(mode),
         mode,
     ]
     with contextlib.ExitStack() as stack:

@@ -33,9 +33,10 @@ def serve(project: Path) -> Iterator[str]:
         port = str(probe.getsockname()[1])
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
     command += ["--backend-store-uri", "sqlite:///mlflow.db"]
+    environment = {**os.environ, **DEFAULTS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # as in the Procfile
     with (project / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=project, env={**os.environ, **DEFAULTS}, stdout=log, stderr=log
+            [sys.executable, "-m", *command], cwd=project, env=environment, stdout=log, stderr=log
         )
     address = f"http://127.0.0.1:{port}"
     try:

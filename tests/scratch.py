@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests import tiny
+from tests import preloaded, tiny
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("bigr", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore")
 RAN = "ran.log"
-
-REAL = f"""#!/bin/sh
-exec "{sys.executable}" -m bigr "$@"
-"""
 
 STAND_IN = f"""#!{sys.executable}
 # Writes each output of the stage with a digest of all that dvc.yaml says it depends on, and notes that it ran.
@@ -67,7 +63,7 @@ def make(folder: Path, *, real: bool) -> Path:
         file.write(f"/{RAN}\n")
     command = folder / "bin" / "bigr"
     command.parent.mkdir()
-    command.write_text(REAL if real else STAND_IN)
+    command.write_text(preloaded.CLIENT if real else STAND_IN)
     command.chmod(0o755)
     for words in ("git init -q -b main", "git add -A", "git commit -q -m first"):
         run(project, *words.split())
@@ -111,6 +107,8 @@ def environment(project: Path) -> dict[str, str]:
     """What a command in the project sees: its `bigr`, this interpreter's tools, no traces of an outer execution."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "BIGR_", "MLFLOW_", "GIT_"))}
     tools = [str(project.parent / "bin"), str(Path(sys.executable).parent), kept["PATH"]]
+    real = (project.parent / "bin" / "bigr").read_text() == preloaded.CLIENT
+    kept |= {preloaded.VARIABLE: preloaded.start()} if real else {}
     names = {f"GIT_{who}_{what}": "ada@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return {**kept, **names, "PATH": os.pathsep.join(tools), "SHELL": "/bin/sh", "OMP_NUM_THREADS": "1"}
 

@@ -111,7 +111,7 @@ class Services:
             request.add_header("Prefect-Csrf-Token", token["token"])
         for patience in (1, 2, 4, 8, 16, 0):
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
+                with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                     return json.loads(answer.read() or b"null")
             except urllib.error.HTTPError as error:
                 if error.code != 503 or not patience:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from bigr.pipeline.study import results, study_page, tables
 from bigr.pipeline.study.results import Results
 from bigr.runtime.errors import BigrError
 from bigr.tracking.store import Store
-from flows import workspace
+from flows import execution, workspace
 from flows.study import Study
 from tests import mini_project, scratch, tiny
 
@@ -58,7 +59,7 @@ def test_variants_of_one_model_differ_in_sampling_alone() -> None:
         merged = workspace.merge(values(mini_project.ROOT), run.settings)
         del merged["samples"]
         assert trained.setdefault((run.variant.model, run.seed), merged) == merged
-    assert len(trained) == 4 * len(SEEDS)
+    assert len(trained) == 5 * len(SEEDS)
 
 
 def test_the_digest_changes_with_settings_and_code_and_not_with_where_it_runs(tmp_path: Path) -> None:
@@ -184,6 +185,8 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
     project = scratch.make(tmp_path, real=True)
     for name, value in scratch.environment(project).items():
         monkeypatch.setenv(name, value)
+    paths = execution._paths
+    monkeypatch.setattr(execution, "_paths", lambda folder: paths(folder) | {"PATH": os.environ["PATH"]})
     small = {**tiny.OVERRIDES, "samples.iterations": 4}
     names = ("base", "table2-x0")
     some = Study(project, tables.runs((0,), tuple(v for v in tables.VARIANTS if v.name in names), small))

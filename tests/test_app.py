@@ -22,7 +22,7 @@ from bigr.app.gallery import Dataset
 from bigr.app.links import Link
 from bigr.app.page import build
 from bigr.app.running import Done, watched
-from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
+from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, OWN, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
 from bigr.imaging.frames import Frame
 from bigr.imaging.model import ImageModel
@@ -32,8 +32,8 @@ from tests import app_pages, worlds
 if TYPE_CHECKING:
     import gradio as gr
 
-HOW = (0, 2, 3, 1.0, 2, 2)
-"""Seed, variants, iterations, guidance, diffusion steps of the first iteration and of the last."""
+HOW = (0, 2, OWN, 3, 1.0, 2, 2)
+"""Seed, variants, preset, iterations, guidance, diffusion steps of the first iteration and of the last."""
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +210,9 @@ def test_the_strip_ends_with_its_picture_where_others_follow() -> None:
 
 
 def test_iterations_that_differ_from_the_sliders_are_explained(tasks: Tasks) -> None:
-    few = list(tasks.inpaint(example(tasks), brush(lower_half()), NO_CLASS, "Feather", 0, 1, 8, 1.0, 2, 2))[-1]
+    few = list(tasks.inpaint(example(tasks), brush(lower_half()), NO_CLASS, "Feather", 0, 1, OWN, 8, 1.0, 2, 2))[-1]
     assert re.search(r"8 iterations chosen, [1-7] taken", few)
-    assert "seed 0, 2 iterations<" in list(tasks.generate([0], 0, 1, 2, 1.0, 2, 2))[-1]
+    assert "seed 0, 2 iterations<" in list(tasks.generate([0], 0, 1, OWN, 2, 1.0, 2, 2))[-1]
 
 
 def test_a_link_sets_what_its_controls_can_hold_and_nothing_else(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,9 +243,9 @@ def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
     refused: list[tuple[Iterator[str], str]] = [
         (tasks.generate(list(range(3)) * 4, *HOW), "at most 10 classes, got 12"),
         (tasks.generate([7], *HOW), "must be one of this model, got 7"),
-        (tasks.generate([0], 0, 99, 3, 1.0, 2, 2), "Variants must be 1 to 8, got 99"),
-        (tasks.generate([0], 10**6, 1, 3, 1.0, 2, 2), "Seed must be 0 to 9999, got 1000000"),
-        (tasks.generate([0], 0, 1, 999, 1.0, 2, 2), "iterations"),
+        (tasks.generate([0], 0, 99, OWN, 3, 1.0, 2, 2), "Variants must be 1 to 8, got 99"),
+        (tasks.generate([0], 10**6, 1, OWN, 3, 1.0, 2, 2), "Seed must be 0 to 9999, got 1000000"),
+        (tasks.generate([0], 0, 1, OWN, 999, 1.0, 2, 2), "iterations"),
         (tasks.inpaint(None, painted, NO_CLASS, "Feather", *HOW), "Choose a picture"),
         (tasks.inpaint(picture, brush(None), NO_CLASS, "Feather", *HOW), "Nothing is marked"),
         (tasks.inpaint(picture, "?", NO_CLASS, "Feather", *HOW), "Nothing is marked"),

@@ -182,7 +182,7 @@ def test_each_term_of_the_tokenizers_loss_is_a_setting(tmp_path: Path, key: str,
 # The generator and its transcoder ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "x0", "direct", "mask"])
 @pytest.mark.parametrize("section", ["generator", "transcoder"])
 def test_every_target_trains_and_samples(project: Path, target: str, section: str) -> None:
     changes = {f"{section}__target": target}
@@ -195,7 +195,7 @@ def test_every_target_trains_and_samples(project: Path, target: str, section: st
     assert len(np.unique(images_of(project), axis=0)) == 4
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "x0", "direct", "mask"])
 def test_a_transcoder_of_every_target_learns_from_its_condition(target: str) -> None:
     torch.manual_seed(0)
     transcoder = Transcoder(TranscoderConfig(code_bits=8, condition_dim=16, dim=32, blocks=1, target=target))
@@ -211,7 +211,7 @@ def test_a_transcoder_of_every_target_learns_from_its_condition(target: str) -> 
     assert torch.stack(losses[-10:]).mean() < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize(("target", "passes"), [("flip", 5), ("x0", 5), ("direct", 1)])
+@pytest.mark.parametrize(("target", "passes"), [("flip", 5), ("x0", 5), ("direct", 1), ("mask", 5)])
 def test_a_direct_transcoder_takes_one_pass_instead_of_a_diffusions_steps(
     project: Path, monkeypatch: pytest.MonkeyPatch, target: str, passes: int
 ) -> None:

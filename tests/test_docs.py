@@ -33,7 +33,7 @@ def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of a mapping, in its order."""
     found = []
     for key, value in values.items():
-        named = isinstance(value, dict) and key != "targets"  # whose keys are metrics
+        named = isinstance(value, dict) and key not in ("targets", "presets")  # metrics; settings of the section
         found += keys(value, f"{prefix}{key}.") if named else [prefix + key]
     return found
 
@@ -45,6 +45,8 @@ def choices(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ..
         annotation = field.annotation
         if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
             (annotation,) = get_args(annotation)
+        if name == "presets":
+            continue
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found |= choices(annotation, f"{prefix}{name}.")
         elif get_origin(annotation) is Literal:

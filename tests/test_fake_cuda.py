@@ -39,9 +39,10 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.runtime.precision import autocast
 from bigr.sampling import unmask
+from bigr.sampling.acceleration import accelerate
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, evaluate_model, train_generator, train_tokenizer, train_transcoder
-from tests.fake_cuda import CUDA, READS, Waits, fake_cuda
+from tests.fake_cuda import CUDA, READS, NotRecordable, Waits, fake_cuda, places
 from tests.worlds import features_of, lpips_weights, settings, write_codes, write_models, write_shards
 
 TOKENS = 16
@@ -103,7 +104,7 @@ def test_images_are_encoded(tmp_path: Path, draws: int) -> None:
     assert (tmp_path / "data" / "codes" / "index.json").is_file()
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "x0", "direct", "mask"])
 def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
     write_codes(tmp_path, images=4)
     start = "joint" if target == "flip" else "scratch"
@@ -164,7 +165,7 @@ def test_every_order_and_schedule_samples_and_waits_once(project: Path, order: s
             assert gpu.reads == {"sampling/unmask.py sample_codes": 1}, way
 
 
-@pytest.mark.parametrize("target", ["x0", "direct"])
+@pytest.mark.parametrize("target", ["x0", "direct", "mask"])
 def test_every_target_samples(tmp_path: Path, target: str) -> None:
     write_models(tmp_path, target=target)
     with fake_cuda(UNKNOWN):
@@ -173,6 +174,55 @@ def test_every_target_samples(tmp_path: Path, target: str) -> None:
         with autocast(CUDA, "auto", model.config.dim):
             for scale in (1.0, 2.0):
                 sample_codes(model, labels, Sampling(2, 3, guidance_scale=scale), [1, 2])
+
+
+def sample_with_graphs(folder: Path, target: str, times: int = 3) -> tuple[int, int]:
+    """Sample several times with guidance; how many graphs were recorded, and how often one was replayed."""
+    write_models(folder, target=target)
+    with fake_cuda(UNKNOWN) as gpu:
+        _, model = networks(folder)
+        accelerate(model, "auto", CUDA)
+        labels = torch.zeros(2, dtype=torch.long, device=CUDA)
+        for _ in range(times):
+            with autocast(CUDA, "auto", model.config.dim):
+                found = sample_codes(model, labels, Sampling(2, 2, guidance_scale=2.0), [1, 2])
+            assert (found.shape, found.dtype) == ((2, TOKENS, 6), torch.bool)
+        return gpu.recorded, gpu.replayed
+
+
+@pytest.mark.parametrize("target", ["flip", "direct", "mask"])
+def test_iterations_are_recorded_once_and_replayed(tmp_path: Path, target: str) -> None:
+    assert sample_with_graphs(tmp_path, target) == (2, 4)  # two iterations: the first call is direct, two are replays
+
+
+NOT_RECORDABLE: dict[str, Callable[[Tensor], object]] = {
+    "between the devices": lambda p: torch.zeros(1).pin_memory().to(p.device, non_blocking=True),
+    "a draw": lambda p: torch.rand(1, generator=torch.Generator(device=p.device), device=p.device),
+}
+
+
+@pytest.mark.parametrize("what", NOT_RECORDABLE)
+def test_what_a_graph_would_not_repeat_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    original = unmask.bit_probabilities
+
+    def computed(*args: Any, **kwargs: Any) -> Tensor:
+        probability = original(*args, **kwargs)
+        NOT_RECORDABLE[what](probability)
+        return probability
+
+    monkeypatch.setattr(unmask, "bit_probabilities", computed)
+    with pytest.raises(NotRecordable, match=what):
+        sample_with_graphs(tmp_path, "flip", times=2)
+
+
+def test_a_weight_that_autocast_forgets_before_a_replay_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = torch.clear_autocast_cache
+    inside = "sampling/graphs.py CudaRecorder.__call__"
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: inside in dict(places()) or clear())
+    with pytest.raises(NotRecordable, match="gone"):
+        sample_with_graphs(tmp_path, "flip")
 
 
 def picture(size: int = 12) -> Image.Image:

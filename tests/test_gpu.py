@@ -4,6 +4,7 @@
 the same code on the CPU, with a small model in place of the published one, so that it can be changed without a GPU.
 """
 
+import copy
 import csv
 import json
 import math
@@ -13,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
+from bigr.models.masked.compiled import compile_blocks
 from bigr.models.masked.generator import BiGR, BiGRConfig
-from bigr.models.presets import PRESETS
+from bigr.models.presets import PRESETS, TOKENIZERS
+from bigr.models.psnr import psnr
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.precision import autocast
+from bigr.sampling.decode import decoded
+from bigr.sampling.graphs import drop_graphs, use_graphs
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, train_generator, train_tokenizer, train_transcoder
 from tests.fake_cuda import READS, places
@@ -218,6 +226,18 @@ def waits() -> Iterator[list[str]]:
                 torch.cuda.set_sync_debug_mode("default")
 
 
+def test_recomputed_activations_give_the_same_weights(tmp_path: Path, measured: Measured) -> None:
+    write_codes(tmp_path)
+    ends = []
+    for switch in (False, True):
+        peak()
+        changes = {"generator__dropout": 0.2, "run__activation_checkpointing": switch, "generator__accumulate": 2}
+        train_generator.run(on_device(**changes), Context(tmp_path))
+        measured(f"activation checkpointing {switch}: {peak()}")
+        ends.append(weights(tmp_path / "models" / "generator"))
+    assert ends[0] == ends[1]
+
+
 MOVES = (
     "stages/train_tokenizer.py learn",
     "stages/train_generator.py learn",
@@ -300,6 +320,121 @@ def test_the_published_size_trains_and_samples(measured: Measured) -> None:
     peak()
     measured(f"{batch / seconds(draw):.2f} images/s sampled, codes alone; {peak()}")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# CUDA graphs, torch.compile and the decoder's precision.
+
+
+def drawn(device: torch.device) -> tuple[BiGR, Tensor, Sampling]:
+    """A model of the published shape with weights that differ from their initial zeros, labels, and a short sampler."""
+    shape, _, sampling = published()
+    torch.manual_seed(0)
+    model = BiGR(shape)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=shape.init_std)
+    labels = torch.arange(4, device=device) % shape.num_classes
+    return model.to(device).eval(), labels, replace(sampling, iterations=5, diffusion_steps=10)
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="graphs need a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_graphs_sample_the_same_bits_and_wait_once(precision: str, measured: Measured) -> None:
+    device = resolve_device(NAME)
+    model, labels, sampling = drawn(device)
+    tokens, bits = model.config.grid**2, model.config.code_bits
+    unknown = torch.rand(4, tokens, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def sample(seed: int, **given: Tensor) -> Tensor:
+        with autocast(device, precision, model.config.dim):
+            return sample_codes(model, labels, sampling, range(seed, seed + 4), **given)
+
+    given = {"codes": torch.zeros(4, tokens, bits), "unknown": unknown.to(device)}
+    peak()
+    expected = [[sample(seed), sample(seed, **given)] for seed in (0, 10, 20)]
+    before, direct = peak(), seconds(lambda: sample(0))
+    use_graphs(model, device)
+    found = [[sample(seed), sample(seed, **given)] for seed in (0, 10, 20)]  # direct, recorded, replayed
+    assert all(torch.equal(*pair) for some in zip(found, expected, strict=True) for pair in zip(*some, strict=True))
+    measured(f"{direct:.3f} s without, {seconds(lambda: sample(0)):.3f} s with graphs; {before} without, {peak()} with")
+    with waits() as places_that_wait:
+        sample(30)
+    assert not places_that_wait
+    with torch.no_grad():
+        model.transcoder.final_layer.linear.bias.add_(1)
+    changed = sample(0)
+    drop_graphs(model)
+    assert torch.equal(changed, sample(0))
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="graphs need a GPU")
+def test_a_replay_waits_for_nothing() -> None:
+    device = resolve_device(NAME)
+    model, labels, sampling = drawn(device)
+    use_graphs(model, device)
+
+    def no_waiting(iteration: Any) -> None:  # after the one read at the beginning
+        torch.cuda.set_sync_debug_mode("error")
+
+    for _ in range(2):
+        sample_codes(model, labels, sampling, range(4))
+    try:
+        codes = sample_codes(model, labels, sampling, range(4), on_iteration=no_waiting)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert codes.any()
+
+
+@pytest.mark.skipif(NAME != "cuda", reason="torch.compile is not used elsewhere")
+def test_compiled_blocks_give_the_same_loss_gradients_and_samples_up_to_rounding(measured: Measured) -> None:
+    device = resolve_device(NAME)
+    plain, labels, sampling = drawn(device)
+    model = copy.deepcopy(plain)
+    if not compile_blocks(model, "auto", device):
+        pytest.skip("Triton or a C compiler is not installed")
+    codes = (torch.rand(4, plain.config.grid**2, plain.config.code_bits, device=device) < 0.5).float()
+    started = time.perf_counter()
+    found = []
+    for each in (model, plain):
+        for count in (100, 60, 30):
+            masked = torch.arange(count, device=device).expand(4, -1)
+            noise = torch.Generator(device=device).manual_seed(0)
+            with autocast(device, "bfloat16", plain.config.dim):
+                loss = each.loss(codes, labels, masked, noise)
+            loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in each.parameters() if p.grad is not None])
+        found.append((loss.item(), gradients))
+    (ours, own), (theirs, expected) = found
+    difference = ((own - expected).norm() / expected.norm()).item()
+    use_graphs(model, device)
+    with autocast(device, "bfloat16", plain.config.dim):
+        samples = [sample_codes(each, labels, sampling, range(4)) for each in (plain, model, model, model)]
+    measured(
+        f"loss {ours:.5f}, plain {theirs:.5f}; gradients differ by {difference:.1e}; bits that differ "
+        f"{(samples[0] != samples[1]).float().mean():.1%}; {time.perf_counter() - started:.0f} s with compiling"
+    )
+    assert ours == pytest.approx(theirs, rel=1e-2) and difference < 5e-2
+    assert torch.equal(samples[1], samples[3])  # compiled and direct, compiled and replayed
+
+
+DECODED = {"tf32": 45.0, "bfloat16": 30.0}
+"""The least PSNR against float32, in dB."""
+
+
+@pytest.mark.parametrize("precision", DECODED)
+def test_the_decoder_in_another_precision_is_close_to_float32(precision: str, measured: Measured) -> None:
+    device = resolve_device(NAME)
+    torch.manual_seed(0)
+    shape = TOKENIZERS["256"] if NAME == "cuda" else TokenizerConfig(32, 8, 32, 32, (1, 2), 1, ())
+    tokenizer = Tokenizer(shape).to(device).eval()
+    codes = torch.rand(16, shape.grid**2, shape.code_bits, device=device) < 0.5
+    exact = decoded(tokenizer, codes)
+    taken = [seconds(partial(decoded, tokenizer, codes, kind)) for kind in ("float32", precision)]
+    found = decoded(tokenizer, codes, precision)
+    error = psnr(found.float() / 255, exact.float() / 255).mean().item()
+    measured(f"{error:.1f} dB against float32, {1e3 * taken[0]:.0f} ms in float32, {1e3 * taken[1]:.0f} ms")
+    assert error > DECODED[precision]
+    assert torch.equal(decoded(tokenizer, codes), exact)  # what was set is set back
 
 
 # Many GPUs.

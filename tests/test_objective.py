@@ -30,7 +30,6 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> list[MaskedBatch]:
         label_dropout=0.1,
         input_flip=0.0,
         unconditional=CLASSES,
-        device=torch.device("cpu"),
     )
     return [stream.batch(step) for step in range(BATCHES)]
 
@@ -61,6 +60,20 @@ def test_the_share_of_labels_that_are_dropped_is_the_settings(batches: list[Mask
     assert within(int((labels == CLASSES).sum()), 0.1, len(labels))
 
 
+def test_a_share_of_visible_bits_is_flipped_and_of_masked_ones_none(tmp_path: Path) -> None:
+    dataset = write_codes(tmp_path, grid=GRID, bits=BITS, classes=CLASSES)
+    options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1, "unconditional": CLASSES}
+    clean, flipped = (MaskedBatches(dataset, 4, input_flip=share, **options) for share in (0.0, 0.3))
+    flips = visible = 0
+    for step in range(40):
+        before, after = clean.batch(step), flipped.batch(step)
+        assert torch.equal(before.labels, after.labels) and torch.equal(before.masked, after.masked)
+        changed = before.codes != after.codes
+        assert not torch.take_along_dim(changed, after.masked.unsqueeze(-1), dim=1).any()
+        flips, visible = flips + int(changed.sum()), visible + 4 * (TOKENS - after.masked.shape[1]) * BITS
+    assert within(flips, 0.3, visible)
+
+
 @pytest.mark.parametrize("drawn", [0, 1, 3])
 def test_each_pass_over_the_data_shows_the_next_draw_of_the_bits(tmp_path: Path, drawn: int) -> None:
     """One after the other, of every image; the thresholded bits only where none are drawn; from any step on."""
@@ -71,7 +84,7 @@ def test_each_pass_over_the_data_shows_the_next_draw_of_the_bits(tmp_path: Path,
     options["unconditional"] = CLASSES
 
     def stream() -> MaskedBatches:
-        return MaskedBatches(dataset, 4, device=torch.device("cpu"), **options)
+        return MaskedBatches(dataset, 4, **options)
 
     steps = list(itertools.islice(stream().from_step(0), 18))
     shown = torch.cat([batch.codes for batch in steps]).bool()

@@ -107,6 +107,29 @@ def denoiser_by_hand(c: Any) -> dict[str, int]:
     }
 
 
+def test_recomputed_activations_cost_a_forward_pass_of_the_blocks_and_leave_their_inputs_and_one_block() -> None:
+    plain, again = (
+        trained(settings(run__activation_checkpointing=on, generator__layers=4), "generator") for on in (False, True)
+    )
+    config = networks.generator_config(settings(generator__layers=4), 10)
+    alone = networks.generator_config(settings(generator__layers=1), 10)
+    blocks = backbone_by_hand(config)[0] - backbone_by_hand(alone)[0]
+    assert again.parts[0].forward == plain.parts[0].forward
+    assert again.parts[0].backward - plain.parts[0].backward == pytest.approx(blocks * 4 / 3)
+    deeper = trained(settings(run__activation_checkpointing=True, generator__layers=5), "generator").memory
+    inputs = 4 * again.images * (config.tokens + 1) * config.dim
+    assert deeper.activations - again.memory.activations == inputs
+    assert deeper.activations < plain.memory.activations
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "generator", "transcoder"])
+def test_a_batch_in_parts_needs_memory_for_one(stage: str) -> None:
+    whole, parts = (trained(settings(**{f"{stage}__accumulate": number}), stage) for number in (1, 4))
+    assert parts.memory.activations < 0.5 * whole.memory.activations
+    assert parts.memory.optimiser == whole.memory.optimiser
+    assert parts.parts[0].forward == pytest.approx(whole.parts[0].forward)
+
+
 def test_flops_of_the_generators_training_equal_a_count_by_hand() -> None:
     s = settings(generator__layers=3, generator__noise_draws=2, generator__ffn_multiple_of=24)
     c, parts = real_model(s).config, {part.name: part for part in trained(s, "generator").parts}
@@ -148,6 +171,7 @@ def test_flops_of_the_tokenizers_encoder_equal_those_of_a_real_pass() -> None:
         (16, 3, 2.5, "linear", "flip"),  # some of the iterations fix nothing
         (5, 7, 1.5, "constant", "x0"),
         (5, 3, 1.5, "constant", "direct"),
+        (5, [1, 4], 1.5, "linear", "mask"),
         (5, [9, 2], 1.5, "linear", "flip"),
     ],
 )

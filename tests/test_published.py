@@ -182,7 +182,7 @@ def test_a_file_imported_and_exported_again_holds_every_used_tensor_to_the_bit(t
 def test_a_model_that_the_published_code_would_compute_otherwise_is_not_exported(tmp_path):
     save(tmp_path / "t", Tokenizer(publications.tokenizer_config(quantizer="lfq")))
     assert "quantizer" in refused(exchange.export_tokenizer, tmp_path / "t", tmp_path / "t.safetensors")
-    for name, value in (("target", "x0"), ("condition_rope", True)):
+    for name, value in (("target", "mask"), ("target", "x0"), ("condition_rope", True)):
         save(tmp_path / name, BiGR(publications.generator_config(**{name: value})))
         assert name in refused(exchange.export_generator, tmp_path / name, tmp_path / "g.safetensors")
     assert not list(tmp_path.glob("*.safetensors"))
@@ -448,20 +448,20 @@ def test_a_models_header_of_another_kind_or_none_is_not_gone_by(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of one process alone is read from /proc")
 def test_importing_needs_far_less_memory_than_the_file_has(tmp_path):
-    """Peak resident memory of an import of a 400 MB file, beside that of a process that imports the modules alone."""
-    shape = publications.generator_config(dim=1024, heads=16, layers=7, transcoder_dim=512)
+    """Peak resident memory of an import of a 200 MB file, beside that of a process that imports the modules alone."""
+    shape = publications.generator_config(dim=1024, heads=16, layers=3, transcoder_dim=512)
     path = publications.save_generator(tmp_path / "g.pt", publications.generator_tensors(shape))
     work = f"bigr.interop.published.exchange.import_generator(Path({str(path)!r}), Path({str(tmp_path / 'model')!r}))"
     whole = f"bytes(Path({str(path)!r}).read_bytes())"
     idle, importing, reading = (peak(code) for code in ("", work, whole))
-    assert path.stat().st_size > 4e8
-    assert reading - idle > 4e8  # the measure sees what is read
-    assert importing - idle < 2e8, (idle, importing)
+    assert path.stat().st_size > 1.9e8
+    assert reading - idle > 1.8e8  # the measure sees what is read
+    assert importing - idle < 1e8, (idle, importing)
 
 
 def peak(code: str) -> int:
     """Peak resident memory, in bytes, of a process that runs `code`."""
-    script = f"import bigr.interop.published.exchange, torch._refs\nfrom pathlib import Path\n{code}\n"
+    script = f"import bigr.interop.published.exchange\nfrom pathlib import Path\n{code}\n"
     script += "print(next(x.split()[1] for x in Path('/proc/self/status').open() if x.startswith('VmHWM')))"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return 1024 * int(done.stdout)

@@ -58,7 +58,7 @@ def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of a mapping, in its order."""
     found = []
     for key, value in values.items():
-        named = isinstance(value, dict) and key != "targets"  # whose keys are metrics
+        named = isinstance(value, dict) and key not in ("targets", "presets")  # metrics; what differs
         found += [prefix + key, *(keys(value, f"{prefix}{key}.") if named else [])]
     return found
 

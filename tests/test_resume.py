@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import scratch, tiny
+from tests import preloaded, scratch, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,7 +51,7 @@ def kill_while_training(project: Path) -> None:
     process = subprocess.Popen(
         REPRO,
         cwd=project,
-        env=scratch.environment(project),
+        env=scratch.environment(project) | {preloaded.VARIABLE: ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -78,6 +78,14 @@ def test_images_are_decoded_in_float32_also_under_autocast(project):
     assert under.equal(decoded(tokenizer, codes))
 
 
+def test_decoding_in_bfloat16_moves_values_a_little_and_only_where_it_is_set(project):
+    exact, narrow, again = (
+        sampled(project, run__decode_precision=kind)[0].astype(int) for kind in ("float32", "bfloat16", "float32")
+    )
+    assert 0 < abs(narrow - exact).max() <= 8
+    assert (again == exact).all()
+
+
 @pytest.mark.slow
 def test_two_processes_draw_the_samples_of_one_and_hand_over_a_few_at_a_time(project, tmp_path):
     shutil.copytree(project / "models", tmp_path / "models")
@@ -120,7 +128,7 @@ def test_the_picture_has_one_column_a_class(project):
             assert np.array_equal(pixels[top : top + SIDE, left : left + SIDE], image)
 
 
-@pytest.mark.parametrize("target", ["flip", "x0", "direct"])
+@pytest.mark.parametrize("target", ["flip", "x0", "direct", "mask"])
 @pytest.mark.parametrize("quantizer", ["bernoulli", "lfq"])
 def test_samples_are_the_decoded_codes_of_each_kind_of_model(tmp_path, target, quantizer):
     write_models(tmp_path, target=target, quantizer=quantizer)

@@ -23,7 +23,7 @@ from flows import credentials
 from flows.execution import RETRY
 from flows.whereabouts import LABEL
 from tests import mini_project
-from tests.services import ENDED, Services, rows, started
+from tests.services import ENDED, PATIENCE_S, Services, rows, started
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -40,7 +40,7 @@ def answer(url: str, method: str = "GET", **headers: str) -> tuple[int, dict[str
     request = urllib.request.Request(url, headers={key.replace("_", "-"): value for key, value in headers.items()})
     request.method = method
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status, {key.lower(): value for key, value in response.headers.items()}
     except urllib.error.HTTPError as error:
         return error.code, {key.lower(): value for key, value in error.headers.items()}

@@ -117,6 +117,21 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"run.processes": 5}, "tokenizer.batch_size must be a multiple of run.processes = 5…, got 48"),
     ({"run.processes": 3}, "generator.batch_size must be a multiple of run.processes = 3…, got 64"),
     ({"transcoder.batch_size": 9, "run.processes": 2}, "transcoder.batch_size must be a multiple of run.proc…, got 9"),
+    (
+        {"generator.accumulate": 16, "run.processes": 8},
+        "generator.batch_size must be a multiple of run.processes = 8 times generator.accumulate = 16, got 64",
+    ),
+    (
+        {
+            **{"tokenizer.accumulate": 2, "tokenizer.gan_weight": 1.0},
+            **{"shards.image_size": 32, "tokenizer.attention_resolutions": []},
+        },
+        "tokenizer.accumulate must be 1 where tokenizer.gan_weight is > 0 (the adaptive weight…, got 2",
+    ),
+    (
+        {"tokenizer.accumulate": 2, "tokenizer.quantizer": "lfq"},
+        "tokenizer.accumulate must be 1 where tokenizer.lfq_entropy_weight is > 0 (the entropy…, got 2",
+    ),
     ({"samples.iterations": 17}, "samples.iterations must be at most 16, the number of tokens (4×4)…, got 17"),
     ({"samples.diffusion_steps": 257}, "samples.diffusion_steps must be 2 to 256, the number of generator.…, got 257"),
     ({"samples.diffusion_steps": [30, 1]}, "samples.diffusion_steps must be 2 to 256, the number…, got [30, 1]"),
@@ -129,6 +144,21 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
         {"transcoder.start": "scratch", "transcoder.diffusion_steps": 8},
         "samples.diffusion_steps must be 2 to 8, the number of transcoder.diffusion_steps…, got 20",
     ),
+    (
+        {"generator.target": "mask", "samples.diffusion_steps": 17},
+        "samples.diffusion_steps must be at most 16, the number of bits, where generator.target is mask…, got 17",
+    ),
+    ({"samples.bit_counts": [8, 8]}, "samples.diffusion_steps must be 2, the length of samples.bit_counts…, got 20"),
+    (
+        {"samples.bit_counts": [8, 8], "samples.diffusion_steps": 2},
+        "samples.bit_counts must be empty where generator.target is flip, not mask…, got [8, 8]",
+    ),
+    (
+        {"generator.target": "mask", "samples.bit_counts": [4, 8], "samples.diffusion_steps": 2},
+        "samples.bit_counts must be numbers whose sum is 16, tokenizer.code_bits…, got [4, 8]",
+    ),
+    ({"samples.bit_counts": [9, 7]}, "samples.bit_counts must be numbers of which none is smaller…, got [9, 7]"),
+    ({"samples.bit_counts": [0, 16]}, "samples.bit_counts[0] must be greater than 0…, got 0"),
     ({"transcoder.start": "scratch", "transcoder.steps": 0}, "transcoder.steps must be more than 0 where…, got 0"),
     ({"generator.use_labels": False}, "samples.guidance_scale must be 1.0 where generator.use_labels is fal…, got 1.5"),
     (
@@ -213,6 +243,8 @@ def test_the_embedded_digits_are_known_however_their_folder_is_written(source: s
         {"generator.label_dropout": 0.0, "generator.use_labels": False, "samples.guidance_scale": 1.0},
         {"samples.count": 4, "tokenizer.warmup_steps": 500},
         {"samples.diffusion_steps": [256, 2]},
+        {"generator.target": "mask", "samples.diffusion_steps": [1, 16]},
+        {"generator.target": "mask", "samples.diffusion_steps": 4, "samples.bit_counts": [2, 2, 5, 7]},
         {"tokenizer.from": "ready", "tokenizer.batch_size": 7, "run.processes": 2},
         {"run.device": "cuda", "run.processes": 4},
         {"run.device": "cuda:3", "run.processes": 1},

@@ -1,6 +1,7 @@
 """The one training loop: resuming to the bit, stopping on what is not finite, averages, schedules, many processes."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -9,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +25,12 @@ from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.context import Context, Report
 from bigr.runtime.errors import BigrError
 from bigr.stages import train_generator, train_tokenizer, train_transcoder
-from bigr.training import loop
+from bigr.training import checkpoints, loop
+from bigr.training.autoencoding import ImageBatch
 from bigr.training.masked_batches import MaskedBatches
 from bigr.training.optimiser import EMA, adamw, learning_rate
+from bigr.training.prefetch import on_device
+from tests.fake_cuda import CUDA, fake_cuda
 from tests.worlds import ROOT, settings, write_codes, write_shards
 
 
@@ -67,13 +73,55 @@ def test_a_killed_generator_continues_and_ends_with_the_weights_of_an_uninterrup
         write_codes(tmp_path / name)
     straight, killed = (Context(tmp_path / name, "f") for name in ("straight", "killed"))
     train_generator.run(settings(**changes), straight)
+    later, waited, add, write = threading.Event(), [], loop.Losses.add, checkpoints.write_tensors
+
+    def write_later(*tensors):  # the training goes on meanwhile, and the copy stays that of its step
+        waited.append(later.wait(30))
+        write(*tensors)
+
+    def next_step(self, losses):
+        add(self, losses)
+        (later.clear if self._step + len(self._waiting) <= 3 else later.set)()
+
+    monkeypatch.setattr(checkpoints, "write_tensors", write_later)
+    monkeypatch.setattr(loop.Losses, "add", next_step)
     run_killed_after(monkeypatch, 5, lambda: train_generator.run(settings(**changes), killed))
+    assert waited == [True]
     assert not (killed.root / "models" / "generator").exists()
     assert steps_of(monkeypatch, lambda: train_generator.run(settings(**changes), killed)) == 7 - 3
     assert weights(straight.root / "models" / "generator") == weights(killed.root / "models" / "generator")
     curves = [(c.root / "outputs" / "curves" / "generator.csv").read_text() for c in (straight, killed)]
     assert curves[0] == curves[1]
     assert not list((killed.root / "checkpoints").rglob("*.safetensors"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+    def full(*tensors):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_codes(tmp_path)
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    with pytest.raises(BigrError, match=r"checkpoint .*checkpoint.safetensors cannot be written \(No space left"):
+        train_generator.run(settings(generator__steps=3), Context(tmp_path, "f"))
+    assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
+
+
+def test_batches_for_a_gpu_are_made_ahead_in_one_thread_in_their_order_and_with_their_errors():
+    makers = set()
+
+    def numbers():
+        for number in range(5):
+            makers.add(threading.current_thread())
+            yield ImageBatch(torch.zeros(number), torch.zeros(1))
+        raise BigrError("a damaged shard")
+
+    with fake_cuda(), closing(on_device(numbers(), CUDA)) as stream:
+        seen = [next(stream).images for _ in range(5)]
+        with pytest.raises(BigrError, match="a damaged shard"):
+            next(stream)
+    assert [(image.device, len(image)) for image in seen] == [(CUDA, number) for number in range(5)]
+    assert len(makers) == 1 and threading.main_thread() not in makers
+    assert not any(thread.is_alive() for thread in makers)
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path, monkeypatch):
@@ -125,13 +173,63 @@ def test_a_killed_tokenizer_with_a_critic_continues_and_ends_with_the_same_weigh
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("stage", [train_tokenizer, train_generator, train_transcoder])
+def test_a_batch_in_parts_has_the_gradients_and_draws_of_the_whole_batch(tmp_path, monkeypatch, stage):
+    """Gradients of the first step, and losses of the first two, whose draws would differ by percents."""
+    name, gradients, found = stage.__name__.rpartition(".")[2].removeprefix("train_"), [], []
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        nn.utils, "clip_grad_norm_", lambda ps, norm: gradients.append([p.grad.clone() for p in ps]) or clip(ps, norm)
+    )
+    if stage is train_tokenizer:
+        write_shards(tmp_path, size=16, images=4)
+    else:
+        write_codes(tmp_path)
+    if stage is train_transcoder:
+        train_generator.run(settings(), Context(tmp_path))
+    for parts in (1, 2):
+        gradients.clear()
+        changes = {f"{name}__{key}": value for key, value in {"steps": 2, "batch_size": 4, "validate_every": 1}.items()}
+        stage.run(settings(**changes, **{f"{name}__accumulate": parts}), Context(tmp_path))
+        rows = list(csv.DictReader((tmp_path / "outputs" / "curves" / f"{name}.csv").open()))
+        losses = [float(row[key]) for row in rows[-2:] for key in row if key.startswith("train_")]
+        found.append((torch.cat([g.flatten() for g in gradients[0]]), losses))
+    (whole, losses), (parts, losses_in_parts) = found
+    assert (whole - parts).abs().max() < 1e-4 * whole.abs().max()
+    assert losses_in_parts == pytest.approx(losses, rel=1e-3)
+
+
+def _keep(sizes, tensor):
+    sizes.append(tensor.nbytes)
+    return tensor
+
+
+@pytest.mark.parametrize("stage", [train_tokenizer, train_generator])
+def test_recomputed_activations_give_the_same_weights_from_less_memory(tmp_path, stage):
+    name, bytes_kept, ends = stage.__name__.rpartition(".")[2].removeprefix("train_"), [], []
+    if stage is train_tokenizer:
+        write_shards(tmp_path, size=16, images=4)
+    else:
+        write_codes(tmp_path)
+    steps = 2 if stage is train_tokenizer else 5  # the zeros of the transcoder hide the backbone for two
+    changes = {f"{name}__steps": steps, f"{name}__batch_size": 4, "generator__dropout": 0.2}
+    for switch in (False, True):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_keep, kept), lambda tensor: tensor):
+            stage.run(settings(**changes, run__activation_checkpointing=switch), Context(tmp_path))
+        bytes_kept.append(sum(kept))
+        ends.append(weights(tmp_path / "models" / name))
+    assert ends[0] == ends[1]
+    assert bytes_kept[1] < 0.9 * bytes_kept[0]
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_batch(tmp_path, monkeypatch):
     write_codes(tmp_path)
     original, calls = BiGR.loss, []
 
-    def explode(self, codes, labels, masked, noise, draws=1):
+    def explode(self, *batch):
         calls.append(1)
-        value = original(self, codes, labels, masked, noise, draws)
+        value = original(self, *batch)
         return value * float("nan") if len(calls) == 3 else value
 
     monkeypatch.setattr(BiGR, "loss", explode)
@@ -321,12 +419,12 @@ def run_two_processes(text, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
+def test_two_processes_train_one_model_on_their_halves_of_each_batch_in_two_parts_each(tmp_path):
     dataset = write_codes(tmp_path)
     run_two_processes(_DISTRIBUTED, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
-    batch_size, device = settings().generator.batch_size, torch.device("cpu")
+    batch_size = settings().generator.batch_size
     stream = MaskedBatches(
         dataset,
         batch_size,
@@ -335,7 +433,6 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
         label_dropout=0.0,
         input_flip=0.0,
         unconditional=3,
-        device=device,
     )
     for step in range(2):  # within the first epoch: no image comes twice
         halves = [rank["images"][step] for rank in ranks]
@@ -345,6 +442,7 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
     assert ranks[0]["masks"] != ranks[1]["masks"]
     for rank in ranks:
         assert rank["off_the_mean"] < 1e-5 < 1e-2 < rank["off_its_own"]
+        assert set(rank["parts"]) == {batch_size // 4}
     assert ranks[0]["weights"] == ranks[1]["weights"]
     assert all(map(math.isfinite, ranks[0]["weights"]))
     assert (tmp_path / "models" / "generator" / "model.safetensors").exists()
@@ -352,7 +450,8 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch(tmp_path):
 
 _DISTRIBUTED = """
 # Trains in this process, one of two, and writes what it saw: its images, its masks, and how far the gradients of the
-# first step are from its own ones and from the mean of all (largest difference, relative to the largest gradient).
+# first step, computed in two parts, are from those of its whole half and from the mean of all halves (largest
+# difference, relative to the largest gradient).
 import json, pathlib, sys
 import torch
 import torch.distributed as dist
@@ -366,7 +465,8 @@ from bigr.training import loop
 from bigr.training.masked_batches import MaskedBatches
 from tests.worlds import settings
 
-root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": []}, [], []
+root, saw, read, call = pathlib.Path(sys.argv[1]), {"images": [], "masked": [], "masks": [], "parts": []}, [], []
+halves = []
 codes_of, batch_of, loss_of, clip = CodesDataset.batch, MaskedBatches.batch, BiGR.loss, nn.utils.clip_grad_norm_
 
 def remember_images(self, indices, *rest):
@@ -379,19 +479,22 @@ def remember_batch(self, step):
     saw["images"] += read
     saw["masked"].append(batch.masked.shape[1])
     saw["masks"].append(batch.masked.tolist())
+    halves.append(batch)
     return batch
 
-def remember_call(self, codes, labels, masked, noise, draws=1):
+def remember_call(self, codes, labels, masked, noise, *rest):
     if not call:
-        call.extend([self, codes, labels, masked, noise.get_state(), draws])
-    return loss_of(self, codes, labels, masked, noise, draws)
+        call.extend([self, noise.get_state(), rest[0]])
+    if rest:
+        saw["parts"].append(len(codes))
+    return loss_of(self, codes, labels, masked, noise, *rest)
 
 def compare(parameters, *rest):
     if "off_the_mean" not in saw:
-        model, codes, labels, masked, state, draws = call
+        model, state, draws = call
         noise = torch.Generator().set_state(state)
         parameters = list(model.parameters())
-        own = torch.autograd.grad(loss_of(model, codes, labels, masked, noise, draws), parameters)
+        own = torch.autograd.grad(loss_of(model, *halves[0], noise, draws), parameters)
         own, used = (torch.cat([g.flatten() for g in gradients]) for gradients in (own, [p.grad for p in parameters]))
         mean = own.clone()
         dist.all_reduce(mean)
@@ -403,7 +506,7 @@ def compare(parameters, *rest):
 CodesDataset.batch, MaskedBatches.batch, BiGR.loss = remember_images, remember_batch, remember_call
 nn.utils.clip_grad_norm_ = compare
 with distributed.process_group(torch.device("cpu")):
-    generator.run(settings(run__device="cpu", run__precision="float32"), Context(root, "f"))
+    generator.run(settings(run__device="cpu", run__precision="float32", generator__accumulate=2), Context(root, "f"))
     saw["weights"] = [p.double().sum().item() for p in call[0].parameters()]
     (root / f"rank{distributed.rank()}.json").write_text(json.dumps(saw))
 """

@@ -63,7 +63,7 @@ class Point:
     def settings(self, values: Mapping[str, Any], seed: int) -> config.Settings:
         """The settings of this point's model: `values` of params.yaml, with its own. Raises `BigrError`."""
         generator = {**values["generator"], "target": self.target}
-        samples = {**values["samples"], **self.fixed}
+        samples = {**values["samples"], "preset": None, **self.fixed}
         return config.validate({**values, "seed": seed, "generator": generator, "samples": samples})
 
 

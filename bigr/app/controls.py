@@ -10,10 +10,11 @@ from PIL import Image
 
 from bigr.app import panel
 from bigr.app.bounds import MAX_GUIDANCE, MAX_SEED, MAX_VARIANTS
-from bigr.app.tasks import NO_CLASS
+from bigr.app.tasks import NO_CLASS, OWN
 from bigr.app.uploads import read_upload
 from bigr.imaging.model import ImageModel
 from bigr.runtime.errors import BigrError
+from bigr.sampling.unmask import Sampling
 
 HERE = Path(__file__).parent
 STATE_SECONDS = 3600
@@ -99,30 +100,49 @@ def class_choices(model: ImageModel, none: str | None = None) -> list[tuple[str,
     return named if none is None else [(none, NO_CLASS), *named]
 
 
-def options(model: ImageModel, *, variants: int, guidance: float, seam: bool = False) -> list[Any]:
-    """The options of every call: seed, variants, iterations, guidance, diffusion steps (of the first iteration and of
-    the last), in this order.
+def options(model: ImageModel, *, variants: int, guidance: float | None = None, seam: bool = False) -> list[Any]:
+    """The options of every call: seed, variants, preset, iterations, guidance, diffusion steps (of the first iteration
+    and of the last), in this order. Choosing a preset sets the sliders.
 
-    seam: before them, how a painted part is blended into the image.
+    guidance: that of editing, which presets leave as it is, else the sampler's own; seam: before the options, how a
+    painted part is blended into the image.
     """
     limits, sampling = model.limits(), model.sampling
+    first_guidance = sampling.guidance_scale if guidance is None else guidance
     with gr.Row(elem_classes="sliders"):
         number = gr.Slider(1, MAX_VARIANTS, value=variants, step=1, label="Variants", min_width=140)
         seed = gr.Slider(0, MAX_SEED, value=0, step=1, label="Seed", min_width=140)
         dice = gr.Button("Random", size="sm", scale=0, min_width=76, elem_classes="dice")
     dice.click(None, None, seed, js=f"() => Math.floor(Math.random() * {MAX_SEED + 1})", **QUIET)
     with gr.Accordion("Sampler", open=False, elem_classes="sampler"), gr.Row(elem_classes="sliders"):
+        preset: Any = gr.State(OWN)
+        if model.presets:
+            preset = gr.Radio([OWN, *model.presets], value=OWN, label="Preset", min_width=280)
         least, most = limits["iterations"]
         iterations = gr.Slider(least, most, value=sampling.iterations, step=1, label="Iterations", min_width=140)
-        scale = gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.1, label="Guidance", min_width=140)
+        scale = gr.Slider(
+            0, max(MAX_GUIDANCE, first_guidance), value=first_guidance, step=0.1, label="Guidance", min_width=140
+        )
+        steps: list[Any] = [gr.State(None), gr.State(None)]
         if "diffusion_steps" in limits:
             least, most = limits["diffusion_steps"]
-            steps: list[Any] = [
-                gr.Slider(least, most, value=sampling.steps(i), step=1, label=label, min_width=140)
-                for i, label in ((0, "Diffusion steps"), (sampling.iterations - 1, "Diffusion steps at the end"))
+            steps = [
+                gr.Slider(least, most, value=count, step=1, label=label, min_width=140)
+                for label, count in zip(("Diffusion steps", "Diffusion steps at the end"), ends(sampling), strict=True)
             ]
-        else:
-            steps = [gr.State(None), gr.State(None)]
         if seam:
             blend = gr.Radio(BLENDS, value=BLENDS[0], label="Seam", elem_classes="blend", min_width=280)
-    return [*([blend] if seam else []), seed, number, iterations, scale, *steps]
+
+    def of_preset(name: str) -> list[float]:
+        chosen = model.presets.get(name, sampling)
+        own = chosen.guidance_scale if guidance is None else guidance
+        return [chosen.iterations, own, *(ends(chosen) if "diffusion_steps" in limits else (None, None))]
+
+    if model.presets:
+        preset.input(of_preset, preset, [iterations, scale, *steps], **QUIET)
+    return [*([blend] if seam else []), seed, number, preset, iterations, scale, *steps]
+
+
+def ends(sampling: Sampling) -> tuple[int, int]:
+    """The diffusion steps of the first iteration and of the last."""
+    return sampling.steps(0), sampling.steps(sampling.iterations - 1)

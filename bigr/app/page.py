@@ -98,7 +98,7 @@ def _generate(model: ImageModel, examples: Examples) -> list[Any]:
         label="Classes",
         visible=model.knows_labels,
     )
-    return [labels, *options(model, variants=4, guidance=model.sampling.guidance_scale)]
+    return [labels, *options(model, variants=4)]
 
 
 def _inpaint(model: ImageModel, examples: Examples) -> list[Any]:

@@ -25,6 +25,9 @@ from bigr.runtime.errors import BigrError
 NO_CLASS = -1
 """The page's value for no class."""
 
+OWN = "Settings"
+"""The page's value for no preset: the model's own settings."""
+
 NEIGHBOURS = 10
 INSIDE, OUTSIDE = "Replace the edges", "Grow the picture"
 """The ways to outpaint."""
@@ -41,7 +44,7 @@ class Tasks:
     def __init__(self, model: ImageModel, dataset: Dataset | None) -> None:
         self.model, self.dataset = model, dataset
 
-    def generate(self, labels: Sequence[int] | None, *options: float | None) -> Panels:
+    def generate(self, labels: Sequence[int] | None, *options: Any) -> Panels:
         """Images of the chosen classes: a column for each class, or one grid for a single class."""
         chosen = [self._label(label) for label in labels or [NO_CLASS]]
         if len(chosen) > MAX_CLASSES:
@@ -62,13 +65,11 @@ class Tasks:
             many=True,
         )
 
-    def inpaint(
-        self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None
-    ) -> Panels:
+    def inpaint(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: Any) -> Panels:
         """The image painted anew where it is marked, with a class or without."""
         yield from self._painted("inpaint", picture, brush, self._label(label), blend, options)
 
-    def edit(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: float | None) -> Panels:
+    def edit(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: Any) -> Panels:
         """The marked part of the image painted as a class."""
         number = self._label(label)
         if number is None:
@@ -85,7 +86,7 @@ class Tasks:
         bottom: float,
         label: int,
         blend: str,
-        *options: float | None,
+        *options: Any,
     ) -> Panels:
         """The image extended, or its edges replaced. The four numbers are percent of its width or height."""
         given = _given(picture)
@@ -108,7 +109,7 @@ class Tasks:
             how,
         )
 
-    def interpolate(self, first: int, second: int, steps: float, *options: float | None) -> Panels:
+    def interpolate(self, first: int, second: int, steps: float, *options: Any) -> Panels:
         """Images on the way from one class to another, a row for each variant."""
         if not 2 <= steps <= MAX_STEPS:
             raise BigrError(f"Pictures on the way must be 2 to {MAX_STEPS}, got {steps:.0f}")
@@ -124,9 +125,7 @@ class Tasks:
             many=True,
         )
 
-    def enrich(
-        self, picture: Image.Image | None, rounds: float, consistent: bool, label: int, *options: float | None
-    ) -> Panels:
+    def enrich(self, picture: Image.Image | None, rounds: float, consistent: bool, label: int, *options: Any) -> Panels:
         """A small image enlarged, its detail drawn; beside it, the image enlarged by interpolation alone."""
         given, number, how = _given(picture), self._label(label), self._how(options)
         square, size = self.model.small(given), self.model.size
@@ -208,12 +207,13 @@ class Tasks:
                 whole = order is not None and len(item.pictures) == len(order)
                 yield panel.running(_ordered(item, order) if whole and order else item, trace, columns)
 
-    def _how(self, options: Sequence[float | None]) -> dict[str, Any]:
+    def _how(self, options: Sequence[Any]) -> dict[str, Any]:
         """The keyword arguments of `ImageModel` for the values of the sliders, in the page's order."""
-        seed, variants, iterations, guidance, *steps = options
+        seed, variants, preset, iterations, guidance, *steps = options
         how: dict[str, Any] = {
             "seed": int(seed or 0),
             "variants": int(variants or 1),
+            "preset": None if preset == OWN else preset,
             "iterations": None if iterations is None else int(iterations),
             "guidance_scale": None if guidance is None else float(guidance),
             "diffusion_steps": None if None in steps else [int(count) for count in steps if count is not None],

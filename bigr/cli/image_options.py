@@ -27,6 +27,7 @@ Box = tuple[int, int, int, int]
 _OPTIONS = {
     "seed": "--seed",
     "variants": "--variants",
+    "preset": "--preset",
     "iterations": "--iterations",
     "guidance_scale": "--guidance",
     "diffusion_steps": "--steps",
@@ -67,6 +68,10 @@ class Drawn(Common):
 
     seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same pictures.")] = 0
     variants: Annotated[int, typer.Option(metavar="N", help="Pictures of each, by other draws.")] = 1
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="quality, balanced or fast, of the settings; other options win over it."),
+    ] = None
     iterations: Annotated[
         int | None,
         typer.Option(metavar="N", help="For a whole picture; by default those of the settings."),
@@ -87,6 +92,7 @@ class Drawn(Common):
         return {
             "seed": self.seed,
             "variants": self.variants,
+            "preset": self.preset,
             "iterations": self.iterations,
             "guidance_scale": self.guidance,
             "diffusion_steps": None if self.steps is None else _steps_of(self.steps),

@@ -79,9 +79,34 @@ def parse(path: Path) -> dict[str, Any]:
 
 
 def validate(values: dict[str, Any], name: str = "params.yaml") -> Settings:
-    """Settings from plain values. Raises `BigrError`; `name` is the file to name in the message."""
+    """Settings from plain values; where `samples.preset` names a preset, its values are in the section's place.
+
+    Raises `BigrError`; `name` is the file to name in the message.
+    """
+    settings = _settings(values, name)
+    return _settings(_under_preset(values), name, settings.samples.preset) if settings.samples.preset else settings
+
+
+def _settings(values: dict[str, Any], name: str, preset: str | None = None) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         lines = explain_all(error.errors(include_url=False), values, Settings)
-        raise BigrError("\n".join(f"{name}: {line}" for line in lines)) from None
+    if preset:
+        lines = [_of_preset(line, preset, values["samples"]["presets"][preset]) for line in lines]
+    raise BigrError("\n".join(f"{name}: {line}" for line in lines))
+
+
+def _of_preset(line: str, preset: str, named: dict[str, Any]) -> str:
+    """An error of the settings under a preset, with the preset's own key where it names the setting."""
+    key = line.split(" ")[0].removeprefix("samples.")
+    return f"samples.presets.{preset}.{line.removeprefix('samples.')}" if key in named else f"{line}, preset {preset}"
+
+
+def _under_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the preset's values in the section `samples`; what it replaces stays in the other presets."""
+    section = values["samples"]
+    chosen = section["presets"][section["preset"]]
+    own = {key: section[key] for key in chosen}
+    presets = {name: {**own, **preset} for name, preset in section["presets"].items()}
+    return {**values, "samples": {**section, **chosen, "presets": presets}}

@@ -82,7 +82,8 @@ def sampler_fits_the_model(settings: "Settings") -> None:
     bits, counts = settings.tokenizer.code_bits, settings.samples.bit_counts
     chosen = settings.samples.diffusion_steps
     steps = [chosen] if isinstance(chosen, int) else chosen
-    if transcoder.target in ("flip", "x0") and not all(2 <= count <= transcoder.diffusion_steps for count in steps):
+    diffuses = transcoder.target not in ("direct", "mask")
+    if diffuses and not all(2 <= count <= transcoder.diffusion_steps for count in steps):
         raise InvalidSetting(
             "samples.diffusion_steps", f"2 to {transcoder.diffusion_steps}, the number of {section}.diffusion_steps"
         )
@@ -111,8 +112,24 @@ def guidance_has_something_to_guide(settings: "Settings") -> None:
 def processes_divide_the_batches(settings: "Settings") -> None:
     for name in ("tokenizer", "generator", "transcoder"):
         section = getattr(settings, name)
-        if section.trains and section.batch_size % settings.run.processes:
-            raise InvalidSetting(f"{name}.batch_size", f"a multiple of run.processes = {settings.run.processes}")
+        if section.trains and section.batch_size % (settings.run.processes * section.accumulate):
+            need = f"a multiple of run.processes = {settings.run.processes}"
+            if section.accumulate > 1:
+                need += f" times {name}.accumulate = {section.accumulate}"
+            raise InvalidSetting(f"{name}.batch_size", need)
+
+
+def parts_of_a_batch_add_up(settings: "Settings") -> None:
+    section = settings.tokenizer
+    if not section.trains or section.accumulate == 1:
+        return
+    why = None
+    if section.gan_weight > 0:
+        why = "tokenizer.gan_weight is > 0 (the adaptive weight"
+    elif section.quantizer == "lfq" and section.lfq_entropy_weight > 0:
+        why = "tokenizer.lfq_entropy_weight is > 0 (the entropy of the mean bit"
+    if why is not None:
+        raise InvalidSetting("tokenizer.accumulate", f"1 where {why} is of the whole batch)")
 
 
 def images_outnumber_neighbours(settings: "Settings") -> None:
@@ -143,6 +160,7 @@ RULES: tuple[Callable[["Settings"], None], ...] = (
     sampler_fits_the_model,
     guidance_has_something_to_guide,
     processes_divide_the_batches,
+    parts_of_a_batch_add_up,
     images_outnumber_neighbours,
     targets_are_of_metrics,
 )

@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 from bigr.config.rules import RULES
 from bigr.runtime.explain import InvalidSetting, some
@@ -26,6 +34,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 Word = Annotated[str, StringConstraints(pattern=r"^\w+$")]
 Precision = Literal["auto", "float32", "bfloat16"]
+DecodePrecision = Literal["float32", "tf32", "bfloat16"]
 Target = Literal["flip", "x0", "direct", "mask"]
 
 
@@ -46,10 +55,10 @@ class _Section(BaseModel):
 
 
 class RunSettings(_Section):
-    """Where and how. Nothing here but `precision` reruns a stage, nor changes what is learnt and drawn from.
+    """Where and how. Nothing here but the two precisions reruns a stage, nor changes what is learnt and drawn from.
 
-    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way. Another
-    `device` or number of `processes` gives other draws of the same distribution.
+    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way, as does
+    compiled code. Another `device`, `compile` or number of `processes` gives other draws of the same distribution.
     """
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -57,6 +66,10 @@ class RunSettings(_Section):
     workers: Positive
     processes: Positive
     checkpoint_every: Positive
+    deterministic: bool
+    activation_checkpointing: bool
+    decode_precision: DecodePrecision
+    compile: Literal["auto", "off"]
 
     @property
     def one_gpu(self) -> bool:
@@ -77,6 +90,7 @@ class TrainingSettings(_Section):
 
     steps: Positive
     batch_size: Positive
+    accumulate: Positive
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "constant"]
     warmup_steps: Count
@@ -212,6 +226,7 @@ class GeneratorSettings(_Importable):
     transcoder_blocks: Positive
     diffusion_steps: Annotated[int, Field(ge=2)]
     target: Target
+    absent_std: PositiveFloat
 
     @model_validator(mode="after")
     def _fits(self) -> "GeneratorSettings":
@@ -236,6 +251,7 @@ class TranscoderSettings(TrainingSettings):
     blocks: Positive
     diffusion_steps: Annotated[int, Field(ge=2)]
     target: Target
+    absent_std: PositiveFloat
 
     @model_validator(mode="after")
     def _fits(self) -> "TranscoderSettings":
@@ -246,11 +262,9 @@ class TranscoderSettings(TrainingSettings):
         return self
 
 
-class SamplesSettings(_Section):
+class SamplerSettings(_Section):
     """Entropy-ordered sampling (docs/method.md, section 4)."""
 
-    count: Positive
-    batch_size: Positive
     iterations: Positive
     diffusion_steps: Steps
     order: Literal["entropy", "margin", "random", "raster", "halton"]
@@ -264,7 +278,55 @@ class SamplesSettings(_Section):
     deterministic_bits: bool
     bit_counts: Annotated[list[Positive], Field(min_length=1)] | None
     bit_noise: Weight
+
+
+def _without_defaults(properties: dict[str, Any]) -> None:
+    for one in properties.values():
+        del one["default"]
+
+
+class PresetSettings(SamplerSettings):
+    """What a preset changes of the sampler; all else is as in the section."""
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: _without_defaults(schema["properties"]))
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The settings that the preset names, and their values."""
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+
+    @model_serializer
+    def _as_named(self) -> dict[str, Any]:
+        return self.named
+
+
+for _field in PresetSettings.model_fields.values():
+    _field.default = None  # of what a preset does not name; `named` never has it
+PresetSettings.model_rebuild(force=True)
+
+
+class PresetsSettings(_Section):
+    """The presets by their names."""
+
+    quality: PresetSettings
+    balanced: PresetSettings
+    fast: PresetSettings
+
+
+class SamplesSettings(SamplerSettings):
+    """How many images are drawn, and how: under the preset, where one is chosen (`bigr.config.validate` applies it)."""
+
+    count: Positive
+    batch_size: Positive
     grid_rows: Positive
+    preset: Literal["quality", "balanced", "fast"] | None
+    presets: PresetsSettings
+
+    @property
+    def by_preset(self) -> dict[str, "SamplesSettings"]:
+        """The section under each preset, by the preset's name."""
+        presets = {name: getattr(self.presets, name) for name in PresetsSettings.model_fields}
+        return {name: self.model_copy(update={**preset.named, "preset": name}) for name, preset in presets.items()}
 
     @model_validator(mode="after")
     def _fits(self) -> "SamplesSettings":

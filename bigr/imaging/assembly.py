@@ -1,7 +1,7 @@
 """The networks and settings of an `ImageModel`, from folders."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,9 @@ PAPER = Sampling(
     guidance_scale=2.5,
     guidance_schedule="constant",
     gumbel_temperature=0.17,
+    bit_noise=2.5,
 )
-"""Table 7 of the paper, the model L."""
+"""Table 7 of the paper, the model L; bit_noise: of BAR, for the target "mask"."""
 PAPER_LARGER = {
     36: replace(PAPER, iterations=25, gumbel_temperature=0.25),
     48: replace(PAPER, iterations=25, gumbel_temperature=0.3),
@@ -41,16 +42,20 @@ SETTINGS_FILE = "generation_config.json"
 class ImageSettings:
     """What an `ImageModel` is made with, besides the networks.
 
-    editing: None for the paper's; classes: their names, in the order of labels; precision: as `run.precision`;
-    knows_labels: whether the model was trained with labels.
+    presets: other ways to sample, by name; editing: None for the paper's; classes: their names, in the order of labels;
+    precision: as `run.precision`; knows_labels: whether the model was trained with labels; decode_precision, compile:
+    as in the section `run`.
     """
 
     sampling: Sampling
+    presets: Mapping[str, Sampling]
     editing: Editing | None
     classes: Sequence[str]
     precision: str
     batch_size: int
     knows_labels: bool
+    decode_precision: str = "float32"
+    compile: str = "auto"
 
     @classmethod
     def of_folder(cls, models: Path, network: BiGR) -> "ImageSettings":
@@ -61,11 +66,12 @@ class ImageSettings:
         path = models / SETTINGS_FILE
         if not path.is_file():
             names = [str(number) for number in range(network.config.num_classes)]
-            return cls(PAPER_LARGER.get(network.config.layers, PAPER), None, names, "auto", BATCH_SIZE, True)
+            return cls(PAPER_LARGER.get(network.config.layers, PAPER), {}, None, names, "auto", BATCH_SIZE, True)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             sampling, editing = from_values(Sampling, values.pop("sampling")), Editing(**values.pop("editing"))
-            found = cls(sampling=sampling, editing=editing, **values)
+            presets = {name: from_values(Sampling, preset) for name, preset in values.pop("presets", {}).items()}
+            found = cls(sampling=sampling, presets=presets, editing=editing, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BigrError(f"{path}: not the settings of an ImageModel: {error}") from None
         if len(found.classes) != network.config.num_classes:

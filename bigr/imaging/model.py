@@ -4,7 +4,7 @@ Images that are drawn whole have the model's own size. Inpainting, outpainting a
 size: the model paints square windows of it (bigr/imaging/windows.py), which are blended in (bigr/imaging/blend.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from numbers import Integral
@@ -21,7 +21,17 @@ from bigr.imaging import similarity
 from bigr.imaging.assembly import PAPER_EDITING, SETTINGS_FILE, ImageSettings, load_networks
 from bigr.imaging.blend import Blend, check
 from bigr.imaging.frames import progress_reporter
-from bigr.imaging.options import Editing, Label, Options, SamplingOptions, check_whole, class_number, limits, within
+from bigr.imaging.options import (
+    Editing,
+    Label,
+    Options,
+    SamplingOptions,
+    check_limits,
+    check_whole,
+    class_number,
+    limits,
+    within,
+)
 from bigr.imaging.painting import enlarge, paint, parts_of, with_margins
 from bigr.imaging.pictures import Mask, Picture, read_mask, read_picture, several
 from bigr.imaging.sampler import Sampler
@@ -33,6 +43,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
+from bigr.sampling.acceleration import accelerate
 from bigr.sampling.editing import OnIteration, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
@@ -45,6 +56,7 @@ INTERPOLATION_STEPS = 9
 class ImageModel:
     """Tokenizer, generator, the settings of the sampler, and the names of the classes. `bigr.load` makes one.
 
+    `presets`: other settings of the sampler by name, which the argument `preset` of a call chooses.
     `statistics`: of the training split's features, where the stage `evaluation` has measured this model, else None.
 
     Images may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
@@ -59,10 +71,12 @@ class ImageModel:
         editing: Editing,
         classes: Sequence[str],
         *,
+        presets: Mapping[str, Sampling] | None = None,
         knows_labels: bool = True,
         statistics: FeatureStatistics | None = None,
     ) -> None:
         self.sampler, self.sampling, self.editing = sampler, sampling, editing
+        self.presets = dict(presets or {})
         self.classes, self.knows_labels = tuple(classes), knows_labels
         self.statistics = statistics
 
@@ -74,12 +88,15 @@ class ImageModel:
         weight of the generator is not finite.
         """
         tokenizer, network = networks
-        context = partial(autocast, network.backbone.mask_tok.device, settings.precision, network.config.dim)
+        device = network.backbone.mask_tok.device
+        accelerate(network, settings.compile, device)
+        context = partial(autocast, device, settings.precision, network.config.dim)
         model = cls(
-            Sampler(tokenizer, network, settings.batch_size, context),
+            Sampler(tokenizer, network, settings.batch_size, context, settings.decode_precision),
             within(settings.sampling, limits(network)),
             settings.editing or PAPER_EDITING,
             settings.classes,
+            presets=settings.presets,
             knows_labels=settings.knows_labels,
             statistics=load_statistics(models / "features", models / "bigr"),
         )
@@ -108,9 +125,11 @@ class ImageModel:
     def save_pretrained(self, folder: Path | str) -> None:
         """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings.
 
-        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precision is not kept.
+        `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precisions are not kept.
         """
-        how = ImageSettings(self.sampling, self.editing, self.classes, "auto", self.batch_size, self.knows_labels)
+        how = ImageSettings(
+            self.sampling, self.presets, self.editing, self.classes, "auto", self.batch_size, self.knows_labels
+        )
         folder = Path(folder)
         hub.save_pretrained(self.networks[0], folder / "tokenizer")
         hub.save_pretrained(self.networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
@@ -168,7 +187,7 @@ class ImageModel:
         if not listed:
             raise BigrError("labels must name at least one class, or None")
         numbers = self._labels([label for label in listed for _ in range(how.variants)])
-        sampling, seeds = self._sampling(self.sampling, how), how.seeds(len(numbers), "samples")
+        sampling, seeds = self._sampling(self._own(how), how), how.seeds(len(numbers), "samples")
         report = self._reporter(how, working_iterations(sampling, self.sampler.tokens), len(numbers))
         return self.sampler.draw(sample_codes, numbers, sampling=sampling, seeds=seeds, on_iteration=report)
 
@@ -239,7 +258,7 @@ class ImageModel:
         how = SamplingOptions(**options)
         check_whole("steps", steps, 2, 1024)
         self._check_labels("there is nothing to interpolate")
-        sampling = self._sampling(self.editing.painting(self.sampling), how)
+        sampling = self._sampling(self.editing.painting(self._own(how)), how)
         count = steps * how.variants
         first_class, second_class = (end.expand(count) for end in self._labels([first, second]))
         ratios = torch.linspace(1, 0, steps, device=first_class.device).repeat(how.variants)
@@ -267,7 +286,7 @@ class ImageModel:
         small = self.small(read_picture(image))
         rounds = self.editing.enrich_rounds if rounds is None else rounds
         check_whole("rounds", rounds, 1, 4)
-        sampling = self._sampling(self.editing.enriching(self.sampling), how, guided=label is not None)
+        sampling = self._sampling(self.editing.enriching(self._own(how)), how, guided=label is not None)
         labels, seeds = self._labels([label] * how.variants), how.seeds(how.variants, "enrich")
         iterations = enrich_iterations(sampling, self.sampler.network.config.grid, rounds=rounds)
         report = self._reporter(how, iterations, how.variants)
@@ -338,6 +357,24 @@ class ImageModel:
         batches = -(-count // self.sampler.batch_size)
         return how.on_step and progress_reporter(self.sampler.tokenizer, how.on_step, iterations * batches)
 
+    def _own(self, how: SamplingOptions) -> Sampling:
+        """The model's sampler, or that of the preset. Raises `BigrError` where there is no such preset."""
+        if how.preset is None:
+            return self.sampling
+        if not self.presets:
+            raise BigrError(
+                f"preset {how.preset}: this model comes without presets; load it with the params.yaml or recipe that "
+                "has them, or set the sampler's options one by one"
+            )
+        if how.preset not in self.presets:
+            raise BigrError(f"preset must be one of {', '.join(self.presets)}, got {how.preset!r}")
+        found = self.presets[how.preset]
+        try:
+            check_limits(found, self.limits())
+        except BigrError as error:
+            raise BigrError(f"preset {how.preset} does not fit this model: {error}") from None
+        return found
+
     def _sampling(self, sampling: Sampling, how: SamplingOptions, guided: bool = True) -> Sampling:
         """The sampler of one call. Without a class there is no guidance: it would change nothing."""
         found = how.applied(sampling, self.limits())
@@ -350,7 +387,7 @@ class ImageModel:
         check(blend)
         if label is not None:
             self._check_labels("inpaint without a class")
-        own = self.sampling if label is None else self.editing.painting(self.sampling)
+        own = self._own(how) if label is None else self.editing.painting(self._own(how))
         sampling = self._sampling(own, how, guided=label is not None)
         labels = self._labels([label] * how.variants)
         drawn = [np.array(image) for _ in range(how.variants)]

@@ -22,14 +22,15 @@ OnStep: TypeAlias = Callable[[Frame], None]
 class Options(TypedDict, total=False):
     """The keyword arguments that every application takes.
 
-    seed: 0 or more, the same seed gives the same images; variants: images of each kind, by other draws; iterations,
-    guidance_scale, diffusion_steps (one number, or those of the first iteration and of the last): of the sampler, in
-    place of the model's own settings; on_step: called with a `Frame` after every iteration; an exception that it raises
-    ends the call.
+    seed: 0 or more, the same seed gives the same images; variants: images of each kind, by other draws; preset: one of
+    the model's `presets`, in place of its own settings of the sampler; iterations, guidance_scale, diffusion_steps (one
+    number, or those of the first iteration and of the last): in place of the preset's or the model's own; on_step:
+    called with a `Frame` after every iteration; an exception that it raises ends the call.
     """
 
     seed: int
     variants: int
+    preset: str | None
     iterations: int | None
     guidance_scale: float | None
     diffusion_steps: int | Sequence[int] | None
@@ -73,6 +74,7 @@ class SamplingOptions:
 
     seed: int = 0
     variants: int = 1
+    preset: str | None = None
     iterations: int | None = None
     guidance_scale: float | None = None
     diffusion_steps: int | Sequence[int] | None = None
@@ -87,16 +89,23 @@ class SamplingOptions:
         steps = tuple(self.diffusion_steps) if isinstance(self.diffusion_steps, list) else self.diffusion_steps
         if isinstance(steps, tuple) and len(steps) != 2:
             raise BigrError(f"diffusion_steps must be one number, or the first and the last iteration's, got {steps}")
-        for name, (least, most) in {"seed": (0, 2**63 - 1), "variants": (1, 1024), **limits}.items():
-            value = steps if name == "diffusion_steps" else getattr(self, name)
-            for number in value if isinstance(value, tuple) else (value,):
-                if number is not None:
-                    check_whole(name, number, least, most)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+        check_whole("variants", self.variants, 1, 1024)
         scale = self.guidance_scale
         if scale is not None and not (isinstance(scale, int | float) and 0 <= scale < math.inf):
             raise BigrError(f"guidance_scale must be a number, 0 or more, got {scale}")
         given: dict[str, Any] = {"iterations": self.iterations, "guidance_scale": scale, "diffusion_steps": steps}
-        return replace(sampling, **{name: value for name, value in given.items() if value is not None})
+        found = replace(sampling, **{name: value for name, value in given.items() if value is not None})
+        check_limits(found, limits)
+        return found
+
+
+def check_limits(sampling: Sampling, limits: dict[str, tuple[int, int]]) -> None:
+    """Raise `BigrError` where iterations or diffusion steps are not within `limits`."""
+    for name, (least, most) in limits.items():
+        value = getattr(sampling, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            check_whole(name, number, least, most)
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:
@@ -107,9 +116,10 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 
 def limits(model: BiGR) -> dict[str, tuple[int, int]]:
     """The range of each option of the sampler: iterations, and diffusion_steps where the transcoder takes any."""
-    found = {"iterations": (1, model.config.grid**2)}
-    if model.config.target != "direct":
-        found["diffusion_steps"] = (2, model.config.diffusion_steps)
+    config = model.config
+    found = {"iterations": (1, config.grid**2)}
+    if config.target != "direct":
+        found["diffusion_steps"] = (1, config.code_bits) if config.target == "mask" else (2, config.diffusion_steps)
     return found
 
 

@@ -15,18 +15,23 @@ from torch import Tensor
 
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
+from bigr.runtime.cpu_parts import in_parts
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.unmask import Sampling
 
 
 @dataclass(eq=False)
 class Sampler:
-    """Tokenizer and generator. autocast: the context in which the generator runs."""
+    """Tokenizer and generator.
+
+    autocast: the context in which the generator runs; decode_precision: as `run.decode_precision`.
+    """
 
     tokenizer: Tokenizer
     network: BiGR
     batch_size: int
     autocast: Callable[[], AbstractContextManager[Any]]
+    decode_precision: str = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -43,18 +48,25 @@ class Sampler:
     ) -> list[Image.Image]:
         """n images, of the codes that `sample(network, *rows, sampling, seeds, **options)` samples for each batch.
 
-        sample: `sample_codes`, or one of bigr/sampling/editing.py; rows: its tensors [n, …]; seeds: one for each image.
+        sample: `sample_codes`, or one of bigr/sampling/editing.py; rows: its tensors [n, …]; seeds: one for each image;
+        options: an `on_iteration` sees each batch as a whole.
         """
-        parts = []
-        for places in batched(len(seeds), self.batch_size):
-            some = slice(places.start, places.stop)
+
+        def codes(some: slice) -> Tensor:
             with self.autocast():
-                parts.append(sample(self.network, *(row[some] for row in rows), sampling, seeds[some], **options))
-        return self.decode(torch.cat(parts))
+                return sample(self.network, *(row[some] for row in rows), sampling, seeds[some], **options)
+
+        found = []
+        for places in batched(len(seeds), self.batch_size):
+            if options.get("on_iteration") is None:
+                found += in_parts(codes, places, self.tokens, self.device)
+            else:
+                found.append(codes(slice(places.start, places.stop)))
+        return self.decode(torch.cat(found))
 
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """Codes [n, N, K] as images."""
-        return [Image.fromarray(pixels.numpy()) for pixels in decoded(self.tokenizer, codes)]
+        return [Image.fromarray(pixels.numpy()) for pixels in decoded(self.tokenizer, codes, self.decode_precision)]
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:

@@ -10,6 +10,8 @@ from bigr.data.images import center_crop
 from bigr.imaging.pictures import Picture, read_picture
 from bigr.imaging.sampler import Sampler
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.errors import BigrError
 from bigr.sampling.decode import batched
 
@@ -20,13 +22,28 @@ _COMPARED_TOGETHER = 1 << 25
 """Similarities that are computed at a time."""
 
 
-@torch.no_grad()
 def token_averages(sampler: Sampler, images: Sequence[Picture]) -> Iterator[Tensor]:
     """Every layer's mean over tokens for each batch of the images' centre squares, float32 [b, L, D] on the CPU."""
     for places in batched(len(images), _ENCODED_TOGETHER):
         squares = [center_crop(read_picture(images[place]), sampler.tokenizer.config.image_size) for place in places]
-        streams = sampler.network.features(sampler.tokenizer.codes(sampler.pixels(squares)))
-        yield torch.stack([stream.float().mean(1) for stream in streams], dim=1).cpu()
+        with torch.no_grad():
+            codes = sampler.tokenizer.codes(sampler.pixels(squares))
+        yield averages_of(sampler.network, codes).cpu()
+
+
+def averages_of(model: BiGR, codes: Tensor) -> Tensor:
+    """Codes bool [B, N, K] → features float32 [B, L, D] (docs/method.md, section 5).
+
+    The residual stream after every block, averaged over the tokens without the condition token; unconditional, nothing
+    masked.
+    """
+
+    def averages(images: slice) -> Tensor:
+        with torch.no_grad():
+            streams = model.features(codes[images])
+            return torch.stack([stream.float().mean(dim=1) for stream in streams], dim=1)
+
+    return torch.cat(in_parts(averages, range(len(codes)), codes.shape[1], codes.device))
 
 
 def most_alike(asked: Tensor, known: Tensor, count: int, statistics: FeatureStatistics | None) -> tuple[Tensor, Tensor]:

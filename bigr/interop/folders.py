@@ -5,7 +5,7 @@ Imports no model, so that a change of one model's code leaves stages that use an
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import StoredTensor, atomic_folder, sha256_file, write_json, write_tensors
@@ -117,9 +118,27 @@ def without_weights(cls: type[M], config: Any) -> M:
     # As each parameter is registered, so that initialisation has nothing to fill.
     hook = register_module_parameter_registration_hook(unfilled)  # type: ignore[arg-type]  # it may return one
     try:
-        return cls(config)
+        with _NothingDrawn():
+            return cls(config)
     finally:
         hook.remove()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Within it, filling a tensor on the device `meta` with random numbers is no call of torch at all.
+
+    torch draws there through `torch._dynamo`, whose import takes longer than all else that is done to load a model.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "trunc_normal_"):
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def model_hash(folder: Path) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bigr import config
 from bigr.pipeline import closure, dvcfile
@@ -196,11 +197,24 @@ def summary(root: Path, params: Path) -> list[str]:
         f"images      {size}×{size} from {settings.shards.source}" + _counted(images),
         f"tokens      {grid}×{grid} = {grid**2} an image, {bits} bits each: {grid**2 * bits / 8:g} bytes",
         f"generator   {generator.layers} layers of width {generator.dim}, {generator.heads} heads",
-        f"samples     {samples.count} in {samples.iterations} iterations of {steps} diffusion steps",
+        f"samples     {samples.count} in {samples.iterations} iterations of {steps} diffusion steps"
+        + (f", preset {samples.preset}" if samples.preset else ""),
+        *presets_that_do_not_fit(values),
         f"training    {' + '.join(str(trained.steps if trained.trains else 0) for trained in learned)} steps "
         "(tokenizer, generator, transcoder)",
         *(f"ready       {key.split('.')[0]} from {path}" for key, path in settings.files.items() if ".from" in key),
     ]
+
+
+def presets_that_do_not_fit(values: dict[str, Any]) -> list[str]:
+    """A line for each preset that these settings do not allow to choose."""
+    lines = []
+    for name in values["samples"]["presets"]:
+        try:
+            config.validate({**values, "samples": {**values["samples"], "preset": name}}, "")
+        except BigrError as error:
+            lines.append(f"no preset   {name}: {str(error).removeprefix(': ')}")
+    return lines
 
 
 def _counted(images: ImagesFound | None) -> str:

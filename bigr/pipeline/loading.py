@@ -67,8 +67,11 @@ def _assembled(
         how = replace(
             how,
             sampling=Sampling.of(settings.samples),
+            presets={name: Sampling.of(section) for name, section in settings.samples.by_preset.items()},
             editing=Editing.of(settings.editing),
             precision=settings.run.precision,
+            decode_precision=settings.run.decode_precision,
+            compile=settings.run.compile,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels if own is None else own.knows_labels,
         )

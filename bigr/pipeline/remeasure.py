@@ -62,7 +62,7 @@ class Remeasurement:
         weights = settings.evaluation.extractor_weights
         changed = {
             "codes": settings.codes.model_copy(update={"draws": 0}),  # which only training reads
-            "samples": settings.samples.model_copy(update=asdict(own.sampling)),
+            "samples": settings.samples.model_copy(update={**asdict(own.sampling), "preset": None}),
             "editing": settings.editing.model_copy(update=editing),
             "generator": settings.generator.model_copy(update={"use_labels": own.knows_labels}),
             "evaluation": settings.evaluation.model_copy(

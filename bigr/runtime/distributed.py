@@ -5,7 +5,7 @@ Models hold no parallel code: `parallel` wraps them from outside.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -101,6 +101,14 @@ def parallel(module: nn.Module, method: str) -> Callable[..., Any]:
     if world() == 1:
         return getattr(module, method)
     return DistributedDataParallel(_Method(module, method))
+
+
+def own_gradients(call: Callable[..., Any]) -> AbstractContextManager[object]:
+    """Within the block, what `call` (of `parallel`) computes adds this process's own gradients, which are not averaged.
+
+    The next call outside of it averages the sums.
+    """
+    return call.no_sync() if isinstance(call, DistributedDataParallel) else nullcontext()
 
 
 def share(batch_size: int) -> slice:

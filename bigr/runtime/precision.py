@@ -1,6 +1,7 @@
 """In which precision networks compute."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +20,26 @@ def autocast(device: torch.device, precision: str, width: int) -> AbstractContex
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextmanager
+def decoding(device: torch.device, precision: str) -> Iterator[None]:
+    """The context in which the tokenizer decodes, for `run.decode_precision`: float32, tf32 or bfloat16.
+
+    tf32: a GPU rounds the factors of matrix products and convolutions to 10 bits; elsewhere it is float32.
+    """
+    bfloat16, tf32 = precision == "bfloat16", precision == "tf32" and device.type == "cuda"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            yield
+    finally:
+        if tf32:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _bfloat16_pays(device: torch.device, width: int) -> bool:

@@ -1,7 +1,7 @@
 """Threads that work ahead of their reader."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_ahead(work: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 256) -> Iterator[R]:
+def map_ahead(work: Callable[[T], R], items: Iterable[T], workers: int, ahead: int = 256) -> Generator[R, None, None]:
     """`work(item)` of each item, in order, computed by `workers` threads (at least one).
 
     At most `ahead` results are kept for the reader, so that memory is bounded (`Executor.map` reads all items first).

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from bigr.models.masked.masked_bits import ABSENT, share_index
 from bigr.models.masked.transcoder import Transcoder
-from bigr.runtime.transfer import to_device
 from bigr.sampling.noise import gumbel
 from bigr.sampling.reverse import guided_logits, halves
 
 
-def bit_counts(code_bits: int, steps: int) -> tuple[int, ...]:
+def bit_counts(code_bits: int, steps: int, chosen: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """How many of K bits each of S ≤ K steps decides: positive, growing, K in all; 2, 2, 5, 7 for K = 16, S = 4.
 
-    After the part x of the steps, K·x·max(x, ½) bits are known, rounded, and at least one more for each step.
+    They are the chosen ones where these are for S steps. Otherwise K·x·max(x, ½) bits are known after the part x of the
+    steps, rounded, and at least one more after each step.
     """
+    if chosen is not None and len(chosen) == steps:
+        return chosen
     s = range(steps + 1)
     known = [max(i, (code_bits * i * max(2 * i, steps) + steps**2) // (2 * steps**2)) for i in s]
     return tuple(sorted(after - before for before, after in pairwise(known)))
@@ -52,8 +54,9 @@ def unmasked_bits(
     """
     both = hidden if hidden_unconditional is None else torch.cat([hidden, hidden_unconditional])
     code_bits, steps = transcoder.config.code_bits, len(counts)
-    absent = code_bits - torch.tensor([0, *accumulate(counts[:-1])])  # before each step
-    index = share_index(to_device(absent, hidden.device), code_bits, transcoder.config.diffusion_steps)
+    known = [0, *accumulate(counts[:-1])]  # before each step
+    absent = torch.stack([torch.full((), code_bits - count, device=hidden.device) for count in known])
+    index = share_index(absent, code_bits, transcoder.config.diffusion_steps)
     step_embeddings, condition = transcoder.t_embedder(index), transcoder.c_embedder(both)
 
     xt = torch.full(noise.shape[1:], ABSENT, device=hidden.device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bigr.models.autoencoder.tokenizer import Tokenizer, to_uint8
+from bigr.runtime.precision import decoding
 
 DECODED_TOGETHER = 16
 """The batch size of every pass of the decoder."""
@@ -18,8 +19,9 @@ def batched(count: int, size: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
-    """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in float32 also under autocast.
+def decoded(tokenizer: Tokenizer, codes: Tensor, precision: str = "float32") -> Tensor:
+    """Codes [n, N, K] → images uint8 [n, H, W, 3] on the CPU, in `precision` (as `run.decode_precision`), whatever
+    autocast is around.
 
     Every batch has the same size, the last one is filled up: convolutions round differently for batches of other sizes,
     and a sample must not depend on the others in its batch.
@@ -28,7 +30,7 @@ def decoded(tokenizer: Tokenizer, codes: Tensor) -> Tensor:
     for part in codes.split(DECODED_TOGETHER):
         filled = torch.zeros(DECODED_TOGETHER, *codes.shape[1:], dtype=codes.dtype, device=codes.device)
         filled[: len(part)] = part
-        with torch.autocast(codes.device.type, enabled=False):
-            images = to_uint8(tokenizer.decode(filled))
+        with decoding(codes.device, precision):
+            images = to_uint8(tokenizer.decode(filled).float())
         parts.append(images[: len(part)].permute(0, 2, 3, 1).cpu())
     return torch.cat(parts)

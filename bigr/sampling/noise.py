@@ -3,6 +3,7 @@
 Shapes: B images, N tokens, K bits, S diffusion steps.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,8 +26,10 @@ class Noise(NamedTuple):
 def draw_noise(generators: Sequence[torch.Generator], steps: int, tokens: int, bits: int) -> Noise:
     """The draws of one iteration of `steps` diffusion steps, on the generators' device."""
     shape = (steps + 1, tokens, bits)
-    uniform = torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generators])
-    order = torch.stack([torch.rand(tokens, generator=g, device=g.device) for g in generators])
+    drawn = torch.empty(len(generators), math.prod(shape) + tokens, device=generators[0].device)
+    for row, g in zip(drawn, generators, strict=True):  # the fewest calls: there is none for several generators
+        torch.rand(drawn.shape[1], generator=g, device=g.device, out=row)
+    uniform, order = drawn[:, :-tokens].unflatten(1, shape), drawn[:, -tokens:]
     return Noise(uniform[:, :-1], gumbel(order), uniform[:, -1])
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from bigr.models.masked.transcoder import Transcoder
-from bigr.runtime.transfer import to_device
 
 
 def guided_logits(
@@ -59,9 +58,8 @@ def bit_probabilities(
         direct = halves(transcoder.direct_logits(both), guided)
         return x0_probability(guided_logits(*direct, guidance_scale, temperature))
 
-    steps = transcoder.diffusion.reverse_steps(len(noise))
-    t_all = to_device(torch.tensor(steps), hidden.device)
-    step_embeddings = transcoder.t_embedder(t_all - 1)
+    steps = transcoder.diffusion.reverse_steps_on_device(len(noise))
+    step_embeddings = transcoder.t_embedder(steps - 1)
     condition = transcoder.c_embedder(both)
     xt = (noise[0] < 0.5).float()
     x0 = xt
@@ -70,5 +68,5 @@ def bit_probabilities(
         combined = guided_logits(*halves(logits, guided), guidance_scale, temperature)
         x0 = x0_probability(transcoder.x0_logits(combined, xt))
         if i + 1 < len(steps):
-            xt = (noise[i + 1] < transcoder.diffusion.posterior(x0, xt, t_all[i], t_all[i + 1])).float()
+            xt = (noise[i + 1] < transcoder.diffusion.posterior(x0, xt, steps[i], steps[i + 1])).float()
     return x0

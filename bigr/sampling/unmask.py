@@ -23,8 +23,10 @@ from torch import Tensor
 from bigr.models.bits import entropy as binary_entropy
 from bigr.models.described import described
 from bigr.models.masked.generator import BiGR, gather_tokens
+from bigr.models.masked.transcoder import Transcoder
 from bigr.runtime.transfer import to_device
 from bigr.sampling.bit_unmasking import bit_counts, unmasked_bits
+from bigr.sampling.graphs import replayable
 from bigr.sampling.halton import halton_places
 from bigr.sampling.noise import Noise, diffusion_noise_at, draw_noise
 from bigr.sampling.reverse import bit_probabilities
@@ -34,7 +36,8 @@ from bigr.sampling.reverse import bit_probabilities
 class Sampling:
     """How to sample; the fields are those of params.yaml's section `samples`.
 
-    diffusion_steps: S of every iteration, or (first, last): S of the first iteration and of the last.
+    diffusion_steps: S of every iteration, or (first, last): S of the first iteration and of the last; bit_counts: of
+    iterations of so many steps, for the target "mask".
     """
 
     iterations: int
@@ -128,6 +131,7 @@ def sample_codes(
     return codes.bool()
 
 
+@replayable
 def predict(
     model: BiGR,
     codes: Tensor,
@@ -151,29 +155,53 @@ def predict(
         both = model.backbone(torch.cat([codes, codes]), torch.cat(conditions), torch.cat([masked, masked]))
         hidden, hidden_unconditional = both.chunk(2)
         unconditional = gather_tokens(hidden_unconditional, positions)
-    h, uniform = gather_tokens(hidden, positions), diffusion_noise_at(noise.diffusion, positions)
-    if model.config.target == "mask":  # each bit hangs on those that were drawn before it
-        bits, probability = unmasked_bits(
-            model.transcoder,
-            h,
-            uniform,
-            sampling.bit_counts or bit_counts(model.config.code_bits, len(uniform) // 2),
+    bits, probability = transcode(
+        model.transcoder,
+        gather_tokens(hidden, positions),
+        unconditional,
+        diffusion_noise_at(noise.diffusion, positions),
+        gather_tokens(noise.thresholds, positions),
+        sampling,
+        scale,
+    )
+    return bits.unflatten(0, positions.shape), probability.unflatten(0, positions.shape)
+
+
+def transcode(
+    transcoder: Transcoder,
+    hidden: Tensor,
+    unconditional: Tensor | None,
+    noise: Tensor,
+    thresholds: Tensor,
+    sampling: Sampling,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The bits of M tokens, bool [M, K], and P(bit = 1) from which each was drawn, by the transcoder's target.
+
+    hidden, unconditional: h [M, D] under the label and under none, or None without guidance; noise: uniform draws
+    [`noise_rows`, M, K]; thresholds: the same, [M, K]; scale: of the guidance.
+    """
+    if transcoder.config.target == "mask":  # each bit hangs on those that were drawn before it
+        return unmasked_bits(
+            transcoder,
+            hidden,
+            noise,
+            bit_counts(transcoder.config.code_bits, len(noise) // 2, sampling.bit_counts),
             bit_noise=sampling.bit_noise,
             deterministic=sampling.deterministic_bits,
             hidden_unconditional=unconditional,
             guidance_scale=scale,
             temperature=sampling.temperature,
         )
-        return bits.unflatten(0, positions.shape), probability.unflatten(0, positions.shape)
     probability = bit_probabilities(
-        model.transcoder,
-        h,
-        uniform,
+        transcoder,
+        hidden,
+        noise,
         hidden_unconditional=unconditional,
         guidance_scale=scale,
         temperature=sampling.temperature,
-    ).unflatten(0, positions.shape)
-    return probability > (0.5 if sampling.deterministic_bits else at(noise.thresholds, positions)), probability
+    )
+    return probability > (0.5 if sampling.deterministic_bits else thresholds), probability
 
 
 def rank(

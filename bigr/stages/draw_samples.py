@@ -16,14 +16,17 @@ from bigr.data.picture_grid import save_grid
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
+from bigr.models.masked.compiled import log_compile_time
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
+from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.files import write_npz
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
+from bigr.sampling.acceleration import accelerate
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.inputs import balanced_labels, check_finite
 from bigr.sampling.unmask import Sampling, sample_codes
@@ -48,17 +51,21 @@ def run(settings: "Settings", context: Context) -> None:
     conditions = labels if settings.generator.use_labels else torch.full_like(labels, model.config.num_classes)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
     mine = range(rank(), section.count, world())
+    accelerate(model, settings.run.compile, device, len(mine))
 
     images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
+
+    def draw(places: slice) -> None:
+        chosen = list(mine[places])
+        with autocast(device, settings.run.precision, model.config.dim):
+            codes = sample_codes(model, conditions[chosen].to(device), Sampling.of(section), [seeds[i] for i in chosen])
+        images[places] = decoded(tokenizer, codes, settings.run.decode_precision)
+
     with Progress("samples", section.count, unit="image", enabled=is_main()) as bar:
         for places in batched(len(mine), section.batch_size):
-            chosen = [mine[place] for place in places]
-            with autocast(device, settings.run.precision, model.config.dim):
-                codes = sample_codes(
-                    model, conditions[chosen].to(device), Sampling.of(section), [seeds[i] for i in chosen]
-                )
-            images[places.start : places.stop] = decoded(tokenizer, codes)
-            bar.advance(len(chosen) * world())
+            in_parts(draw, places, model.config.grid**2, device)
+            bar.advance(len(places) * world())
+    log_compile_time()
 
     images = gathered(images, section.count, device)
     if is_main():

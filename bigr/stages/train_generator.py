@@ -14,6 +14,7 @@ from bigr.data.codes import CodesDataset
 from bigr.interop.belonging import generator_problems
 from bigr.interop.folders import model_hash, save
 from bigr.interop.published.published_generator import pretrained_generator
+from bigr.models.masked.compiled import compile_blocks, log_compile_time
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
@@ -64,6 +65,7 @@ def run(settings: "Settings", context: Context) -> None:
         learn(settings, dataset, device, validate, context)
     elif is_main():
         model = take_over(section, dataset, context).to(device)
+        model.transcoder.absent_std = section.absent_std
         write_untrained("generator", validate(model, 0), context)
         save(context.root / "models" / "generator", model, dataset.tokenizer)
 
@@ -93,14 +95,16 @@ def learn(
 ) -> None:
     """Train from random weights, and write their EMA."""
     section = settings.generator
-    check_batch_size("generator", section.batch_size)
+    check_batch_size("generator", section)
     torch.manual_seed(derive_seed(settings.seed, "generator", "init"))
     model = BiGR(BiGRConfig.of(section, **dataset.shape)).to(device)
+    model.transcoder.absent_std = section.absent_std
+    compiled = compile_blocks(model, settings.run.compile, device)
     loss_of = parallel(model, "loss")
 
-    def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+    def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
         noise = generator(settings.seed, "generator", "noise", step, rank(), device=device)
-        return {"loss": loss_of(*batch, noise, section.noise_draws)}
+        return {"loss": loss_of(*batch, noise, section.noise_draws, (part, section.accumulate))}
 
     stream = MaskedBatches(
         dataset,
@@ -110,12 +114,12 @@ def learn(
         label_dropout=section.label_dropout if section.use_labels else 1.0,
         input_flip=section.input_flip,
         unconditional=model.config.num_classes,
-        device=device,
     )
-    plan = TrainingPlan("generator", section, settings.run, settings.seed, device, width=section.dim)
-    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss)]
+    plan = TrainingPlan("generator", section, settings.run, settings.seed, device, section.dim, compiled)
+    trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of, model.blocks())]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
     if is_main():
         assert isinstance(ema, BiGR)
         save(context.root / "models" / "generator", ema, dataset.tokenizer)
+    log_compile_time()
     forget_checkpoint(plan, context)

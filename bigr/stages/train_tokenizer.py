@@ -26,8 +26,7 @@ from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
 from bigr.runtime.seeds import derive_seed
-from bigr.runtime.transfer import to_device
-from bigr.training.autoencoding import Autoencoding, Batch
+from bigr.training.autoencoding import Autoencoding, ImageBatch
 from bigr.training.loop import (
     VALIDATION_IMAGES,
     TrainedModule,
@@ -80,7 +79,7 @@ def validation(shards: Path, batch_size: int, device: torch.device, context: Con
 def learn(settings: "Settings", shards: Path, device: torch.device, validate: Validation, context: Context) -> None:
     """Train from random weights, and write their EMA."""
     section = settings.tokenizer
-    check_batch_size("tokenizer", section.batch_size)
+    check_batch_size("tokenizer", section)
     torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
     tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size)).to(device)
     perceptual = discriminator = None
@@ -89,10 +88,26 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
     if section.gan_weight > 0:
         discriminator = PatchDiscriminator(section.gan_base_channels).to(device)
     objective = Autoencoding(section, settings.seed, tokenizer, perceptual, discriminator)
-    trained_modules = [TrainedModule("model", tokenizer, adamw(tokenizer, section), objective.tokenizer_loss)]
-    if discriminator is not None:
+    trained_modules = [
+        TrainedModule(
+            "model",
+            tokenizer,
+            adamw(tokenizer, section),
+            objective.tokenizer_loss,
+            call=objective.autoencode,
+            blocks=tokenizer.blocks(),
+        )
+    ]
+    if discriminator is not None and objective.discriminate is not None:
         trained_modules.append(
-            TrainedModule("discriminator", discriminator, adamw(discriminator, section), objective.discriminator_loss)
+            TrainedModule(
+                "discriminator",
+                discriminator,
+                adamw(discriminator, section),
+                objective.discriminator_loss,
+                call=objective.discriminate,
+                blocks=[],
+            )
         )
 
     stream = ImageBatches(
@@ -106,9 +121,9 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
         workers=settings.run.workers,
     )
 
-    def batches(step: int) -> Iterator[Batch]:
+    def batches(step: int) -> Iterator[ImageBatch]:
         for images, labels in stream.from_step(step):
-            yield to_device(images, device), labels
+            yield ImageBatch(images, labels)
 
     plan = TrainingPlan("tokenizer", section, settings.run, settings.seed, device, width=tokenizer.width)
     ema = train(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bigr.data.codes import CodesDataset
 from bigr.interop.folders import load_model, save, tokenizer_of
+from bigr.models.masked.compiled import compile_blocks, log_compile_time
 from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.models.masked.transcoder import Transcoder
 from bigr.runtime.context import Context
@@ -39,13 +40,14 @@ if TYPE_CHECKING:
 def run(settings: "Settings", context: Context) -> None:
     """Train, and write backbone and transcoder as one model."""
     section, device = settings.transcoder, resolve_device(settings.run.device)
-    check_batch_size("transcoder", section.batch_size)
+    check_batch_size("transcoder", section)
     folder = context.root / "data" / "codes"
     model = load_model(context.root / "models" / "generator", BiGR).to(device).requires_grad_(False)
     joint = model.transcoder
     if section.start == "scratch":
         torch.manual_seed(derive_seed(settings.seed, "transcoder", "init"))
         model = with_new_transcoder(model, section.dim, section.blocks, section.diffusion_steps, section.target)
+    model.transcoder.absent_std = joint.absent_std = section.absent_std
     unconditional = None if settings.generator.use_labels else model.config.num_classes
     dataset = CodesDataset.open(folder, "train", tokenizer_of(context.root / "models" / "generator"))
     fixed = FixedMasks(
@@ -69,13 +71,14 @@ def run(settings: "Settings", context: Context) -> None:
             save(context.root / "models" / "bigr", model, dataset.tokenizer)
         return
 
+    compiled = compile_blocks(model, settings.run.compile, device)
     transcoder = model.transcoder.train().requires_grad_(True)
     loss_of = parallel(transcoder, "loss")
 
-    def loss(batch: MaskedBatch, step: int) -> dict[str, Tensor]:
+    def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
         h, x0 = hidden_of(model, batch), gather_tokens(batch.codes, batch.masked)
         noise = generator(settings.seed, "transcoder", "noise", step, rank(), device=device)
-        return {"loss": loss_of(x0, h, noise, section.noise_draws).mean()}
+        return {"loss": loss_of(x0, h, noise, section.noise_draws, (part, section.accumulate)).mean()}
 
     stream = MaskedBatches(
         dataset,
@@ -85,15 +88,17 @@ def run(settings: "Settings", context: Context) -> None:
         label_dropout=settings.generator.label_dropout if settings.generator.use_labels else 1.0,
         input_flip=settings.generator.input_flip,
         unconditional=model.config.num_classes,
-        device=device,
     )
-    plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, width=model.config.dim)
-    trained_modules = [TrainedModule("model", transcoder, adamw(transcoder, section), loss)]
+    plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, model.config.dim, compiled)
+    trained_modules = [
+        TrainedModule("model", transcoder, adamw(transcoder, section), loss, loss_of, [*transcoder.blocks])
+    ]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe, first_row=before)
     if is_main():
         assert isinstance(ema, Transcoder)
         model.transcoder = ema
         save(context.root / "models" / "bigr", model, dataset.tokenizer)
+    log_compile_time()
     forget_checkpoint(plan, context)
 
 

@@ -4,7 +4,7 @@ The weights of the terms are settings; a term of weight 0 is not computed. The d
 of the same loop; it is trained on the reconstructions that the tokenizer made in the same step.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,16 @@ from bigr.training.adversarial import adaptive_weight, diff_augment, discriminat
 if TYPE_CHECKING:
     from bigr.config import TokenizerSettings as Section
 
-Batch = tuple[Tensor, Tensor]
+
+class ImageBatch(NamedTuple):
+    """images: float [B, 3, H, W] in [0, 1]; labels: int64 [B]."""
+
+    images: Tensor
+    labels: Tensor
 
 
 class Autoencoding:
-    """The losses of the tokenizer and of the discriminator, of a batch (images float [B, 3, H, W] in [0, 1], labels).
+    """The losses of the tokenizer and of the discriminator, of a batch.
 
     perceptual: LPIPS; discriminator: [B, 3, H, W] → logits; each None where its term has weight 0.
     """
@@ -37,14 +42,15 @@ class Autoencoding:
     ) -> None:
         self.section, self.seed = section, seed
         self.tokenizer, self.perceptual, self.discriminator = tokenizer, perceptual, discriminator
-        self._autoencode = parallel(tokenizer, "autoencode")
-        self._discriminate = parallel(discriminator, "forward") if discriminator is not None else None
+        self.autoencode = parallel(tokenizer, "autoencode")
+        self.discriminate = parallel(discriminator, "forward") if discriminator is not None else None
         self._restored: Tensor | None = None
 
-    def tokenizer_loss(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The terms by name, scalars, and their weighted sum "loss"; step: from 0."""
-        images, section = batch[0], self.section
-        restored, logits = self._autoencode(images, self._generator("bits", step, images))
+    def tokenizer_loss(self, batch: ImageBatch, step: int, part: int) -> dict[str, Tensor]:
+        """The terms by name, scalars, and their weighted sum "loss"; step: from 0; part: as in `TrainedModule`."""
+        images, section = batch.images, self.section
+        draws = self._generator("bits", step, images)
+        restored, logits = self.autoencode(images, draws, (part, section.accumulate))
         losses = {"l1": F.l1_loss(restored, images)}
         loss = section.reconstruction_weight * losses["l1"]
         if self.perceptual is not None:
@@ -62,12 +68,15 @@ class Autoencoding:
             loss = loss + weights[name] * penalty
         return {"loss": loss, **losses}
 
-    def discriminator_loss(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
-        """The hinge loss {"loss": scalar} of the batch and its reconstructions; None before `gan_start`."""
-        if not self._adversarial(step) or self._discriminate is None or self._restored is None:
+    def discriminator_loss(self, batch: ImageBatch, step: int, part: int) -> dict[str, Tensor] | None:
+        """The hinge loss {"loss": scalar} of the batch and its reconstructions; None before `gan_start`.
+
+        part: 0, since the settings allow no parts of a batch with a discriminator.
+        """
+        if not self._adversarial(step) or self.discriminate is None or self._restored is None:
             return None
-        real = self._discriminate(self._augment(batch[0], "real", step))
-        fake = self._discriminate(self._augment(self._restored, "fake", step))
+        real = self.discriminate(self._augment(batch.images, "real", step))
+        fake = self.discriminate(self._augment(self._restored, "fake", step))
         return {"loss": discriminator_loss(real, fake)}
 
     def _adversarial(self, step: int) -> bool:

@@ -1,14 +1,15 @@
 """Checkpoints: a killed training resumes with the same weights, bit for bit. One safetensors file for each stage.
 
-The file is replaced atomically. It is resumed only under the fingerprint (code, settings, inputs) that it was written
-under. Of several processes only the first reads and writes it and sends the state to the others, so that they need no
-shared folder.
+The states are copied to the host, and a thread writes them while the training goes on. The file is replaced
+atomically. It is resumed only under the fingerprint (code, settings, inputs) that it was written under. Of several
+processes only the first reads and writes it and sends the state to the others, so that they need no shared folder.
 """
 
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -31,6 +32,17 @@ class Checkpoint:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.path = folder / "checkpoint.safetensors"
         self.fingerprint = fingerprint
+        self._writing: Thread | None = None
+        self._failed: OSError | None = None
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Wait for the write that is under way. Raises `BigrError` where it fails and nothing else is raised."""
+        self._join()
+        if kind is None:
+            self._check_written()
 
     def save(
         self,
@@ -38,14 +50,40 @@ class Checkpoint:
         optimisers: Mapping[str, torch.optim.Optimizer],
         progress: Mapping[str, Any],
     ) -> None:
-        """Write the states of modules and optimisers, by name, and `progress`: JSON values, such as the steps done."""
+        """Copy the states of modules and optimisers, by name, and `progress`, and let a thread write them.
+
+        progress: JSON values, such as the steps done. A write that is still under way is waited for, so that memory
+        holds one copy. Raises `BigrError` where that one failed.
+        """
+        self._join()
+        self._check_written()
         tensors: dict[str, Tensor] = {}
         for name, module in modules.items():
-            tensors |= {f"module/{name}/{key}": t for key, t in module.state_dict().items()}
+            tensors |= {f"module/{name}/{key}": _copy(t) for key, t in module.state_dict().items()}
         for name, optimiser in optimisers.items():
             for index, state in _states(optimiser).items():
-                tensors |= {f"optimiser/{name}/{index}/{key}": t for key, t in state.items()}
-        write_tensors(self.path, tensors, {"fingerprint": self.fingerprint, "progress": json.dumps(dict(progress))})
+                tensors |= {f"optimiser/{name}/{index}/{key}": _copy(t) for key, t in state.items()}
+        metadata = {"fingerprint": self.fingerprint, "progress": json.dumps(dict(progress))}
+        self._writing = Thread(target=self._write, args=(tensors, metadata), name="checkpoint")
+        self._writing.start()
+
+    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        try:
+            write_tensors(self.path, tensors, metadata)
+        except OSError as error:
+            self._failed = error
+
+    def _join(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _check_written(self) -> None:
+        if self._failed is not None:
+            raise BigrError(
+                f"the checkpoint {self.path} cannot be written ({self._failed.strerror}); make room, or give the right "
+                "to write there, and start the stage again: it continues from the checkpoint before"
+            )
 
     def resume(
         self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
@@ -103,6 +141,10 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoint."""
         self.path.unlink(missing_ok=True)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _states(optimiser: torch.optim.Optimizer) -> States:

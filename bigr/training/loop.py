@@ -7,7 +7,9 @@ resumes with the same weights, bit for bit. Losses stay on the device until they
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bigr.runtime.context import Context
-from bigr.runtime.distributed import barrier, is_main, rank, world
+from bigr.runtime.distributed import barrier, is_main, own_gradients, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_csv
 from bigr.runtime.precision import autocast
@@ -24,12 +26,14 @@ from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
+from bigr.training.prefetch import on_device
+from bigr.training.recompute import recomputed
 
 if TYPE_CHECKING:
     from bigr.config import RunSettings, TrainingSettings
 
 log = logging.getLogger(__name__)
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 VALIDATION_IMAGES = 512
 """The most images that a validation during training uses."""
@@ -41,20 +45,25 @@ READ_BACK_EVERY = 20
 class TrainedModule(Generic[Batch]):
     """A module, its optimiser and its loss.
 
-    loss: batch and step (from 0) → scalars by name, of which "loss" is minimised; None skips the module in this step.
+    loss: part of the batch, step and number of the part (both from 0) → scalars by name, means over the part, of which
+        "loss" is minimised; None skips the module in this step. With `accumulate: 1` the only part is the batch.
+    call: what `loss` calls, of `parallel`; blocks: those of `module`, for `run.activation_checkpointing`.
     """
 
     name: str
     module: nn.Module
     optimiser: torch.optim.Optimizer
-    loss: Callable[[Batch, int], Mapping[str, Tensor] | None]
+    loss: Callable[[Batch, int, int], Mapping[str, Tensor] | None]
+    call: Callable[..., Any]
+    blocks: Sequence[nn.Module]
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """The stage's name and settings, and those of the run.
 
-    width: channels or features of the widest layers; decides whether bfloat16 pays.
+    width: channels or features of the widest layers; decides whether bfloat16 pays; compiled: whether torch.compile is
+    used, which rounds in its own way.
     """
 
     stage: str
@@ -63,6 +72,7 @@ class TrainingPlan:
     seed: int
     device: torch.device
     width: int
+    compiled: bool = False
 
 
 def train(
@@ -76,9 +86,9 @@ def train(
 ) -> nn.Module:
     """Train, and return the EMA of the first trained module, on its device, in evaluation mode.
 
-    batches: step → the stream from that step on; validate: the EMA and the steps done → metrics by name, called every
-    `validate_every` steps and at the end, on the first process only; describe: step → words that name its batch, for
-    errors; first_row: metrics from before the training, the curves' row of step 0.
+    batches: step → the stream from that step on, of named tuples on the CPU; validate: the EMA and the steps done →
+    metrics by name, called every `validate_every` steps and at the end, on the first process only; describe: step →
+    words that name its batch, for errors; first_row: metrics from before the training, the curves' row of step 0.
     Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reports the rows of that file (mean
     losses since the last row as `train_<name>`, and the validation's metrics) and, every `READ_BACK_EVERY` steps, the
     losses of one step. Raises `BigrError` that names step and batch if a loss is not finite.
@@ -86,7 +96,7 @@ def train(
     settings = plan.settings
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
         # Not `warn_only`: attention would then take its kernels that add in any order.
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(plan.run.deterministic)
     ema = EMA(trained_modules[0].module, settings.ema_decay)
     modules = {each.name: each.module for each in trained_modules} | {"average": ema.module}
     optimisers = {each.name: each.optimiser for each in trained_modules}
@@ -100,10 +110,17 @@ def train(
     for row in rows if is_main() else []:  # so that this run's record shows the whole curve
         _report(row, context)
     read_back = 1 if plan.device.type == "cpu" else READ_BACK_EVERY
-    stream = batches(start)
-    with Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar:
+    blocks = [block for each in trained_modules for block in each.blocks] if plan.run.activation_checkpointing else []
+    waited = Waited()
+    with (
+        recomputed(blocks),
+        checkpoint,
+        closing(on_device(batches(start), plan.device)) as stream,
+        Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar,
+    ):
         for step in range(start, settings.steps):
-            batch = next(stream)
+            with waited.for_("batches"):
+                batch = next(stream)
             torch.manual_seed(derive_seed(plan.seed, plan.stage, "dropout", step, rank()))
             rate = learning_rate(settings, step)
             step_losses: dict[str, Tensor] = {}
@@ -122,7 +139,9 @@ def train(
             if done % settings.validate_every == 0 or done == settings.steps:
                 losses.read()
                 if is_main():
-                    rows.append({"step": done, **losses.mean(), **validate(ema.module, done)})
+                    with waited.for_("validation"):
+                        metrics = validate(ema.module, done)
+                    rows.append({"step": done, **losses.mean(), **metrics})
                     _check_finite(rows[-1], done, describe)
                     _report(rows[-1], context)
                 losses.clear()
@@ -130,10 +149,11 @@ def train(
             if done % plan.run.checkpoint_every == 0 and done < settings.steps:
                 losses.read()
                 if is_main():
-                    checkpoint.save(modules, optimisers, {"step": done, "rows": rows, "losses": losses.window})
-                barrier()
+                    with waited.for_("checkpoints"):
+                        checkpoint.save(modules, optimisers, {"step": done, "rows": rows, "losses": losses.window})
             bar.advance(note=note)
     if is_main():
+        waited.report(plan.stage, context)
         write_curves(context.root / "outputs" / "curves" / f"{plan.stage}.csv", rows)
     return ema.module
 
@@ -150,27 +170,63 @@ def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
 
 
 def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
-    # Draws are derived from the process's number, and kinds of devices round differently.
-    fingerprint = f"{context.fingerprint} on {world()} × {plan.device.type}"
+    # Draws are derived from the process's number; kinds of devices, and compiled code, round differently.
+    how = f"{plan.device.type}{', compiled' if plan.compiled else ''}"
+    fingerprint = f"{context.fingerprint} on {world()} × {how}"
     return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint)
 
 
 def _update(
     plan: TrainingPlan, trained_module: TrainedModule[Batch], batch: Batch, step: int, rate: float
 ) -> dict[str, Tensor]:
-    with autocast(plan.device, plan.run.precision, plan.width):
-        losses = trained_module.loss(batch, step)
-    if losses is None:
-        return {}
+    parts = parts_of(batch, plan.settings.accumulate)
+    found: list[dict[str, Tensor]] = []
     trained_module.optimiser.zero_grad(set_to_none=True)
-    losses["loss"].backward()
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        with own_gradients(trained_module.call) if not last else nullcontext():
+            with autocast(plan.device, plan.run.precision, plan.width):
+                terms = trained_module.loss(part, step, number)
+            if terms is None:
+                return {}
+            (terms["loss"] / len(parts)).backward()
+        found.append({name: value.detach() for name, value in terms.items()})
+    losses = {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
     parameters = [p for group in trained_module.optimiser.param_groups for p in group["params"]]
     gradient_norm = nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip)
     for group in trained_module.optimiser.param_groups:
         group["lr"] = rate
     trained_module.optimiser.step()
     prefix = "" if trained_module.name == "model" else f"{trained_module.name}_"
-    return {prefix + name: value.detach() for name, value in losses.items()} | {prefix + "gradient_norm": gradient_norm}
+    return {prefix + name: value for name, value in losses.items()} | {prefix + "gradient_norm": gradient_norm}
+
+
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """`count` equal parts of a batch, in order: of each of its tensors, along the first dimension."""
+    pieces = zip(*(tensor.chunk(count) for tensor in batch), strict=True)
+    return [type(batch)(*piece) for piece in pieces]
+
+
+class Waited:
+    """The seconds that the steps waited, by reason. seconds: of each."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(("batches", "validation", "checkpoints"), 0.0)
+
+    @contextmanager
+    def for_(self, reason: str) -> Iterator[None]:
+        """Count the time of the block."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[reason] += time.monotonic() - start
+
+    def report(self, stage: str, context: Context) -> None:
+        """Log them, and report each as `waited_for_<reason>_s`."""
+        spent = ", ".join(f"{seconds:.1f} s for {reason}" for reason, seconds in self.seconds.items())
+        log.info("%s: the steps waited %s", stage, spent)
+        context.report.metrics({f"waited_for_{reason}_s": seconds for reason, seconds in self.seconds.items()})
 
 
 class Losses:
@@ -237,7 +293,10 @@ def write_curves(path: Path, rows: list[dict[str, Any]]) -> None:
     write_csv(path, names, ([v if isinstance(v, int) else f"{v:.6g}" for v in row] for row in values))
 
 
-def check_batch_size(stage: str, batch_size: int) -> None:
-    """Raise `BigrError` if a global batch cannot be divided evenly among the processes."""
-    if batch_size % world():
-        raise BigrError(f"{stage}.batch_size must be a multiple of the {world()} processes, got {batch_size}")
+def check_batch_size(stage: str, settings: "TrainingSettings") -> None:
+    """Raise `BigrError` if a global batch cannot be divided evenly among the processes and their parts."""
+    if settings.batch_size % (world() * settings.accumulate):
+        raise BigrError(
+            f"{stage}.batch_size must be a multiple of the {world()} processes × {stage}.accumulate = "
+            f"{settings.accumulate}, got {settings.batch_size}"
+        )

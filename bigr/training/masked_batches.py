@@ -15,7 +15,6 @@ from bigr.data.codes import CodesDataset
 from bigr.models.masked.generator import BiGR, gather_tokens, masked_count
 from bigr.runtime.distributed import rank, share
 from bigr.runtime.seeds import derive_seed, generator
-from bigr.runtime.transfer import to_device
 
 
 class MaskedBatch(NamedTuple):
@@ -30,7 +29,7 @@ class MaskedBatch(NamedTuple):
 
 
 class MaskedBatches:
-    """The training stream of one process: its share of each global batch of `batch_size`, on `device`.
+    """The training stream of one process: its share of each global batch of `batch_size`, on the CPU.
 
     label_dropout: the probability in [0, 1] that a label becomes `unconditional` (1: trained without labels);
     input_flip: that a visible bit is flipped.
@@ -46,12 +45,13 @@ class MaskedBatches:
         label_dropout: float,
         input_flip: float,
         unconditional: int,
-        device: torch.device,
     ) -> None:
         self.dataset, self.batch_size, self.stage, self.seed = dataset, batch_size, stage, seed
-        self.label_dropout, self.unconditional, self.device = label_dropout, unconditional, device
-        self.input_flip = input_flip
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+        self.label_dropout, self.input_flip, self.unconditional = label_dropout, input_flip, unconditional
+        self._shuffled = (
+            -1,
+            torch.empty(0, dtype=torch.long),
+        )  # an epoch and its order, replaced as one: threads read it
 
     def indices(self, step: int) -> Tensor:
         """The images of a step's global batch, int64 [B]. An epoch is a permutation; a batch may span two epochs."""
@@ -59,10 +59,11 @@ class MaskedBatches:
         parts: list[Tensor] = []
         while (missing := self.batch_size - sum(map(len, parts))) > 0:
             epoch, offset = divmod(first + self.batch_size - missing, length)
-            if epoch != self._epoch:
-                order = generator(self.seed, self.stage, "order", epoch)
-                self._epoch, self._order = epoch, torch.randperm(length, generator=order)
-            parts.append(self._order[offset : offset + missing])
+            known, order = self._shuffled
+            if epoch != known:
+                order = torch.randperm(length, generator=generator(self.seed, self.stage, "order", epoch))
+                self._shuffled = epoch, order
+            parts.append(order[offset : offset + missing])
         return torch.cat(parts)
 
     def drawn(self, step: int) -> Tensor:
@@ -96,7 +97,6 @@ class MaskedBatches:
         if self.input_flip:
             flipped = torch.rand(codes.shape, generator=draws) < self.input_flip
             codes = codes ^ flipped.scatter(1, masked.unsqueeze(-1).expand(-1, -1, codes.shape[2]), False)
-        codes, labels, masked = (to_device(t, self.device) for t in (codes, labels, masked))
         return MaskedBatch(codes.float(), labels, masked)
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bigr.data.codes import CodesDataset
+from bigr.imaging.similarity import averages_of
 from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
@@ -115,17 +116,11 @@ def layer_features(path: Path, model: BiGR, codes: CodesDataset, count: int, bat
     return write_features(path, token_averages(model, batches), count)
 
 
-@torch.no_grad()
 def token_averages(model: BiGR, codes: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Codes bool [B, N, K] and labels [B] → features float32 [B, L, D] and labels (docs/method.md, section 5).
-
-    The residual stream after every block, averaged over the tokens without the condition token; unconditional, nothing
-    masked.
-    """
+    """Codes bool [B, N, K] and labels [B] → features float32 [B, L, D] and labels; see `averages_of`."""
     device = next(model.parameters()).device
     for bits, labels in codes:
-        averages = [stream.float().mean(dim=1) for stream in model.features(bits.to(device))]
-        yield torch.stack(averages, dim=1), labels
+        yield averages_of(model, bits.to(device)), labels
 
 
 def write_features(path: Path, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Features:

@@ -33,8 +33,11 @@ class Quantizer(nn.Module):
         """Logits -> probabilities in [0, 1] that a bit is 1."""
         raise NotImplementedError
 
-    def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits -> bits of exactly 0 or 1, with a straight-through gradient. All draws come from `generator`."""
+    def sample(self, logits: Tensor, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Tensor:
+        """Logits -> bits of exactly 0 or 1, with a straight-through gradient. All draws come from `generator`.
+
+        part: (i, n), where the logits are part i of a batch in n equal parts; it gets its part of the batch's draws.
+        """
         raise NotImplementedError
 
     def embed_bits(self, bits: Tensor) -> Tensor:
@@ -59,10 +62,11 @@ class BernoulliQuantizer(Quantizer):
     def probabilities(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
 
-    def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, logits: Tensor, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Tensor:
         """Bits from Bernoulli(p) as b + p − stopgrad(p): the gradient is p's."""
         p = self.probabilities(logits)
-        uniform = torch.rand(p.shape, generator=generator, device=generator.device).to(p.device)
+        whole = (part[1], *p.shape)
+        uniform = torch.rand(whole, generator=generator, device=generator.device)[part[0]].to(p.device)
         return _straight_through(uniform < p, p)
 
     def embed_bits(self, bits: Tensor) -> Tensor:
@@ -91,7 +95,7 @@ class LookupFreeQuantizer(Quantizer):
     def probabilities(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(4 * logits / self.temperature)
 
-    def sample(self, logits: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, logits: Tensor, generator: torch.Generator, part: tuple[int, int] = (0, 1)) -> Tensor:
         """The signs as bits; nothing is drawn. The ±1 that the decoder sees has the logits' own gradient."""
         return _straight_through(self.probabilities(logits) > 0.5, logits / 2)
 

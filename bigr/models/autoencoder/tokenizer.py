@@ -193,6 +193,10 @@ class Tokenizer(nn.Module):
         """Terms in the widest sums of its convolutions, 3·3·channels: the width of the equivalent matrix product."""
         return 9 * self.config.base_channels * max(self.config.channel_multipliers)
 
+    def blocks(self) -> list[nn.Module]:
+        """The residual and attention blocks of encoder and decoder."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock | AttentionBlock)]
+
     def logits(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → bit logits [B, K, g, g]."""
         return self.quantizer.logits(self.encoder(images))
@@ -201,10 +205,15 @@ class Tokenizer(nn.Module):
         """Bits as floats [B, K, g, g] → images [B, 3, H, W], not clamped; differentiable in the bits."""
         return self.decoder(self.quantizer.embed_bits(bits))
 
-    def autoencode(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] → images decoded from drawn bits, and bit logits [B, K, g, g]; differentiable."""
+    def autoencode(
+        self, images: Tensor, generator: torch.Generator, part: tuple[int, int] = (0, 1)
+    ) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] → images decoded from drawn bits, and bit logits [B, K, g, g]; differentiable.
+
+        part: as in `Quantizer.sample`.
+        """
         logits = self.logits(images)
-        return self.decode_bits(self.quantizer.sample(logits, generator)), logits
+        return self.decode_bits(self.quantizer.sample(logits, generator, part)), logits
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] → bit probabilities [B, N, K]."""

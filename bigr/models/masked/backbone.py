@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigr.models.linear import Linear
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -55,10 +57,10 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Linear(config.code_bits, config.dim)
+        self.tok_embeddings = Linear(config.code_bits, config.dim)
         self.mask_tok = nn.Parameter(torch.empty(1, config.dim))
         self.cls_embedding = nn.Embedding(config.num_classes + 1, config.dim)
-        self.adaLN = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
+        self.adaLN = nn.Sequential(nn.SiLU(), Linear(config.dim, 6 * config.dim))
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim)
         self.position = nn.Parameter(torch.empty(1, config.tokens, config.dim))
@@ -147,8 +149,8 @@ class Attention(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.wqkv = Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         qkv_BL3Hd = self.wqkv(x).unflatten(-1, (3, self.heads, -1))
@@ -163,9 +165,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w1 = Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = Linear(config.ffn_dim, config.dim, bias=False)
+        self.w3 = Linear(config.dim, config.ffn_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))

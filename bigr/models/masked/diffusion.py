@@ -4,6 +4,8 @@ Pure formulas on tensors; the network that predicts is in bigr/models/masked/tra
 entries, entry 0 for t = 0 (nothing corrupted); at t = T a bit is a fair coin.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +49,14 @@ class BernoulliDiffusion(nn.Module):
 
         Computed in integers: floating-point rounding would repeat some steps.
         """
-        return [i * (self.steps - 1) // max(count - 1, 1) + 1 for i in reversed(range(count))]
+        return [self._reverse_step(i, count) for i in reversed(range(count))]
+
+    def reverse_steps_on_device(self, count: int) -> Tensor:
+        """`reverse_steps` as int64 [S], made on the device of the tables: nothing is copied there."""
+        return self._reverse_step(torch.arange(count - 1, -1, -1, device=self.k.device), count)
+
+    def _reverse_step(self, i: Any, count: int) -> Any:
+        return i * (self.steps - 1) // max(count - 1, 1) + 1
 
 
 def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:

@@ -56,6 +56,10 @@ class BiGR(nn.Module):
         self.backbone = Backbone(config)
         self.transcoder = Transcoder(config.transcoder)
 
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of backbone and transcoder."""
+        return [*self.backbone.layers, *self.transcoder.blocks]
+
     def hidden(self, codes: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Codes [B, N, K], labels int64 [B] (num_classes: unconditional), mask bool [B, N] → h [B, N, D]."""
         return self.backbone(codes, self.backbone.condition(labels), mask)
@@ -65,18 +69,24 @@ class BiGR(nn.Module):
         return self.backbone.features(codes, labels)
 
     def loss(
-        self, codes: Tensor, labels: Tensor, masked: Tensor, generator: torch.Generator, noise_draws: int = 1
+        self,
+        codes: Tensor,
+        labels: Tensor,
+        masked: Tensor,
+        generator: torch.Generator,
+        noise_draws: int = 1,
+        part: tuple[int, int] = (0, 1),
     ) -> Tensor:
         """Mean wBCE over the masked tokens, a scalar (docs/method.md, sections 2 and 3).
 
         codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
         generator: on the codes' device, for steps and corruptions; noise_draws: draws for each pass of the
-        backbone; more lower the variance of the gradient, not its mean.
+        backbone; more lower the variance of the gradient, not its mean; part: as in `Transcoder.loss`.
         """
         mask = torch.zeros(codes.shape[:2], dtype=torch.bool, device=codes.device).scatter_(1, masked, True)
         h = gather_tokens(self.hidden(codes, labels, mask), masked)
         x0 = gather_tokens(codes, masked)
-        return self.transcoder.loss(x0, h, generator, noise_draws).mean()
+        return self.transcoder.loss(x0, h, generator, noise_draws, part).mean()
 
     forward = loss
 

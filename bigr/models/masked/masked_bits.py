@@ -11,15 +11,12 @@ from torch import Tensor
 ABSENT = 0.5
 """An absent bit, between 0 and 1: the network reads 2x − 1, which is ±1 for a known bit and 0 for an absent one."""
 
-SHARE_STD = 0.8
-"""Of the share's logit in training, which has the mean 0."""
-
 KNOWN_WEIGHT = 0.1
 """The weight of a known bit in the loss; that of an absent one is 1."""
 
 
 def absent_counts(z: Tensor, code_bits: int) -> Tensor:
-    """How many bits are absent, int64 in 1..K, for draws z from N(0, 0.8²): round(K·r), r = clamp(1 − σ(z), 1/K, 1)."""
+    """How many bits are absent, int64 in 1..K, for normal draws z: round(K·r), r = clamp(1 − σ(z), 1/K, 1)."""
     share = (1 - z.sigmoid()).clamp(1 / code_bits, 1)
     return (code_bits * share).round().long()
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bigr.models.linear import Linear
 from bigr.models.masked.diffusion import BernoulliDiffusion, weighted_bce
-from bigr.models.masked.masked_bits import SHARE_STD, absent_counts, masked_bce, share_index, without_absent
+from bigr.models.masked.masked_bits import absent_counts, masked_bce, share_index, without_absent
 
 SINUSOIDS = 256
 
@@ -35,14 +36,19 @@ class TranscoderConfig:
 
 
 class Transcoder(nn.Module):
-    """The denoiser ε(xₜ, t, h), its training loss, and the guided reverse process."""
+    """The denoiser ε(xₜ, t, h) and its training loss.
+
+    absent_std: in training for the target "mask", the standard deviation of the logit of the share of absent bits.
+    """
+
+    absent_std: float = 0.8
 
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__()
         self.config = config
         self.diffusion = BernoulliDiffusion(config.diffusion_steps)
-        self.x_embedder = nn.Linear(config.code_bits, config.dim)
-        self.c_embedder = nn.Linear(config.condition_dim, config.dim)
+        self.x_embedder = Linear(config.code_bits, config.dim)
+        self.c_embedder = Linear(config.condition_dim, config.dim)
         self.t_embedder = TimestepEmbedder(config.dim)
         self.blocks = nn.ModuleList(TranscoderBlock(config.dim) for _ in range(config.blocks))
         self.final_layer = FinalLayer(config.dim, config.code_bits)
@@ -75,11 +81,19 @@ class Transcoder(nn.Module):
         """The network's logits, read as logits of x₀: a flip is turned round where xₜ = 1. All [M, K]."""
         return logits * (1 - 2 * xt) if self.config.target == "flip" else logits
 
-    def loss(self, x0: Tensor, condition: Tensor, generator: torch.Generator, noise_draws: int = 1) -> Tensor:
+    def loss(
+        self,
+        x0: Tensor,
+        condition: Tensor,
+        generator: torch.Generator,
+        noise_draws: int = 1,
+        part: tuple[int, int] = (0, 1),
+    ) -> Tensor:
         """The loss of each token, [noise_draws · M]: noise levels and corruptions are drawn for x0 [M, K] (0/1 floats).
 
         noise_draws: how many each token gets. What depends on h alone is computed once for all of them. Drawn from
-        `generator`, which must be on x0's device. Source: docs/method.md, section 3, "Loss".
+        `generator`, which must be on x0's device. part: (i, n), where x0 is part i of a batch in n equal parts; it gets
+        its part of the draws of the whole batch. Source: docs/method.md, section 3, "Loss".
         """
         x0 = x0.float()
         if self.config.target == "direct":  # nothing is drawn: one is as good as many
@@ -87,7 +101,7 @@ class Transcoder(nn.Module):
         embedded = self.c_embedder(condition).repeat(noise_draws, 1)
         level_embeddings = self.t_embedder(self.levels())
         x0 = x0.repeat(noise_draws, 1)
-        xt, level = self.corrupted(x0, generator)
+        xt, level = self.corrupted(x0, generator, noise_draws, part)
         logits = self.denoise(xt, embedded + F.embedding(level, level_embeddings))
         return self.bit_losses(logits, x0, xt).mean(-1)
 
@@ -98,15 +112,25 @@ class Transcoder(nn.Module):
             return share_index(torch.arange(1, bits + 1, device=device), bits, steps)
         return torch.arange(steps, device=device)
 
-    def corrupted(self, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """xₜ [M, K], a corruption of x₀ [M, K] that is drawn, and the place of its level in `levels`, int64 [M]."""
-        rows, device = len(x0), x0.device
+    def corrupted(
+        self, x0: Tensor, generator: torch.Generator, noise_draws: int = 1, part: tuple[int, int] = (0, 1)
+    ) -> tuple[Tensor, Tensor]:
+        """xₜ [M, K], a corruption of x₀ [M, K] that is drawn, and the place of its level in `levels`, int64 [M].
+
+        noise_draws: how often x₀ holds the same tokens; part: as in `loss`.
+        """
+        whole, bits, device = (noise_draws, part[1], len(x0) // noise_draws), x0.shape[1], x0.device
+
+        def mine(draws: Tensor) -> Tensor:
+            return draws[:, part[0]].flatten(0, 1)
+
         if self.config.target == "mask":
-            z = SHARE_STD * torch.randn(rows, generator=generator, device=device)
+            z = self.absent_std * mine(torch.randn(whole, generator=generator, device=device))
             counts = absent_counts(z, self.config.code_bits)
-            return without_absent(x0, counts, torch.rand(x0.shape, generator=generator, device=device)), counts - 1
-        t = torch.randint(1, self.config.diffusion_steps + 1, (rows,), generator=generator, device=device)
-        noise = torch.rand(x0.shape, generator=generator, device=device)
+            order = mine(torch.rand((*whole, bits), generator=generator, device=device))
+            return without_absent(x0, counts, order), counts - 1
+        t = mine(torch.randint(1, self.config.diffusion_steps + 1, whole, generator=generator, device=device))
+        noise = mine(torch.rand((*whole, bits), generator=generator, device=device))
         return (noise < self.diffusion.noisy_probability(x0, t)).float(), t - 1
 
     def bit_losses(self, logits: Tensor, x0: Tensor, xt: Tensor) -> Tensor:
@@ -128,10 +152,8 @@ class TranscoderBlock(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.adaLN_modulation = nn.Sequential(
-            nn.Identity(), nn.Linear(dim, 3 * dim)
-        )  # index 0: SiLU, done once outside
+        self.mlp = nn.Sequential(Linear(dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), Linear(dim, 3 * dim))  # index 0: SiLU, done once outside
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale, gate = self.adaLN_modulation(c).chunk(3, dim=-1)
@@ -143,8 +165,8 @@ class FinalLayer(nn.Module):
 
     def __init__(self, dim: int, code_bits: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, code_bits)
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(dim, 2 * dim))
+        self.linear = Linear(dim, code_bits)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), Linear(dim, 2 * dim))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
@@ -158,7 +180,7 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(SINUSOIDS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.mlp = nn.Sequential(Linear(SINUSOIDS, dim), nn.SiLU(), Linear(dim, dim))
         half = SINUSOIDS // 2
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half).float() / half)
         self.register_buffer("frequencies", frequencies, persistent=False)

@@ -4,16 +4,18 @@ The project's own models, losses and backward passes run, so that the results fo
 
 - FLOPs of matrix products, convolutions and attention, 2 for a multiplication with its addition, by torch's
   `FlopCounterMode`; element-wise work is not counted;
-- saved bytes: every storage that autograd keeps for the backward pass, once, parameters left out;
+- saved bytes: every storage that autograd keeps for the backward pass, once, parameters left out; with activation
+  checkpointing, the blocks' inputs, and what the largest block keeps while it is computed again;
 - peak bytes: the most that is alive at once of what a computation without gradients makes.
 
 `meta` has neither autocast nor fused kernels. `_Kernels` puts both in: what they compute in, and what they save.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from bigr.training.recompute import patched_forward, recomputed
 
 _IN_BFLOAT16 = {F.linear, F.conv2d, F.scaled_dot_product_attention}
 """Operations of the networks that autocast runs in bfloat16."""
@@ -44,13 +48,18 @@ class Cost:
     saved: int
 
 
-def measure(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module] = ()) -> Cost:
+def measure(
+    work: Callable[[], Tensor],
+    arithmetic: Arithmetic,
+    modules: Sequence[nn.Module] = (),
+    blocks: Sequence[nn.Module] = (),
+) -> Cost:
     """The cost of `work` and of the backward pass from the scalar that it returns. `work` runs twice, on `meta`.
 
-    modules: those whose parameters do not count as saved.
+    modules: those whose parameters do not count as saved; blocks: those that the backward pass computes again.
     """
-    saved = _saved_bytes(work, arithmetic, modules)
-    with _counter() as counter:
+    saved = _saved_bytes(work, arithmetic, modules, blocks)
+    with recomputed(blocks), _counter() as counter:
         result = work()
         forward = counter.get_total_flops()
         result.backward()
@@ -71,18 +80,45 @@ def _counter() -> Iterator[FlopCounterMode]:
         yield counter
 
 
-def _saved_bytes(work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module]) -> int:
-    saved: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that no id is given twice
+def _saved_bytes(
+    work: Callable[[], Tensor], arithmetic: Arithmetic, modules: Sequence[nn.Module], blocks: Sequence[nn.Module]
+) -> int:
+    parameters = {id(p.untyped_storage()) for module in modules for p in module.parameters()}
+    saved, largest = _Saved(), 0
 
-    def keep(tensor: Tensor) -> Tensor:
+    def block_alone(forward: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        nonlocal largest
+        own = _Saved()
+        with own:
+            result = forward(*args)
+        largest = max(largest, own.bytes(parameters | saved.storages.keys()))
+        return result
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(patched_forward(block, partial(block_alone, block.forward)))
+        stack.enter_context(recomputed(blocks))
+        stack.enter_context(saved)
+        stack.enter_context(_Kernels(arithmetic))
+        work()
+    return saved.bytes(parameters) + largest
+
+
+class _Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Follows what autograd keeps while it is on. storages: by id; kept alive, so that no id is given twice."""
+
+    def __init__(self) -> None:
+        super().__init__(self._keep, lambda tensor: tensor)
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[id(storage)] = storage
+        self.storages[id(storage)] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Kernels(arithmetic):
-        work()
-    parameters = {id(p.untyped_storage()) for module in modules for p in module.parameters()}
-    return sum(storage.nbytes() for key, storage in saved.items() if key not in parameters)
+    def bytes(self, known: Set[int]) -> int:
+        """Of all storages but those `known` by their id."""
+        return sum(storage.nbytes() for key, storage in self.storages.items() if key not in known)
 
 
 @torch.no_grad()

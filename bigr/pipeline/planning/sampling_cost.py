@@ -16,8 +16,7 @@ from bigr.pipeline.planning.meter import Arithmetic, flops, peak_bytes
 from bigr.pipeline.planning.networks import Networks, count
 from bigr.sampling.decode import DECODED_TOGETHER, batched
 from bigr.sampling.editing import CELL, group_sizes, in_proportion
-from bigr.sampling.reverse import bit_probabilities
-from bigr.sampling.unmask import Sampling, guidance, still_masked
+from bigr.sampling.unmask import Sampling, guidance, noise_rows, still_masked, transcode
 
 _FLOAT32 = 4  # bytes of a weight
 
@@ -152,13 +151,13 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
     tokens = config.grid**2
     codes, mask = torch.zeros(rows, tokens, config.code_bits), torch.zeros(rows, tokens, dtype=torch.bool)
     hidden = torch.zeros(images * tokens, config.dim)
-    steps = max(map(sampling.steps, range(sampling.iterations)))
-    noise = torch.zeros(steps, images * tokens, config.code_bits)
+    noise_of = max(noise_rows(model, sampling, i) for i in range(sampling.iterations))
+    noise = torch.zeros(noise_of, images * tokens, config.code_bits)
+    few = noise[:4]  # a step needs no more memory than the one before it
     backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
     other, scale = (hidden if rows > images else None), sampling.guidance_scale
     transcoder = peak_bytes(
-        lambda: bit_probabilities(model.transcoder, hidden, noise, hidden_unconditional=other, guidance_scale=scale),
-        arithmetic,
+        lambda: transcode(model.transcoder, hidden, other, few, noise[0], sampling, scale), arithmetic
     )
     drawn = 2 * _FLOAT32 * noise.numel()  # as it was drawn, and gathered by the tokens' positions
     return drawn + max(backbone, rows // images * hidden.nbytes + transcoder)

@@ -16,7 +16,7 @@ from bigr.models.masked.generator import BiGR, masked_count
 from bigr.models.masked.transcoder import Transcoder
 from bigr.pipeline.planning.meter import Arithmetic, Cost, flops, measure
 from bigr.pipeline.planning.networks import Networks, count
-from bigr.training.autoencoding import Autoencoding
+from bigr.training.autoencoding import Autoencoding, ImageBatch
 from bigr.training.masked_batches import MaskedBatch, hidden_of
 
 _FLOAT32 = 4  # bytes of a weight, a gradient, a moment: autocast leaves them in float32
@@ -47,7 +47,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """A trained stage. images: of a batch, in one process; flops: of all steps, images and processes."""
+    """A trained stage. images: of a part of the batch, in one process; flops: of all steps, images and processes."""
 
     stage: str
     images: int
@@ -61,9 +61,9 @@ class TrainingCost:
 def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
     """The stage `tokenizer`, before and after the discriminator's first step."""
     section, size = settings.tokenizer, settings.shards.image_size
-    images = section.batch_size // processes
+    images = section.batch_size // processes // section.accumulate
     tokenizer, discriminator = networks.tokenizer, networks.discriminator
-    batch = torch.zeros(images, 3, size, size), torch.zeros(images, dtype=torch.long)
+    batch = ImageBatch(torch.zeros(images, 3, size, size), torch.zeros(images, dtype=torch.long))
     objective = Autoencoding(section, settings.seed, tokenizer, networks.perceptual, discriminator)
     modules: list[nn.Module] = [m for m in (tokenizer, networks.perceptual, discriminator) if m is not None]
     trained_modules: list[nn.Module] = [m for m in (tokenizer, discriminator) if m is not None]
@@ -73,7 +73,9 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
     parts, total, saved = [], 0.0, 0
 
     def cost(loss: Callable[..., Any], step: int) -> Cost:
-        return measure(lambda: loss(batch, step)["loss"], arithmetic, modules)
+        return measure(
+            lambda: loss(batch, step, 0)["loss"], arithmetic, modules, _recomputed(settings, tokenizer.blocks())
+        )
 
     def add(name: str, step: int, steps: int, losses: Sequence[Callable[..., Any]]) -> None:
         nonlocal total, saved
@@ -89,16 +91,18 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
         both = [objective.tokenizer_loss, objective.discriminator_loss]
         add(f"with the discriminator, from step {section.gan_start:,}", section.gan_start - 1, late, both)
     memory = _memory(modules, tokenizer, trained_modules, saved, processes)
-    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total * processes, memory)
+    total *= processes * section.accumulate
+    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total, memory)
 
 
 def generator_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
     """The stage `generator`: the backbone and its joint transcoder."""
     section, model = settings.generator, networks.generator
-    images, tokens = section.batch_size // processes, settings.grid**2
+    images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(settings, images)
-    cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model])
-    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=True)
+    blocks = _recomputed(settings, model.blocks())
+    cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model], blocks)
+    inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=True)
     backbone = PartCost("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
     parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
     memory = _memory([model], model, [model], cost.saved, processes)
@@ -108,10 +112,10 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
 def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
     """The stage `transcoder`: the backbone is frozen, and only its forward pass runs."""
     section, model = settings.transcoder, networks.bigr
-    images, tokens = section.batch_size // processes, settings.grid**2
+    images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(settings, images)
     forward = flops(lambda: hidden_of(model, batch))
-    inner = _transcoder_cost(model, images * tokens, section.noise_draws, arithmetic, joint=False)
+    inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=False)
     parts = [
         PartCost("backbone, frozen", forward / images, 0.0),
         _transcoder_part(model, inner, images, tokens, arithmetic),
@@ -133,11 +137,18 @@ def _masked_batch(settings: Settings, images: int) -> MaskedBatch:
     return MaskedBatch(codes, labels, masked)
 
 
-def _transcoder_cost(model: BiGR, rows: int, noise_draws: int, arithmetic: Arithmetic, *, joint: bool) -> Cost:
+def _recomputed(settings: Settings, blocks: list[nn.Module]) -> list[nn.Module]:
+    return blocks if settings.run.activation_checkpointing else []
+
+
+def _transcoder_cost(
+    model: BiGR, rows: int, settings: Settings, noise_draws: int, arithmetic: Arithmetic, *, joint: bool
+) -> Cost:
     transcoder: Transcoder = model.transcoder
     bits, hidden = torch.zeros(rows, model.config.code_bits), torch.zeros(rows, model.config.dim, requires_grad=joint)
+    blocks = _recomputed(settings, [*transcoder.blocks])
     return measure(
-        lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder]
+        lambda: transcoder.loss(bits, hidden, torch.Generator(), noise_draws).mean(), arithmetic, [transcoder], blocks
     )
 
 
@@ -148,8 +159,7 @@ def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmet
     if transcoder.config.target == "direct":
         once = Cost(0, 0, 0)
     else:
-        steps = torch.arange(transcoder.config.diffusion_steps)
-        once = measure(lambda: transcoder.t_embedder(steps).sum(), arithmetic, [transcoder])
+        once = measure(lambda: transcoder.t_embedder(transcoder.levels()).sum(), arithmetic, [transcoder])
     forward, backward = (
         (whole - alone) / images * share + alone / images
         for whole, alone in ((cost.forward, once.forward), (cost.backward, once.backward))

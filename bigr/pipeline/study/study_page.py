@@ -121,7 +121,7 @@ def _summary(results: Results) -> str:
 def _table(table: Table, results: Results) -> str:
     head = "".join(f" {PAPER[key]}, paper | {NAMES[key]}, here |" for key in table.columns)
     lines = [f"## {table.name}: {table.title}", "", f"| |{head}", "| --- |" + " --- |" * (2 * len(table.columns))]
-    for row in table.rows:
+    for row in (row for row in table.rows if row.variant.name in results.figures):  # the others came after the study
         cells = ""
         for key, paper in zip(table.columns, row.paper, strict=True):
             printed = "" if paper is None else _show(key, paper, scaled=True)

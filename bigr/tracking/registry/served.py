@@ -33,12 +33,12 @@ def _steps(value: Any) -> int | list[int]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-ADJUSTABLE: dict[str, Callable[[Any], Any]] = {
-    "seed": int,
+_OF_THE_SAMPLER: dict[str, Callable[[Any], Any]] = {
     "iterations": int,
     "diffusion_steps": _steps,
     "guidance_scale": float,
 }
+ADJUSTABLE: dict[str, Callable[[Any], Any]] = {"seed": int, "preset": str, **_OF_THE_SAMPLER}
 """What a request may set of the seed and the sampler."""
 
 _LONGEST_SHOWN = 40  # of a wrong label: it may be anything
@@ -77,6 +77,9 @@ class Served(PythonModel):
         labels = self._labels(model_input["labels"])
         given = {"seed": self.record.seed} | {name: v for name, v in (params or {}).items() if v is not None}
         options: Any = {name: kind(given[name]) for name, kind in ADJUSTABLE.items() if name in given}
+        if "preset" in options:  # MLflow fills in the version's own values of what a request leaves out
+            own = {name: kind(getattr(self.record.images.sampling, name)) for name, kind in _OF_THE_SAMPLER.items()}
+            options = {name: value for name, value in options.items() if name not in own or own[name] != value}
         try:
             return [_png(image) for image in self.model.generate(labels, on_step=_check_awaited, **options)]
         except BigrError as error:

@@ -33,9 +33,11 @@ class ServedRecord:
         """What a model of these settings is served with; classes: their names, in the order of labels."""
         images = ImageSettings(
             sampling=Sampling.of(settings.samples),
+            presets={name: Sampling.of(section) for name, section in settings.samples.by_preset.items()},
             editing=Editing.of(settings.editing),
             classes=list(classes),
             precision=settings.run.precision,
+            decode_precision=settings.run.decode_precision,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels,
         )
@@ -50,16 +52,18 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. In those of earlier versions `editing` and `max_images` may be missing.
+        """The record that `write` wrote. Earlier versions may lack presets, editing, max_images and decode_precision.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
         try:
             images = ImageSettings(
                 sampling=_section(Sampling, written["samples"]),
+                presets={name: _section(Sampling, values) for name, values in written.get("presets", {}).items()},
                 editing=_section(Editing, written["editing"]) if "editing" in written else None,
                 classes=list(written["classes"]),
                 precision=str(written["precision"]),
+                decode_precision=str(written.get("decode_precision", "float32")),
                 batch_size=int(written["batch_size"]),
                 knows_labels=bool(written["use_labels"]),
             )
@@ -73,9 +77,11 @@ class ServedRecord:
         editing = {} if images.editing is None else {"editing": asdict(images.editing)}
         return {
             "samples": asdict(images.sampling),
+            "presets": {name: asdict(sampling) for name, sampling in images.presets.items()},
             **editing,
             "seed": self.seed,
             "precision": images.precision,
+            "decode_precision": images.decode_precision,
             "batch_size": images.batch_size,
             "max_images": self.max_images,
             "use_labels": images.knows_labels,
