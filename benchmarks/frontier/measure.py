@@ -35,11 +35,14 @@ Points = dict[str, tuple[str, Sampling]]
 
 
 def points_of(place: Workplace, settings: config.Settings, names: list[str], agreement: float) -> Points:
-    """The settings' own point, and the best that was tuned of each name; of all that were tuned, where none is named.
+    """The settings' own point and their presets, and the best that was tuned of each name; of all, where none is named.
 
     Raises `BigrError` for a name that was not tuned.
     """
     found: Points = {DEFAULT: (settings.generator.target, Sampling.of(settings.samples))}
+    for name, section in settings.samples.by_preset.items():
+        if Sampling.of(section) != Sampling.of(settings.samples):
+            found[name] = (settings.generator.target, Sampling.of(section))
     for name in names or sorted(path.stem for path in place.tuned.glob("*.jsonl")):
         tried = read_lines(place.tuned / f"{name}.jsonl")
         if not tried:

@@ -20,6 +20,7 @@ from bigr.evaluation.imagesets.image_stream import ImageStream, split_images
 from bigr.interop.folders import load_model, save
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
+from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.precision import autocast
 from bigr.runtime.seeds import derive_seed
@@ -51,8 +52,9 @@ class Drawing:
         labels = balanced_labels(count, self.model.config.num_classes)
         seeds = [derive_seed(self.settings.seed, "frontier", *place, index) for index in range(count)]
         size = self.settings.samples.batch_size
-        parts = [self._batch(sampling, labels[range_], seeds[range_]) for range_ in slices(count, size)]
-        return torch.cat(parts).permute(0, 3, 1, 2), labels
+        batches = [slice(places.start, places.stop) for places in batched(count, size)]
+        drawn = [self._batch(sampling, labels[places], seeds[places]) for places in batches]
+        return torch.cat(drawn).permute(0, 3, 1, 2), labels
 
     def batch(self, sampling: Sampling) -> None:
         """Draw one batch, for its time."""
@@ -61,14 +63,13 @@ class Drawing:
 
     def _batch(self, sampling: Sampling, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         device = self.model.backbone.mask_tok.device
-        with autocast(device, self.settings.run.precision, self.model.config.dim):
-            codes = sample_codes(self.model, labels.to(device), sampling, seeds)
-        return decoded(self.tokenizer, codes)
 
+        def draw(part: slice) -> Tensor:
+            with autocast(device, self.settings.run.precision, self.model.config.dim):
+                codes = sample_codes(self.model, labels[part].to(device), sampling, seeds[part])
+            return decoded(self.tokenizer, codes, self.settings.run.decode_precision)
 
-def slices(count: int, size: int) -> list[slice]:
-    """0..count in slices of at most `size`."""
-    return [slice(places.start, places.stop) for places in batched(count, size)]
+        return torch.cat(in_parts(draw, range(len(seeds)), self.model.config.grid**2, device))
 
 
 class Quality:

@@ -74,6 +74,7 @@ def table(rows: Sequence[Row], agreement: float) -> list[str]:
             f"{how['gumbel_temperature']:g}{bits}",
         ]
         target = f"**{row.target}**" if row in chosen else row.target
+        target += "" if row.name.startswith(row.target) else f", {row.name}"
         lines.append([target, *settings, f"{row.images_per_second:.0f}", *cells])
     return [f"| {' | '.join(line)} |" for line in lines]
 
