@@ -126,7 +126,7 @@ def test_a_version_is_weights_code_signature_and_example_and_no_pickle(package: 
     (labels,) = signature.inputs.to_dict()
     assert labels["name"] == "labels" and labels["tensor-spec"]["shape"] == (-1,)
     params = {param["name"]: param["default"] for param in signature.params.to_dict()}
-    assert params == {"seed": 0, "iterations": 4, "diffusion_steps": 4, "guidance_scale": 2.0}
+    assert params == {"seed": 0, "iterations": 4, "diffusion_steps": 4, "guidance_scale": 2.0, "preset": None}
 
 
 def test_requirements_can_be_installed_from_any_index(package: Path) -> None:

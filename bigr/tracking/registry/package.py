@@ -70,9 +70,9 @@ def params_of(settings: "Settings") -> "ParamSchema":
     return ParamSchema(
         [
             ParamSpec("seed", DataType.long, settings.seed),
-            ParamSpec("preset", DataType.string, samples.preset),
             ParamSpec("iterations", DataType.long, samples.iterations),
             ParamSpec("diffusion_steps", DataType.long, steps, shape=(-1,) if isinstance(steps, list) else None),
             ParamSpec("guidance_scale", DataType.double, samples.guidance_scale),
+            ParamSpec("preset", DataType.string, samples.preset),
         ]
     )
