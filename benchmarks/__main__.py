@@ -30,6 +30,7 @@ def compare(
     ] = "",
     iterations: Annotated[int | None, typer.Option(help="n in place of the settings'.")] = None,
     diffusion_steps: Annotated[int | None, typer.Option(help="S in place of the settings'.")] = None,
+    preset: Annotated[str | None, typer.Option(help="This project samples by it, the published one does not.")] = None,
     device: str = "auto",
     dtype: Annotated[str, typer.Option("--precision", help="float32 or bfloat16; on a GPU bfloat16.")] = "",
     rounds: Annotated[int | None, typer.Option(help="By default 3, on a GPU 1.")] = None,
@@ -49,6 +50,7 @@ def compare(
     from benchmarks.machine import Machine
     from benchmarks.subjects import Subject
     from bigr.runtime.device import resolve_device
+    from bigr.sampling.unmask import Sampling
 
     ends = time.monotonic() + 60 * minutes
     where = resolve_device(device)
@@ -60,6 +62,11 @@ def compare(
     results = []
     for name in (models or ("digits,L,XL" if on_gpu else "digits,L")).split(","):
         subject = Subject.of(name, where)
+        if preset:
+            sections = subject.settings.samples.by_preset
+            if preset not in sections:
+                raise typer.BadParameter(f"{preset}; there are {', '.join(sections)}", param_hint="--preset")
+            subject.published, subject.sampling = subject.sampling, Sampling.of(sections[preset])
         changes = {"iterations": iterations, "diffusion_steps": diffusion_steps}
         subject.sampling = replace(subject.sampling, **{key: value for key, value in changes.items() if value})
         for work in works.split(","):

@@ -95,6 +95,7 @@ def sampling(
     fills a GPU without graphs.
     """
     device, model, how = subject.device, subject.model.eval(), subject.sampling
+    theirs = subject.published or how
     labels, seeds = subject.labels(batch), list(range(batch))
 
     def draw(places: slice) -> None:
@@ -107,11 +108,13 @@ def sampling(
 
     def literal() -> None:
         with _autocast(device, precision):
-            codes = published.sample_codes(model, labels, how, generator(0, "benchmarks", device=device))
+            codes = published.sample_codes(model, labels, theirs, generator(0, "benchmarks", device=device))
         decoded(subject.tokenizer, codes)
 
     works = {OURS: ours, PUBLISHED: literal} if compare else {OURS: ours}
     described = f"n = {how.iterations}, S = {how.diffusion_steps}, guidance {how.guidance_scale:g}"
+    if theirs != how:
+        described += f"; published: n = {theirs.iterations}, S = {theirs.diffusion_steps}"
     result = Result(subject.name, "sampling", batch, described, {})
     warm = replace(how, iterations=min(2, how.iterations), diffusion_steps=2)
     with _autocast(device, precision):

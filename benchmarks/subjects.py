@@ -24,7 +24,10 @@ CLASSES = {"digits": 10}
 
 @dataclass
 class Subject:
-    """A tokenizer, a generator, and the settings that they are sampled and trained under."""
+    """A tokenizer, a generator, and the settings that they are sampled and trained under.
+
+    published: how the published algorithm samples, where that is not as this project does.
+    """
 
     name: str
     settings: config.Settings
@@ -32,6 +35,7 @@ class Subject:
     model: BiGR
     sampling: Sampling
     device: torch.device
+    published: Sampling | None = None
 
     @classmethod
     def of(cls, name: str, device: torch.device, settings: config.Settings | None = None) -> "Subject":

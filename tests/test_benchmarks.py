@@ -69,6 +69,13 @@ def test_every_token_of_the_published_sampler_is_fixed_once(subject: Subject) ->
     assert codes.any(-1).float().mean() > 0.9  # zeros would be tokens that were never drawn
 
 
+def test_a_preset_is_compared_with_the_published_settings(subject: Subject) -> None:
+    subject.published = replace(subject.sampling, iterations=4, diffusion_steps=8)
+    result = compare.sampling(subject, 2, 1, torch.float32)
+    assert result.flops[compare.PUBLISHED]["backbone"] == result.flops[compare.OURS]["backbone"] * 4 / 3
+    assert result.settings.endswith("published: n = 4, S = 8")
+
+
 def test_flops_by_part_are_those_of_the_whole(subject: Subject) -> None:
     result = compare.sampling(subject, 2, 1, torch.float32)
     labels, seeds = subject.labels(2), [0, 1]
