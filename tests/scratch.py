@@ -107,7 +107,8 @@ def environment(project: Path) -> dict[str, str]:
     """What a command in the project sees: its `bigr`, this interpreter's tools, no traces of an outer execution."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "BIGR_", "MLFLOW_", "GIT_"))}
     tools = [str(project.parent / "bin"), str(Path(sys.executable).parent), kept["PATH"]]
-    real = (project.parent / "bin" / "bigr").read_text() == preloaded.CLIENT
+    command = project.parent / "bin" / "bigr"
+    real = command.exists() and command.read_text() == preloaded.CLIENT
     kept |= {preloaded.VARIABLE: preloaded.start()} if real else {}
     names = {f"GIT_{who}_{what}": "ada@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     return {**kept, **names, "PATH": os.pathsep.join(tools), "SHELL": "/bin/sh", "OMP_NUM_THREADS": "1"}
