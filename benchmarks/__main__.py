@@ -62,6 +62,8 @@ def compare(
     results = []
     for name in (models or ("digits,L,XL" if on_gpu else "digits,L")).split(","):
         subject = Subject.of(name, where)
+        if not alone and (target := subject.model.config.target) not in ("flip", "x0"):
+            raise typer.BadParameter(f"generator.target is {target}, which the published algorithm lacks; add --alone")
         if preset:
             sections = subject.settings.samples.by_preset
             if preset not in sections:
