@@ -13,6 +13,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
+from bigr.sampling import decode
 from bigr.sampling.decode import decoded
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples
@@ -76,6 +77,18 @@ def test_images_are_decoded_in_float32_also_under_autocast(project):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = decoded(tokenizer, codes)
     assert under.equal(decoded(tokenizer, codes))
+
+
+@pytest.mark.parametrize(("large", "size"), [(16, 1), (17, decode.DECODED_TOGETHER)])
+def test_a_large_image_is_decoded_alone_on_a_cpu_and_every_pass_has_one_size(project, monkeypatch, large, size):
+    tokenizer, own = load_model(project / "models" / "tokenizer", Tokenizer), Tokenizer.decode
+    codes = torch.rand(18, 16, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    sizes = []
+    monkeypatch.setattr(decode, "LARGE", large)
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, codes: sizes.append(len(codes)) or own(self, codes))
+    together = decoded(tokenizer, codes)
+    assert together[17:].equal(decoded(tokenizer, codes[17:]))
+    assert set(sizes) == {size}
 
 
 def test_decoding_in_bfloat16_moves_values_a_little_and_only_where_it_is_set(project):

@@ -9,7 +9,15 @@ from bigr.models.autoencoder.tokenizer import Tokenizer, to_uint8
 from bigr.runtime.precision import decoding
 
 DECODED_TOGETHER = 16
-"""The batch size of every pass of the decoder."""
+"""The batch size of every pass of the decoder, but on a CPU for large images."""
+
+LARGE = 256
+"""Tokens of an image that keeps a CPU busy by itself."""
+
+
+def decoded_together(tokens: int, on_cpu: bool) -> int:
+    """The batch size of every pass of the decoder, for images of so many tokens."""
+    return 1 if on_cpu and tokens >= LARGE else DECODED_TOGETHER
 
 
 def batched(count: int, size: int) -> Iterator[range]:
@@ -26,9 +34,9 @@ def decoded(tokenizer: Tokenizer, codes: Tensor, precision: str = "float32") -> 
     Every batch has the same size, the last one is filled up: convolutions round differently for batches of other sizes,
     and a sample must not depend on the others in its batch.
     """
-    parts = []
-    for part in codes.split(DECODED_TOGETHER):
-        filled = torch.zeros(DECODED_TOGETHER, *codes.shape[1:], dtype=codes.dtype, device=codes.device)
+    parts, together = [], decoded_together(codes.shape[1], codes.device.type == "cpu")
+    for part in codes.split(together):
+        filled = torch.zeros(together, *codes.shape[1:], dtype=codes.dtype, device=codes.device)
         filled[: len(part)] = part
         with decoding(codes.device, precision):
             images = to_uint8(tokenizer.decode(filled).float())

@@ -14,7 +14,7 @@ from bigr.imaging.options import Editing
 from bigr.models.masked.generator import BiGR
 from bigr.pipeline.planning.meter import Arithmetic, flops, peak_bytes
 from bigr.pipeline.planning.networks import Networks, count
-from bigr.sampling.decode import DECODED_TOGETHER, batched
+from bigr.sampling.decode import DECODED_TOGETHER, batched, decoded_together
 from bigr.sampling.editing import CELL, group_sizes, in_proportion
 from bigr.sampling.unmask import Sampling, guidance, noise_rows, still_masked, transcode
 
@@ -78,12 +78,11 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
     run = passes(sampling, tokens, images, direct=config.target == "direct")
     codes = torch.zeros(1, tokens, config.code_bits)
     backbone, inner = network_flops(model, run)
-    decoded = sum(
-        DECODED_TOGETHER * math.ceil(min(images, share - start) / DECODED_TOGETHER) for start in range(0, share, images)
-    )
+    together = decoded_together(tokens, not arithmetic.gpu)
+    decoded = sum(together * math.ceil(min(images, share - start) / together) for start in range(0, share, images))
     decoder = flops(lambda: tokenizer.decode(codes)) * decoded / share
     float32 = Arithmetic(arithmetic.gpu, bfloat16=False)
-    decoding = peak_bytes(lambda: tokenizer.decode(codes.expand(DECODED_TOGETHER, -1, -1)), float32)
+    decoding = peak_bytes(lambda: tokenizer.decode(codes.expand(together, -1, -1)), float32)
     weights = _FLOAT32 * (count(model) + count(tokenizer))
     peak = weights + max(_peak(model, sampling, images, arithmetic), decoding)
     return SamplingCost(
