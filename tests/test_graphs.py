@@ -142,6 +142,19 @@ def test_a_failed_recording_is_one_warning_and_calls_stay_direct(model: BiGR, ca
     assert torch.equal(found[0], found[2])
 
 
+def test_too_little_memory_for_a_graphs_inputs_is_the_same_warning(
+    model: BiGR, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(tensor: torch.Tensor, **how: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    first = sample_codes(model, LABELS, SAMPLING, [0, 1, 2])
+    monkeypatch.setattr(torch.Tensor, "clone", fails)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(sample_codes(model, LABELS, SAMPLING, [0, 1, 2]), first)
+    assert len(caplog.messages) == 1 and recorder.recorded == 0
+
+
 def test_a_model_in_training_is_called_directly(model: BiGR, recorder: Recorder) -> None:
     model.train()
     for _ in range(3):

@@ -95,15 +95,30 @@ def test_a_killed_generator_continues_and_ends_with_the_weights_of_an_uninterrup
     assert not list((killed.root / "checkpoints").rglob("*.safetensors"))
 
 
-def test_a_checkpoint_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(errno.ENOSPC, "No space left on device"), "No space left"), (MemoryError(), "Memory")],
+)
+def test_a_checkpoint_that_cannot_be_written_is_one_error(tmp_path, monkeypatch, error, reason):
     def full(*tensors):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     write_codes(tmp_path)
     monkeypatch.setattr(checkpoints, "write_tensors", full)
-    with pytest.raises(BigrError, match=r"checkpoint .*checkpoint.safetensors cannot be written \(No space left"):
-        train_generator.run(settings(generator__steps=3), Context(tmp_path, "f"))
+    with pytest.raises(BigrError, match=rf"checkpoint .*checkpoint.safetensors cannot be written \({reason}"):
+        train_generator.run(settings(generator__steps=3, run__checkpoint_every=1), Context(tmp_path, "f"))
     assert not any(thread.name == "checkpoint" for thread in threading.enumerate())
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_a_warning_where_all_else_is_done(tmp_path, monkeypatch, caplog):
+    def full(*tensors):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
+    with checkpoints.Checkpoint(tmp_path, "f") as checkpoint:
+        checkpoint.save({}, {}, {"step": 2})
+    (line,) = caplog.messages
+    assert "cannot be written (No space left on device)" in line
 
 
 def test_batches_for_a_gpu_are_made_ahead_in_one_thread_in_their_order_and_with_their_errors():

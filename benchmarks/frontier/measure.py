@@ -18,7 +18,7 @@ import typer
 from benchmarks.compare import in_turns
 from benchmarks.frontier import report
 from benchmarks.frontier.quality import Drawing, Quality
-from benchmarks.frontier.train import Out, Params, Project, Seeds, Workplace, within
+from benchmarks.frontier.train import Folders, Out, Params, Project, Seeds, within
 from benchmarks.frontier.tune import Agreement, add_line, best, read_lines, sampling_of
 from benchmarks.machine import Machine
 from bigr import config
@@ -34,7 +34,7 @@ Points = dict[str, tuple[str, Sampling]]
 """Target and settings by name."""
 
 
-def points_of(place: Workplace, settings: config.Settings, names: list[str], agreement: float) -> Points:
+def points_of(place: Folders, settings: config.Settings, names: list[str], agreement: float) -> Points:
     """The settings' own point and their presets, and the best that was tuned of each name; of all, where none is named.
 
     Raises `BigrError` for a name that was not tuned.
@@ -73,7 +73,7 @@ def main(
     out: Out = None,
 ) -> None:
     """Measure."""
-    place, settings, numbers = Workplace.of(project, out), config.load(params), list(map(int, seeds.split(",")))
+    place, settings, numbers = Folders.of(project, out), config.load(params), list(map(int, seeds.split(",")))
     chosen = points_of(place, settings, [name for name in points.split(",") if name], agreement)
     targets = dict.fromkeys(target for target, _ in chosen.values())
     drawings = {(t, seed): Drawing.of(place.trained(t, seed), settings) for t in targets for seed in numbers}

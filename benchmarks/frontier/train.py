@@ -33,14 +33,14 @@ Out = Annotated[Path | None, typer.Option(help="By default outputs/frontier in t
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Folders:
     """A project whose images are encoded, and the folder of the comparison's own models and results."""
 
     project: Path
     out: Path
 
     @classmethod
-    def of(cls, project: Path, out: Path | None) -> "Workplace":
+    def of(cls, project: Path, out: Path | None) -> "Folders":
         """Of the options --project and --out."""
         return cls(project, out or project / "outputs" / "frontier")
 
@@ -103,7 +103,7 @@ def within(recorded: Any, current: Any) -> bool:
     """Whether the recorded settings have the current values; a setting that is newer than the record does not count."""
     if isinstance(recorded, dict) and isinstance(current, dict):
         return all(name in current and within(value, current[name]) for name, value in recorded.items())
-    return bool(recorded == current)
+    return bool(recorded == (list(current) if isinstance(current, tuple) else current))  # JSON has no tuples
 
 
 def main(
@@ -114,7 +114,7 @@ def main(
     out: Out = None,
 ) -> None:
     """Train what is not there."""
-    place, values = Workplace.of(project, out), config.read(params)
+    place, values = Folders.of(project, out), config.read(params)
     for seed in map(int, seeds.split(",")):
         for target in targets.split(","):
             seconds = place.train(values, target, seed)["seconds"]

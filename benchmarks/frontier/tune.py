@@ -3,7 +3,7 @@
     python -m benchmarks frontier tune --target flip --steps 8,4,2
     python -m benchmarks frontier tune --target flip --steps 4 --set iterations=4
 
-Wanted is the smallest fd ÷ floor among settings with enough label agreement, on the first seed's model.
+The target is the smallest fd ÷ floor among settings with enough label agreement, on the first seed's model.
 
 The best settings so far are changed in one or two of the searched settings to a neighbouring value, and kept where the
 samples are better. All candidates draw with the same seeds, so that noise is common to them.
@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.frontier.quality import Drawing, Quality
-from benchmarks.frontier.train import Out, Params, Project, Workplace
+from benchmarks.frontier.train import Folders, Out, Params, Project
 from bigr import config
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
@@ -170,7 +170,7 @@ def main(
     out: Out = None,
 ) -> None:
     """Search."""
-    place, values, others = Workplace.of(project, out), config.read(params), dict(map(setting, set_ or []))
+    place, values, others = Folders.of(project, out), config.read(params), dict(map(setting, set_ or []))
     points = [Point(target, {"diffusion_steps": int(number), **others}) for number in steps.split(",")]
     settings = [point.settings(values, seed) for point in points]  # all are checked before anything is drawn
     quality = Quality(project, place.out / f"classifier-{CLASSIFIER_SEED}", settings[0], CLASSIFIER_SEED)

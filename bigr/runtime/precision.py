@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 
 import torch
 
 # Below this width a CPU loses more by converting to bfloat16 than its matrix units win: benchmarks/precision.py.
 CPU_BFLOAT16_WIDTH = 256
+
+_TF32 = Lock()
+"""Held while TF32 is on, which is a switch of the whole process: one thread at a time turns it on and back."""
 
 
 def autocast(device: torch.device, precision: str, width: int) -> AbstractContextManager[object]:
@@ -28,18 +32,19 @@ def decoding(device: torch.device, precision: str) -> Iterator[None]:
 
     tf32: a GPU rounds the factors of matrix products and convolutions to 10 bits; elsewhere it is float32.
     """
-    bfloat16, tf32 = precision == "bfloat16", precision == "tf32" and device.type == "cuda"
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if tf32:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-    try:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+    if precision == "tf32" and device.type == "cuda":
+        with _TF32, torch.autocast(device.type, enabled=False):
+            before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before[0])
+                torch.backends.cudnn.allow_tf32 = before[1]
+    else:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             yield
-    finally:
-        if tf32:
-            torch.set_float32_matmul_precision(before[0])
-            torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _bfloat16_pays(device: torch.device, width: int) -> bool:

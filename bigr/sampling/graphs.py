@@ -148,9 +148,9 @@ class _Graphs:
         self, key: Hashable, function: Callable[..., Any], model: nn.Module, args: tuple[Any, ...], given: list[Tensor]
     ) -> bool:
         """Record a call. False where that failed: from then on all calls are direct."""
-        waiting = iter(inputs := [self._input(place, tensor) for place, tensor in enumerate(given)])
-        own = tree_map(lambda leaf: next(waiting) if isinstance(leaf, Tensor) else leaf, args)
         try:
+            waiting = iter(inputs := [self._input(place, tensor) for place, tensor in enumerate(given)])
+            own = tree_map(lambda leaf: next(waiting) if isinstance(leaf, Tensor) else leaf, args)
             replay, results = self._record(partial(function, model, *own))
         except RuntimeError as error:  # too little memory for the graph's own, most likely
             log.warning("continuing without CUDA graphs (%s); run.compile: off does not try them", _first_line(error))

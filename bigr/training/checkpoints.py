@@ -33,16 +33,16 @@ class Checkpoint:
         self.path = folder / "checkpoint.safetensors"
         self.fingerprint = fingerprint
         self._writing: Thread | None = None
-        self._failed: OSError | None = None
+        self._failed: Exception | None = None
 
     def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Wait for the write that is under way. Raises `BigrError` where it fails and nothing else is raised."""
+        """Wait for the write that is under way. One that failed is a warning: nothing is lost where all is done."""
         self._join()
-        if kind is None:
-            self._check_written()
+        if kind is None and self._failed is not None:
+            log.warning("%s", self._problem())
 
     def save(
         self,
@@ -56,7 +56,7 @@ class Checkpoint:
         holds one copy. Raises `BigrError` where that one failed.
         """
         self._join()
-        self._check_written()
+        self.check()
         tensors: dict[str, Tensor] = {}
         for name, module in modules.items():
             tensors |= {f"module/{name}/{key}": _copy(t) for key, t in module.state_dict().items()}
@@ -70,7 +70,7 @@ class Checkpoint:
     def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         try:
             write_tensors(self.path, tensors, metadata)
-        except OSError as error:
+        except Exception as error:  # raised again in the thread that trains
             self._failed = error
 
     def _join(self) -> None:
@@ -78,12 +78,17 @@ class Checkpoint:
             self._writing.join()
             self._writing = None
 
-    def _check_written(self) -> None:
+    def check(self) -> None:
+        """Raise `BigrError` if the last write has failed. It waits for nothing."""
         if self._failed is not None:
-            raise BigrError(
-                f"the checkpoint {self.path} cannot be written ({self._failed.strerror}); make room, or give the right "
-                "to write there, and start the stage again: it continues from the checkpoint before"
-            )
+            raise BigrError(self._problem())
+
+    def _problem(self) -> str:
+        reason = getattr(self._failed, "strerror", None) or str(self._failed) or type(self._failed).__name__
+        return (
+            f"the checkpoint {self.path} cannot be written ({reason}); make room, or give the right to write there, "
+            "and start the stage again: it continues from the checkpoint before"
+        )
 
     def resume(
         self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]

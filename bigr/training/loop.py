@@ -129,6 +129,7 @@ def train(
             ema.update(trained_modules[0].module)
             losses.add(step_losses)
 
+            checkpoint.check()
             done = step + 1
             note = ""
             if done % read_back == 0 or done == settings.steps:
