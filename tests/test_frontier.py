@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.frontier import measure, report, train, tune
-from benchmarks.frontier.quality import Drawing, Quality
+from benchmarks.frontier.quality import Drawing, Judge, Quality
 from benchmarks.machine import Machine
 from bigr.data.shards import read_split
 from bigr.interop.folders import model_hash
@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(project: Path, tries: int, **options: Any) -> list[dict[str, Any]]:
     """The first tries of a search."""
     options |= {"images": IMAGES, "budget": tries * IMAGES, "project": project, "params": project / "params.yaml"}
-    tune.main(steps="3", **options)
+    tune.main(steps="3", seeds="0", **options)
     return tune.read_lines(project / "outputs" / "frontier" / "tuned" / "flip-S3.jsonl")
 
 
@@ -136,12 +136,17 @@ def test_quality_is_measured_once_and_written_with_the_speed(project: Path, monk
 
 def test_held_out_images_are_as_far_from_the_training_split_as_the_floor(project: Path) -> None:
     settings = worlds.settings()
-    first, other = (Quality(project, project / f"classifier-{seed}", settings, seed) for seed in (1, 2))
+    first, other = (Judge(project, project / f"classifier-{seed}", settings, seed) for seed in (1, 2))
     pairs = list(read_split(project / "data" / "shards", "val", 1))
     images = torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
     assert first.of(*images)["over_floor"] == pytest.approx(1)
     assert first.of(*images)["agreement"] == first.accuracy
     assert first.floor != other.floor
+    both = Quality(project, project, settings, (1, 2))
+    noisy = images[0] // 2, images[1]
+    for metric, mean in both.of(*noisy).items():
+        assert mean == pytest.approx((first.of(*noisy)[metric] + other.of(*noisy)[metric]) / 2)
+    assert both.accuracy == pytest.approx((first.accuracy + other.accuracy) / 2)
 
 
 def test_the_frontier_is_what_nothing_beats_in_both() -> None:

@@ -7,5 +7,5 @@
 Each needs a project with data/shards, data/codes and models/tokenizer (`dvc repro codes`), and continues where it was
 stopped. Trainings and searches of different targets can run side by side, with OMP_NUM_THREADS=1 each.
 
-The settings are chosen by one classifier and measured by another, and neither is that of the stage `evaluation`.
+The settings are chosen by three classifiers and measured by four others; none is that of the stage `evaluation`.
 """

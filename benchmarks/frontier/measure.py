@@ -26,7 +26,7 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling
 
-CLASSIFIER_SEED = 2
+CLASSIFIER_SEEDS = (4, 5, 6, 7)
 DEFAULT = "default"
 """The name of the settings of params.yaml."""
 
@@ -77,8 +77,8 @@ def main(
     chosen = points_of(place, settings, [name for name in points.split(",") if name], agreement)
     targets = dict.fromkeys(target for target, _ in chosen.values())
     drawings = {(t, seed): Drawing.of(place.trained(t, seed), settings) for t in targets for seed in numbers}
-    quality = Quality(project, place.out / f"classifier-{CLASSIFIER_SEED}", settings, CLASSIFIER_SEED)
-    typer.echo(f"the classifier assigns {quality.accuracy:.1%} of the held-out images to their class")
+    quality = Quality(project, place.out, settings, CLASSIFIER_SEEDS)
+    typer.echo(f"the classifiers assign {quality.accuracy:.1%} of the held-out images to their class")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen}
     for seed in numbers:
         for name, (target, sampling) in chosen.items():

@@ -3,6 +3,7 @@
 Shapes: n images, H×W pixels.
 """
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,26 @@ class Drawing:
 
 
 class Quality:
-    """Metrics of samples in the features of a classifier with a seed of its own, which is trained once.
+    """Metrics of samples: the means over classifiers with seeds of their own, each of which is trained once.
 
-    folder: where the classifier is kept. accuracy: of the classifier, on the held-out images; floor: the Fréchet
-    distance of the held-out images to the training split.
+    folder: where the classifiers are kept. accuracy: of the classifiers, on the held-out images.
+    """
+
+    def __init__(self, project: Path, folder: Path, settings: "Settings", seeds: Sequence[int]) -> None:
+        self._judges = [Judge(project, folder / f"classifier-{seed}", settings, seed) for seed in seeds]
+        self.accuracy = statistics.fmean(judge.accuracy for judge in self._judges)
+
+    def of(self, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """over_floor, agreement, precision and recall of images uint8 [n, 3, H, W] with labels int64 [n]."""
+        found = [judge.of(images, labels) for judge in self._judges]
+        return {metric: statistics.fmean(one[metric] for one in found) for metric in found[0]}
+
+
+class Judge:
+    """Metrics of samples in the features of one classifier.
+
+    accuracy: of the classifier, on the held-out images; floor: the Fréchet distance of the held-out images to the
+    training split.
     """
 
     def __init__(self, project: Path, folder: Path, settings: "Settings", seed: int) -> None:

@@ -3,7 +3,8 @@
     python -m benchmarks frontier tune --target flip --steps 8,4,2
     python -m benchmarks frontier tune --target flip --steps 4 --set iterations=4
 
-The target is the smallest fd ÷ floor among settings with enough label agreement, on the first seed's model.
+The target is the smallest fd ÷ floor among settings with enough label agreement. Each try's samples are drawn in equal
+parts by the models of all seeds.
 
 The best settings so far are changed in one or two of the searched settings to a neighbouring value, and kept where the
 samples are better. All candidates draw with the same seeds, so that noise is common to them.
@@ -17,10 +18,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from benchmarks.frontier.quality import Drawing, Quality
-from benchmarks.frontier.train import Folders, Out, Params, Project
+from benchmarks.frontier.train import Folders, Out, Params, Project, Seeds
 from bigr import config
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
@@ -36,7 +38,7 @@ GRIDS: dict[str, tuple[Any, ...]] = {
 MASK_GRIDS: dict[str, tuple[Any, ...]] = {"bit_noise": (0.0, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0)}
 """Those of the target mask alone."""
 
-CLASSIFIER_SEED = 1
+CLASSIFIER_SEEDS = (1, 2, 3)
 
 Agreement = Annotated[float, typer.Option(help="The least label agreement of acceptable settings.")]
 
@@ -60,11 +62,11 @@ class Point:
         grids = GRIDS | (MASK_GRIDS if self.target == "mask" else {})
         return {name: values for name, values in grids.items() if name not in self.fixed}
 
-    def settings(self, values: Mapping[str, Any], seed: int) -> config.Settings:
-        """The settings of this point's model: `values` of params.yaml, with its own. Raises `BigrError`."""
+    def settings(self, values: Mapping[str, Any]) -> config.Settings:
+        """The settings of this point: `values` of params.yaml, with its own. Raises `BigrError`."""
         generator = {**values["generator"], "target": self.target}
         samples = {**values["samples"], "preset": None, **self.fixed}
-        return config.validate({**values, "seed": seed, "generator": generator, "samples": samples})
+        return config.validate({**values, "generator": generator, "samples": samples})
 
 
 def better(first: Mapping[str, Any], second: Mapping[str, Any], agreement: float) -> bool:
@@ -161,9 +163,9 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting of samples, not searched.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the model.")] = 0,
-    images: Annotated[int, typer.Option(help="Samples of each try.")] = 1000,
-    budget: Annotated[int, typer.Option(help="Samples of all tries of a number of steps.")] = 20_000,
+    seeds: Seeds = "0,1,2",
+    images: Annotated[int, typer.Option(help="Samples of each try, of the models of all seeds together.")] = 1500,
+    budget: Annotated[int, typer.Option(help="Samples of all tries of a number of steps.")] = 30_000,
     agreement: Agreement = 0.97,
     project: Project = Path(),
     params: Params = Path("params.yaml"),
@@ -172,13 +174,16 @@ def main(
     """Search."""
     place, values, others = Folders.of(project, out), config.read(params), dict(map(setting, set_ or []))
     points = [Point(target, {"diffusion_steps": int(number), **others}) for number in steps.split(",")]
-    settings = [point.settings(values, seed) for point in points]  # all are checked before anything is drawn
-    quality = Quality(project, place.out / f"classifier-{CLASSIFIER_SEED}", settings[0], CLASSIFIER_SEED)
+    settings = [point.settings(values) for point in points]  # all are checked before anything is drawn
+    models = [place.trained(target, int(seed)) for seed in seeds.split(",")]
+    quality = Quality(project, place.out, settings[0], CLASSIFIER_SEEDS)
     for point, own in zip(points, settings, strict=True):
-        drawing = Drawing.of(place.trained(target, seed), own)
+        drawings = [Drawing.of(model, own) for model in models]
 
-        def measured(sampling: Sampling, drawing: Drawing = drawing) -> dict[str, float]:
-            return quality.of(*drawing.images(sampling, images, "tune"))
+        def measured(sampling: Sampling, drawings: list[Drawing] = drawings) -> dict[str, float]:
+            part = images // len(drawings)
+            drawn = [drawing.images(sampling, part, "tune", number) for number, drawing in enumerate(drawings)]
+            return quality.of(*map(torch.cat, zip(*drawn, strict=True)))
 
         path = place.tuned / f"{point.name}.jsonl"
         start, tries = Sampling.of(own.samples), budget // images
