@@ -8,11 +8,13 @@ before the fork.
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -68,6 +70,28 @@ def start() -> str:
     atexit.register(_stop, process, path)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return path
+
+
+def environment(folder: Path) -> Path:
+    """A copy of this environment in `folder`, by links, whose `bigr` is `CLIENT`: its interpreter.
+
+    For programs that look for `bigr` beside their own interpreter. This one, where it is not in an environment.
+    """
+    own = Path(sys.prefix)
+    if not (own / "pyvenv.cfg").exists():
+        return Path(sys.executable)
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy(own / "pyvenv.cfg", folder)
+    (folder / "lib").symlink_to(own / "lib")
+    for program in (own / "bin").iterdir():
+        copy, shebang = folder / "bin" / program.name, f"#!{own}/".encode()
+        if program.is_file() and program.read_bytes().startswith(shebang):
+            copy.write_bytes(program.read_bytes().replace(shebang, f"#!{folder}/".encode(), 1))
+            copy.chmod(0o755)
+        else:
+            copy.symlink_to(program.resolve())
+    (folder / "bin" / "bigr").write_text(CLIENT)
+    return folder / "bin" / Path(sys.executable).name
 
 
 def _stop(process: "subprocess.Popen[str]", path: str) -> None:
@@ -142,5 +166,6 @@ def become(fds: list[int], words: list[str], folder: str, environment: dict[str,
 if __name__ == "__main__":
     for name in LOADED:
         importlib.import_module(name)
+    gc.freeze()  # else a fork's collections would copy the memory of all that was loaded
     serve(sys.argv[1])
     runpy.run_module("bigr", run_name="__main__", alter_sys=True)

@@ -29,13 +29,13 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED")
 class Services:
     """Prefect's server and a worker, and what a user does with them in the folder `project`."""
 
-    def __init__(self, folder: Path, project: Path) -> None:
-        self.project = project
+    def __init__(self, folder: Path, project: Path, python: Path, **environment: str) -> None:
+        self.project, self.python = project, str(python)
         self.kill, self.hold, self.log = folder / "kill", folder / "hold", folder / "services.log"
         ports = [_free_port(), _free_port()]
         self.url = f"http://127.0.0.1:{ports[0]}/api"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "BIGR_", "DVC_"))}
-        self.terminal = kept | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+        self.terminal = kept | {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
         self.environment = {
             **self.terminal,
             "DO_NOT_TRACK": "1",
@@ -47,6 +47,7 @@ class Services:
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "MINI_PROJECT_KILL": str(self.kill),
             "MINI_PROJECT_HOLD": str(self.hold),
+            **environment,
         }
         self.launch()
 
@@ -54,7 +55,7 @@ class Services:
         """Start what `make services` starts, but for MLflow."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(  # guarded: a test run that is killed leaves no server behind
-                [sys.executable, guard.__file__, sys.executable, "-m", "flows.services", "prefect", "worker"],
+                [self.python, guard.__file__, self.python, "-m", "flows.services", "prefect", "worker"],
                 cwd=self.project,
                 env=self.environment,
                 start_new_session=True,
@@ -96,7 +97,7 @@ class Services:
         while not (result := condition()):
             if time.monotonic() > end or self.process.poll() is not None:
                 raise AssertionError(self.log.read_text()[-10_000:])
-            time.sleep(0.3)
+            time.sleep(0.7)  # every question costs the server time
         return result
 
     def api(self, path: str, body: Any = None, method: str = "") -> Any:
@@ -125,7 +126,7 @@ class Services:
 
     def deploy(self, project: Path) -> None:
         """Make the deployment that of `project`."""
-        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=project, env=self.of(project), check=True)
+        subprocess.run([self.python, "-m", "flows.deploy"], cwd=project, env=self.of(project), check=True)
 
     def command(self, **parameters: Any) -> tuple[str, str]:
         """Run the deployment to its end as README says: the flow run's id, and all that the command says."""
@@ -192,9 +193,12 @@ class Services:
 
 
 @contextmanager
-def started(folder: Path, project: Path) -> Iterator[Services]:
-    """Services for `project`, their own files in `folder`, up and running; stopped after."""
-    services = Services(folder, project)
+def started(folder: Path, project: Path, python: Path = Path(sys.executable), **environment: str) -> Iterator[Services]:
+    """Services for `project`, their own files in `folder`, up and running; stopped after.
+
+    python: the interpreter of the environment that they run in; environment: added to theirs.
+    """
+    services = Services(folder, project, python, **environment)
     try:
         services.wait_until_up()
         yield services

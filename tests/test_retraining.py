@@ -20,7 +20,7 @@ from bigr import config
 from bigr.pipeline.stage_table import NAMES
 from bigr.tracking.registry.versions import Registry
 from bigr.tracking.store import Store
-from tests import mini_project, scratch, tiny
+from tests import mini_project, preloaded, scratch, tiny
 from tests.services import Services, rows, started
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -110,7 +110,9 @@ def story(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     set_limit(params, None)
     mini_project.commit(project)
     draw(project / "pictures", range(FIRST, FIRST + ADDED))
-    with pytest.MonkeyPatch.context() as patch, started(folder, project) as services:
+    python = preloaded.environment(folder / "environment")
+    preloading = {preloaded.VARIABLE: preloaded.start()}
+    with pytest.MonkeyPatch.context() as patch, started(folder, project, python, **preloading) as services:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
         stages = (*NAMES, "promote")

@@ -3,6 +3,8 @@
 An error that the user can correct is one line and exit status 2.
 """
 
+import atexit
+import gc
 import json
 import logging
 import os
@@ -128,6 +130,7 @@ def main() -> NoReturn:
     let_threads_wait()
     _use_code_at_hand()
     _set_up_logging()
+    atexit.register(gc.freeze)  # else the interpreter takes a second at its end to look for cycles in what was loaded
     try:
         app(prog_name="bigr")
     except BigrError as error:
