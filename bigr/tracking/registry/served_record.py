@@ -38,6 +38,7 @@ class ServedRecord:
             classes=list(classes),
             precision=settings.run.precision,
             decode_precision=settings.run.decode_precision,
+            compile=settings.run.compile,
             batch_size=settings.samples.batch_size,
             knows_labels=settings.generator.use_labels,
         )
@@ -52,7 +53,8 @@ class ServedRecord:
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> "ServedRecord":
-        """The record that `write` wrote. Earlier versions may lack presets, editing, max_images and decode_precision.
+        """The record that `write` wrote. Earlier versions may lack presets, editing, max_images, compile and
+        decode_precision.
 
         Raises `BigrError` where a value is missing, or a setting is unknown.
         """
@@ -64,6 +66,7 @@ class ServedRecord:
                 classes=list(written["classes"]),
                 precision=str(written["precision"]),
                 decode_precision=str(written.get("decode_precision", "float32")),
+                compile=str(written.get("compile", "auto")),
                 batch_size=int(written["batch_size"]),
                 knows_labels=bool(written["use_labels"]),
             )
@@ -82,6 +85,7 @@ class ServedRecord:
             "seed": self.seed,
             "precision": images.precision,
             "decode_precision": images.decode_precision,
+            "compile": images.compile,
             "batch_size": images.batch_size,
             "max_images": self.max_images,
             "use_labels": images.knows_labels,
