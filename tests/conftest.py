@@ -16,19 +16,20 @@ from tests import preloaded, scratch
 
 FIRST = (
     "test_retraining",
-    "test_pipeline",
     "test_services",
-    "test_ablations",
     "test_app_page",
+    "test_dvc",
+    "test_ablations",
+    "test_pipeline",
     "test_from",
     "test_lineage",
     "test_mlflow_ui",
     "test_resume",
-    "test_dvc",
     "test_masking",
     "test_app_server",
 )
-"""The files that take longest, the longest first: what starts them last waits for them alone."""
+"""The files that take longest, the longest first: what starts them last waits for them alone. The first one trains the
+project `trained`, for which others of them wait: between it and them are those that do without."""
 
 # Before torch is loaded, here and in the processes that tests start: threads wait as in all commands, and tests that
 # run side by side share the cores.

@@ -43,7 +43,7 @@ class Services:
             "PREFECT_PORT": str(ports[0]),
             "MLFLOW_PORT": str(ports[1]),
             "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # of a lock, where the machine has much else to do
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "MINI_PROJECT_KILL": str(self.kill),
             "MINI_PROJECT_HOLD": str(self.hold),

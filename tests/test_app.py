@@ -19,8 +19,6 @@ from PIL import Image
 import bigr
 from bigr.app import bounds, panel
 from bigr.app.gallery import Dataset
-from bigr.app.links import Link
-from bigr.app.page import build
 from bigr.app.running import Done, watched
 from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, OWN, Tasks, margins
 from bigr.app.uploads import read_mask, read_upload
@@ -220,6 +218,8 @@ def test_a_link_sets_what_its_controls_can_hold_and_nothing_else(tasks: Tasks, m
     monkeypatch.setattr("gradio.Warning", lambda text, **_: said.append(text))
     import gradio as gr
 
+    from bigr.app.links import Link
+
     with gr.Blocks():
         link = Link.of(
             "T",
@@ -264,6 +264,8 @@ def test_what_the_page_may_not_ask_for_is_refused(tasks: Tasks) -> None:
 
 def test_what_the_page_starts_with_is_what_the_library_does_by_default(tasks: Tasks) -> None:
     """Every control as it stands when the page opens, against a call that leaves all to the model."""
+    from bigr.app.page import build
+
     own, picture, mask = tasks.model, example(tasks), brush(lower_half())
     sampling = replace(own.sampling, guidance_scale=1.5, iterations=5, diffusion_steps=3, gumbel_temperature=0.4)
     painting = replace(own.editing, guidance_scale=3.5, gumbel_temperature=0.1, feather=0.7)
