@@ -1,7 +1,6 @@
 """The gate after the pipeline: `bigr promote` in a process of its own, and its decision."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from bigr import config
 from bigr.pipeline.dvcfile import StageSpec
-from flows.execution import run_logged
+from flows.execution import command, run_logged
 
 NAME, CHAMPION = "bigr", "champion"
 MODELS, SAMPLES = ("models/tokenizer", "models/bigr"), "outputs/samples.npz"
@@ -53,7 +52,7 @@ def has_judged(project: Path, workspace: Path) -> bool:
 
 def promote(workspace: Path, environment: Mapping[str, str], log: Callable[[str], None]) -> GateResult:
     """Let the model in `workspace` compete. Raises `StageFailed` where it cannot be compared, or `StageKilled`."""
-    words = [sys.executable, "-m", "bigr", "promote", "--json"]
+    words = [command("bigr"), "promote", "--json"]
     said = run_logged("promote", workspace, words, environment, log, accepted=(0, NOT_PROMOTED))
     decision = json.loads(next(line for line in reversed(said) if line.startswith("{")))
     state = "Promoted" if decision["promoted"] else "Champion" if decision["is_champion"] else "NotPromoted"

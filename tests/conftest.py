@@ -74,7 +74,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not (shared / "done").exists():
             shutil.rmtree(shared / "tiny", ignore_errors=True)
             project = scratch.make_tiny(shared / "tiny")
-            scratch.run(project, "dvc", "repro", **{preloaded.VARIABLE: ""})  # each stage as users start it
+            as_users_do = {preloaded.NO_FORK: "run shards,run generator"}  # one that trains, one that does not
+            scratch.run(project, "dvc", "repro", **as_users_do)
             (shared / "done").touch()
     return shared / "tiny" / "project"
 

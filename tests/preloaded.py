@@ -26,6 +26,8 @@ from pathlib import Path
 import psutil
 
 VARIABLE = "PRELOADED_BIGR"
+NO_FORK = "PRELOADED_NO_FORK"
+"""A variable: which commands, with commas and without `bigr`, start as users start them."""
 LOADED = (
     "torch._dynamo",
     "mlflow",
@@ -40,7 +42,8 @@ import json, os, signal, socket, sys
 
 asked = socket.socket(socket.AF_UNIX)
 try:
-    asked.connect(os.environ.get("{VARIABLE}") or "/nonexistent")
+    none = " ".join(sys.argv[1:]) in os.environ.get("{NO_FORK}", "").split(",")
+    asked.connect(not none and os.environ.get("{VARIABLE}") or "/nonexistent")
 except OSError:
     os.execv({sys.executable!r}, [{sys.executable!r}, "-m", "bigr", *sys.argv[1:]])
 socket.send_fds(asked, [b"x"], [0, 1, 2])

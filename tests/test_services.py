@@ -205,21 +205,29 @@ def test_a_run_that_is_cancelled_ends_its_stage_and_a_later_one_continues(servic
     assert services.watch(stages=["digits", "shards"], force=True)["state"]["message"] == "2 stages ran, 0 cached"
 
 
+def is_on(services: Services) -> bool:
+    """Whether the nightly schedule is."""
+    (nightly,) = services.api("/deployments/name/bigr/full")["schedules"]
+    assert nightly["slug"] == "nightly"
+    return bool(nightly["active"])
+
+
+def switch(services: Services, word: str) -> None:
+    """What `make nightly SWITCH=word` does."""
+    done = start(services.project, "flows.nightly", word, **services.terminal)
+    assert done.returncode == 0 and word in done.stdout, done.stderr
+
+
 def test_the_nightly_run_waits_to_be_switched_on_and_a_restart_leaves_it_as_it_is(services: Services) -> None:
-    def is_on() -> bool:
-        (nightly,) = services.api("/deployments/name/bigr/full")["schedules"]
-        assert nightly["slug"] == "nightly"
-        return bool(nightly["active"])
-
-    assert not is_on()
-    for word in ("on", "off"):
-        done = start(services.project, "flows.nightly", word, **services.terminal)
-        assert done.returncode == 0 and word in done.stdout, done.stderr
-        services.deploy(services.project)
-        assert is_on() == (word == "on")
+    assert not is_on(services)
+    switch(services, "on")
+    services.deploy(services.project)
+    assert is_on(services)
 
 
-def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_crashed(services: Services) -> None:
+def test_a_restart_declares_crashed_what_ended_on_this_machine_and_keeps_what_was_set_by_hand(
+    services: Services,
+) -> None:
     full, ablations = (services.api(f"/deployments/name/bigr/{name}") for name in ("full", "ablations"))
     other = services.api(
         "/deployments/", {"name": "of someone else", "flow_id": full["flow_id"], "work_pool_name": "bigr"}
@@ -251,21 +259,19 @@ def test_only_runs_whose_process_was_on_this_machine_and_is_gone_are_declared_cr
         run(other, "RUNNING", here),
     ]
     before = [services.run(run_id)["state"] for run_id in kept]
+    services.api("/work_pools/bigr", {"concurrency_limit": 7, "description": "set by hand"}, "PATCH")
+    switch(services, "off")
     services.deploy(services.project)
+    assert not is_on(services)
+    pool = services.api("/work_pools/bigr")
+    assert (pool["concurrency_limit"], pool["description"]) == (7, "set by hand")
+    services.api("/work_pools/bigr", {"concurrency_limit": None}, "PATCH")
     assert [services.run(run_id)["state_type"] for run_id in dead] == ["CRASHED"] * 3
     assert "press Retry" in services.run(dead[0])["state"]["message"]
     assert [services.run(run_id)["state"] for run_id in kept] == before
     for run_id in kept:
         services.api(f"/flow_runs/{run_id}", method="DELETE")
     services.api(f"/deployments/{other['id']}", method="DELETE")
-
-
-def test_a_work_pool_that_is_there_keeps_what_was_set_in_it(services: Services) -> None:
-    services.api("/work_pools/bigr", {"concurrency_limit": 7, "description": "set by hand"}, "PATCH")
-    services.deploy(services.project)
-    pool = services.api("/work_pools/bigr")
-    assert (pool["concurrency_limit"], pool["description"]) == (7, "set by hand")
-    services.api("/work_pools/bigr", {"concurrency_limit": None}, "PATCH")
 
 
 def test_a_server_elsewhere_gets_a_worker_and_none_is_started_beside_it(services: Services, tmp_path: Path) -> None:
@@ -337,7 +343,6 @@ def test_a_port_that_is_taken_or_none_is_said_in_one_line(services: Services, tm
 
 
 def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(services: Services) -> None:
-    services.deploy(services.project)
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
