@@ -47,6 +47,13 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the order of `pytest_collection_modifyitems` where tests run in several processes."""
     config.option.loadscopereorder = False
+    preloaded.given = getattr(config, "workerinput", {}).get("preloaded", "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Let the processes that tests run in share the one of tests/preloaded.py."""
+    node.workerinput["preloaded"] = preloaded.begin()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

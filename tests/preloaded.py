@@ -1,4 +1,4 @@
-"""`bigr` for tests of how stages work together, in a fork of a process that has loaded torch and MLflow.
+"""`bigr`, and `python -c`, in a fork of a process that has loaded torch and MLflow: for tests of several processes.
 
 A stage of a tiny project spends nearly all of its time in loading them. The command `CLIENT` asks the process at the
 other end of the socket PRELOADED_BIGR to run `bigr` in a fork with its own arguments, environment, folder and standard
@@ -20,8 +20,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
@@ -45,7 +47,8 @@ try:
     none = " ".join(sys.argv[1:]) in os.environ.get("{NO_FORK}", "").split(",")
     asked.connect(not none and os.environ.get("{VARIABLE}") or "/nonexistent")
 except OSError:
-    os.execv({sys.executable!r}, [{sys.executable!r}, "-m", "bigr", *sys.argv[1:]])
+    program = [] if sys.argv[1:2] == ["-c"] else ["-m", "bigr"]
+    os.execv({sys.executable!r}, [{sys.executable!r}, *program, *sys.argv[1:]])
 socket.send_fds(asked, [b"x"], [0, 1, 2])
 request = {{"words": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ), "process": os.getpid()}}
 asked.sendall(json.dumps(request).encode() + b"\\n")
@@ -61,17 +64,33 @@ sys.exit(code)
 """
 
 
-@cache
+given = ""
+"""The socket of a process that all processes of this test run share, where the first of them has started one."""
+
+
+def python(code: str, *words: str) -> list[str]:
+    """`python -c code words…`, in a fork where the environment has `VARIABLE`."""
+    return [sys.executable, "-ISs", "-c", CLIENT, "-c", code, *words]
+
+
 def start() -> str:
-    """Start the process, once for each process of this test run: its socket."""
+    """The socket of the process, which is started where there is none yet; it answers."""
+    path = given or begin()
+    end = time.monotonic() + 300
+    while not Path(path).exists():
+        assert time.monotonic() < end, "the process that loads torch and MLflow does not answer"
+        time.sleep(0.1)
+    return path
+
+
+@cache
+def begin() -> str:
+    """Start the process: its socket, which is there once it answers. It ends with this process."""
     path = str(Path(tempfile.mkdtemp(prefix="bigr-tests-")) / "socket")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTEST_"))}
     own = {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    process = subprocess.Popen(
-        [sys.executable, "-P", __file__, path], env=kept | own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-P", __file__, path], env=kept | own, stdin=subprocess.PIPE)
     atexit.register(_stop, process, path)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return path
 
 
@@ -97,19 +116,19 @@ def environment(folder: Path) -> Path:
     return folder / "bin" / Path(sys.executable).name
 
 
-def _stop(process: "subprocess.Popen[str]", path: str) -> None:
+def _stop(process: "subprocess.Popen[bytes]", path: str) -> None:
     assert process.stdin is not None
     process.stdin.close()  # it ends then, and so it does where this process is killed
     process.wait()
     Path(path).parent.rmdir()
 
 
-def serve(path: str) -> None:
-    """Answer requests until standard input ends; return in each fork, ready to run `bigr`."""
+def serve(path: str) -> str:
+    """Answer requests until standard input ends; return in each fork, ready to run it, what `become` returns."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen()
-    print("ready", flush=True)
+    Path(f"{path}.new").rename(path)
     forks: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as waiting:
         waiting.register(sys.stdin.fileno(), selectors.EVENT_READ)
@@ -147,15 +166,18 @@ def serve(path: str) -> None:
                     os.close(key.fd)
 
 
-def become(fds: list[int], words: list[str], folder: str, environment: dict[str, str], process: int) -> None:
-    """Take the streams, arguments, environment, folder and place among the processes of the command that asked."""
+def become(fds: list[int], words: list[str], folder: str, environment: dict[str, str], process: int) -> str:
+    """Take the streams, arguments, environment, folder and place among the processes of the command that asked.
+
+    Returns the code of a `python -c`, an empty string for `bigr`.
+    """
     for target, fd in enumerate(fds):
         os.dup2(fd, target)
         os.close(fd)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["bigr", *words]
+    sys.argv = words[:1] + words[2:] if words[:1] == ["-c"] else ["bigr", *words]
     sys.path[:0] = [folder, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     parents, own = psutil.Process.parents, os.getpid()
 
@@ -164,11 +186,15 @@ def become(fds: list[int], words: list[str], folder: str, environment: dict[str,
         return [command, *parents(command)] if self.pid == own else parents(self)
 
     psutil.Process.parents = of_the_command  # type: ignore[method-assign]
+    return words[1] if words[:1] == ["-c"] else ""
 
 
 if __name__ == "__main__":
     for name in LOADED:
         importlib.import_module(name)
     gc.freeze()  # else a fork's collections would copy the memory of all that was loaded
-    serve(sys.argv[1])
-    runpy.run_module("bigr", run_name="__main__", alter_sys=True)
+    if code := serve(sys.argv[1]):
+        sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), sys.modules["__main__"].__dict__)
+    else:
+        runpy.run_module("bigr", run_name="__main__", alter_sys=True)

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from bigr.pipeline import promotion
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
 from flows import page as flow_page
-from tests import scratch
+from tests import preloaded, scratch
 
 SECRET = "s3cr3t-w0rd"
 
@@ -99,7 +98,7 @@ def test_errors_of_python_callers_show_no_password_nor_do_their_causes(
     environment["PYTHONPATH"] = str(project)
     for call in calls:
         done = subprocess.run(
-            [sys.executable, "-c", code + call], cwd=project, env=environment, capture_output=True, text=True
+            preloaded.python(code + call), cwd=project, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 1 and "BigrError: MLflow (http://***@127.0.0.1:" in done.stderr, done.stderr
         assert SECRET not in done.stdout + done.stderr

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from contextlib import closing
 from functools import partial
@@ -30,6 +29,7 @@ from bigr.training.autoencoding import ImageBatch
 from bigr.training.masked_batches import MaskedBatches
 from bigr.training.optimiser import EMA, adamw, learning_rate
 from bigr.training.prefetch import on_device
+from tests import preloaded
 from tests.fake_cuda import CUDA, fake_cuda
 from tests.worlds import ROOT, settings, write_codes, write_shards
 
@@ -419,9 +419,10 @@ def run_two_processes(text, folder):
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment = os.environ | group | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {preloaded.VARIABLE: preloaded.start()}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", text, str(folder)], cwd=ROOT, env=environment | {"RANK": rank, "LOCAL_RANK": rank}
+            preloaded.python(text, str(folder)), cwd=ROOT, env=environment | {"RANK": rank, "LOCAL_RANK": rank}
         )
         for rank in ("0", "1")
     ]
