@@ -41,7 +41,7 @@ class Transcoder(nn.Module):
     absent_std: in training for the target "mask", the standard deviation of the logit of the share of absent bits.
     """
 
-    absent_std: float = 0.8
+    absent_std: float = 2.5
 
     def __init__(self, config: TranscoderConfig) -> None:
         super().__init__()
