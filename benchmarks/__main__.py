@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -30,6 +30,10 @@ def compare(
     ] = "",
     iterations: Annotated[int | None, typer.Option(help="n in place of the settings'.")] = None,
     diffusion_steps: Annotated[int | None, typer.Option(help="S in place of the settings'.")] = None,
+    target: Annotated[
+        str,
+        typer.Option(help="Of this project's transcoder; the published one predicts the flip."),
+    ] = "",
     preset: Annotated[str | None, typer.Option(help="This project samples by it, the published one does not.")] = None,
     device: str = "auto",
     dtype: Annotated[str, typer.Option("--precision", help="float32 or bfloat16; on a GPU bfloat16.")] = "",
@@ -49,9 +53,12 @@ def compare(
     from benchmarks import compare, report
     from benchmarks.machine import Machine
     from benchmarks.subjects import Subject
+    from bigr.config.settings import Target
     from bigr.runtime.device import resolve_device
     from bigr.sampling.unmask import Sampling
 
+    if target and target not in (known := get_args(Target)):
+        raise typer.BadParameter(f"{target}; there are {', '.join(known)}", param_hint="--target")
     ends = time.monotonic() + 60 * minutes
     where = resolve_device(device)
     on_gpu = where.type == "cuda"
@@ -61,14 +68,14 @@ def compare(
     typer.echo(str(machine))
     results = []
     for name in (models or ("digits,L,XL" if on_gpu else "digits,L")).split(","):
-        subject = Subject.of(name, where)
-        if not alone and (target := subject.model.config.target) not in ("flip", "x0"):
-            raise typer.BadParameter(f"generator.target is {target}, which the published algorithm lacks; add --alone")
+        subject = Subject.of(name, where, target=target)
+        if preset or target:
+            subject.published = subject.sampling
         if preset:
             sections = subject.settings.samples.by_preset
             if preset not in sections:
                 raise typer.BadParameter(f"{preset}; there are {', '.join(sections)}", param_hint="--preset")
-            subject.published, subject.sampling = subject.sampling, Sampling.of(sections[preset])
+            subject.sampling = Sampling.of(sections[preset])
         changes = {"iterations": iterations, "diffusion_steps": diffusion_steps}
         subject.sampling = replace(subject.sampling, **{key: value for key, value in changes.items() if value})
         for work in works.split(","):

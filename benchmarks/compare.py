@@ -95,7 +95,7 @@ def sampling(
     fills a GPU without graphs.
     """
     device, model, how = subject.device, subject.model.eval(), subject.sampling
-    theirs = subject.published or how
+    theirs, literal_model = subject.published or how, subject.published_model
     labels, seeds = subject.labels(batch), list(range(batch))
 
     def draw(places: slice) -> None:
@@ -108,23 +108,24 @@ def sampling(
 
     def literal() -> None:
         with _autocast(device, precision):
-            codes = published.sample_codes(model, labels, theirs, generator(0, "benchmarks", device=device))
+            codes = published.sample_codes(literal_model, labels, theirs, generator(0, "benchmarks", device=device))
         decoded(subject.tokenizer, codes)
 
     works = {OURS: ours, PUBLISHED: literal} if compare else {OURS: ours}
-    described = f"n = {how.iterations}, S = {how.diffusion_steps}, guidance {how.guidance_scale:g}"
+    described = "" if model.config.target == "flip" else f"target {model.config.target}, "
+    described += f"n = {how.iterations}, S = {how.diffusion_steps}, guidance {how.guidance_scale:g}"
     if theirs != how:
         described += f"; published: n = {theirs.iterations}, S = {theirs.diffusion_steps}"
     result = Result(subject.name, "sampling", batch, described, {})
     warm = replace(how, iterations=min(2, how.iterations), diffusion_steps=2)
     with _autocast(device, precision):
         sample_codes(model, labels, warm, seeds)
-    networks = [("backbone", model.backbone, "forward"), ("decoder", subject.tokenizer, "decode")]
-    networks += [("transcoder", model.transcoder, name) for name in ("forward", "denoise")]
-    networks += [("transcoder", getattr(model.transcoder, name), "forward") for name in ("c_embedder", "t_embedder")]
 
     def by_part(who: str, work: Callable[[], object]) -> float:
-        parts = Parts(device)
+        parts, own = Parts(device), literal_model if who == PUBLISHED else model
+        networks = [("backbone", own.backbone, "forward"), ("decoder", subject.tokenizer, "decode")]
+        networks += [("transcoder", own.transcoder, name) for name in ("forward", "denoise")]
+        networks += [("transcoder", getattr(own.transcoder, name), "forward") for name in ("c_embedder", "t_embedder")]
         with parts.measuring(*networks, (DRAWS, torch, "rand")):
             work()
         result.parts[who], result.flops[who] = parts.seconds(), parts.flops
@@ -174,6 +175,8 @@ def training(
     result = Result(subject.name, "training", batch, f"{masked.shape[1]} of {codes.shape[1]} tokens masked", {})
     model = subject.model.train()
     optimiser, average = adamw(model, section), EMA(model, section.ema_decay)
+    if model.config.target not in ("flip", "x0"):
+        compare = False
     theirs = published.TrainingStep(model, section.learning_rate, section.ema_decay, section.grad_clip)
     draws = generator(0, "benchmarks", device=device)
 

@@ -1,6 +1,6 @@
 """What is measured: the models of settings files, with fresh weights and random codes of the right shapes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,8 +38,10 @@ class Subject:
     published: Sampling | None = None
 
     @classmethod
-    def of(cls, name: str, device: torch.device, settings: config.Settings | None = None) -> "Subject":
-        """The model of a name in `FILES`, its weights drawn anew."""
+    def of(
+        cls, name: str, device: torch.device, settings: config.Settings | None = None, target: str = ""
+    ) -> "Subject":
+        """The model of a name in `FILES`, its weights drawn anew; target: in place of `generator.target`."""
         settings = settings or config.load(ROOT / FILES[name])
         torch.manual_seed(0)
         shape = BiGRConfig.of(
@@ -48,13 +50,26 @@ class Subject:
             grid=settings.grid,
             num_classes=CLASSES.get(name, 1000),
         )
-        model = BiGR(shape)
+        model = BiGR(replace(shape, target=target or shape.target))
         for parameter in model.parameters():  # modulations start at zero: with them, networks would be identities
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=shape.init_std)
         tokenizer = Tokenizer(TokenizerConfig.of(settings.tokenizer, image_size=settings.shards.image_size))
         sampling = Sampling.of(settings.samples)
         return cls(name, settings, tokenizer.to(device).eval(), model.to(device), sampling, device)
+
+    @property
+    def published_model(self) -> BiGR:
+        """The same weights as a model that the published algorithm knows: one that predicts flips, or x₀."""
+        config = self.model.config
+        if config.target in ("flip", "x0"):
+            return self.model
+        with torch.device("meta"):
+            model = BiGR(replace(config, target="flip"))
+        model.load_state_dict(self.model.state_dict(keep_vars=True), assign=True)
+        for name, buffer in self.model.named_buffers():
+            model.get_submodule(name.rpartition(".")[0]).register_buffer(name.rpartition(".")[2], buffer, False)
+        return model.eval()
 
     def labels(self, batch: int) -> Tensor:
         """Class numbers int64 [B]."""

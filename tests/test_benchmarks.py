@@ -76,6 +76,22 @@ def test_a_preset_is_compared_with_the_published_settings(subject: Subject) -> N
     assert result.settings.endswith("published: n = 4, S = 8")
 
 
+@pytest.mark.parametrize("target", ["mask", "direct"])
+def test_another_target_is_compared_with_the_published_one_of_as_many_weights(subject: Subject, target: str) -> None:
+    other = Subject.of("digits", CPU, subject.settings, target)
+    other.sampling, other.published = replace(subject.sampling, diffusion_steps=2), subject.sampling
+    theirs = other.published_model
+    assert theirs.config == subject.model.config and other.model.config.target == target
+    assert all(map(torch.equal, theirs.state_dict().values(), other.model.state_dict().values()))
+    assert {p.data_ptr() for p in theirs.parameters()} == {p.data_ptr() for p in other.model.parameters()}
+    result = compare.sampling(other, 2, 1, torch.float32)
+    assert result.settings.startswith(f"target {target}, n = 3, S = 2") and result.ratio
+    plain = compare.sampling(subject, 2, 1, torch.float32)
+    assert result.flops[compare.PUBLISHED] == plain.flops[compare.PUBLISHED]
+    assert result.flops[compare.OURS]["transcoder"] < plain.flops[compare.OURS]["transcoder"]
+    assert compare.PUBLISHED not in compare.training(other, 2, 1, torch.float32).seconds
+
+
 def test_flops_by_part_are_those_of_the_whole(subject: Subject) -> None:
     result = compare.sampling(subject, 2, 1, torch.float32)
     labels, seeds = subject.labels(2), [0, 1]
