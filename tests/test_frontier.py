@@ -124,7 +124,7 @@ def test_quality_is_measured_once_and_written_with_the_speed(project: Path, monk
     monkeypatch.setattr(Machine, "measured", lambda *_: Machine("a machine", 1, "AVX2", "float32", 0.1, "2", "3"))
     measured(2)
     rows = json.loads((out / "frontier.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["default", "quality", "fast", "flip-S3"]
+    assert [row["name"] for row in rows] == ["default", "quality", "balanced", "fast", "flip-S3"]
     assert all(row["images_per_second"] > 0 and len(row["quality"]["recall"]) == 1 for row in rows)
     assert len((out / "frontier.md").read_text().splitlines()) == 2 + len(rows)
     assert (out / "frontier.png").stat().st_size > 1000
