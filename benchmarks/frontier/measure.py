@@ -48,7 +48,9 @@ def points_of(place: Folders, settings: config.Settings, names: list[str], agree
         if not tried:
             raise BigrError(f"{place.tuned} has no {name}.jsonl; run `python -m benchmarks frontier tune` first")
         result = best(tried, agreement)
-        found[name] = (result["target"], sampling_of(result))
+        point = (result["target"], sampling_of(result))
+        if point not in found.values():  # a preset that has what was tuned
+            found[name] = point
     return found
 
 

@@ -67,7 +67,7 @@ def table(rows: Sequence[Row], agreement: float) -> list[str]:
         bits = f", bits {how['bit_noise']:g}" if row.target == "mask" else ""
         settings = [
             str(how["iterations"]),
-            "—" if row.target == "direct" else str(how["diffusion_steps"]),
+            "—" if row.target == "direct" else _steps(how),
             how["order"],
             f"{how['guidance_scale']:g} {how['guidance_schedule']}{start}",
             f"{how['temperature']:g}",
@@ -104,7 +104,7 @@ def plot(path: Path, machine: Machine, rows: Sequence[Row], default: str) -> Non
             deviations = [row.deviation(metric) for row in own]
             axes.errorbar(speeds, means, deviations, fmt="o", capsize=3, color=colour, label=target)
             for row, place in zip(own, zip(speeds, means, strict=True), strict=True):
-                steps = "" if target == "direct" else f" S{row.sampling['diffusion_steps']}"
+                steps = "" if target == "direct" else f" S{_steps(row.sampling)}"
                 text = f"n{row.sampling['iterations']}{steps}"
                 axes.annotate(text, place, (5, above), textcoords="offset points", fontsize="small", color=colour)
         for row in rows:
@@ -126,3 +126,9 @@ def plot(path: Path, machine: Machine, rows: Sequence[Row], default: str) -> Non
     panels[0].legend(loc="best", frameon=False)
     figure.suptitle(f"{machine.device}, {machine.threads} threads, {machine.precision}", fontsize="medium")
     figure.savefig(path, dpi=120)
+
+
+def _steps(sampling: Mapping[str, Any]) -> str:
+    """S, as in 8 or 3–12."""
+    steps = sampling["diffusion_steps"]
+    return "–".join(map(str, steps)) if isinstance(steps, list | tuple) else str(steps)
