@@ -175,9 +175,9 @@ def training(
     result = Result(subject.name, "training", batch, f"{masked.shape[1]} of {codes.shape[1]} tokens masked", {})
     model = subject.model.train()
     optimiser, average = adamw(model, section), EMA(model, section.ema_decay)
-    if model.config.target not in ("flip", "x0"):
-        compare = False
-    theirs = published.TrainingStep(model, section.learning_rate, section.ema_decay, section.grad_clip)
+    theirs = published.TrainingStep(
+        subject.published_model.train(), section.learning_rate, section.ema_decay, section.grad_clip
+    )
     draws = generator(0, "benchmarks", device=device)
 
     def forward() -> torch.Tensor:
