@@ -18,14 +18,14 @@ from bigr.data.codes import (
     Encoding,
     PlacedShard,
     bit_usage,
-    codes_name,
     encode_shard,
     place_shards,
     write_index,
 )
-from bigr.data.packing import pack
+from bigr.data.packing import Packing, pack
 from bigr.data.shards import ShardIndex, load_split
-from bigr.data.sources import discover
+from bigr.data.sources.opened import open_source
+from bigr.data.sources.source import Splitting
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.runtime.context import Context, Report
@@ -54,13 +54,18 @@ def images_of(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
+def packed(source: Path, folder: Path, images_per_shard: int) -> None:
+    found = open_source(str(source), Path(), Splitting(0.5, 0))
+    partial = folder.with_name("partial")
+    pack(found, folder, partial, Packing(SIZE, images_per_shard, 1000), max_bad_fraction=0, workers=1)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     """Shards of 25 train and 5 val images of two classes."""
     root = tmp_path_factory.mktemp("codes")
     source = images_of(root / "images", {"train/a": 15, "train/b": 10, "val/a": 3, "val/b": 2})
-    found = discover(source, val_fraction=0.5, seed=0)
-    pack(found, root / "shards", image_size=SIZE, images_per_shard=9, max_bad_fraction=0, max_pixels=1000, workers=1)
+    packed(source, root / "shards", 9)
     return ShardIndex.load(root / "shards")
 
 
@@ -68,7 +73,7 @@ def encoded(images: ShardIndex, folder: Path, *, batch_size: int = 4, **changes:
     values = {"code_bits": BITS, "grid": GRID, "views": ["identity", "flip"], "tokenizer": "a" * 64, "draws": 0}
     encoding = Encoding(**{**values, "seed": 0, **changes})  # type: ignore[arg-type]
     for placed in place_shards(images):
-        path = folder / codes_name(placed.shard)
+        path = folder / placed.codes_name
         options = {"batch_size": batch_size, "device": CPU, "workers": 1, "advance": lambda n: None}
         encode_shard(Stand(), placed, path, encoding, **options)  # type: ignore[arg-type]
     write_index(folder, images, encoding)
@@ -193,9 +198,7 @@ def test_every_view_and_draw_of_an_image_has_bits_of_its_own(images: ShardIndex,
 
 def test_draws_follow_from_the_seed_not_from_batches_or_shards(images: ShardIndex, tmp_path: Path) -> None:
     first = encoded(images, tmp_path / "first", draws=2)
-    found = discover(images.folder.parent / "images", val_fraction=0.5, seed=0)
-    options = {"image_size": SIZE, "images_per_shard": 4, "max_bad_fraction": 0, "max_pixels": 1000, "workers": 1}
-    pack(found, tmp_path / "small", **options)  # type: ignore[arg-type]
+    packed(images.folder.parent / "images", tmp_path / "small", 4)
     resharded = encoded(ShardIndex.load(tmp_path / "small"), tmp_path / "resharded", draws=2)
     again = encoded(images, tmp_path / "again", draws=2, batch_size=7)
     more = encoded(images, tmp_path / "more", draws=3)
@@ -333,7 +336,7 @@ def test_stage_encodes_both_splits_and_reports(images: ShardIndex, tmp_path: Pat
     assert 0 <= report.values["bit_entropy"] <= 1 and 0 <= report.values["dead_bits"] <= BITS
     assert sorted(path.name for path in (root / "data").iterdir()) == ["codes", "shards"]
     written = {path.name for path in (root / "data" / "codes").iterdir()}
-    assert written == {*(codes_name(s) for split in images.splits for s in images.shards(split)), "index.json"}
+    assert written == {*(placed.codes_name for placed in place_shards(images)), "index.json"}
 
 
 def test_several_processes_write_what_one_writes(

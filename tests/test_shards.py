@@ -22,9 +22,11 @@ from webdataset import tariterators
 from bigr.config import Settings, load
 from bigr.data import image_batches, packing
 from bigr.data.image_batches import ImageBatches
-from bigr.data.packing import pack
+from bigr.data.packing import Packing, pack
 from bigr.data.shards import ShardIndex, load_split, read_split
-from bigr.data.sources import discover
+from bigr.data.sources.image_folder import ImageFolder
+from bigr.data.sources.opened import open_source
+from bigr.data.sources.source import Splitting
 from bigr.runtime.context import Context, Report
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import sha256_file
@@ -57,9 +59,23 @@ def folder_of(root: Path, counts: dict[str, int]) -> Path:
 
 
 def packed(source: Path, folder: Path, **options: float) -> dict[str, int]:
+    """Pack a folder of images; what is not finished is kept in a folder beside the tests'."""
     values = {"image_size": SIZE, "images_per_shard": 7, "max_bad_fraction": 0.0, "max_pixels": 1000, "workers": 1}
     values |= options
-    return pack(discover(source, val_fraction=0.25, seed=3), folder, **values)  # type: ignore[arg-type]
+    packing = Packing(*(int(values.pop(name)) for name in ("image_size", "images_per_shard", "max_pixels")))
+    partial = folder.parent.with_name(f"{folder.parent.name}-partial")
+    found = open_source(str(source), Path(), Splitting(0.25, 3))
+    found.prepare(partial)
+    return pack(found, folder, partial, packing, **values)  # type: ignore[arg-type]
+
+
+def listed(source: Path, val_fraction: float, seed: int = 0) -> tuple[ImageFolder, dict[str, list[tuple[str, int]]]]:
+    """A folder, and the images of each split with their labels, in their order."""
+    found = open_source(str(source), Path(), Splitting(val_fraction, seed))
+    assert isinstance(found, ImageFolder)
+    rows = [(row.file, row.label) for row in found.listing.rows(0, len(found.listing))]
+    train = found.counts()["train"]
+    return found, {"train": rows[:train], "val": rows[train:]}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -90,35 +106,47 @@ def test_train_and_val_folders_are_the_split(cats: Path) -> None:
 @pytest.mark.parametrize("prefix", ["", "train/"])
 def test_without_val_a_fraction_of_every_class_is_held_out(tmp_path: Path, prefix: str) -> None:
     source = folder_of(tmp_path / "images", {f"{prefix}a": 20, f"{prefix}b": 8, f"{prefix}c": 2, f"{prefix}d": 1})
-    found = discover(source, val_fraction=0.25, seed=0)
-    count = {split: [sum(label == c for _, label in items) for c in range(4)] for split, items in found.items.items()}
+    _, found = listed(source, 0.25)
+    count = {split: [sum(label == c for _, label in items) for c in range(4)] for split, items in found.items()}
     assert count == {"train": [15, 6, 1, 1], "val": [5, 2, 1, 0]}
-    assert not set(found.items["train"]) & set(found.items["val"])
+    assert not set(found["train"]) & set(found["val"])
 
 
 def test_split_and_order_follow_from_the_seed_not_from_the_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = folder_of(tmp_path / "images", {"a/x": 9, "a/y": 9, "b": 12})
-    first = discover(source, val_fraction=0.3, seed=0)
-    walk, iterdir = os.walk, Path.iterdir
+    _, first = listed(source, 0.3)
+    scandir, calls = os.scandir, list[Path]()
 
-    def reversed_walk(*args: object, **options: object) -> Iterator[tuple[str, list[str], list[str]]]:
-        for here, folders, names in walk(*args, **options):  # type: ignore[call-overload]
-            folders.reverse()
-            yield here, folders, names[::-1]
+    class Reversed(list["os.DirEntry[str]"]):
+        """The entries of a folder from the last to the first, as `os.walk` and a `with` block take them."""
 
-    monkeypatch.setattr(os, "walk", reversed_walk)
-    monkeypatch.setattr(Path, "iterdir", lambda self: reversed(list(iterdir(self))))
-    assert discover(source, val_fraction=0.3, seed=0) == first
-    assert discover(source, val_fraction=0.3, seed=1).items["val"] != first.items["val"]
+        def __init__(self, folder: Path) -> None:
+            with scandir(folder) as found:
+                super().__init__(reversed(list(found)))
+            calls.append(folder)
+
+        def __enter__(self) -> Iterator["os.DirEntry[str]"]:
+            return iter(self)
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def __next__(self) -> "os.DirEntry[str]":
+            if not self:
+                raise StopIteration
+            return self.pop(0)
+
+    monkeypatch.setattr(os, "scandir", Reversed)
+    assert listed(source, 0.3)[1] == first and calls
+    assert listed(source, 0.3, seed=1)[1]["val"] != first["val"]
 
 
 def test_a_new_picture_moves_at_most_one_other(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "images", {"a": 20, "b": 20})
-    before = discover(source, val_fraction=0.25, seed=0).items
+    _, before = listed(source, 0.25)
     picture(source / "b" / "new.png", 99)
-    after = discover(source, val_fraction=0.25, seed=0).items
+    _, after = listed(source, 0.25)
     assert len(set(before["val"]) - set(after["val"])) <= 1
     stayed = set(before["train"]) & set(after["train"])
     assert [i for i in after["train"] if i in stayed] == [i for i in before["train"] if i in stayed]
@@ -130,9 +158,9 @@ def test_classes_are_in_natural_order_and_found_at_any_depth(tmp_path: Path) -> 
     picture(tmp_path / "elsewhere" / "a.png", 50)
     (source / "9" / "linked").symlink_to(tmp_path / "elsewhere")
     (source / "9" / "loop").symlink_to(source / "9")
-    found = discover(source, val_fraction=0.5, seed=0)
+    found, items = listed(source, 0.5)
     assert found.classes == ["9", "10", "class2", "class10"]
-    assert sorted(path for path, label in found.items["train"] + found.items["val"] if label == 0) == [
+    assert sorted(path for path, label in items["train"] + items["val"] if label == 0) == [
         "9/000.png",
         "9/deep/000.png",
         "9/linked/a.png",
@@ -144,8 +172,8 @@ def test_hidden_names_are_passed_over_and_other_files_counted(tmp_path: Path) ->
     picture(source / "a" / ".000.png", 9)
     for name in ("README.md", "a/Thumbs.db", "b/labels.txt", ".DS_Store"):
         (source / name).write_text("x")
-    found = discover(source, val_fraction=0.5, seed=0)
-    assert found.classes == ["a", "b"] and sum(map(len, found.items.values())) == 4 and found.ignored == 3
+    found, items = listed(source, 0.5)
+    assert found.classes == ["a", "b"] and sum(map(len, items.values())) == 4 and found.ignored == 3
 
 
 @pytest.mark.parametrize(
@@ -168,16 +196,16 @@ def test_a_folder_that_is_no_data_set_is_one_clear_line(tmp_path: Path, counts: 
     (tmp_path / "images").mkdir(exist_ok=True)
     folder_of(tmp_path / "images", counts)
     with pytest.raises(BigrError, match=message) as error:
-        discover(tmp_path / "images", val_fraction=0.25, seed=0)
+        listed(tmp_path / "images", 0.25)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_path_and_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BigrError, match=r"shards.source: .*nowhere does not exist"):
-        discover(tmp_path / "nowhere", val_fraction=0.25, seed=0)
+        listed(tmp_path / "nowhere", 0.25)
     (tmp_path / "file").touch()
-    with pytest.raises(BigrError, match="is not a folder"):
-        discover(tmp_path / "file", val_fraction=0.25, seed=0)
+    with pytest.raises(BigrError, match=r"shards.source: .*file is a file of no known kind"):
+        listed(tmp_path / "file", 0.25)
 
 
 # Packing
@@ -191,7 +219,7 @@ def test_same_input_gives_identical_shards_whatever_the_number_of_processes(
     (source / "a" / "bad.png").write_bytes(b"no picture")
     started: list[int] = []
     in_processes = packing._in_processes
-    monkeypatch.setattr(packing, "_in_processes", lambda jobs, n: started.append(n) or in_processes(jobs, n))
+    monkeypatch.setattr(packing, "_in_processes", lambda *job: started.append(job[-1]) or in_processes(*job))
     one = packed(source, tmp_path / "one", workers=1, max_bad_fraction=0.1)
     os.utime(source / "a" / "000.png", (0, 0))
     two = packed(source, tmp_path / "two", workers=2, max_bad_fraction=0.1)
@@ -429,13 +457,13 @@ def test_an_image_of_a_shard_that_unfolds_to_a_huge_one_is_one_line_in_bounded_m
     "picture",
     [
         png(Image.new("RGB", (SIZE, SIZE + 1))),
-        png(Image.new("L", (SIZE, SIZE))),
+        png(Image.new("P", (SIZE, SIZE))),
         png(Image.new("RGBA", (SIZE, SIZE))),
         png(Image.new("RGB", (SIZE, SIZE)))[:45],
         b"no picture",
         b"",
     ],
-    ids=["other size", "grey", "transparent", "cut off", "no picture", "empty"],
+    ids=["other size", "palette", "transparent", "cut off", "no picture", "empty"],
 )
 def test_an_image_that_the_stage_would_not_have_written_is_one_line(tmp_path: Path, picture: bytes) -> None:
     with pytest.raises(BigrError, match=r"train-000000.tar .*run the stage shards again") as error:

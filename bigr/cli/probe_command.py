@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def probe(
-    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Labelled images: {train,val}/<class>/… or <class>/…")],
+    images: Annotated[str, typer.Option(metavar="SOURCE", help="Labelled images, as `shards.source` names them.")],
     model: Annotated[Path, typer.Option(metavar="FOLDER", help="The model's folder.")] = Path("models/bigr"),
     tokenizer: Annotated[Path, typer.Option(metavar="FOLDER", help="Its tokenizer's.")] = Path("models/tokenizer"),
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where metrics and pictures go.")] = Path("outputs/probe"),

@@ -64,6 +64,7 @@ class RunSettings(_Section):
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     precision: Precision
     workers: Positive
+    cache_gb: PositiveFloat
     processes: Positive
     checkpoint_every: Positive
     deterministic: bool
@@ -120,7 +121,7 @@ class DigitsSettings(_Section):
 
 
 class ShardsSettings(_Section):
-    """From an image folder to webdataset shards."""
+    """From a source of images to webdataset shards."""
 
     source: Name
     image_size: Positive
@@ -132,6 +133,8 @@ class ShardsSettings(_Section):
     @property
     def embedded(self) -> bool:
         """Whether the images are those of the stage `digits`, however the path is written."""
+        if "://" in self.source:
+            return False
         return Path(os.path.normpath(self.source)).is_relative_to(EMBEDDED)
 
 
@@ -445,7 +448,7 @@ class Settings(_Section):
     @property
     def files(self) -> dict[str, str]:
         """The user's files and folders that these settings make a stage read: key → path below the project's folder,
-        or absolute. The first word of the key is the stage."""
+        absolute, or a URL. The first word of the key is the stage."""
         evaluation = self.evaluation
         named = {
             "shards.source": None if self.shards.embedded else self.shards.source,

@@ -53,19 +53,25 @@ class Encoding:
 
 
 class PlacedShard(NamedTuple):
-    """An image shard, its split, and the index of its first image in the split."""
+    """An image shard, its split, its number in the split, and the index of its first image there."""
 
     shard: Shard
     split: str
+    number: int
     first: int
+
+    @property
+    def codes_name(self) -> str:
+        """The name of the file that holds its codes; images' shards of two folders may have the same name."""
+        return f"{self.split}-{self.number:06d}.safetensors"
 
 
 def place_shards(images: ShardIndex) -> Iterator[PlacedShard]:
     """Every shard of every split, in order."""
     for split in images.splits:
         first = 0
-        for shard in images.shards(split):
-            yield PlacedShard(shard, split, first)
+        for number, shard in enumerate(images.shards(split)):
+            yield PlacedShard(shard, split, number, first)
             first += shard.images
 
 
@@ -117,18 +123,17 @@ def _draws(probabilities: Tensor, encoding: Encoding, placed: PlacedShard, first
         yield torch.stack(uniform) < probabilities
 
 
-def codes_name(shard: Shard) -> str:
-    """The name of the file that holds the codes of an image shard."""
-    return f"{shard.path.stem}.safetensors"
-
-
 def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
     """Write `index.json`. To be called last, since its presence means that all files are there."""
     splits = {
         split: {
             "images": images.images(split),
             "class_counts": images.class_counts(split),
-            "shards": [{"name": codes_name(shard), "images": shard.images} for shard in images.shards(split)],
+            "shards": [
+                {"name": placed.codes_name, "images": placed.shard.images}
+                for placed in place_shards(images)
+                if placed.split == split
+            ],
         }
         for split in images.splits
     }

@@ -126,8 +126,15 @@ def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
+def grey_if_grey(image: Image.Image) -> Image.Image:
+    """An 8-bit RGB image, or with one channel where all of its pixels are grey: a third of the bytes."""
+    red, green, blue = image.split()
+    return red if red.tobytes() == green.tobytes() == blue.tobytes() else image
+
+
 def to_tensor(image: Image.Image) -> Tensor:
-    """An 8-bit RGB image as uint8 [3, H, W]."""
+    """An 8-bit image, RGB or grey, as uint8 [3, H, W]."""
+    image = image if image.mode == "RGB" else image.convert("RGB")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

@@ -1,26 +1,42 @@
-"""Packs an image folder into webdataset shards, by several processes.
+"""Packs a source of images into webdataset shards, by several processes.
 
-The listing alone decides which image goes into which shard. Each shard is a job for the next free process, and its
-bytes do not depend on the number of processes. An image that cannot be read is left out and named in `report.json`; if
-there are too many, only the report is written, beside the folder, since DVC deletes the folder. Each process holds one
-image at a time.
+Each part of the source is a job for the next free process, and the bytes that it writes do not depend on the number of
+processes. A finished part is kept in a folder for the work in progress, with a note of what it was made of; a run that
+was killed packs only the other parts. Processes that torchrun started share the parts. An image that cannot be read is
+left out and named in `report.json`; if there are too many, only the report is written, beside the folder, since DVC
+deletes the folder. Each process holds one image at a time.
+
+A shard's members are `.png`, `.cls` (the label) and, where there is a caption, `.txt`. Grey images have one channel.
 """
 
+import functools
+import hashlib
+import io
+import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigr.data.images import ImageError, center_crop, decode, encode_png
-from bigr.data.sources import SPLITS, Item, Source, printable
+import numpy as np
+from PIL import Image
+
+from bigr.data.images import ImageError, center_crop, check_pixels, decode, encode_png, grey_if_grey
+from bigr.data.shards import STORED, fits, image_starts_of, read_whole
+from bigr.data.sources.source import SPLITS, Part, Sample, Source
+from bigr.data.sources.storage import printable
+from bigr.data.sources.tar_files import TarFiles
+from bigr.runtime.distributed import barrier, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.files import atomic_folder, sha256_file, write_json
@@ -28,6 +44,8 @@ from bigr.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
+_FORMAT = 1
+"""Of parts that are kept. To be raised with every change of what a shard holds."""
 _NAMED = 5
 """Bad files that an error message names; the log names all."""
 _IMAGES_PER_PROCESS = 1000
@@ -35,159 +53,354 @@ _IMAGES_PER_PROCESS = 1000
 
 
 @dataclass(frozen=True)
-class Job:
-    """One shard to write. first: index in the split of the first item; keys count from it."""
+class Packing:
+    """How images are packed. image_size: of `center_crop`; images_per_shard, max_pixels: as in the settings."""
 
-    root: Path
-    tar: Path
-    split: str
-    first: int
-    items: list[Item]
     image_size: int
+    images_per_shard: int
     max_pixels: int
 
 
-@dataclass(frozen=True)
-class Packed:
-    """One written shard. class_counts: images of each label; bad: file and reason of each image left out."""
+@dataclass
+class Written:
+    """A shard. name: its file in the folder of shards, or, where a tar is used as it is, its path."""
 
     split: str
     name: str
     images: int
-    class_counts: Counter[int]
+    captions: int
+    class_counts: dict[int, int]
     sha256: str
-    bad: list[tuple[str, str]]
+
+
+@dataclass
+class PackedPart:
+    """A finished part. key: of what it was made of; bad: image and reason of each that was left out."""
+
+    key: str
+    shards: list[Written] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Those that were read, or left out."""
+        return sum(shard.images for shard in self.shards) + len(self.bad)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "PackedPart":
+        """From what JSON holds of it."""
+        shards = [
+            Written(**{**shard, "class_counts": {int(k): v for k, v in shard["class_counts"].items()}})
+            for shard in values["shards"]
+        ]
+        return cls(values["key"], shards, [(name, reason) for name, reason in values["bad"]])
+
+    def values(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"key": self.key, "shards": [vars(shard) for shard in self.shards], "bad": self.bad}
 
 
 def pack(
+    source: Source, folder: Path, partial: Path, packing: Packing, *, max_bad_fraction: float, workers: int
+) -> dict[str, int]:
+    """Write the shards, `index.json` and `report.json` to `folder`, atomically.
+
+    partial: holds finished parts until all are there; workers: the most processes of each process of torchrun. Returns
+    counts: images of each split, classes, shards, captions, bad and ignored files. Raises `BigrError` if more than
+    `max_bad_fraction` of the images cannot be read, or a class or split has no readable image; the report is then
+    `<folder>-report.json`.
+    """
+    failed = folder.with_name(f"{folder.name}-report.json")
+    if is_main():
+        failed.unlink(missing_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
+    names = _named(source.parts(packing.images_per_shard))
+    mine = [(part, partial / name) for name, part in names.items()][rank() :: world()]
+    known = [part.images for part, _ in mine]
+    total = None if None in known else sum(number or 0 for number in known)
+    images = len(mine) * packing.images_per_shard if total is None else total
+    processes = min(workers, len(mine), max(1, images // _IMAGES_PER_PROCESS))
+    with Progress("shards", total, unit="image", enabled=is_main()) as progress:
+        work = functools.partial(pack_part, source, packing)
+        for done in _in_processes(source, packing, mine, processes) if processes > 1 else map(work, mine):
+            progress.advance(done.images)
+    barrier()
+    counts: dict[str, int] = {}
+    if is_main():
+        packed = [_kept(partial / name) for name in names]
+        counts = _assembled(
+            source, folder, partial, [part for part in packed if part], packing, max_bad_fraction, failed
+        )
+        shutil.rmtree(partial, ignore_errors=True)
+    barrier()
+    return counts
+
+
+def _named(parts: Iterable[Part]) -> dict[str, Part]:
+    """Parts by the names of their shards: the split, where there is one, and a number."""
+    numbers = Counter[str]()
+    found = {}
+    for part in parts:
+        prefix = part.split or "part"
+        found[f"{prefix}-{numbers[prefix]:06d}"] = part
+        numbers[prefix] += 1
+    return found
+
+
+def _assembled(
     source: Source,
     folder: Path,
-    *,
-    image_size: int,
-    images_per_shard: int,
+    partial: Path,
+    packed: list[PackedPart],
+    packing: Packing,
     max_bad_fraction: float,
-    max_pixels: int,
-    workers: int,
+    failed: Path,
 ) -> dict[str, int]:
-    """Write `<split>-NNNNNN.tar`, `index.json` and `report.json` to `folder`, atomically.
-
-    image_size: of `center_crop`; max_pixels: an image of more pixels counts as unreadable, and is not decoded;
-    workers: the most processes. Returns counts: images of each split, classes, shards, bad and ignored files.
-    Raises `BigrError` if more than `max_bad_fraction` of the images cannot be read, or a class or split has no readable
-    image; the report is then `<folder>-report.json`.
-    """
-    total = sum(map(len, source.items.values()))
-    failed = folder.with_name(f"{folder.name}-report.json")
-    failed.unlink(missing_ok=True)
+    """Check all parts, and move their shards to `folder`."""
+    total = sum(part.images for part in packed)
+    bad = [entry for part in packed for entry in part.bad]
+    for file, reason in bad:
+        log.warning("%s: %s", _below(source, file), reason)
+    report = {
+        "files": total,
+        "bad": [{"file": file, "reason": reason} for file, reason in bad],
+        "bad_count": len(bad),
+        "ignored_count": source.ignored,
+    }
+    shards = [shard for part in packed for shard in part.shards]
+    shards.sort(key=lambda shard: SPLITS.index(shard.split))  # of each split in the order of the parts
+    try:
+        classes = _checked(source, shards, bad, total, max_bad_fraction)
+    except BigrError as error:
+        write_json(failed, report)
+        raise BigrError(f"{error}; all are in the log and in {failed}" if bad else str(error)) from None
     with atomic_folder(folder) as temporary:
-        jobs = list(_jobs(source, temporary, image_size, images_per_shard, max_pixels))
-        processes = min(workers, len(jobs), total // _IMAGES_PER_PROCESS)
-        packed: list[Packed] = []
-        with Progress("shards", total, unit="image") as progress:
-            for shard in _in_processes(jobs, processes) if processes > 1 else map(write_shard, jobs):
-                packed.append(shard)
-                progress.advance(shard.images + len(shard.bad))
-        bad = [entry for shard in packed for entry in shard.bad]
-        for file, reason in bad:
-            log.warning("%s: %s", source.root / file, reason)
-        report = {
-            "files": total,
-            "bad": [{"file": printable(file), "reason": reason} for file, reason in bad],
-            "bad_count": len(bad),
-            "ignored_count": source.ignored,
-        }
-        try:
-            _check(source, bad, total, max_bad_fraction)
-        except BigrError as error:
-            write_json(failed, report)
-            raise BigrError(f"{error}; all are in the log and in {failed}") from None
+        for shard in shards:
+            if not Path(shard.name).is_absolute():
+                (partial / shard.name).replace(temporary / shard.name)
         write_json(temporary / "report.json", report)
-        packed = [shard for shard in packed if shard.images]
-        index = _index(source, packed, image_size)
-        write_json(temporary / "index.json", index)
+        write_json(temporary / "index.json", _index(shards, classes, packing.image_size, folder))
+    captions = sum(shard.captions for shard in shards)
     return {
-        **{f"{split}_images": index["splits"][split]["images"] for split in SPLITS},
-        "classes": len(source.classes),
-        "shards": len(packed),
+        **{f"{split}_images": sum(shard.images for shard in shards if shard.split == split) for split in SPLITS},
+        "classes": len(classes),
+        "shards": len(shards),
+        **({"captions": captions} if captions else {}),
         "bad_files": len(bad),
         "ignored_files": source.ignored,
     }
 
 
-def _jobs(source: Source, folder: Path, image_size: int, images_per_shard: int, max_pixels: int) -> Iterator[Job]:
-    for split, items in source.items.items():
-        for number, first in enumerate(range(0, len(items), images_per_shard)):
-            tar = folder / f"{split}-{number:06d}.tar"
-            mine = items[first : first + images_per_shard]
-            yield Job(source.root, tar, split, first, mine, image_size, max_pixels)
+def _below(source: Source, file: str) -> str:
+    return f"{source.where.rstrip('/')}/{file}"
 
 
-def _check(source: Source, bad: list[tuple[str, str]], total: int, max_bad_fraction: float) -> None:
+def _checked(
+    source: Source, shards: list[Written], bad: list[tuple[str, str]], total: int, max_bad_fraction: float
+) -> list[str]:
+    """The names of the classes; `BigrError` where too many images cannot be read, or none of a class or split."""
     if len(bad) > max_bad_fraction * total:
-        named = "; ".join(f"{printable(file)} ({reason})" for file, reason in bad[:_NAMED])
+        named = "; ".join(f"{file} ({reason})" for file, reason in bad[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise BigrError(
-            f"{len(bad)} of {total} images of {source.root} cannot be read, more than shards.max_bad_fraction = "
+            f"{len(bad)} of {total} images of {source.where} cannot be read, more than shards.max_bad_fraction = "
             f"{max_bad_fraction} allows; repair or remove them, or raise that setting: {named}{more}"
         )
-    unreadable = {file for file, _ in bad}
-    for split, items in source.items.items():
-        readable = {label for file, label in items if file not in unreadable}
-        if not readable:
-            raise BigrError(f"shards.source: none of the {split} images of {source.root} can be read")
-        for label, name in enumerate(source.classes):
-            if split == "train" and label not in readable:
-                raise BigrError(
-                    f"shards.source: class {printable(name)!r} of {source.root} has no readable train image"
-                )
+    counts: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
+    for shard in shards:
+        counts[shard.split].update(shard.class_counts)
+    for split in SPLITS:
+        if not counts[split]:
+            why = "can be read" if bad else "are there"
+            raise BigrError(f"shards.source: none of the {split} images of {source.where} {why}")
+    classes = source.classes
+    if classes is None:
+        classes = [str(label) for label in range(1 + max(max(labels) for labels in counts.values()))]
+    for label, name in enumerate(classes):
+        if not counts["train"][label]:
+            raise BigrError(f"shards.source: class {printable(name)!r} of {source.where} has no readable train image")
+    return [printable(name) for name in classes]
 
 
-def _index(source: Source, packed: list[Packed], image_size: int) -> dict[str, Any]:
+def _index(shards: list[Written], classes: list[str], image_size: int, folder: Path) -> dict[str, Any]:
     splits = {}
     for split in SPLITS:
-        shards = [shard for shard in packed if shard.split == split]
-        counts = sum((shard.class_counts for shard in shards), Counter())
+        mine = [shard for shard in shards if shard.split == split]
+        counts = sum((Counter(shard.class_counts) for shard in mine), Counter())
+        captions = sum(shard.captions for shard in mine)
         splits[split] = {
-            "shards": [{"name": s.name, "images": s.images, "sha256": s.sha256} for s in shards],
-            "images": sum(shard.images for shard in shards),
-            "class_counts": [counts[label] for label in range(len(source.classes))],
+            "shards": [{"name": _from(folder, s.name), "images": s.images, "sha256": s.sha256} for s in mine],
+            "images": sum(shard.images for shard in mine),
+            "class_counts": [counts[label] for label in range(len(classes))],
+            **({"captions": captions} if captions else {}),
         }
-    return {"image_size": image_size, "classes": [printable(name) for name in source.classes], "splits": splits}
+    return {"image_size": image_size, "classes": classes, "splits": splits}
 
 
-def write_shard(job: Job) -> Packed:
-    """Decode, crop and write the images of one shard.
+def _from(folder: Path, name: str) -> str:
+    """A shard's file as the index names it: relative to its folder where both are below the project's."""
+    project = folder.absolute().parent.parent
+    path = Path(name)
+    return os.path.relpath(path, folder.absolute()) if path.is_absolute() and path.is_relative_to(project) else name
 
-    The tar's headers hold neither time nor user, so that the same images give the same bytes.
+
+# One part
+
+
+def pack_part(source: Source, packing: Packing, job: tuple[Part, Path]) -> PackedPart:
+    """Pack one part, unless the same was packed before. Its shards and a note in JSON begin with the job's path."""
+    part, stem = job
+    key = hashlib.sha256(json.dumps([_FORMAT, vars(packing), part, source.state(part)]).encode()).hexdigest()
+    done = _kept(stem)
+    if done is not None and done.key == key:
+        return done
+    if isinstance(source, TarFiles) and (found := _as_it_is(source, part, packing)):
+        done = PackedPart(key, [found])
+    else:
+        done = _write(source, part, stem, packing, key)
+    write_json(stem.with_suffix(".json"), done.values())
+    return done
+
+
+def _kept(stem: Path) -> PackedPart | None:
+    """A finished part whose shards are all there."""
+    try:
+        done = PackedPart.of(json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return done if all((stem.parent / shard.name).is_file() for shard in done.shards) else None
+
+
+def _write(source: Source, part: Part, stem: Path, packing: Packing, key: str) -> PackedPart:
+    done = PackedPart(key)
+    splits = [part.split] if part.split else list(SPLITS)
+    writers = {split: _Writer(split, stem, packing.images_per_shard, len(splits) > 1) for split in splits}
+    try:
+        for place, sample in enumerate(source.read(part), start=part.first):
+            try:
+                image = stored(sample, packing)
+            except ImageError as error:
+                done.bad.append((sample.name, str(error)))
+            else:
+                writers[sample.split].write(place, image, sample)
+        done.shards = [shard for writer in writers.values() for shard in writer.finish()]
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    return done
+
+
+def stored(sample: Sample, packing: Packing) -> Image.Image:
+    """A sample's image as a shard holds it: cropped, and of one channel where it is grey. Raises `ImageError`."""
+    image = sample.image
+    if isinstance(image, ImageError):
+        raise image
+    if isinstance(image, np.ndarray):
+        check_pixels(image.shape[1], image.shape[0], packing.max_pixels)
+        picture = Image.fromarray(image).convert("RGB")
+    else:
+        picture = decode(io.BytesIO(image) if isinstance(image, bytes) else image, packing.max_pixels)
+    return grey_if_grey(center_crop(picture, packing.image_size))
+
+
+class _Writer:
+    """Writes the images of one split of a part to as many tars as needed.
+
+    The tars' headers hold neither time nor user, so that the same images give the same bytes.
     """
-    require("train", "writing shards")
-    from webdataset import TarWriter
 
-    bad: list[tuple[str, str]] = []
-    counts: Counter[int] = Counter()
-    with job.tar.open("wb") as file:
-        with TarWriter(file, user="bigr", group="bigr", mtime=0, encoder=False) as tar:
-            for place, (path, label) in enumerate(job.items, start=job.first):
-                try:
-                    image = center_crop(decode(job.root / path, job.max_pixels), job.image_size)
-                except ImageError as error:
-                    bad.append((path, str(error)))
-                else:
-                    tar.write({"__key__": f"{place:09d}", "png": encode_png(image), "cls": str(label).encode()})
-                    counts[label] += 1
+    def __init__(self, split: str, stem: Path, most: int, named: bool) -> None:
+        self._split, self._stem, self._most, self._named = split, stem, most, named
+        self._shards: list[Written] = []
+        self._open: tuple[Any, Any, Path] | None = None
+
+    def write(self, place: int, image: Image.Image, sample: Sample) -> None:
+        require("train", "writing shards")
+        from webdataset import TarWriter
+
+        if self._shards and self._shards[-1].images == self._most:
+            self._close()
+        if self._open is None:
+            name = f"{self._split}-{self._stem.name}" if self._named else self._stem.name
+            name += f"-{len(self._shards)}" if self._shards else ""
+            path = self._stem.with_name(f"{name}.tar")
+            file = path.with_suffix(".part").open("wb")
+            self._open = file, TarWriter(file, user="bigr", group="bigr", mtime=0, encoder=False), path
+            self._shards.append(Written(self._split, path.name, 0, 0, {}, ""))
+        members = {"__key__": f"{place:09d}", "png": encode_png(image), "cls": str(sample.label).encode()}
+        shard = self._shards[-1]
+        if sample.text is not None:
+            members["txt"] = sample.text.encode()
+            shard.captions += 1
+        self._open[1].write(members)
+        shard.images += 1
+        shard.class_counts[sample.label] = shard.class_counts.get(sample.label, 0) + 1
+
+    def _close(self) -> None:
+        assert self._open is not None
+        file, tar, path = self._open
+        tar.close()
         file.flush()
         os.fsync(file.fileno())
-    if not counts:
-        job.tar.unlink()
-        return Packed(job.split, job.tar.name, 0, counts, "", bad)
-    return Packed(job.split, job.tar.name, counts.total(), counts, sha256_file(job.tar), bad)
+        file.close()
+        path.with_suffix(".part").replace(path)
+        self._shards[-1].sha256 = sha256_file(path)
+        self._open = None
+
+    def finish(self) -> list[Written]:
+        """All shards, complete on the disk."""
+        if self._open is not None:
+            self._close()
+        return self._shards
+
+    def discard(self) -> None:
+        """Remove what is not complete."""
+        if self._open is not None:
+            self._open[0].close()
+            self._open[2].with_suffix(".part").unlink(missing_ok=True)
 
 
-def _in_processes(jobs: list[Job], processes: int) -> Iterator[Packed]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    pool = ProcessPoolExecutor(processes, context, _start_worker)
+def _as_it_is(source: TarFiles, part: Part, packing: Packing) -> Written | None:
+    """The shard that a tar of the source already is; None where it has to be written anew.
+
+    Every image must have a format and the size of a shard's, and a label as a number in `.cls`.
+    """
+    path = source.local(part)
+    if path is None:
+        return None
+    counts = Counter[int]()
+    captions = 0
     try:
-        yield from pool.map(write_shard, jobs)
+        for members in read_whole(path):
+            image = next((data for suffix, data in members.items() if suffix in STORED), None)
+            label = int(members["cls"]) if source.labelled else None
+            known = source.names is None or label is None or 0 <= label < len(source.names)
+            if image is None or label is None or label < 0 or not known or not fits(image, packing.image_size):
+                return None
+            counts[label] += 1
+            captions += "txt" in members
+        image_starts_of(path)
+    except (ValueError, KeyError, OSError, EOFError, tarfile.TarError):  # reading it again says what is wrong
+        return None
+    if not counts:
+        return None
+    name = str(path.absolute())
+    return Written(part.split or "train", name, counts.total(), captions, dict(counts), sha256_file(path))
+
+
+# Processes
+
+_work: tuple[Source, Packing] | None = None
+"""Of a process that packs: what all its jobs have in common."""
+
+
+def _in_processes(
+    source: Source, packing: Packing, jobs: list[tuple[Part, Path]], processes: int
+) -> Iterator[PackedPart]:
+    context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (source, packing))
+    try:
+        yield from pool.map(_pack_job, jobs)
     except BrokenProcessPool:
         raise BigrError(
             "a process that packs images was killed, perhaps because memory ran out; lower run.workers"
@@ -200,9 +413,16 @@ def _in_processes(jobs: list[Job], processes: int) -> Iterator[Packed]:
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(source: Source, packing: Packing) -> None:
+    global _work
+    _work = source, packing
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _pack_job(job: tuple[Part, Path]) -> PackedPart:
+    assert _work is not None
+    return pack_part(*_work, job)
 
 
 def _end_with_parent() -> None:

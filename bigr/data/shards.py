@@ -23,6 +23,10 @@ from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.threads import map_ahead
 
+STORED = ("png", "jpg", "jpeg", "webp")
+"""Suffixes of the images in a shard; those that this project writes are PNG."""
+_FORMATS = ("PNG", "JPEG", "WEBP")
+
 
 class Shard(NamedTuple):
     """One tar, the number of images in it, and the side of each in pixels."""
@@ -97,7 +101,7 @@ def load_split(folder: Path, split: str, limit: int | None = None, workers: int 
 
 
 def read_entries(shard: Shard) -> Iterator[tuple[bytes, int]]:
-    """Every image of one shard, in order and not decoded: the bytes of a PNG file, and the label.
+    """Every image of one shard, in order and not decoded: the bytes of its file, and the label.
 
     Raises `BigrError` for a shard that cannot be read, or holds another number of images than its index says.
     """
@@ -114,23 +118,26 @@ def image_starts(shard: Shard) -> Sequence[int]:
 
     Reads the tar's headers, 1 KB for each image, and seeks over the rest. Raises as `read_entries` does.
     """
+    with _explained(shard):
+        starts = image_starts_of(shard.path)
+    _check_count(shard, len(starts) - 1)
+    return starts
+
+
+def image_starts_of(path: Path) -> Sequence[int]:
+    """As `image_starts`, of any tar of such members. Raises what reading a tar raises."""
     require("train", "reading shards")
     from webdataset.tariterators import base_plus_ext
 
     starts = array("q")
     last = None
-    with (
-        _explained(shard),
-        shard.path.open("rb", buffering=0) as stream,
-        tarfile.open(fileobj=stream, mode="r:") as tar,
-    ):
+    with path.open("rb", buffering=0) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             key, _ = base_plus_ext(member.name)
             if key != last:
                 starts.append(member.offset)
             last = key
         starts.append(tar.offset)
-    _check_count(shard, len(starts) - 1)
     return starts
 
 
@@ -145,14 +152,25 @@ def read_places(shard: Shard, starts: Sequence[int], places: Iterable[int]) -> I
             yield from _entries(shard, io.BytesIO(stream.read(starts[place + 1] - starts[place])))
 
 
+def read_whole(path: Path) -> Iterator[dict[str, bytes]]:
+    """The members of each image of a tar by their suffixes. Raises what reading a tar raises."""
+    with path.open("rb") as stream:
+        yield from _members(path, stream)
+
+
 def _entries(shard: Shard, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The PNG file and label of each image in a tar, or a part of one that starts with an image."""
+    """The file and label of each image in a tar, or a part of one that starts with an image."""
+    for members in _members(shard.path, stream):
+        image = next((suffix for suffix in STORED if suffix in members), "png")
+        yield members[image], int(members["cls"])
+
+
+def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, bytes]]:
     require("train", "reading shards")
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     # A stream that is open, since webdataset's own opener reads braces and colons of a path as its URL syntax.
-    for sample in group_by_keys(tar_file_expander([{"url": str(shard.path), "stream": stream}])):
-        yield sample["png"], int(sample["cls"])
+    yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
 
 
 @contextmanager
@@ -176,7 +194,7 @@ def _reason(error: Exception) -> str:
     return repr(first) if isinstance(first, str) and first else type(error).__name__  # webdataset adds its stream
 
 
-def decode_entry(png: bytes, shard: Shard) -> Tensor:
+def decode_entry(data: bytes, shard: Shard) -> Tensor:
     """The pixels of one image of `shard`, uint8 [3,H,W].
 
     Raises `BigrError` for an image of another size or mode than the index says, by its header: a small file may decode
@@ -184,12 +202,30 @@ def decode_entry(png: bytes, shard: Shard) -> Tensor:
     """
     size = shard.image_size
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            if (image.width, image.height, image.mode) == (size, size, "RGB"):
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if _fits(image, size):
                 return to_tensor(image)
             found = f"of {image.width}×{image.height} pixels ({image.mode})"
     except Exception as error:  # decoders raise many kinds for a broken file
         found = f"that cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
     raise BigrError(
-        f"{shard.path} holds an image {found}, its index says {size}×{size} pixels (RGB); run the stage shards again"
+        f"{shard.path} holds an image {found}, its index says {size}×{size} pixels (RGB or L); run the stage "
+        "shards again"
     )
+
+
+def fits(data: bytes, image_size: int) -> bool:
+    """Whether an image, by its header, is one that a shard holds: of this size, RGB or grey, and upright."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) != 1
+            return _fits(image, image_size) and not turned
+    except Exception:  # decoders raise many kinds for a broken file
+        return False
+
+
+_ORIENTATION = 0x0112
+
+
+def _fits(image: Image.Image, size: int) -> bool:
+    return (image.width, image.height) == (size, size) and image.mode in ("RGB", "L")

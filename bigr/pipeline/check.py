@@ -15,6 +15,7 @@ from bigr.pipeline.images_found import ImagesFound, check_images, images_of
 from bigr.pipeline.measurable import check_promotion
 from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.errors import BigrError
+from bigr.runtime.paths import has_pattern, is_url, local_path
 
 MADE = ("models/tokenizer", "models/generator", "models/bigr")
 """Models that the stages write. DVC removes them before it runs the stage, so that no setting may name them."""
@@ -37,9 +38,11 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
         stage, name = key.split(".")
         if stage not in stages:
             continue
-        place = root / path
-        kind = {"source": "folder", "from": "model"}.get(name, "file")
-        fits = {"folder": place.is_dir(), "model": place.exists(), "file": place.is_file()}[kind]
+        place = root / local_path(path)
+        if is_url(path):
+            continue
+        kind = {"source": "folder or file of images", "from": "model"}.get(name, "file")
+        fits = place.is_file() if kind == "file" else place.exists()
         if kind == "model" and any(place.resolve().is_relative_to((root / made).resolve()) for made in MADE):
             problems.append(
                 f"{key} is {path}, which a stage of this project writes; name a copy of it "
@@ -65,6 +68,13 @@ def _not_writable(root: Path, name: str) -> str:
 
 
 def _source_problems(root: Path, source: str) -> list[str]:
+    if has_pattern(source):
+        return [
+            f"shards.source is {source}, a pattern, which DVC cannot follow; write a manifest of these files with "
+            "`bigr data SOURCE --manifest data/source.arrow`, and name that"
+        ]
+    if is_url(source):
+        return []
     named = Path(os.path.normpath(source))
     if named.is_relative_to(config.EMBEDDED) and named.relative_to(config.EMBEDDED) not in map(Path, _OF_DIGITS):
         return [f"shards.source is {source}, which the stage digits does not write; name {config.EMBEDDED}"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bigr.config import read
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
-from bigr.runtime.paths import is_code
+from bigr.runtime.paths import is_code, is_url
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -98,7 +98,7 @@ def edited(path: Path) -> AbstractContextManager[dict[str, Any]]:
 def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec]) -> None:
     """Raise `BigrError` for the first dep of the stage that does not exist."""
     for dep in spec.deps:
-        if (root / dep).exists():
+        if is_url(dep) or (root / dep).exists():
             continue
         made = any(Path(dep).is_relative_to(out) for other in pipeline.values() for out in other.outs)
         remedy = f"run `dvc repro {spec.name}`" if made else "put it there, or name another path in params.yaml"
@@ -106,11 +106,27 @@ def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec])
 
 
 def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """DVC's hash of each path below `root` (or absolute). Raises `BigrError` where `root` is no DVC project."""
+    """DVC's hash of each path below `root` (or absolute); of a URL, what its storage says of it, as DVC's lock has it.
+
+    Raises `BigrError` where `root` is no DVC project.
+    """
     from dvc.fs import localfs
 
     with _repo(root) as repo:
-        return {path: _hash_of(repo, localfs, str((root / path).absolute())) for path in paths}
+        return {
+            path: _of_url(root, path) if is_url(path) else _hash_of(repo, localfs, str((root / path).absolute()))
+            for path in paths
+        }
+
+
+def _of_url(root: Path, url: str) -> str:
+    """The hash of a URL in dvc.lock, which DVC has asked for before it runs a stage; else of the address alone."""
+    try:
+        lock = read(root / "dvc.lock")
+        found = [dep for stage in lock["stages"].values() for dep in stage.get("deps", []) if dep.get("path") == url]
+        return str(next(value for key, value in found[0].items() if key in ("md5", "etag", "checksum")))
+    except (BigrError, KeyError, IndexError, StopIteration):
+        return hashlib.sha256(url.encode()).hexdigest()
 
 
 def content_hashes_at(root: Path, revision: str, paths: Iterable[str]) -> dict[str, str]:

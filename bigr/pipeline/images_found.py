@@ -9,6 +9,7 @@ from typing import NamedTuple
 from bigr import config
 from bigr.pipeline.stage_table import NAMES
 from bigr.runtime.errors import BigrError
+from bigr.runtime.paths import is_url, local_path
 
 LEAST_IMAGES = 2
 """Of each split: fewer have no covariance, and the evaluation's distances need one."""
@@ -28,23 +29,26 @@ class ImagesFound(NamedTuple):
 def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = NAMES) -> ImagesFound | None:
     """The images of `stages`: counted in data/shards, or in `shards.source` where the shards are not made of it yet.
 
-    None where there are none yet. Opens no image. Raises `BigrError` for a folder that the stage shards would refuse.
+    None where there are none yet. Opens no image. Raises `BigrError` for a source that the stage shards would refuse.
     """
     if "shards" not in stages:
         return _in_shards(root)
-    source = root / settings.shards.source
-    if settings.shards.embedded:  # a stage writes them first
-        held_out = settings.digits.val_count
-        return ImagesFound("the embedded digits", _DIGITS - held_out, held_out, 10)
-    if not source.is_dir():
-        return None
-    from bigr.data.sources import discover
+    from bigr.data.sources.opened import open_source
+    from bigr.data.sources.source import Splitting
 
-    found = discover(source, val_fraction=settings.shards.val_fraction, seed=settings.seed, warn=False)
-    train, val = (len(found.items[split]) for split in ("train", "val"))
-    if _packed(root, settings, train + val) and (those := _in_shards(root)):  # without what could not be read
+    shards = settings.shards
+    if not is_url(shards.source) and not (root / local_path(shards.source)).exists():
+        return None
+    if is_url(shards.source):  # only the stage reads what is elsewhere
+        return _in_shards(root)
+    found = open_source(shards.source, root, Splitting(shards.val_fraction, settings.seed), warn=False)
+    counts = found.counts()
+    if counts is None:  # only packing tells
+        return _in_shards(root)
+    if _packed(root, settings, sum(counts.values())) and (those := _in_shards(root)):  # without what could not be read
         return those
-    return ImagesFound(f"shards.source: {settings.shards.source}", train, val, len(found.classes))
+    assert found.classes is not None
+    return ImagesFound(f"shards.source: {shards.source}", counts["train"], counts["val"], len(found.classes))
 
 
 def _in_shards(root: Path) -> ImagesFound | None:

@@ -50,14 +50,17 @@ def check_joined(run: "RunSettings") -> None:
         )
 
 
-def group(run: "RunSettings") -> AbstractContextManager[None]:
-    """The group of the processes that torchrun started, for the length of the block; without torchrun, nothing."""
+def group(device: str) -> AbstractContextManager[None]:
+    """The group of the processes that torchrun started, for the length of the block; without torchrun, nothing.
+
+    device: on which they compute, as `run.device`.
+    """
     if not joined():
         return contextlib.nullcontext()
     from bigr.runtime.device import resolve_device  # imports torch, which is slow
     from bigr.runtime.distributed import process_group
 
-    return process_group(resolve_device(run.device))
+    return process_group(resolve_device(device))
 
 
 def launch(stage: str, root: Path, params: Path, processes: int) -> None:

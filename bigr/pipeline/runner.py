@@ -44,7 +44,7 @@ def run_stage(name: str, root: Path, params: Path) -> None:
     spec = described[name].reading(path for key, path in settings.files.items() if key.split(".")[0] == name)
 
     # Check this stage and all after it, so that no error of a later one comes after hours of training.
-    if stage.in_processes:
+    if stage.in_processes and stage.on_device:
         processes.check_joined(settings.run)
     if not processes.launched():
         onwards = NAMES[NAMES.index(name) :]
@@ -53,12 +53,13 @@ def run_stage(name: str, root: Path, params: Path) -> None:
     dvcfile.check_inputs(root, spec, described)
 
     # Processes: torchrun starts them, and each comes here again; of a stage that works in one, the first goes on.
-    if stage.in_processes and settings.run.processes > 1 and not processes.joined():
+    if stage.in_processes and stage.launched and settings.run.processes > 1 and not processes.joined():
         processes.launch(name, root, params, settings.run.processes)
         return
     if not stage.in_processes and not processes.is_first():
         return
-    with processes.group(settings.run) if stage.in_processes else nullcontext():
+    device = settings.run.device if stage.on_device else "cpu"
+    with processes.group(device) if stage.in_processes else nullcontext():
         # Stage: what it reads is hashed, so that a checkpoint of other code, settings or inputs is not resumed.
         inputs = dvcfile.content_hashes(root, spec.deps)
         context = Context(root, dvcfile.fingerprint(spec, values, inputs))

@@ -13,14 +13,16 @@ from typing import Literal
 class Stage:
     """One stage: its module in `bigr.stages`, and what it does as the command line says it.
 
-    on_device: it computes on `run.device`; in_processes: in `run.processes` processes, the others in one; shares: what
-    of its report the parent run of the whole execution shows too.
+    on_device: it computes on `run.device`; in_processes: in all processes that torchrun has started, the others in one;
+    launched: `run.processes` of them are started where torchrun is not called by hand; shares: what of its report the
+    parent run of the whole execution shows too.
     """
 
     module: str
     help: str
     on_device: bool = False
     in_processes: bool = False
+    launched: bool = True
     shares: tuple[Literal["metrics", "pictures"], ...] = ()
 
     @property
@@ -38,9 +40,11 @@ STAGES = {
     ),
     "shards": Stage(
         "pack_shards",
-        "Reads the image folder shards.source, whatever its formats, crops and resizes every image to "
-        "shards.image_size, and packs them as webdataset shards in data/shards/. Images that cannot be decoded "
-        "are listed in data/shards/report.json.",
+        "Reads the images that shards.source names: a folder, tar or parquet files, IDX files, CIFAR, .npz; here or "
+        "at a URL. Crops and resizes every image to shards.image_size, and packs them as webdataset shards in "
+        "data/shards/. Images that cannot be decoded are listed in data/shards/report.json.",
+        in_processes=True,
+        launched=False,
     ),
     "tokenizer": Stage(
         "train_tokenizer",

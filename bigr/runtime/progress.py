@@ -13,15 +13,15 @@ log = logging.getLogger(__name__)
 class Progress:
     """Counts units of work; use as a context manager.
 
-    description: the name of the work, as "tokenizer"; total: units in all; unit: the word for one; initial: units done
-    before, by a run that is resumed; every_s: seconds between lines in a log; enabled: False in all processes but the
-    first.
+    description: the name of the work, as "tokenizer"; total: units in all, None where unknown; unit: the word
+    for one; initial: units done before, by a run that is resumed; every_s: seconds between lines in a log; enabled:
+    False in all processes but the first.
     """
 
     def __init__(
         self,
         description: str,
-        total: int,
+        total: int | None,
         *,
         unit: str = "step",
         initial: int = 0,
@@ -53,10 +53,13 @@ class Progress:
     def _line(self) -> None:
         self._told = self.done
         rate = (self.done - self._initial) / max(time.monotonic() - self._started, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        of, left = "", ""
+        if self.total is not None:
+            of = f"/{self.total}"
+            left = f", {_duration((self.total - self.done) / rate if rate > 0 else float('inf'))} left"
         log.info(
-            "%s: %d/%d %ss, %.1f %ss/s, %s left%s",
-            *(self.description, self.done, self.total, self.unit, rate, self.unit, _duration(left)),
+            "%s: %d%s %ss, %.1f %ss/s%s%s",
+            *(self.description, self.done, of, self.unit, rate, self.unit, left),
             f", {self._note}" if self._note else "",
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bigr.data.codes import CodesDataset, Encoding, bit_usage, codes_name, encode_shard, place_shards, write_index
+from bigr.data.codes import CodesDataset, Encoding, bit_usage, encode_shard, place_shards, write_index
 from bigr.data.shards import ShardIndex
 from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def run(settings: "Settings", context: Context) -> None:
             encode_shard(
                 tokenizer,
                 placed,
-                partial / codes_name(placed.shard),
+                partial / placed.codes_name,
                 encoding,
                 batch_size=settings.codes.batch_size,
                 device=device,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex
-from bigr.data.sources import SPLITS
+from bigr.data.sources.source import SPLITS
 from bigr.evaluation import plots
 from bigr.evaluation.code_usage import code_usage
 from bigr.evaluation.evaluation_parts import NotApplicable, Parts

@@ -1,34 +1,51 @@
-"""Stage `shards`: pack an image folder as webdataset shards.
+"""Stage `shards`: pack images as webdataset shards.
 
-Reads the folder `shards.source`; writes data/shards/{train,val}-NNNNNN.tar, index.json and report.json. Where too many
-images cannot be read, it fails and writes data/shards-report.json alone.
+Reads what `shards.source` names; writes data/shards/{train,val}-NNNNNN.tar, index.json and report.json. Where too many
+images cannot be read, it fails and writes data/shards-report.json alone. The finished shards of a run that was killed
+are in checkpoints/shards, and are not packed again.
 """
 
 from typing import TYPE_CHECKING
 
-from bigr.data.packing import pack
-from bigr.data.sources import discover
+from bigr.data.packing import Packing, pack
+from bigr.data.sources.opened import open_source
+from bigr.data.sources.source import Splitting
+from bigr.data.sources.storage import Cache
 from bigr.runtime.context import Context
+from bigr.runtime.distributed import from_first, is_main
 from bigr.runtime.errors import BigrError
+from bigr.runtime.paths import is_url
 
 if TYPE_CHECKING:
     from bigr.config import Settings
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Crop, resize and pack the images of `shards.source`, a path relative to the project's folder, or absolute."""
+    """Crop, resize and pack the images of `shards.source`: a URL, or a path, absolute or below the project's folder.
+
+    The first process lists the source; the parts are shared by all that torchrun started.
+    """
     shards = settings.shards
-    root, folder = context.root / shards.source, context.root / "data" / "shards"
-    if root.resolve().is_relative_to(folder.resolve()):
+    folder, partial = context.root / "data" / "shards", context.root / "checkpoints" / "shards"
+    if not is_url(shards.source) and (context.root / shards.source).resolve().is_relative_to(folder.resolve()):
         raise BigrError(f"shards.source is {shards.source!r}, where this stage writes; name the folder with the images")
-    source = discover(root, val_fraction=shards.val_fraction, seed=settings.seed)
+    source = None
+    if is_main():
+        source = open_source(
+            shards.source,
+            context.root,
+            Splitting(shards.val_fraction, settings.seed),
+            cache=Cache(context.root / ".cache" / "sources", int(settings.run.cache_gb * 1e9)),
+        )
+        source.prepare(partial)
+    source = from_first(source)
+    assert source is not None
     counts = pack(
         source,
         folder,
-        image_size=shards.image_size,
-        images_per_shard=shards.images_per_shard,
+        partial,
+        Packing(shards.image_size, shards.images_per_shard, shards.max_pixels),
         max_bad_fraction=shards.max_bad_fraction,
-        max_pixels=shards.max_pixels,
         workers=settings.run.workers,
     )
     context.report.metrics(counts)

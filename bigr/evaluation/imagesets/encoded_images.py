@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.data.images import FORMATS, ImageError, center_crop, decode, to_tensor
-from bigr.data.sources import SUFFIXES, image_files
+from bigr.data.sources.storage import SUFFIXES, image_files
 from bigr.runtime.errors import BigrError
 
 JPEG, PNG, WEBP, LOSSY_WEBP = "JPEG", "PNG", "WebP", "lossy WebP"
@@ -28,7 +28,7 @@ EncodedImage = tuple[str, bytes]
 def folder_images(root: Path) -> Iterator[EncodedImage]:
     """Every image below a folder, in the order of their paths; links are followed, hidden names skipped."""
     try:
-        paths, _ = image_files(root)
+        paths = image_files(root)
     except OSError as error:
         raise BigrError(f"{error.filename} cannot be listed: {error.strerror}") from None
     for path in paths:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bigr.data.images import center_crop, to_tensor
 from bigr.data.shards import ShardIndex
-from bigr.data.sources import SUFFIXES
+from bigr.data.sources.storage import SUFFIXES
 from bigr.evaluation.fidelity.extractors import INCEPTION
 from bigr.evaluation.fidelity.statistics import Statistics
 from bigr.evaluation.fidelity.statistics_files import read_statistics

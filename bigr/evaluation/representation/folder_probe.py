@@ -1,4 +1,4 @@
-"""`bigr probe`: the representation of any trained model on any labelled image folder, without shards and codes."""
+"""`bigr probe`: the representation of any trained model on any labelled images, without shards and codes."""
 
 import hashlib
 import json
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bigr.data.sources import SPLITS, Source, discover, printable
-from bigr.evaluation.imagesets.labelled_folders import content_hash, folder_codes
+from bigr.data.sources.opened import open_source
+from bigr.data.sources.source import SPLITS, Source, Splitting
+from bigr.data.sources.storage import Cache, printable
+from bigr.evaluation.imagesets.labelled_sources import content_hash, source_codes
 from bigr.evaluation.representation.features import Features, token_averages, write_features
 from bigr.evaluation.representation.representation_metrics import Representation, represent
 from bigr.interop.belonging import check_pair
@@ -37,7 +39,7 @@ _WRITTEN = {"metrics.json", "probe.csv", "probe.png", "tsne.png"}
 
 @dataclass(frozen=True)
 class FolderProbe:
-    """images: of each split the number measured, and the number in the folder; classes: their names."""
+    """images: of each split the number measured, and the number that there is; classes: their names."""
 
     representation: Representation
     images: dict[str, tuple[int, int]]
@@ -45,7 +47,7 @@ class FolderProbe:
 
 
 def probe_folder(
-    images: Path,
+    images: str,
     tokenizer_folder: Path,
     model_folder: Path,
     out: Path,
@@ -66,14 +68,19 @@ def probe_folder(
     folders = tokenizer_folder, model_folder
     check_pair(tokenizer, model, folders, ("--tokenizer", "--model"), "name its own")
     source = labelled(images, settings)
-    there = {split: len(source.items[split]) for split in SPLITS}
+    there = source.counts()
+    if there is None or source.classes is None:
+        raise BigrError(
+            f"--images {images}: only reading all of it tells its images and classes; name a folder, IDX, CIFAR or npz "
+            "files, or parquet files of train and of val"
+        )
     limits = {"train": section.probe_images, "val": section.reference_images}
     counts = {split: min(max_images or limits[split], there[split]) for split in SPLITS}
     tokenizer.to(device)
     model.to(device)
 
     def compute(split: str, path: Path) -> Features:
-        codes = folder_codes(
+        codes = source_codes(
             source,
             split,
             counts[split],
@@ -87,6 +94,7 @@ def probe_folder(
 
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with exact, _scratch(out) as scratch:
+        source.prepare(scratch)
         if kept is None:
             train, val = (compute(split, scratch / f"{split}.npy") for split in SPLITS)
         else:
@@ -95,7 +103,7 @@ def probe_folder(
         classes = [printable(name) for name in source.classes]
         found = represent(section, train, val, len(classes), device)
         measured = {"train": len(train), "val": len(val)}
-        about = {"source": str(images), "classes": len(classes), **measured}
+        about = {"source": images, "classes": len(classes), **measured}
         with atomic_folder(out) as new:
             write_json(new / "metrics.json", {**found.metrics(), "images": about, "hashes": hashes})
             found.draw(new, classes)
@@ -115,12 +123,11 @@ def check_out(out: Path) -> None:
         raise BigrError(f"--out {out} is a file; name a folder")
 
 
-def labelled(images: Path, settings: "Settings") -> Source:
-    """The images of a folder, split as by the stage `shards`; errors name --images."""
-    try:
-        return discover(images, val_fraction=settings.shards.val_fraction, seed=settings.seed)
-    except BigrError as error:
-        raise BigrError(str(error).replace("shards.source: ", "--images: ")) from None
+def labelled(images: str, settings: "Settings") -> Source:
+    """The images of a source, split as by the stage `shards`; errors name --images."""
+    splitting = Splitting(settings.shards.val_fraction, settings.seed)
+    cache = Cache(Path(".cache") / "sources", int(settings.run.cache_gb * 1e9))
+    return open_source(images, Path(), splitting, cache=cache, option="--images")
 
 
 @contextmanager

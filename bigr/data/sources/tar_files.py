@@ -1,0 +1,180 @@
+"""webdataset shards: tar files whose members are images, classes (`.cls`) and captions (`.txt`), or `.json` with both.
+
+Members of one image have the same name up to the first dot of the last part of their path.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigr.data.images import ImageError
+from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of
+from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage, printable
+from bigr.runtime.errors import BigrError
+from bigr.runtime.extras import require
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_MOST = 1_000_000
+"""Images of one tar, at most: their numbers are the tar's number times this, and more."""
+_TEXTS = ("text", "caption")
+_LABELS = ("label", "cls", "class")
+
+
+@dataclass
+class TarFiles:
+    """Tar files; see `bigr.data.sources.source.Source`.
+
+    files: of each split, or all under "" where each image's split is drawn. names: of the classes, if known.
+    """
+
+    storage: Storage
+    files: dict[str, list[str]]
+    names: list[str] | None
+    labelled: bool
+    splitting: Splitting
+    kind: str = "webdataset shards"
+    ignored: int = 0
+
+    @property
+    def where(self) -> str:
+        return self.storage.where()
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self.names if self.labelled else [UNLABELLED]
+
+    def counts(self) -> None:
+        """Unknown: only reading a tar tells."""
+
+    def prepare(self, folder: Path) -> None:
+        """Nothing is needed."""
+
+    def parts(self, images: int) -> list[Part]:
+        return [
+            Part(split or None, number * _MOST, None, (name,))
+            for split, names in self.files.items()
+            for number, name in enumerate(names)
+        ]
+
+    def local(self, part: Part) -> Path | None:
+        """The tar file of a part, where it can be used as it is: it is here, not compressed, and of one split."""
+        name = part.place[0]
+        as_it_is = isinstance(self.storage, LocalStorage) and part.split is not None and name.endswith(".tar")
+        return self.storage.root / name if as_it_is and isinstance(self.storage, LocalStorage) else None
+
+    def read(self, part: Part) -> Iterator[Sample]:
+        name = part.place[0]
+        for key, members in _grouped(self.storage, name):
+            split = part.split or self.splitting.split_of(f"{name}/{key}")
+            yield self._sample(f"{printable(name)}: {printable(key)}", split, members)
+
+    def _sample(self, name: str, split: str, members: dict[str, bytes]) -> Sample:
+        try:
+            image = next((data for suffix, data in members.items() if f".{suffix}" in SUFFIXES), None)
+            if image is None:
+                raise ImageError(f"no image among its members ({', '.join(members)}); known: {', '.join(SUFFIXES)}")
+            about = _json(members)
+            label = 0
+            if self.labelled:
+                value = members.get("cls", next((about[key] for key in _LABELS if key in about), None))
+                if value is None:
+                    raise ImageError("it has no class: neither .cls nor a label in .json")
+                label = label_of(value, self.names)
+            text = _text(members, about)
+        except ImageError as error:
+            return Sample(name, split, error, 0)
+        return Sample(name, split, image, label, text)
+
+    def state(self, part: Part) -> list[Any]:
+        return self.storage.state(part.place[0])
+
+
+def _json(members: dict[str, bytes]) -> dict[str, Any]:
+    if "json" not in members:
+        return {}
+    try:
+        values = json.loads(members["json"])
+    except ValueError as error:
+        raise ImageError(f"its .json cannot be read ({error})") from None
+    return values if isinstance(values, dict) else {}
+
+
+def _text(members: dict[str, bytes], about: dict[str, Any]) -> str | None:
+    if "txt" in members:
+        try:
+            return members["txt"].decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise ImageError("its caption is not UTF-8") from None
+    text = next((about[key] for key in _TEXTS if key in about), None)
+    return text if isinstance(text, str) else None
+
+
+def open_tar_files(
+    storage: Storage,
+    files: list[str],
+    names: list[str] | None,
+    splitting: Splitting,
+    splits: dict[str, str] | None = None,
+) -> TarFiles:
+    """Tar files by their names below the storage. names: of the classes; splits: of the files, where given.
+
+    Where no name of a file tells the split, whole files are held out, if `val_fraction` makes at least one of them;
+    else each image is drawn.
+    """
+    require("train", "reading shards")
+    if not files:
+        raise BigrError(f"{storage.where()} has no tar file")
+    divided: dict[str, list[str]] | None
+    if splits is not None:
+        divided = {split: [name for name in files if splits[name] == split] for split in dict.fromkeys(splits.values())}
+    else:
+        divided = by_split(files)
+    if divided is None:
+        held_out = round(len(files) * splitting.val_fraction)
+        if held_out:
+            chosen = set(sorted(files, key=lambda name: splitting.rank("val", name))[:held_out])
+            divided = {"train": [f for f in files if f not in chosen], "val": [f for f in files if f in chosen]}
+        else:
+            divided = {"": files}
+    first = next(_grouped(storage, files[0]), None)
+    if first is None:
+        raise BigrError(f"{storage.where(files[0])} has no image")
+    members = first[1]
+    labelled = "cls" in members or any(key in _json(members) for key in _LABELS)
+    return TarFiles(storage, divided, names, labelled, splitting)
+
+
+def _grouped(storage: Storage, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Each image's key, and its members by suffix, in lower case."""
+    require("train", "reading shards")
+    from webdataset.tariterators import base_plus_ext
+
+    with storage.open(name) as stream, _explained(storage, name), tarfile.open(fileobj=stream, mode="r|*") as tar:
+        key, members = "", dict[str, bytes]()
+        for member in tar:
+            if not member.isfile():
+                continue
+            own, suffix = base_plus_ext(member.name)
+            if not own or Path(member.name).name.startswith("."):
+                continue
+            if own != key and members:
+                yield key, members
+                members = {}
+            key = own
+            content = tar.extractfile(member)
+            members[suffix.lower()] = content.read() if content else b""
+        if members:
+            yield key, members
+
+
+@contextmanager
+def _explained(storage: Storage, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, tarfile.TarError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BigrError(f"{storage.where(name)} cannot be read as a tar file ({reason}); get it again") from None
