@@ -19,6 +19,7 @@ import typer
 import bigr
 from bigr.cli import (
     app_command,
+    data_command,
     evaluate_command,
     images_command,
     lineage_command,
@@ -117,6 +118,7 @@ for command in (
     metrics_command.metrics,
     lineage_command.lineage,
     promote_command.promote,
+    data_command.data,
     probe_command.probe,
     *images_command.COMMANDS,
 ):

@@ -124,6 +124,7 @@ class ShardsSettings(_Section):
     """From a source of images to webdataset shards."""
 
     source: Name
+    class_names: Annotated[list[Name], Field(min_length=1)] | None
     image_size: Positive
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     images_per_shard: Positive

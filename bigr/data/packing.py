@@ -292,15 +292,18 @@ def _write(source: Source, part: Part, stem: Path, packing: Packing, key: str) -
 
 def stored(sample: Sample, packing: Packing) -> Image.Image:
     """A sample's image as a shard holds it: cropped, and of one channel where it is grey. Raises `ImageError`."""
+    return grey_if_grey(center_crop(opened_image(sample, packing), packing.image_size))
+
+
+def opened_image(sample: Sample, packing: Packing) -> Image.Image:
+    """A sample's image as RGB, of its own size. Raises `ImageError` where it cannot be read, or has too many pixels."""
     image = sample.image
     if isinstance(image, ImageError):
         raise image
     if isinstance(image, np.ndarray):
         check_pixels(image.shape[1], image.shape[0], packing.max_pixels)
-        picture = Image.fromarray(image).convert("RGB")
-    else:
-        picture = decode(io.BytesIO(image) if isinstance(image, bytes) else image, packing.max_pixels)
-    return grey_if_grey(center_crop(picture, packing.image_size))
+        return Image.fromarray(image).convert("RGB")
+    return decode(io.BytesIO(image) if isinstance(image, bytes) else image, packing.max_pixels)
 
 
 class _Writer:

@@ -41,7 +41,9 @@ def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = NAM
         return None
     if is_url(shards.source):  # only the stage reads what is elsewhere
         return _in_shards(root)
-    found = open_source(shards.source, root, Splitting(shards.val_fraction, settings.seed), warn=False)
+    found = open_source(
+        shards.source, root, Splitting(shards.val_fraction, settings.seed), names=shards.class_names, warn=False
+    )
     counts = found.counts()
     if counts is None:  # only packing tells
         return _in_shards(root)

@@ -36,6 +36,7 @@ def run(settings: "Settings", context: Context) -> None:
             context.root,
             Splitting(shards.val_fraction, settings.seed),
             cache=Cache(context.root / ".cache" / "sources", int(settings.run.cache_gb * 1e9)),
+            names=shards.class_names,
         )
         source.prepare(partial)
     source = from_first(source)

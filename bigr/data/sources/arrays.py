@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, checked_names, class_names
+from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, checked_names, class_names, named
 from bigr.data.sources.storage import Storage
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_path
@@ -92,6 +92,9 @@ class ImageArrays:
 
     def _shuffled(self, split: str, places: np.ndarray) -> np.ndarray:
         return np.random.default_rng(self.splitting.rank("order", split)).permutation(places)
+
+    def name_classes(self, names: list[str]) -> None:
+        self.classes = named(self.classes, names, self.where)
 
     def counts(self) -> dict[str, int]:
         return {split: len(places) for split, (_, places) in self._orders.items()}

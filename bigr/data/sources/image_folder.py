@@ -14,7 +14,7 @@ from typing import Any
 from bigr.data.images import ImageError
 from bigr.data.sources.captions import read_table, table_in
 from bigr.data.sources.listing import Entry, Listing, Rows, joined
-from bigr.data.sources.source import SPLITS, UNLABELLED, Part, Sample, Splitting, natural_key
+from bigr.data.sources.source import SPLITS, UNLABELLED, Part, Sample, Splitting, named, natural_key
 from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -48,6 +48,9 @@ class ImageFolder:
     @property
     def ignored(self) -> int:
         return int(self.listing.about["ignored"])
+
+    def name_classes(self, names: list[str]) -> None:
+        self.listing.about["classes"] = named(self.classes, names, self.where)
 
     def counts(self) -> dict[str, int]:
         train = int(self.listing.about["train"])

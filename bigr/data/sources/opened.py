@@ -8,7 +8,7 @@ from bigr.data.sources.arrays import CIFAR10, CIFAR100, IDX_IMAGES, open_cifar, 
 from bigr.data.sources.image_folder import ImageFolder, caption_of, open_image_folder
 from bigr.data.sources.listing import Entry, Listing
 from bigr.data.sources.parquet_files import ParquetFiles, open_parquet_files
-from bigr.data.sources.source import Source, Splitting, class_names
+from bigr.data.sources.source import Source, Splitting, checked_names, class_names
 from bigr.data.sources.storage import (
     Cache,
     LocalStorage,
@@ -34,17 +34,23 @@ def open_source(
     splitting: Splitting,
     *,
     cache: Cache | None = None,
+    names: list[str] | None = None,
     option: str = "shards.source",
     warn: bool = True,
 ) -> Source:
     """Open a path (absolute, or relative to `root`) or URL: a folder, a file, or files by a pattern with braces.
 
-    cache: of remote files. option: the setting or option that names the source, for messages; warn: whether what is not
-    read is logged. Reads what is needed to
-    tell the kind, the classes and the parts, and no image. Raises `BigrError` where it is of no known kind.
+    cache: of remote files; names: of the classes, where the source numbers them; option: the setting or option that
+    names the source, for messages; warn: whether what is not read is logged. Reads what is needed to tell the kind, the
+    classes and the parts, and no image. Raises `BigrError` where it is of no known kind.
     """
     try:
-        return _opened(local_path(source), root, splitting, cache or Cache(root / ".cache" / "sources", 10 << 30), warn)
+        opened = _opened(
+            local_path(source), root, splitting, cache or Cache(root / ".cache" / "sources", 10 << 30), warn
+        )
+        if names is not None:
+            opened.name_classes(checked_names(names, "shards.class_names"))
+        return opened
     except BigrError as error:
         raise BigrError(f"{option}: {error}") from None
 

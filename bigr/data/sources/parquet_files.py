@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of, natural_key
+from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of, named, natural_key
 from bigr.data.sources.storage import Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -48,6 +48,9 @@ class ParquetFiles:
     @property
     def classes(self) -> list[str]:
         return self.names
+
+    def name_classes(self, names: list[str]) -> None:
+        self.names = named(self.names, names, self.where)
 
     def counts(self) -> dict[str, int] | None:
         if any(not split for _, split, _ in self.files):
@@ -105,8 +108,8 @@ def open_parquet_files(
 ) -> ParquetFiles:
     """Parquet files by their names below the storage. names: of the classes; splits: of the files, where given.
 
-    Where no file's name tells the split, each image's is drawn. Labels are numbers, or texts: then their different values
-    are the classes, in natural order, for which the whole column is read, and no image.
+    Where no file's name tells the split, each image's is drawn. Labels are numbers, or texts: then their different
+    values are the classes, in natural order, for which the whole column is read, and no image.
     """
     require("train", "reading parquet files")
     if not files:

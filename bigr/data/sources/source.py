@@ -73,6 +73,9 @@ class Source(Protocol):
     @property
     def ignored(self) -> int: ...
 
+    def name_classes(self, names: list[str]) -> None:
+        """Give names to classes that have only numbers. Raises `BigrError` where they have names, or another number."""
+
     def counts(self) -> dict[str, int] | None:
         """Images of each split; None where only reading them all tells."""
 
@@ -168,6 +171,15 @@ def checked_names(names: Any, where: str) -> list[str]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BigrError(f"{where} has the class {twice!r} twice; names must differ")
+    return names
+
+
+def named(classes: list[str] | None, names: list[str], where: str) -> list[str]:
+    """The names in place of the classes' numbers. Raises `BigrError` where these have names, or are not as many."""
+    if classes is not None and classes != [str(number) for number in range(len(classes))] and classes != names:
+        raise BigrError(f"{where} names its classes itself ({classes[0]}, …); leave shards.class_names empty")
+    if classes is not None and len(classes) != len(names):
+        raise BigrError(f"{where} has {len(classes)} classes, shards.class_names {len(names)} names; name each")
     return names
 
 

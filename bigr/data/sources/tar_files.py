@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of
+from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of, named
 from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -46,6 +46,9 @@ class TarFiles:
     @property
     def classes(self) -> list[str] | None:
         return self.names if self.labelled else [UNLABELLED]
+
+    def name_classes(self, names: list[str]) -> None:
+        self.names = named(self.classes, names, self.where)
 
     def counts(self) -> None:
         """Unknown: only reading a tar tells."""

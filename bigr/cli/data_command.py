@@ -1,0 +1,67 @@
+"""`bigr data`: what a source of images is, before anything is packed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SHEET = Path("outputs/data.png")
+
+
+def data(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder, file or URL, or a pattern such as 'train-{0000..0099}.tar'; by default shards.source.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Images to decode, from all over the source.")] = 1000,
+    everything: Annotated[bool, typer.Option("--all", help="Decode every image.")] = False,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A picture of some images.")] = SHEET,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a list of the files there, which shards.source can name in their place."
+        ),
+    ] = None,
+    params: Annotated[
+        Path, typer.Option("--params", metavar="FILE", help="The settings: seed, run, and the split of shards.")
+    ] = Path("params.yaml"),
+) -> None:
+    """Say what a source of images holds: kind, images, classes, sizes, broken files, and a picture.
+
+    Nothing is packed. What is told of the classes and splits is what the stage shards would make of them.
+    """
+    from bigr import config
+    from bigr.data.sources.inspection import inspect, lines
+    from bigr.data.sources.opened import manifest_of, open_source
+    from bigr.data.sources.source import Splitting
+    from bigr.data.sources.storage import Cache
+    from bigr.runtime.errors import BigrError
+
+    settings = config.load(params)
+    if out.suffix.lower() != ".png":
+        raise BigrError(f"--out {out}: must end in .png")
+    if manifest is not None and manifest.suffix != ".arrow":
+        raise BigrError(f"--manifest {manifest}: must end in .arrow")
+    shards = settings.shards
+    opened = open_source(
+        source or shards.source,
+        Path(),
+        Splitting(shards.val_fraction, settings.seed),
+        cache=Cache(Path(".cache") / "sources", int(settings.run.cache_gb * 1e9)),
+        names=shards.class_names if source in (None, shards.source) else None,
+        option="SOURCE" if source else "shards.source",
+    )
+    if manifest is not None:
+        listing = manifest_of(opened)
+        listing.save(manifest)
+        typer.echo(f"manifest  {manifest}: {len(listing):,} files; name it in shards.source")
+    found = inspect(
+        opened, out, images=None if everything else images, max_pixels=shards.max_pixels, workers=settings.run.workers
+    )
+    for line in lines(opened, found):
+        typer.echo(line)
+    if found.sizes:
+        typer.echo(f"picture   {out}")
