@@ -13,6 +13,8 @@ PREFECT_PORT ?= 4200
 # Port of `make serve`.
 SERVE_PORT ?= 5001
 SWITCH ?= on
+# Folder of `make fashion`.
+FASHION ?= /usr/share/datasets/fashion-mnist
 
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -23,7 +25,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_PORT PREFECT_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline ablations test test-gpu lint docs ui services nightly serve deps clean
+.PHONY: help install pipeline fashion ablations test test-gpu lint docs ui services nightly serve deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +47,12 @@ pipeline: $(STAMP) ## train, sample and evaluate what is out of date; then show 
 	bigr check
 	dvc repro
 	@echo && bigr metrics
+
+fashion: $(STAMP) ## the same on Fashion-MNIST, which FASHION names: docs/fashion-mnist.md
+	@test -e "$(FASHION)" || { echo "$(FASHION) does not exist. On Debian and Ubuntu: apt-get install dataset-fashion-mnist. Elsewhere, put the four files of Fashion-MNIST (train-images-idx3-ubyte.gz …) into a folder: make fashion FASHION=/path/to/it" >&2; exit 1; }
+	@mkdir -p data && ln -sfn "$(abspath $(FASHION))" data/fashion-mnist
+	bigr recipe fashion-mnist
+	@$(MAKE) --no-print-directory pipeline
 
 ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study

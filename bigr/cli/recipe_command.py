@@ -38,7 +38,7 @@ def recipe(
     if not path.is_file():
         raise BigrError(f"{name}: no such recipe; name one of {', '.join(known) or 'none'}, or a file")
     text = composed(path)
-    if not force and _changed():
+    if not force and _changed() and PARAMS.read_text(encoding="utf-8") != text:
         raise BigrError(
             f"{PARAMS} has changes that are not in git: commit them, undo them with `git restore {PARAMS}`, or lose "
             "them with --force"
