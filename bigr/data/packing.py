@@ -9,6 +9,7 @@ deletes the folder. Each process holds one image at a time.
 A shard's members are `.png`, `.cls` (the label) and, where there is a caption, `.txt`. Grey images have one channel.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -113,7 +114,7 @@ def pack(
     failed = folder.with_name(f"{folder.name}-report.json")
     if is_main():
         failed.unlink(missing_ok=True)
-        partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(parents=True, exist_ok=True)
     names = _named(source.parts(packing.images_per_shard))
     mine = [(part, partial / name) for name, part in names.items()][rank() :: world()]
     known = [part.images for part, _ in mine]
@@ -127,10 +128,8 @@ def pack(
     barrier()
     counts: dict[str, int] = {}
     if is_main():
-        packed = [_kept(partial / name) for name in names]
-        counts = _assembled(
-            source, folder, partial, [part for part in packed if part], packing, max_bad_fraction, failed
-        )
+        packed = [_packed(partial / name) for name in names]
+        counts = _assembled(source, folder, partial, packed, packing, max_bad_fraction, failed)
         shutil.rmtree(partial, ignore_errors=True)
     barrier()
     return counts
@@ -213,13 +212,13 @@ def _checked(
         if not counts[split]:
             why = "can be read" if bad else "are there"
             raise BigrError(f"shards.source: none of the {split} images of {source.where} {why}")
-    classes = source.classes
-    if classes is None:
-        classes = [str(label) for label in range(1 + max(max(labels) for labels in counts.values()))]
-    for label, name in enumerate(classes):
+    names = source.classes
+    number = len(names) if names is not None else 1 + max(max(labels) for labels in counts.values())
+    for label in range(number):  # before that many names are made, since a wrong label may be any number
         if not counts["train"][label]:
-            raise BigrError(f"shards.source: class {printable(name)!r} of {source.where} has no readable train image")
-    return [printable(name) for name in classes]
+            name = printable(names[label]) if names is not None else str(label)
+            raise BigrError(f"shards.source: class {name!r} of {source.where} has no readable train image")
+    return [printable(name) for name in names] if names is not None else [str(label) for label in range(number)]
 
 
 def _index(shards: list[Written], classes: list[str], image_size: int, folder: Path) -> dict[str, Any]:
@@ -269,6 +268,15 @@ def _kept(stem: Path) -> PackedPart | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return done if all((stem.parent / shard.name).is_file() for shard in done.shards) else None
+
+
+def _packed(stem: Path) -> PackedPart:
+    done = _kept(stem)
+    if done is None:
+        raise BigrError(
+            f"{stem} is missing, which another process packed; all processes need the same folder {stem.parent}"
+        )
+    return done
 
 
 def _write(source: Source, part: Part, stem: Path, packing: Packing, key: str) -> PackedPart:
@@ -359,33 +367,39 @@ class _Writer:
     def discard(self) -> None:
         """Remove what is not complete."""
         if self._open is not None:
-            self._open[0].close()
-            self._open[2].with_suffix(".part").unlink(missing_ok=True)
+            file, tar, path = self._open
+            with contextlib.suppress(OSError):  # the disk may be full
+                tar.close()  # else it would write to the closed file when it is collected
+            with contextlib.suppress(OSError):
+                file.close()
+            path.with_suffix(".part").unlink(missing_ok=True)
 
 
 def _as_it_is(source: TarFiles, part: Part, packing: Packing) -> Written | None:
     """The shard that a tar of the source already is; None where it has to be written anew.
 
-    Every image must have a format and the size of a shard's, and a label as a number in `.cls`.
+    Every image must be readable, with a format and the size of a shard's, and have a label as a number in `.cls`; a
+    caption must be in `.txt`.
     """
     path = source.local(part)
-    if path is None:
+    if path is None or not source.labelled:
         return None
     counts = Counter[int]()
     captions = 0
     try:
         for members in read_whole(path):
-            image = next((data for suffix, data in members.items() if suffix in STORED), None)
-            label = int(members["cls"]) if source.labelled else None
-            known = source.names is None or label is None or 0 <= label < len(source.names)
-            if image is None or label is None or label < 0 or not known or not fits(image, packing.image_size):
+            sample = source.sample(path.name, "", members)
+            image = next((members[suffix] for suffix in STORED if suffix in members), b"")
+            same = image is sample.image and int(members["cls"]) == sample.label
+            if not same or ("txt" in members) != (sample.text is not None) or not fits(image, packing.image_size):
                 return None
-            counts[label] += 1
-            captions += "txt" in members
-        image_starts_of(path)
-    except (ValueError, KeyError, OSError, EOFError, tarfile.TarError):  # reading it again says what is wrong
-        return None
-    if not counts:
+            decode(io.BytesIO(image), packing.max_pixels)
+            counts[sample.label] += 1
+            captions += sample.text is not None
+        starts = image_starts_of(path)
+    except (ValueError, KeyError, OSError, EOFError, tarfile.TarError, ImageError):
+        return None  # reading it again says what is wrong
+    if not counts or len(starts) != counts.total() + 1:  # other members lie between those of the images
         return None
     name = str(path.absolute())
     return Written(part.split or "train", name, counts.total(), captions, dict(counts), sha256_file(path))

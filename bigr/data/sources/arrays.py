@@ -130,7 +130,8 @@ class ImageArrays:
 
     def state(self, part: Part) -> list[Any]:
         source, _ = self._orders[part.split or "train"]
-        return [self.storage.state(name) for name in self.arrays[source].files]
+        files = [self.storage.state(name) for name in self.arrays[source].files]
+        return [files, self.splitting.val_fraction, self.splitting.seed]
 
 
 def open_idx(storage: Storage, name: str | None, splitting: Splitting) -> ImageArrays:
@@ -177,7 +178,9 @@ def _idx(storage: Storage, match: re.Match[str], files: list[str]) -> Array:
             f"{storage.where(name)} holds {shape[0]:,} images, {labels_name} {len(labels):,} labels; "
             "each image needs one; get both files again"
         )
-    turned = match["before"].startswith("emnist")  # EMNIST's images are stored column by column
+    if len(shape) == 4 and shape[3] not in (1, 3):
+        raise BigrError(f"{storage.where(name)} holds images of {shape[3]} channels; they must have 1 or 3")
+    turned = match["before"].startswith("emnist") and len(shape) == 3  # EMNIST's images are stored column by column
 
     def unpack(storage: Storage, out: IO[bytes]) -> None:
         with _reading(storage, name), _unpacked(storage, name) as stream:
@@ -328,6 +331,8 @@ def _labelled(kind: str, storage: Storage, arrays: dict[str, Array], names: Any,
     """
     if "train" not in arrays:
         raise BigrError(f"{storage.where()} has no training images, only those of {next(iter(arrays.values())).name}")
+    if empty := next((array for array in arrays.values() if not np.prod(array.shape)), None):
+        raise BigrError(f"{storage.where(empty.name)} holds no image; get it again")
     values = np.unique(arrays["train"].labels)
     if "val" in arrays and (unknown := np.setdiff1d(arrays["val"].labels, values)).size:
         raise BigrError(
@@ -369,6 +374,6 @@ def _reading(storage: Storage, name: str) -> Iterator[None]:
         yield
     except BigrError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BigrError(f"{storage.where(name)} cannot be read ({reason}); get it again") from None

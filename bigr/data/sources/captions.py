@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, class_names, label_of
+from bigr.data.sources.source import SPLITS, UNLABELLED, class_names, label_of
 from bigr.data.sources.storage import Storage, printable
 from bigr.runtime.errors import BigrError
 
@@ -26,11 +26,11 @@ class Row(NamedTuple):
     text: str | None
 
 
-def table_in(files: list[str]) -> str | None:
-    """The table among the files of a folder. Raises `BigrError` where there are two."""
+def table_in(files: list[str], where: str) -> str | None:
+    """The table among the files of the folder `where`. Raises `BigrError` where there are two."""
     found = [name for name in TABLES if name in files]
     if len(found) > 1:
-        raise BigrError(f"there are {found[0]} and {found[1]}; keep one of them")
+        raise BigrError(f"{where} has {found[0]} and {found[1]}; keep one of them")
     return found[0] if found else None
 
 
@@ -67,7 +67,10 @@ def read_table(storage: Storage, folder: str, name: str) -> list[Row]:
     if not rows:
         raise BigrError(f"{where} names no image; add lines, or remove the file")
     if not labelled:
-        inner = [row.file.removeprefix(folder).rpartition("/")[0].partition("/")[0] for row in rows]
+        below = [row.file.removeprefix(folder) for row in rows]
+        if all(file.partition("/")[0] in SPLITS for file in below):
+            below = [file.partition("/")[2] for file in below]
+        inner = [file.rpartition("/")[0].partition("/")[0] for file in below]
         names = inner if all(inner) else [UNLABELLED] * len(rows)
         rows = [row._replace(label=name) for row, name in zip(rows, names, strict=True)]
     return rows
@@ -90,13 +93,14 @@ def _lines(storage: Storage, path: str, where: str) -> Iterator[tuple[int, dict[
         raise BigrError(f"{where} is not UTF-8 ({error}); convert it") from None
     if path.endswith(".csv"):
         reader = csv.DictReader(io.StringIO(text), strict=True)
+        lines = reader.reader  # the other's number is that of the last whole row
         try:
             if "file_name" not in (reader.fieldnames or []):
                 raise BigrError(f"{where} has no column file_name; its first line must name the columns")
             for row in reader:
                 yield reader.line_num, row
         except csv.Error as error:
-            raise BigrError(f"{where}, line {reader.line_num}: {error}") from None
+            raise BigrError(f"{where}, line {lines.line_num}: {error}") from None
         return
     for number, line in enumerate(io.StringIO(text), start=1):
         if not line.strip():
@@ -107,4 +111,8 @@ def _lines(storage: Storage, path: str, where: str) -> Iterator[tuple[int, dict[
             raise BigrError(f"{where}, line {number}: is not JSON ({error})") from None
         if not isinstance(values, dict):
             raise BigrError(f'{where}, line {number}: must be an object, {{"file_name": …}}')
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BigrError(f"{where}, line {number}: has an escape of half a character; correct it") from None
         yield number, values

@@ -14,7 +14,7 @@ from typing import Any
 from bigr.data.images import ImageError
 from bigr.data.sources.captions import read_table, table_in
 from bigr.data.sources.listing import Entry, Listing, Rows, joined
-from bigr.data.sources.source import SPLITS, UNLABELLED, Part, Sample, Splitting, named, natural_key
+from bigr.data.sources.source import SPLITS, UNLABELLED, Part, Sample, Splitting, class_names, named, natural_key
 from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -130,7 +130,8 @@ def open_image_folder(storage: Storage, splitting: Splitting, *, warn: bool = Tr
     require("train", "listing images")
     where = storage.where()
     top, files = storage.entries()
-    if "val" in top and "train" in top and table_in(files) is None:
+    table = table_in(files, where)
+    if "val" in top and "train" in top and table is None:
         train, train_ignored = _classes(storage, "train/")
         val, val_ignored = _classes(storage, "val/")
         if unknown := sorted(set(val) - set(train), key=natural_key):
@@ -143,17 +144,17 @@ def open_image_folder(storage: Storage, splitting: Splitting, *, warn: bool = Tr
     elif "val" in top and "train" not in top:
         raise BigrError(f"{where} has val/ but no train/; rename the class folders' parent to train/")
     else:
-        alone = "train" in top and table_in(files) is None and _divided(storage)
+        alone = "train" in top and table is None and _divided(storage)
         others = [name for name in top if name != "train"] if alone else []
         if other := next((name for name in others if name in _OTHER_NAMES_OF_VAL), None):
             raise BigrError(f"{where} has train/ and {other}/; rename {other}/ to val/")
         everything, ignored = _classes(storage, "train/" if alone else "")
-        train, val = _split(everything, splitting, named=table_in(files) is not None)
+        train, val = _split(everything, splitting, named=table is not None)
         if not any(found.files for found in val.values()):
             raise BigrError(f"{where} has one image per class, which leaves none for val; add images")
     if warn and others:
         log.warning("%s: beside train/, these folders are not read: %s", where, ", ".join(map(printable, others)))
-    classes = sorted(train, key=natural_key)
+    classes = _in_order(storage, "train/" if "train" in top and table is None else "", list(train))
     number = {name: label for label, name in enumerate(classes)}
     tables = {}
     for split, found in (("train", train), ("val", val)):
@@ -165,10 +166,23 @@ def open_image_folder(storage: Storage, splitting: Splitting, *, warn: bool = Tr
     return ImageFolder(storage, joined(tables, {**about, "ignored": ignored}))
 
 
+def _in_order(storage: Storage, prefix: str, classes: list[str]) -> list[str]:
+    """The classes of a table in the order of `labels.txt`, where there is one; others in natural order."""
+    names = class_names(storage, prefix) if table_in(storage.entries(prefix)[1], storage.where(prefix)) else None
+    if names is None or not set(classes) <= set(names):  # without labels in the table, folders may be the classes
+        return sorted(classes, key=natural_key)
+    if absent := [name for name in names if name not in classes]:
+        raise BigrError(
+            f"{storage.where(prefix.rstrip('/'))}: no training image has the class {absent[0]!r}; add some, or remove "
+            "the name"
+        )
+    return names
+
+
 def _divided(storage: Storage) -> bool:
     """Whether `train/` holds the classes, and is not itself one."""
     folders, files = storage.entries("train/")
-    return bool(folders) or table_in(files) is not None
+    return bool(folders) or table_in(files, storage.where("train")) is not None
 
 
 def _split(
@@ -179,8 +193,10 @@ def _split(
     named: a table lists the images; where all of them are in train/ and val/, these are the splits.
     """
     train, val = {}, {}
+    folders = {file.partition("/")[0] for found in everything.values() for file in found.files}
+    divided = named and folders == set(SPLITS)
     for name, found in everything.items():
-        if named and all(file.partition("/")[0] in SPLITS for file in found.files):
+        if divided:
             held_out = {file for file in found.files if file.startswith("val/")}
         else:
             ranked = sorted(found.files, key=lambda file: (splitting.rank("val", printable(file)), file))
@@ -192,7 +208,7 @@ def _split(
 def _classes(storage: Storage, prefix: str) -> tuple[dict[str, _Class], int]:
     """Class → its images, sorted; and the number of ignored files."""
     folders, loose = storage.entries(prefix)
-    if table := table_in(loose):
+    if table := table_in(loose, storage.where(prefix)):
         return _of_table(storage, prefix, table)
     found: dict[str, _Class] = {}
     flat = Images()

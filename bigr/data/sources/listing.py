@@ -2,7 +2,7 @@
 
 Columns: `file` (its name below the root, in bytes), `label`, and where there are captions `text` and `captioned` (the
 caption is in a `.txt` file beside the image). The rows of the training split come first. A manifest, which `bigr data
---manifest` writes, is the same with the columns `bytes` and `modified`: its content changes with the images.
+--manifest` writes, is the same with the column `state`: its content changes with the images.
 """
 
 import json

@@ -92,10 +92,8 @@ def _of_pattern(source: str, root: Path, splitting: Splitting, cache: Cache) -> 
     if isinstance(storage, LocalStorage) and (
         missing := [name for name in files if not (storage.root / name).is_file()]
     ):
-        raise BigrError(
-            f"{source}: {missing[0]} does not exist, nor do {len(missing) - 1} others of {len(files)}; correct "
-            "the pattern"
-        )
+        more = f", nor do {len(missing) - 1} others of {len(files)}" if len(missing) > 1 else ""
+        raise BigrError(f"{source}: {missing[0]} does not exist{more}; correct the pattern")
     return _files(storage, files, splitting)
 
 

@@ -1,5 +1,6 @@
 """Parquet files with encoded images, as Hugging Face's datasets have them: `image.bytes`, `label`, `text`."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ class ParquetFiles:
         return Sample(name, split, image, label, text)
 
     def state(self, part: Part) -> list[Any]:
-        return self.storage.state(self.files[part.place[0]][0])
+        drawn = [self.splitting.val_fraction, self.splitting.seed] if part.split is None else None
+        return [self.storage.state(self.files[part.place[0]][0]), self.names, self.image, self.label, self.text, drawn]
 
 
 def open_parquet_files(
@@ -115,7 +117,7 @@ def open_parquet_files(
     if not files:
         raise BigrError(f"{storage.where()} has no parquet file")
     if splits is None:
-        divided = by_split(files)
+        divided = by_split(storage, files)
         splits = {name: split for split, mine in (divided or {"": files}).items() for name in mine}
     listed: list[tuple[str, str, list[int]]] = []
     image = label = text = None
@@ -160,7 +162,10 @@ def _columns(where: str, schema: "pa.Schema") -> tuple[str, str | None, str | No
             f"{', '.join(schema.names)}"
         )
     others = [name for name in schema.names if name not in images]
-    label, text = (next((name for name in known if name in others), None) for known in (_LABELS, _TEXTS))
+    label = next((name for name in _LABELS if name in others), None)
+    text = next((name for name in _TEXTS if name in others), None)
+    if text is not None and schema.field(text).type not in (pa.string(), pa.large_string(), pa.string_view()):
+        raise BigrError(f"{where}: the column {text} holds {schema.field(text).type}; a caption must be one text")
     return image, label, text
 
 
@@ -181,7 +186,12 @@ def _names_of(where: str, label: str, values: set[Any]) -> list[str]:
         return sorted(values, key=natural_key)
     if not all(isinstance(value, int) for value in values) or min(values) < 0:
         raise BigrError(f"{where}: the column {label} must have class numbers from 0 on, or names")
-    return [str(number) for number in range(max(values) + 1)]
+    missing = next(number for number in itertools.count() if number not in values)
+    if missing < max(values):
+        raise BigrError(
+            f"{where}: no image has the {label} {missing}, but one has {max(values)}; number them without gaps"
+        )
+    return [str(number) for number in range(missing)]
 
 
 def _parquet(stream: Any) -> "pq.ParquetFile":
@@ -196,6 +206,6 @@ def _explained(storage: Storage, name: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise BigrError(f"{storage.where(name)} cannot be read as a parquet file ({reason}); get it again") from None

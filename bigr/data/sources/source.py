@@ -112,7 +112,7 @@ class Splitting:
         return min(count - 1, max(1, round(count * self.val_fraction)))
 
 
-def by_split(names: Sequence[str]) -> dict[str, list[str]] | None:
+def by_split(storage: Storage, names: Sequence[str]) -> dict[str, list[str]] | None:
     """Files by the split that a word in their path names, as in `imagenet-train-0001.tar` or `val/0001.tar`.
 
     Files of test are val where there are none of val, and else left out. None where no split is named, so that all are
@@ -132,11 +132,13 @@ def by_split(names: Sequence[str]) -> dict[str, list[str]] | None:
         return None
     if others:
         raise BigrError(
-            f"{others[0]} says neither train nor val in its name, as other files there do; rename it, or name the "
-            "files to read by a pattern with braces"
+            f"{storage.where(others[0])} says neither train nor val in its name, as other files there do; rename it, "
+            "or name the files to read by a pattern with braces"
         )
     if not found["train"]:
-        raise BigrError(f"there are files of val ({found['val'][0]}) but none of train; add them, or rename those")
+        raise BigrError(
+            f"{storage.where()} has files of val ({found['val'][0]}) but none of train; add them, or rename those"
+        )
     return found
 
 
@@ -150,7 +152,7 @@ def class_names(storage: Storage, folder: str = "") -> list[str] | None:
             continue
         where = storage.where(folder + name)
         try:
-            text = storage.read(folder + name).decode("utf-8")
+            text = storage.read(folder + name).decode("utf-8-sig")
             found = json.loads(text) if name.endswith(".json") else [line.strip() for line in text.splitlines()]
             if isinstance(found, dict):
                 found = [found[str(number)] for number in range(len(found))]

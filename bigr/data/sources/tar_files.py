@@ -73,9 +73,10 @@ class TarFiles:
         name = part.place[0]
         for key, members in _grouped(self.storage, name):
             split = part.split or self.splitting.split_of(f"{name}/{key}")
-            yield self._sample(f"{printable(name)}: {printable(key)}", split, members)
+            yield self.sample(f"{printable(name)}: {printable(key)}", split, members)
 
-    def _sample(self, name: str, split: str, members: dict[str, bytes]) -> Sample:
+    def sample(self, name: str, split: str, members: dict[str, bytes]) -> Sample:
+        """An image from its members by suffix; what is wrong with it is an `ImageError` in the image's place."""
         try:
             image = next((data for suffix, data in members.items() if f".{suffix}" in SUFFIXES), None)
             if image is None:
@@ -93,7 +94,8 @@ class TarFiles:
         return Sample(name, split, image, label, text)
 
     def state(self, part: Part) -> list[Any]:
-        return self.storage.state(part.place[0])
+        drawn = [self.splitting.val_fraction, self.splitting.seed] if part.split is None else None
+        return [self.storage.state(part.place[0]), self.names, self.labelled, drawn]
 
 
 def _json(members: dict[str, bytes]) -> dict[str, Any]:
@@ -113,7 +115,13 @@ def _text(members: dict[str, bytes], about: dict[str, Any]) -> str | None:
         except UnicodeDecodeError:
             raise ImageError("its caption is not UTF-8") from None
     text = next((about[key] for key in _TEXTS if key in about), None)
-    return text if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # an escape of half a character, as JSON may have it
+        raise ImageError("its caption is not valid text") from None
+    return text
 
 
 def open_tar_files(
@@ -135,7 +143,7 @@ def open_tar_files(
     if splits is not None:
         divided = {split: [name for name in files if splits[name] == split] for split in dict.fromkeys(splits.values())}
     else:
-        divided = by_split(files)
+        divided = by_split(storage, files)
     if divided is None:
         held_out = round(len(files) * splitting.val_fraction)
         if held_out:
