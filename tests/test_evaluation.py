@@ -21,6 +21,7 @@ from bigr.evaluation import plots
 from bigr.evaluation.code_usage import CodeUsage, code_usage
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.fidelity.extractors import weights_hash
+from bigr.evaluation.fidelity.neighbours import draw_neighbours, nearest, nearest_ratio
 from bigr.evaluation.headline import HEADLINE
 from bigr.evaluation.imagesets.image_stream import ImageStream, files_hash, mean_psnr
 from bigr.evaluation.imagesets.npz_images import read_samples
@@ -53,6 +54,25 @@ def test_psnr_is_the_mean_over_images_in_decibels() -> None:
     expected = (100 + 20 * math.log10(255) + 20 * math.log10(25.5)) / 3
     found = mean_psnr(ImageStream(3, lambda: iter(images)), ImageStream(3, lambda: iter(originals)), batch_size=2)
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_the_nearest_training_image_is_found_and_copies_are_told_from_new_images(size: int, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    training = torch.randint(0, 256, (30, 3, size, size), dtype=torch.uint8, generator=draw)
+    held_out = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8, generator=draw)
+    stream, copies = ImageStream(30, lambda: iter(training)), training[[7, 29, 3]]
+    mine = nearest(copies, stream, torch.device("cpu"))
+    assert mine.place.tolist() == [7, 29, 3] and mine.distance.max() < 1e-3
+    theirs = nearest(held_out, stream, torch.device("cpu"))
+    assert nearest_ratio(mine, theirs) < 0.01 and nearest_ratio(theirs, theirs) == 1
+    if size == 8:  # compared as they are
+        apart = (held_out[:1].float() - training.float()).square().flatten(1).mean(1).sqrt() / 255
+        assert theirs.distance[0] == pytest.approx(float(apart.min()), rel=1e-3)
+        assert int(theirs.place[0]) == int(apart.argmin())
+    draw_neighbours(tmp_path / "pairs.png", copies, mine, stream)
+    with Image.open(tmp_path / "pairs.png") as picture:
+        assert picture.size[0] > 3 * size and picture.size[1] > 2 * size
 
 
 def test_code_usage_counts_what_the_codes_hold(tmp_path: Path) -> None:
@@ -193,7 +213,7 @@ def test_metrics_are_complete_finite_and_reported_under_the_same_names(evaluated
     distances = {"fd_classifier", "kd_classifier", "is_classifier", "precision", "recall", "images"}
     layers = {f"top{k}_layer_0{layer}" for k in (1, 5) for layer in (1, 2)}
     assert {part: set(figures) for part, figures in metrics.items()} == {
-        "samples": distances | {"label_agreement", "over_floor"},
+        "samples": distances | {"label_agreement", "nearest_ratio", "over_floor"},
         "reconstructions": distances | {"label_agreement", "psnr"},
         "val_against_train": distances,
         "classifier": {"val_accuracy"},
@@ -276,8 +296,16 @@ def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:
     root, told = evaluated
     folder = root / "outputs" / "plots"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"bits.png", "confusion.csv", "confusion.png", "probe.csv", "probe.png", "tsne.png"}
-    assert told.pictures == {name: folder / f"{name}.png" for name in ("probe", "tsne", "bits", "confusion")}
+    assert names == {
+        "bits.png",
+        "confusion.csv",
+        "confusion.png",
+        "neighbours.png",
+        "probe.csv",
+        "probe.png",
+        "tsne.png",
+    }
+    assert told.pictures == {name: folder / f"{name}.png" for name in evaluate_model.PLOTS}
     columns = ("top1", "top5", "knn_top1", "knn_top5", "selection_top1", "knn_selection_top1")
     assert told.curves == {f"probe_by_layer.{column}": [1, 2] for column in columns}
     assert not list((root / "checkpoints").iterdir())  # the features
@@ -361,7 +389,7 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
     assert "Traceback" in parts["failed"]["psnr"]["traceback"]  # for whoever mends the code
     assert any("representation failed" in record.message for record in caplog.records)
     assert {path.name for path in (copied / "outputs" / "plots").iterdir()} == {
-        "bits.png", "confusion.csv", "confusion.png",
+        "bits.png", "confusion.csv", "confusion.png", "neighbours.png",
     }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"generator.from": GONE}, "generator.from is missing; add it"),
     ({"generator.from": 3}, "generator.from must be a valid string…, got 3"),
     ({"generator.from": ""}, "generator.from must have at least…, got ''"),
-    ({"run.colour": "red"}, "run.colour is not a setting; known here: device, precision, workers, processes"),
+    ({"run.colour": "red"}, "run.colour is not a setting; known here: device, precision, workers, cache_gb"),
     ({"generator.heads": GONE}, "generator.heads is missing; add it"),
     ({"codes": GONE}, "codes is missing; add it"),
     ({"codes": 5}, "codes must be a section with views, draws, batch_size…, got 5"),

@@ -35,6 +35,7 @@ _SHOWN = {
     "samples.isc": "with Inception",
     "samples.precision": "that lie among real ones",
     "samples.recall": "real images covered",
+    "samples.nearest_ratio": "1: new; 0: copies",
     "reconstructions.psnr": "against the originals",
     "codes.bit_entropy": "a bit, mean; 1 at most",
     "codes.dead_bits": "bits that never change",

@@ -34,7 +34,7 @@ from PIL import Image
 
 from bigr.data.images import ImageError, center_crop, check_pixels, decode, encode_png, grey_if_grey
 from bigr.data.shards import STORED, fits, image_starts_of, read_whole
-from bigr.data.sources.source import SPLITS, Part, Sample, Source
+from bigr.data.sources.source import SPLITS, SourcePart, Sample, Source
 from bigr.data.sources.storage import printable
 from bigr.data.sources.tar_files import TarFiles
 from bigr.runtime.distributed import barrier, is_main, rank, world
@@ -135,7 +135,7 @@ def pack(
     return counts
 
 
-def _named(parts: Iterable[Part]) -> dict[str, Part]:
+def _named(parts: Iterable[SourcePart]) -> dict[str, SourcePart]:
     """Parts by the names of their shards: the split, where there is one, and a number."""
     numbers = Counter[str]()
     found = {}
@@ -246,7 +246,7 @@ def _from(folder: Path, name: str) -> str:
 # One part
 
 
-def pack_part(source: Source, packing: Packing, job: tuple[Part, Path]) -> PackedPart:
+def pack_part(source: Source, packing: Packing, job: tuple[SourcePart, Path]) -> PackedPart:
     """Pack one part, unless the same was packed before. Its shards and a note in JSON begin with the job's path."""
     part, stem = job
     key = hashlib.sha256(json.dumps([_FORMAT, vars(packing), part, source.state(part)]).encode()).hexdigest()
@@ -279,7 +279,7 @@ def _packed(stem: Path) -> PackedPart:
     return done
 
 
-def _write(source: Source, part: Part, stem: Path, packing: Packing, key: str) -> PackedPart:
+def _write(source: Source, part: SourcePart, stem: Path, packing: Packing, key: str) -> PackedPart:
     done = PackedPart(key)
     splits = [part.split] if part.split else list(SPLITS)
     writers = {split: _Writer(split, stem, packing.images_per_shard, len(splits) > 1) for split in splits}
@@ -375,7 +375,7 @@ class _Writer:
             path.with_suffix(".part").unlink(missing_ok=True)
 
 
-def _as_it_is(source: TarFiles, part: Part, packing: Packing) -> Written | None:
+def _as_it_is(source: TarFiles, part: SourcePart, packing: Packing) -> Written | None:
     """The shard that a tar of the source already is; None where it has to be written anew.
 
     Every image must be readable, with a format and the size of a shard's, and have a label as a number in `.cls`; a
@@ -412,7 +412,7 @@ _work: tuple[Source, Packing] | None = None
 
 
 def _in_processes(
-    source: Source, packing: Packing, jobs: list[tuple[Part, Path]], processes: int
+    source: Source, packing: Packing, jobs: list[tuple[SourcePart, Path]], processes: int
 ) -> Iterator[PackedPart]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     pool = ProcessPoolExecutor(processes, context, _start_worker, (source, packing))
@@ -437,7 +437,7 @@ def _start_worker(source: Source, packing: Packing) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _pack_job(job: tuple[Part, Path]) -> PackedPart:
+def _pack_job(job: tuple[SourcePart, Path]) -> PackedPart:
     assert _work is not None
     return pack_part(*_work, job)
 

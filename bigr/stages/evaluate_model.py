@@ -32,6 +32,7 @@ from bigr.evaluation.fidelity.extractors import (
     inception_extractor,
     read_inception_weights,
 )
+from bigr.evaluation.fidelity.neighbours import MEASURED, draw_neighbours, nearest, nearest_ratio
 from bigr.evaluation.fidelity.statistics import KEPT, measure
 from bigr.evaluation.headline import headline
 from bigr.evaluation.imagesets.image_stream import ImageStream, mean_psnr, reconstructions, split_hash, split_images
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from bigr.config import EvaluationSettings as Section
     from bigr.config import Settings
 
-PLOTS = ("probe", "tsne", "bits", "confusion")
+PLOTS = ("probe", "tsne", "bits", "confusion", "neighbours")
 _SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same images
 
 
@@ -106,6 +107,13 @@ def run(settings: "Settings", context: Context) -> None:
             sets = {"samples": drawn, "reconstructions": restored, **originals}
             for name, measured in distances(section, extractor, sets, device, parts).items():
                 metrics[name] |= measured
+        with parts("neighbours"):
+            most = min(MEASURED, len(drawn), counts["val"])
+            few = samples[torch.linspace(0, len(samples) - 1, most).long()]
+            mine = nearest(few, originals["train"], device)
+            held_out = nearest(originals["val"].first(most, section.batch_size), originals["train"], device)
+            metrics["samples"]["nearest_ratio"] = nearest_ratio(mine, held_out)
+            draw_neighbours(pictures / "neighbours.png", few, mine, originals["train"])
         with parts("psnr"):
             metrics["reconstructions"]["psnr"] = mean_psnr(restored, originals["val"], section.batch_size)
         with parts("codes"):

@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, checked_names, class_names, named
+from bigr.data.sources.source import UNLABELLED, SourcePart, Sample, Splitting, checked_names, class_names, named
 from bigr.data.sources.storage import Storage
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_path
@@ -110,14 +110,14 @@ class ImageArrays:
                 )
         self.prepared = folder
 
-    def parts(self, images: int) -> list[Part]:
+    def parts(self, images: int) -> list[SourcePart]:
         return [
-            Part(split, first, min(images, count - first), (first,))
+            SourcePart(split, first, min(images, count - first), (first,))
             for split, count in self.counts().items()
             for first in range(0, count, images)
         ]
 
-    def read(self, part: Part) -> Iterator[Sample]:
+    def read(self, part: SourcePart) -> Iterator[Sample]:
         assert self.prepared is not None and part.split is not None and part.images is not None
         source, places = self._orders[part.split]
         array = self.arrays[source]
@@ -128,7 +128,7 @@ class ImageArrays:
             name = f"{array.name}[{place}]"
             yield Sample(name, part.split, np.array(image), int(array.labels[place]))
 
-    def state(self, part: Part) -> list[Any]:
+    def state(self, part: SourcePart) -> list[Any]:
         source, _ = self._orders[part.split or "train"]
         files = [self.storage.state(name) for name in self.arrays[source].files]
         return [files, self.splitting.val_fraction, self.splitting.seed]

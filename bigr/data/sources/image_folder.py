@@ -14,7 +14,7 @@ from typing import Any
 from bigr.data.images import ImageError
 from bigr.data.sources.captions import read_table, table_in
 from bigr.data.sources.listing import Entry, Listing, Rows, joined
-from bigr.data.sources.source import SPLITS, UNLABELLED, Part, Sample, Splitting, class_names, named, natural_key
+from bigr.data.sources.source import SPLITS, UNLABELLED, SourcePart, Sample, Splitting, class_names, named, natural_key
 from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -60,15 +60,15 @@ class ImageFolder:
         if self.listing.path is None:
             self.listing.save(folder / _LISTING)
 
-    def parts(self, images: int) -> list[Part]:
+    def parts(self, images: int) -> list[SourcePart]:
         counts, found = self.counts(), []
         for split, start in (("train", 0), ("val", counts["train"])):
             for first in range(0, counts[split], images):
                 number = min(images, counts[split] - first)
-                found.append(Part(split, first, number, (start + first, start + first + number)))
+                found.append(SourcePart(split, first, number, (start + first, start + first + number)))
         return found
 
-    def read(self, part: Part) -> Iterator[Sample]:
+    def read(self, part: SourcePart) -> Iterator[Sample]:
         split = part.split or "train"
 
         def sample(entry: Entry) -> Sample:
@@ -84,7 +84,7 @@ class ImageFolder:
             return map(sample, entries)
         return map_ahead(sample, entries, _REQUESTS, ahead=2 * _REQUESTS)
 
-    def state(self, part: Part) -> list[Any]:
+    def state(self, part: SourcePart) -> list[Any]:
         """Remote images are not asked for, one by one: for them, the names."""
         local = isinstance(self.storage, LocalStorage)
         return [

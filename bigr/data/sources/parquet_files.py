@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of, named, natural_key
+from bigr.data.sources.source import UNLABELLED, SourcePart, Sample, Splitting, by_split, label_of, named, natural_key
 from bigr.data.sources.storage import Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -63,17 +63,17 @@ class ParquetFiles:
     def prepare(self, folder: Path) -> None:
         """Nothing is needed."""
 
-    def parts(self, images: int) -> list[Part]:
+    def parts(self, images: int) -> list[SourcePart]:
         found, firsts = [], dict[str, int]()
         for number, (_, split, groups) in enumerate(self.files):
             start = 0
             for group, rows in enumerate(groups):
                 first = firsts.get(split, 0)
-                found.append(Part(split or None, first, rows, (number, group, start)))
+                found.append(SourcePart(split or None, first, rows, (number, group, start)))
                 firsts[split], start = first + rows, start + rows
         return found
 
-    def read(self, part: Part) -> Iterator[Sample]:
+    def read(self, part: SourcePart) -> Iterator[Sample]:
         file, group, row = part.place
         name = self.files[file][0]
         columns = [column for column in (self.image, self.label, self.text) if column]
@@ -96,7 +96,7 @@ class ParquetFiles:
             return Sample(name, split, error, 0)
         return Sample(name, split, image, label, text)
 
-    def state(self, part: Part) -> list[Any]:
+    def state(self, part: SourcePart) -> list[Any]:
         drawn = [self.splitting.val_fraction, self.splitting.seed] if part.split is None else None
         return [self.storage.state(self.files[part.place[0]][0]), self.names, self.image, self.label, self.text, drawn]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, Part, Sample, Splitting, by_split, label_of, named
+from bigr.data.sources.source import UNLABELLED, SourcePart, Sample, Splitting, by_split, label_of, named
 from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -56,20 +56,20 @@ class TarFiles:
     def prepare(self, folder: Path) -> None:
         """Nothing is needed."""
 
-    def parts(self, images: int) -> list[Part]:
+    def parts(self, images: int) -> list[SourcePart]:
         return [
-            Part(split or None, number * _MOST, None, (name,))
+            SourcePart(split or None, number * _MOST, None, (name,))
             for split, names in self.files.items()
             for number, name in enumerate(names)
         ]
 
-    def local(self, part: Part) -> Path | None:
+    def local(self, part: SourcePart) -> Path | None:
         """The tar file of a part, where it can be used as it is: it is here, not compressed, and of one split."""
         name = part.place[0]
         as_it_is = isinstance(self.storage, LocalStorage) and part.split is not None and name.endswith(".tar")
         return self.storage.root / name if as_it_is and isinstance(self.storage, LocalStorage) else None
 
-    def read(self, part: Part) -> Iterator[Sample]:
+    def read(self, part: SourcePart) -> Iterator[Sample]:
         name = part.place[0]
         for key, members in _grouped(self.storage, name):
             split = part.split or self.splitting.split_of(f"{name}/{key}")
@@ -93,7 +93,7 @@ class TarFiles:
             return Sample(name, split, error, 0)
         return Sample(name, split, image, label, text)
 
-    def state(self, part: Part) -> list[Any]:
+    def state(self, part: SourcePart) -> list[Any]:
         drawn = [self.splitting.val_fraction, self.splitting.seed] if part.split is None else None
         return [self.storage.state(part.place[0]), self.names, self.labelled, drawn]
 
