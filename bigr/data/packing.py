@@ -34,7 +34,7 @@ from PIL import Image
 
 from bigr.data.images import ImageError, center_crop, check_pixels, decode, encode_png, grey_if_grey
 from bigr.data.shards import STORED, fits, image_starts_of, read_whole
-from bigr.data.sources.source import SPLITS, SourcePart, Sample, Source
+from bigr.data.sources.source import SPLITS, Sample, Source, SourcePart
 from bigr.data.sources.storage import printable
 from bigr.data.sources.tar_files import TarFiles
 from bigr.runtime.distributed import barrier, is_main, rank, world

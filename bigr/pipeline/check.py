@@ -73,8 +73,13 @@ def _source_problems(root: Path, source: str) -> list[str]:
             f"shards.source is {source}, a pattern, which DVC cannot follow; write a manifest of these files with "
             "`bigr data SOURCE --manifest data/source.arrow`, and name that"
         ]
+    if source.startswith("file://"):
+        return [f"shards.source is {source}, which DVC cannot follow; name the path alone, {local_path(source)}"]
     if is_url(source):
-        return []
+        kind = source.partition("://")[0]
+        if dvcfile.can_depend_on(source):
+            return []
+        return [f"shards.source is {source}, but DVC knows no {kind}://; name s3://, gs://, https:// or a path"]
     named = Path(os.path.normpath(source))
     if named.is_relative_to(config.EMBEDDED) and named.relative_to(config.EMBEDDED) not in map(Path, _OF_DIGITS):
         return [f"shards.source is {source}, which the stage digits does not write; name {config.EMBEDDED}"]

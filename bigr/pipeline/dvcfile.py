@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 require("pipeline", "reading dvc.yaml")
 
+HASHES = ("md5", "etag", "checksum")
+"""What dvc.lock calls the hash of a file or a folder; the latter two of a file at a URL."""
+
 
 @dataclass(frozen=True)
 class StageSpec:
@@ -105,8 +108,16 @@ def check_inputs(root: Path, spec: StageSpec, pipeline: Mapping[str, StageSpec])
         raise BigrError(f"stage {spec.name} reads {dep}, which does not exist; {remedy}")
 
 
+def can_depend_on(url: str) -> bool:
+    """Whether DVC knows this kind of URL: `s3://`, but not each that fsspec opens."""
+    from dvc.config_schema import REMOTE_SCHEMAS
+
+    kind = url.partition("://")[0]
+    return kind in REMOTE_SCHEMAS and kind != "remote"
+
+
 def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """DVC's hash of each path below `root` (or absolute); of a URL, what its storage says of it, as DVC's lock has it.
+    """DVC's hash of each path below `root` (or absolute); of a URL, of what its storage says of it.
 
     Raises `BigrError` where `root` is no DVC project.
     """
@@ -114,19 +125,24 @@ def content_hashes(root: Path, paths: Iterable[str]) -> dict[str, str]:
 
     with _repo(root) as repo:
         return {
-            path: _of_url(root, path) if is_url(path) else _hash_of(repo, localfs, str((root / path).absolute()))
+            path: _of_url(repo, path) if is_url(path) else _hash_of(repo, localfs, str((root / path).absolute()))
             for path in paths
         }
 
 
-def _of_url(root: Path, url: str) -> str:
-    """The hash of a URL in dvc.lock, which DVC has asked for before it runs a stage; else of the address alone."""
-    try:
-        lock = read(root / "dvc.lock")
-        found = [dep for stage in lock["stages"].values() for dep in stage.get("deps", []) if dep.get("path") == url]
-        return str(next(value for key, value in found[0].items() if key in ("md5", "etag", "checksum")))
-    except (BigrError, KeyError, IndexError, StopIteration):
+def _of_url(repo: "Repo", url: str) -> str:
+    """DVC's hash of a URL among the deps of dvc.yaml, asked for anew; of another, a hash of the address alone.
+
+    Its storage gives it, and the file is not read. dvc.lock has it only once the stage has run.
+    """
+    dep = next((dep for stage in repo.index.stages for dep in stage.deps if dep.def_path == url), None)
+    if dep is None:
         return hashlib.sha256(url.encode()).hexdigest()
+    try:
+        return str(dep.get_hash().value)
+    except Exception as error:  # each kind of storage has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BigrError(f"{url} cannot be read ({reason}); correct shards.source, or the credentials") from None
 
 
 def content_hashes_at(root: Path, revision: str, paths: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Paths of dvc.yaml and of settings."""
 
+import os
 import re
 
 _BRACES = re.compile(r"\{[^{}]*(\.\.|,)[^{}]*\}")
@@ -18,6 +19,11 @@ def is_url(where: str) -> bool:
 def local_path(where: str) -> str:
     """The path that a file:// address names; else `where`."""
     return where.removeprefix("file://")
+
+
+def normal(where: str) -> str:
+    """A path without what it could do without, as `./` and `//`; a URL as it is."""
+    return where if is_url(where) else os.path.normpath(where)
 
 
 def has_pattern(source: str) -> bool:

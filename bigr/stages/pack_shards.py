@@ -5,6 +5,8 @@ images cannot be read, it fails and writes data/shards-report.json alone. The fi
 are in checkpoints/shards, and are not packed again.
 """
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigr.data.packing import Packing, pack
@@ -31,6 +33,8 @@ def run(settings: "Settings", context: Context) -> None:
         raise BigrError(f"shards.source is {shards.source!r}, where this stage writes; name the folder with the images")
     source = None
     if is_main():
+        if is_url(shards.source):
+            _start_over_unless_unchanged(partial, context.fingerprint)
         source = open_source(
             shards.source,
             context.root,
@@ -50,3 +54,15 @@ def run(settings: "Settings", context: Context) -> None:
         workers=settings.run.workers,
     )
     context.report.metrics(counts)
+
+
+def _start_over_unless_unchanged(partial: Path, fingerprint: str) -> None:
+    """Remove what is finished where it was made under another fingerprint.
+
+    Local files tell by themselves what has changed. Remote images are not asked for one by one.
+    """
+    note = partial / "fingerprint"
+    if not note.is_file() or note.read_text() != fingerprint:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        note.write_text(fingerprint)

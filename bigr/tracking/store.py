@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bigr.evaluation.headline import HEADLINE
 from bigr.runtime.errors import BigrError
 from bigr.runtime.masking import masked
-from bigr.runtime.paths import is_code
+from bigr.runtime.paths import is_code, normal
 from bigr.tracking import executions
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ _VIEW = "mlflow.sharedViewState.headline"
 _COLUMNS = json.dumps({"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE.values()]})
 """The experiment's tag that `RUN_LIST` names, and its value: what *Share* on MLflow's page of runs would write."""
 
-_LONGEST_NAME = (
-    500  # of a dataset, in MLflow; DVC's hash of a folder has 36 characters, the most that a digest may have
-)
+_LONGEST_NAME = 500  # of a dataset, in MLflow
+_LONGEST_DIGEST = 36  # too, which DVC's hash of a folder has; that of a file on the web may be longer
 _LONGEST_REASON = 300
 _SQLITE = "sqlite:///"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
@@ -85,7 +84,7 @@ def asking(root: Path) -> Iterator[None]:
 
 def read_tags(hashes: Mapping[str, str]) -> dict[str, str]:
     """Tags of a run that read `hashes`, path → DVC hash: `dvc.dep.<path>` of data, and `bigr.code` for all code."""
-    data = ((os.path.normpath(path), md5) for path, md5 in hashes.items() if not is_code(path))
+    data = ((normal(path), md5) for path, md5 in hashes.items() if not is_code(path))
     return {f"dvc.dep.{tag_name(path)}": md5 for path, md5 in data} | {"bigr.code": code_digest(hashes)}
 
 
@@ -96,7 +95,7 @@ def code_digest(hashes: Mapping[str, str]) -> str:
 
 
 def _code(hashes: Mapping[str, str]) -> dict[str, str]:
-    return {os.path.normpath(path): md5 for path, md5 in hashes.items() if is_code(path)}
+    return {normal(path): md5 for path, md5 in hashes.items() if is_code(path)}
 
 
 def tag_name(text: str) -> str:
@@ -201,8 +200,8 @@ class Store:
 
         tags = [InputTag("mlflow.data.context", context)]
         read = [
-            Dataset(path[-_LONGEST_NAME:], md5, source_type="local", source=json.dumps({"uri": path}))
-            for path, md5 in ((os.path.normpath(path), md5) for path, md5 in hashes.items())
+            Dataset(path[-_LONGEST_NAME:], md5[:_LONGEST_DIGEST], source_type="local", source=json.dumps({"uri": path}))
+            for path, md5 in ((normal(path), md5) for path, md5 in hashes.items())
             if not is_code(path)
         ]
         if read:

@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from bigr.data.sources.source import UNLABELLED, SourcePart, Sample, Splitting, checked_names, class_names, named
+from bigr.data.sources.source import UNLABELLED, Sample, SourcePart, Splitting, checked_names, class_names, named
 from bigr.data.sources.storage import Storage
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_path

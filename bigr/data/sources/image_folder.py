@@ -14,7 +14,7 @@ from typing import Any
 from bigr.data.images import ImageError
 from bigr.data.sources.captions import read_table, table_in
 from bigr.data.sources.listing import Entry, Listing, Rows, joined
-from bigr.data.sources.source import SPLITS, UNLABELLED, SourcePart, Sample, Splitting, class_names, named, natural_key
+from bigr.data.sources.source import SPLITS, UNLABELLED, Sample, SourcePart, Splitting, class_names, named, natural_key
 from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require

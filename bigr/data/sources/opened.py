@@ -1,8 +1,10 @@
 """Opens a source of images by its path or URL, and tells the kinds apart by content."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from bigr.data.sources.arrays import CIFAR10, CIFAR100, IDX_IMAGES, open_cifar, open_idx, open_npz
 from bigr.data.sources.image_folder import ImageFolder, caption_of, open_image_folder
@@ -14,6 +16,7 @@ from bigr.data.sources.storage import (
     LocalStorage,
     RemoteStorage,
     Storage,
+    is_web,
     parent_of,
     printable,
 )
@@ -21,10 +24,12 @@ from bigr.data.sources.tar_files import TAR_SUFFIXES, TarFiles, open_tar_files
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.paths import has_pattern, is_url, local_path
+from bigr.runtime.threads import map_ahead
 
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "manifest", b"PK\x03\x04": "npz", b"\0\0\x08": "idx"}
 _PICKLES = ("data_batch_1", "batches.meta", "meta")  # of CIFAR's Python version
 _CHUNK = 1 << 16
+_REQUESTS = 16
 _INNER = ("train", "val", "validation", "test", "data")  # folders in which files of a split may be
 
 
@@ -60,7 +65,7 @@ def _opened(source: str, root: Path, splitting: Splitting, cache: Cache, warn: b
         return _of_pattern(source, root, splitting, cache)
     if is_url(source):
         require("train", "reading images")
-        return _remote(source, splitting, cache)
+        return _remote(source, splitting, cache, warn)
     path = root / source
     if not path.exists():
         raise BigrError(f"{printable(str(path))} does not exist; name a folder or a file of images")
@@ -69,12 +74,14 @@ def _opened(source: str, root: Path, splitting: Splitting, cache: Cache, warn: b
     return _file(LocalStorage(path.parent), path.name, root, splitting, cache)
 
 
-def _remote(source: str, splitting: Splitting, cache: Cache) -> Source:
+def _remote(source: str, splitting: Splitting, cache: Cache, warn: bool) -> Source:
+    if is_web(source) and "?" in source:
+        raise BigrError(f"{source}: an address with ? is not read; leave out what follows it, or download the file")
     folder, name = parent_of(source)
     suffixes = (*TAR_SUFFIXES, ".parquet", ".npz", ".gz", "-ubyte", ".arrow")
     if name.lower().endswith(suffixes):
         return _file(RemoteStorage(folder, cache), name, Path(), splitting, cache)
-    return _folder(RemoteStorage(source.rstrip("/"), cache), splitting)
+    return _folder(RemoteStorage(source.rstrip("/"), cache), splitting, warn)
 
 
 def _of_pattern(source: str, root: Path, splitting: Splitting, cache: Cache) -> Source:
@@ -84,7 +91,10 @@ def _of_pattern(source: str, root: Path, splitting: Splitting, cache: Cache) -> 
     fixed = source[: source.index("{")]
     folder, _, _ = fixed.rpartition("/")
     rest = source[len(folder) + 1 if folder else 0 :]
+    if is_url(source) and not urlsplit(folder).netloc:
+        raise BigrError(f"{source}: braces must come after the bucket or the server; name a source for each")
     storage: Storage = RemoteStorage(folder, cache) if is_url(source) else LocalStorage(root / folder)
+    rest = unquote(rest) if is_web(source) else rest
     try:
         files = list(braceexpand(rest))
     except ValueError as error:
@@ -116,6 +126,8 @@ def _file(storage: Storage, name: str, root: Path, splitting: Splitting, cache: 
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     if kind == "manifest" and isinstance(storage, LocalStorage):
         return _of_manifest(Listing.open(storage.root / name), root, splitting, cache)
+    if kind == "manifest":
+        raise BigrError(f"{storage.where(name)}: a manifest must be a file here; download it, and name the copy")
     if kind == "npz":
         return open_npz(storage, name, splitting)
     if kind == "idx" or IDX_IMAGES.fullmatch(name):
@@ -178,7 +190,7 @@ def manifest_of(source: Source) -> Listing:
         listing, chunks = source.listing, []
         for start in range(0, len(listing), _CHUNK):
             entries = listing.rows(start, min(start + _CHUNK, len(listing)))
-            chunks.append(pa.array([_state(source.storage, entry) for entry in entries], pa.large_string()))
+            chunks.append(pa.array(_states(source.storage, entries), pa.large_string()))
         return listing.with_columns(state=pa.chunked_array(chunks, pa.large_string()))
     if isinstance(source, TarFiles):
         rows = [(name, split) for split, names in source.files.items() for name in names]
@@ -200,9 +212,14 @@ def manifest_of(source: Source) -> Listing:
     )
 
 
-def _state(storage: Storage, entry: Entry) -> str:
-    names = [entry.file, caption_of(entry.file)] if entry.captioned else [entry.file]
-    return json.dumps([storage.state(name)[1:] for name in names])
+def _states(storage: Storage, entries: Iterable[Entry]) -> Iterator[str]:
+    """What changes with each image: remote images are asked for several at a time."""
+
+    def state(entry: Entry) -> str:
+        names = [entry.file, caption_of(entry.file)] if entry.captioned else [entry.file]
+        return json.dumps([storage.state(name)[1:] for name in names])
+
+    return map(state, entries) if isinstance(storage, LocalStorage) else map_ahead(state, entries, _REQUESTS)
 
 
 def _of_manifest(listing: Listing, root: Path, splitting: Splitting, cache: Cache) -> Source:

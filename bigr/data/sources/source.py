@@ -41,7 +41,7 @@ class Sample(NamedTuple):
     text: str | None = None
 
 
-class Part(NamedTuple):
+class SourcePart(NamedTuple):
     """What one process reads and packs at a time.
 
     split: of all its images, or None where it has images of both; first: the number of its first image, by which the
@@ -82,13 +82,13 @@ class Source(Protocol):
     def prepare(self, folder: Path) -> None:
         """Write to `folder` what reading parts needs, if anything, so that every process finds it there."""
 
-    def parts(self, images: int) -> list[Part]:
+    def parts(self, images: int) -> list[SourcePart]:
         """All parts, of at most `images` images where the format leaves the choice. They are mixed and in no order."""
 
-    def read(self, part: Part) -> Iterator[Sample]:
+    def read(self, part: SourcePart) -> Iterator[Sample]:
         """The images of a part. Raises `BigrError` where the part as a whole cannot be read."""
 
-    def state(self, part: Part) -> list[Any]:
+    def state(self, part: SourcePart) -> list[Any]:
         """What changes with the files of a part: their names, sizes and times."""
 
 
@@ -148,11 +148,12 @@ def class_names(storage: Storage, folder: str = "") -> list[str] | None:
     Raises `BigrError` for a file that is neither.
     """
     for name in ("labels.txt", "class_names.json"):
-        if name not in storage.entries(folder)[1]:
+        content = storage.read_if_there(folder + name)
+        if content is None:
             continue
         where = storage.where(folder + name)
         try:
-            text = storage.read(folder + name).decode("utf-8-sig")
+            text = content.decode("utf-8-sig")
             found = json.loads(text) if name.endswith(".json") else [line.strip() for line in text.splitlines()]
             if isinstance(found, dict):
                 found = [found[str(number)] for number in range(len(found))]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, SourcePart, Sample, Splitting, by_split, label_of, named
+from bigr.data.sources.source import UNLABELLED, Sample, SourcePart, Splitting, by_split, label_of, named
 from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require

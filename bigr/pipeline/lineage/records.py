@@ -5,7 +5,6 @@ Two places hold such records, asked in this order: dvc.lock (in the folder, or a
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from bigr.config import read
 from bigr.pipeline import dvcfile
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
-from bigr.runtime.paths import is_code
+from bigr.runtime.paths import is_code, normal
 
 LOCK = "dvc.lock"
 
@@ -98,7 +97,7 @@ class Records:
     def outs(self) -> dict[str, str]:
         """Output → stage, as dvc.yaml has them."""
         stages = dvcfile.stages(self.root, read(self.root / "params.yaml"))
-        return {os.path.normpath(out): name for name, stage in stages.items() for out in stage.outs}
+        return {normal(out): name for name, stage in stages.items() for out in stage.outs}
 
     def _with_hash(self, text: str) -> Iterator[Record]:
         """dvc.lock's records, then those of the run cache that contain `text`, the newest first."""
@@ -142,9 +141,9 @@ def _record(name: str, stage: Mapping[str, Any], source: str) -> Record:
 
 def _contents(entries: Iterable[Mapping[str, Any]] | None) -> tuple[Content, ...]:
     return tuple(
-        Content(os.path.normpath(entry["path"]), entry["md5"], entry.get("size"), entry.get("nfiles"))
+        Content(normal(entry["path"]), str(found), entry.get("size"), entry.get("nfiles"))
         for entry in entries or []
-        if "md5" in entry
+        if (found := next((entry[key] for key in dvcfile.HASHES if key in entry), None))
     )
 
 
