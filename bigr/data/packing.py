@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -417,7 +418,9 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     pool = ProcessPoolExecutor(processes, context, _start_worker, (source, packing))
     try:
-        yield from pool.map(_pack_job, jobs)
+        with _interrupts_held():  # the parent handles Ctrl-C for all
+            packed = pool.map(_pack_job, jobs)
+        yield from packed
     except BrokenProcessPool:
         raise BigrError(
             "a process that packs images was killed, perhaps because memory ran out; lower run.workers"
@@ -430,10 +433,19 @@ def _in_processes(
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block. Processes that are started in it never see one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(source: Source, packing: Packing) -> None:
     global _work
     _work = source, packing
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C for all
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
