@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import weakref
 from collections import Counter
@@ -308,6 +310,14 @@ def test_a_shard_or_class_of_bad_files_alone(tmp_path: Path) -> None:
     (source / "train" / "b" / "000.png").write_bytes(b"")
     with pytest.raises(BigrError, match=r"class 'b' of .* has no readable train image"):
         packed(source, tmp_path / "shards", max_bad_fraction=0.5)
+
+
+def test_processes_that_pack_never_see_ctrl_c(capfd: pytest.CaptureFixture[str]) -> None:
+    held = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    with packing._interrupts_held():
+        subprocess.run([sys.executable, "-c", held], check=True)
+    subprocess.run([sys.executable, "-c", held], check=True)
+    assert capfd.readouterr().out.split() == ["True", "False"]
 
 
 def test_pixels_are_never_together_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
