@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bigr import config
+from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.pipeline.study import results, study_page, tables
 from bigr.pipeline.study.results import Results
 from bigr.runtime.errors import BigrError
@@ -20,7 +22,7 @@ from flows import execution, workspace
 from flows.study import Study
 from tests import mini_project, scratch, tiny
 
-SEEDS = (0, 1, 2)
+SEEDS = tables.SEEDS
 BETTER = {"base": (10.0, 0.90), "table2-x0": (12.0, 0.85), "table2-direct": (20.0, 0.95)}
 """Made-up figures, variant → distance, top-1; the others have the first's."""
 
@@ -31,7 +33,9 @@ def made_up(**distances: tuple[float, ...]) -> Results:
     for variant in tables.VARIANTS:
         distance, top1 = BETTER.get(variant.name, BETTER["base"])
         own = distances.get(variant.name.replace("-", "_"), tuple(distance + seed for seed in SEEDS))
-        figures[variant.name] = {seed: {tables.FID: own[seed], tables.TOP1: top1} for seed in SEEDS}
+        figures[variant.name] = {
+            seed: {tables.FID: own[seed], tables.TOP1: top1, tables.AGREEMENT: 0.9} for seed in SEEDS
+        }
     seconds = {name: 1e-3 * n * s for (n, s), name in tables.POINTS.items()}
     return Results(figures, seconds, tables.MINIATURE, 60.0, 2, "abc1234", "2 CPU cores")
 
@@ -44,13 +48,13 @@ def test_every_run_is_of_valid_settings_and_has_a_name_of_its_own() -> None:
     runs = tables.runs()
     settings = [config.validate(workspace.merge(values(mini_project.ROOT), run.settings)) for run in runs]
     assert len({run.name for run in runs}) == len({one.model_dump_json() for one in settings}) == len(runs)
-    assert {run.seed for run in runs} == {0, 1, 2}
+    assert {run.seed for run in runs} == set(SEEDS)
 
 
 def test_every_row_and_every_point_of_figure_3_is_a_variant() -> None:
     names = {variant.name for variant in tables.VARIANTS}
     assert {row.variant.name for table in tables.TABLES for row in table.rows} | set(tables.POINTS.values()) == names
-    assert tables.tables_of("base") == ["Table 2", "Table 3", "Table 4", "Table 8", "Figure 3"]
+    assert tables.tables_of("base") == [*(table.name for table in tables.TABLES), "Figure 3"]
 
 
 def test_variants_of_one_model_differ_in_sampling_alone() -> None:
@@ -59,7 +63,7 @@ def test_variants_of_one_model_differ_in_sampling_alone() -> None:
         merged = workspace.merge(values(mini_project.ROOT), run.settings)
         del merged["samples"]
         assert trained.setdefault((run.variant.model, run.seed), merged) == merged
-    assert len(trained) == 5 * len(SEEDS)
+    assert len(trained) == 8 * len(SEEDS)
 
 
 def test_the_digest_changes_with_settings_and_code_and_not_with_where_it_runs(tmp_path: Path) -> None:
@@ -72,34 +76,64 @@ def test_the_digest_changes_with_settings_and_code_and_not_with_where_it_runs(tm
     assert tables.digest(project, plain) != first
 
 
-def test_a_claim_follows_the_paper_only_where_every_seed_says_so() -> None:
-    def verdicts(found: Results) -> dict[str, str]:
-        return {claim.worse: claim.verdict for claim in results.claims(tables.TABLES[1], found)}
+TABLE_2, TABLE_3 = (next(table for table in tables.TABLES if table.name == name) for name in ("Table 2", "Table 3"))
 
-    found = made_up(table3_raster=(11.0, 12.0, 13.0), table3_random=(10.0, 11.0, 12.0))
+
+def test_an_order_is_decided_only_where_chance_would_seldom_make_it() -> None:
+    def verdicts(found: Results) -> dict[str, str]:
+        return {claim.worse: claim.verdict for claim in results.claims(TABLE_3, found)}
+
+    found = made_up(
+        table3_raster=(11.0, 12.0, 13.0, 14.0, 15.0, 16.0), table3_random=(10.0, 11.0, 12.0, 13.0, 14.0, 15.0)
+    )
     assert verdicts(found) == {"raster": "as in the paper", "random": "the other way round"}
-    assert verdicts(made_up(table3_raster=(9.0, 14.0, 15.0)))["raster"] == "undecided"
+    assert {claim.p for claim in results.claims(TABLE_3, found)} == {2 / 2**6}
+    assert verdicts(made_up(table3_raster=(9.0, 14.0, 15.0, 16.0, 17.0, 18.0)))["raster"] == "undecided"
     assert verdicts(made_up())["raster"] == "undecided"  # no difference is neither
 
 
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1.0, 1.0, 1.0], 0.25),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, -0.5], 4 / 64),  # as far: all signs alike, and the least one turned
+        ([1.0, -1.0], 1.0),
+        ([0.0, 0.0, 0.0], 1.0),
+        ([3.0], 1.0),
+    ],
+)
+def test_p_is_the_share_of_signs_with_as_large_a_mean(differences: list[float], p: float) -> None:
+    assert results.p_value(differences) == pytest.approx(p)
+    assert results.p_value([-one for one in differences]) == pytest.approx(p)
+
+
+def test_sizes_are_as_many_parameters_as_they_say() -> None:
+    base = values(mini_project.ROOT)
+    for millions, variant in tables.SIZES.items():
+        settings = config.validate(workspace.merge(base, {**tables.MINIATURE, **variant.settings}))
+        with torch.device("meta"):
+            model = BiGR(BiGRConfig.of(settings.generator, code_bits=16, grid=4, num_classes=10))
+        assert sum(one.numel() for one in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
 def test_a_larger_top1_is_better_and_a_smaller_distance() -> None:
-    claims = results.claims(tables.TABLES[0], made_up())
+    claims = results.claims(TABLE_2, made_up())
     assert [(c.better.split(", ")[-1], c.worse.split(", ")[-1], c.agree) for c in claims] == [
-        ("predicts the flip", "predicts x₀", 3),
-        ("predicts x₀", "no diffusion", 3),
+        ("predicts the flip", "predicts x₀", len(SEEDS)),
+        ("predicts x₀", "no diffusion", len(SEEDS)),
         ("predicts the flip", "no diffusion", 0),
-        ("no diffusion", "predicts x₀", 3),
+        ("no diffusion", "predicts x₀", len(SEEDS)),
     ]
 
 
 def test_the_page_has_mean_and_deviation_beside_the_papers_figures() -> None:
     text = study_page.text(made_up())
-    assert "| diffusion, predicts x₀ | 4.39 | 13.00 ± 1.00 | 62.0 | 85.0 ± 0.0 |" in text
-    assert "| without labels | 68.3 | 90.0 ± 0.0 |" in text
-    assert f"| {tables.STEPS[0]} | {tables.ITERATIONS[0]} | 20.0 | 11.00 ± 1.00 |" in text
+    assert "| diffusion, predicts x₀ | 4.39 | 14.50 ± 1.87 | 0.031 | 62.0 | 85.0 ± 0.0 | 0.031 |" in text
+    assert "| without labels | 68.3 | 90.0 ± 0.0 | 1.000 |" in text
+    assert f"| {tables.STEPS[0]} | {tables.ITERATIONS[0]} | 20.0 | 12.50 ± 1.87 |" in text
     assert "**the other way round**" in text
     single = {name: {0: runs[0]} for name, runs in made_up().figures.items()}
-    assert "| diffusion, predicts x₀ | 4.39 | 12.00 | 62.0 | 85.0 |" in study_page.text(
+    assert "| diffusion, predicts x₀ | 4.39 | 12.00 | 1.000 | 62.0 | 85.0 | 1.000 |" in study_page.text(
         replace(made_up(), figures=single)
     )
 
@@ -114,7 +148,7 @@ def test_the_page_and_its_plots_are_a_function_of_the_json(tmp_path: Path) -> No
     results.save(tmp_path / "a/ablations.json", made_up())
     for name in ("a", "b"):
         study_page.write(tmp_path / name, results.load(tmp_path / "a/ablations.json"))
-    for file in ("ablations.md", "images/ablations-figure3.png"):
+    for file in ("ablations.md", "images/ablations-figure3.png", "images/ablations-sizes.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     links = re.findall(r"\]\((images/[^)]*)\)", (tmp_path / "a/ablations.md").read_text())
     assert links and all((tmp_path / "a" / link).is_file() for link in links)

@@ -8,12 +8,24 @@ import math
 from pathlib import Path
 
 from bigr.pipeline.study import study_plots
-from bigr.pipeline.study.results import Claim, Results, claims
-from bigr.pipeline.study.tables import FID, ITERATIONS, POINTS, STEPS, TABLES, TIMED_IMAGES, TIMED_ROUNDS, TOP1, Table
+from bigr.pipeline.study.results import SIGNIFICANT, Claim, Results, against_base, claims
+from bigr.pipeline.study.tables import (
+    AGREEMENT,
+    BASE,
+    FID,
+    ITERATIONS,
+    POINTS,
+    STEPS,
+    TABLES,
+    TIMED_IMAGES,
+    TIMED_ROUNDS,
+    TOP1,
+    Table,
+)
 from bigr.runtime.files import write_bytes
 
-NAMES = {FID: "fd_classifier", TOP1: "top-1"}
-PAPER = {FID: "FID", TOP1: "top-1"}
+NAMES = {FID: "fd_classifier", AGREEMENT: "agreement", TOP1: "top-1"}
+PAPER = {FID: "FID", AGREEMENT: "agreement", TOP1: "top-1"}
 
 INTRODUCTION = """\
 # The paper's tables in miniature
@@ -22,9 +34,9 @@ INTRODUCTION = """\
 make ablations
 ```
 
-This command repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits. It writes this page and its
-plot, and their data to [ablations.json](ablations.json). A row of a table is a variant: a choice of settings, run with
-{seeds} seeds. There are {runs} runs in all.
+This command repeats tables 2, 3, 4, 8 and figure 3 of the paper on the embedded digits, and its comparison of three
+sizes, and adds newer ideas. It writes this page and its plots, and their data to [ablations.json](ablations.json). A
+row of a table is a variant: a choice of settings, run with {seeds} seeds. There are {runs} runs in all.
 
 The paper trained L models (336 M parameters, 24 layers of width 1024) on ImageNet for 400 epochs. Here, {layers} layers
 of width {dim} learn 1,437 digits in {steps} steps. So the values differ from the paper's. The question is whether the
@@ -33,7 +45,11 @@ of width {dim} learn 1,437 digits in {steps} steps. So the values differ from th
 - Results are mean ± standard deviation over seeds.
 - `fd_classifier` is a Fréchet distance between {count} samples and the training images, in the features of a small
   classifier. It takes the place of the paper's FID, which uses Inception's features.
-- top-1 (in %) is the accuracy of the linear probe at its best layer, on the held-out digits.
+- top-1 (in %) is the accuracy of the linear probe at its best layer, on the held-out digits. Agreement (in %) is the
+  share of samples that the classifier assigns to their class.
+- p is that of a permutation test of the differences seed by seed, two-sided and exact: how often chance alone would set
+  two variants as far apart. In the tables it is that of the difference from the row without a p. Below {significant} an
+  order is decided.
 
 A seed is that of the whole pipeline. Each seed has its own tokenizer and codes, which all variants share. Variants that
 differ only in sampling also share the trained model. So the deviations include all random draws. Variants are compared
@@ -62,8 +78,10 @@ Sampling times were measured afterwards.
 
 
 def write(docs: Path, results: Results) -> None:
-    """Write ablations.md and its plot in the folder `docs`."""
+    """Write ablations.md and its plots in the folder `docs`."""
     study_plots.figure3(docs / "images" / "ablations-figure3.png", results)
+    if study_plots.has_sizes(results):
+        study_plots.sizes(docs / "images" / "ablations-sizes.png", results)
     write_bytes(docs / "ablations.md", text(results).encode())
 
 
@@ -78,9 +96,10 @@ def text(results: Results) -> str:
             dim=results.settings["generator.dim"],
             steps=results.settings["generator.steps"],
             count=results.settings["samples.count"],
+            significant=SIGNIFICANT,
         ),
         _summary(results),
-        *(_table(table, results) for table in TABLES),
+        *filter(None, (_table(table, results) for table in TABLES)),
         _figure3(results),
         COMMANDS.format(
             settings=settings,
@@ -98,7 +117,8 @@ def _summary(results: Results) -> str:
     rows = [
         f"| {c.table}, {PAPER[c.column]} | {c.better} before {c.worse} "
         f"| {_show(c.column, c.paper[0], scaled=True)}, {_show(c.column, c.paper[1], scaled=True)} "
-        f"| {_show(c.column, c.here[0])}, {_show(c.column, c.here[1])} | {c.agree} of {c.seeds} | {_verdict(c)} |"
+        f"| {_show(c.column, c.here[0])}, {_show(c.column, c.here[1])} | {c.agree} of {c.seeds} | {_p(c.p)} "
+        f"| {_verdict(c)} |"
         for c in found
     ]
     counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in dict.fromkeys(c.verdict for c in found)}
@@ -108,10 +128,12 @@ def _summary(results: Results) -> str:
             "## Does the small scale follow?",
             "",
             f"Of {len(found)} orders that the paper reports: {said}. “As in the paper” and “the other way round” mean",
-            "that all seeds agree. “Undecided” means that they do not: the difference is too small for this scale.",
+            f"that p is below {SIGNIFICANT}. “Undecided” means that it is not: the difference is too small for this",
+            f"scale and number of seeds. (The least p that {len(results.seeds())} seeds can reach is "
+            f"{2 / 2 ** len(results.seeds()):.2g}.)",
             "",
-            "| | the paper's order | in the paper | here | seeds that agree | verdict |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| | the paper's order | in the paper | here | seeds that agree | p | verdict |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
         ]
@@ -119,15 +141,28 @@ def _summary(results: Results) -> str:
 
 
 def _table(table: Table, results: Results) -> str:
-    head = "".join(f" {PAPER[key]}, paper | {NAMES[key]}, here |" for key in table.columns)
-    lines = [f"## {table.name}: {table.title}", "", f"| |{head}", "| --- |" + " --- |" * (2 * len(table.columns))]
-    for row in (row for row in table.rows if row.variant.name in results.figures):  # the others came after the study
+    rows = [row for row in table.rows if row.variant.name in results.figures]  # the others came after the study
+    if len(rows) < 2:
+        return ""
+    published = [any(row.paper[place] is not None for row in rows) for place in range(len(table.columns))]
+    head = ""
+    for key, known in zip(table.columns, published, strict=True):
+        head += (f" {PAPER[key]}, paper |" if known else "") + f" {NAMES[key]}, here | p |"
+    lines = [f"## {table.name}: {table.title}", "", f"| |{head}", "| --- |" + " --- |" * (head.count("|"))]
+    for row in rows:
         cells = ""
-        for key, paper in zip(table.columns, row.paper, strict=True):
+        for key, paper, known in zip(table.columns, row.paper, published, strict=True):
             printed = "" if paper is None else _show(key, paper, scaled=True)
-            cells += f" {printed} | {_spread(results, row.variant.name, key)} |"
+            p = "" if row.variant == BASE else _p(against_base(results, row.variant.name, key))
+            cells += f" {printed} |" if known else ""
+            cells += f" {_spread(results, row.variant.name, key)} | {p} |"
         lines.append(f"| {row.label} |{cells}")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_picture(table, results), ""])
+
+
+def _picture(table: Table, results: Results) -> list[str]:
+    sized = table.name == TABLES[0].name and study_plots.has_sizes(results)
+    return ["", "![Distance, agreement and top-1 against the number of parameters](images/ablations-sizes.png)"] * sized
 
 
 def _figure3(results: Results) -> str:
@@ -178,8 +213,12 @@ def _verdict(claim: Claim) -> str:
     return claim.verdict if claim.verdict == "as in the paper" else f"**{claim.verdict}**"
 
 
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+
+
 def _spread(results: Results, variant: str, key: str) -> str:
-    scale = 100 if key == TOP1 else 1
+    scale = 1 if key == FID else 100
     deviation = results.deviation(variant, key)
     spread = "" if math.isnan(deviation) else f" ± {scale * deviation:.{_digits(key)}f}"
     return f"{_show(key, results.mean(variant, key))}{spread}"
@@ -187,8 +226,8 @@ def _spread(results: Results, variant: str, key: str) -> str:
 
 def _show(key: str, value: float, scaled: bool = False) -> str:
     """A result as the tables print it. scaled: top-1 is in % already."""
-    return f"{value * (100 if key == TOP1 and not scaled else 1):.{_digits(key)}f}"
+    return f"{value * (1 if key == FID or scaled else 100):.{_digits(key)}f}"
 
 
 def _digits(key: str) -> int:
-    return 1 if key == TOP1 else 2
+    return 2 if key == FID else 1

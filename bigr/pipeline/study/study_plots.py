@@ -1,4 +1,4 @@
-"""The study's plot: figure 3."""
+"""The study's plots: figure 3, and the size of the generator."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from bigr.pipeline.study.results import Results
-from bigr.pipeline.study.tables import FID, ITERATIONS, POINTS, STEPS
+from bigr.pipeline.study.tables import AGREEMENT, FID, ITERATIONS, POINTS, SIZES, STEPS, TOP1
 from bigr.runtime.files import atomic_path
 
 _COLOURS = ("#9ecae1", "#2f6db3", "#d9822b", "#8c3f9e")
@@ -51,4 +51,27 @@ def figure3(path: Path, results: Results) -> None:
         axes.set_title("Figure 3: distance against sampling time")
         axes.legend()
         # No software version in the file: the same results give the same bytes.
+        figure.savefig(temporary, dpi=110, metadata={"Software": None})
+
+
+def has_sizes(results: Results) -> bool:
+    """Whether every size was run."""
+    return all(variant.name in results.figures for variant in SIZES.values())
+
+
+def sizes(path: Path, results: Results) -> None:
+    """fd_classifier, agreement and top-1 against millions of parameters, mean and deviation over seeds."""
+    panels = ((FID, "fd_classifier (lower is better)", 1), (AGREEMENT, "agreement, %", 100), (TOP1, "top-1, %", 100))
+    with mpl.rc_context(_STYLE), atomic_path(path) as temporary:
+        figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+        for axes, (key, label, scale), colour in zip(figure.subplots(1, 3), panels, _COLOURS[1:], strict=True):
+            means = [scale * results.mean(variant.name, key) for variant in SIZES.values()]
+            spread = [scale * results.deviation(variant.name, key) for variant in SIZES.values()]
+            axes.errorbar(list(SIZES), means, spread, fmt="o-", color=colour, capsize=3)
+            axes.set_xscale("log")
+            axes.set_xticks(list(SIZES), [f"{millions:g}" for millions in SIZES])
+            axes.minorticks_off()
+            axes.grid(axis="y", color=_GREY, alpha=0.4)
+            axes.margins(x=0.15)
+            axes.set(xlabel="million parameters", title=label)
         figure.savefig(temporary, dpi=110, metadata={"Software": None})

@@ -1,12 +1,12 @@
-"""The study as data: tables 2, 3, 4, 8 and figure 3 of the paper (docs/method.md, section 8), and their runs.
+"""The study as data: tables 2, 3, 4, 8, figure 3 and sizes of the paper (docs/method.md, section 8), and newer ideas.
 
 A `Variant` is a choice of settings; a `StudyRun` is a variant under one seed, one experiment of DVC. Variants of the
 same `model` differ in sampling alone and share everything up to the trained model; all variants of a seed share the
 tokenizer and the codes. A seed is that of the whole pipeline, the tokenizer's training included, so that the deviation
 over seeds covers everything that is drawn. The variant `base` is in every table.
 
-Per seed: one tokenizer, 5 trainings of a generator (flip, x0, direct, mask, without labels), and one sampling with its
-evaluation for each variant.
+Per seed: one tokenizer, 8 trainings of a generator (flip, x0, direct, mask, without labels, with flipped input, and two
+larger ones), and one sampling with its evaluation for each variant.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from typing import Any
 from bigr.pipeline import dvcfile
 from bigr.runtime.paths import is_code
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(6))
+"""Six: where all six agree, chance would do so in 3 of 100 studies."""
 
 MINIATURE: dict[str, Any] = {
     "generator.dim": 64,
@@ -28,20 +29,24 @@ MINIATURE: dict[str, Any] = {
     "generator.steps": 1000,
     "transcoder.steps": 0,
     "samples.preset": None,
-    "samples.count": 300,
+    "samples.count": 1000,
     "samples.iterations": 12,
     "samples.diffusion_steps": 30,
+    "samples.guidance_schedule": "linear",
+    "samples.temperature": 1.0,
+    "samples.gumbel_temperature": 1.2,
     "evaluation.kid_subset_size": 200,
     "evaluation.classifier_steps": 300,
     "evaluation.probe_epochs": 100,
     "evaluation.tsne_images": 100,
     "evaluation.zero_shot_images": 0,
 }
-"""How every run differs from params.yaml: a smaller model, a shorter training, the paper's joint transcoder, fewer
-samples, a cheaper evaluation. `base` is the point (n, S) of figure 3 that is named here."""
+"""How every run differs from params.yaml: a smaller model, a shorter training, the paper's joint transcoder, more
+diffusion steps, a cheaper evaluation. `base` is the point (n, S) of figure 3 that is named here."""
 
 FID, TOP1 = "samples.fd_classifier", "probe.best_top1"
 """The metrics of outputs/metrics.json in place of the paper's FID and linear probe."""
+AGREEMENT = "samples.label_agreement"
 
 ITERATIONS, STEPS = (4, 8, 12), (5, 30)
 """Figure 3: n and S."""
@@ -84,7 +89,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper. columns: keys of metrics.json, FID or TOP1."""
+    """A table of the paper, or of newer ideas. columns: keys of metrics.json, FID, AGREEMENT or TOP1."""
 
     name: str
     title: str
@@ -112,7 +117,34 @@ _MARGIN = Variant("table3-margin", "flip", {"samples.order": "margin"})
 _UNLABELLED = Variant("table4-unlabelled", "unlabelled", {"generator.use_labels": False, "samples.guidance_scale": 1.0})
 _THRESHOLDED = Variant("table8-thresholded", "flip", {"samples.deterministic_bits": True})
 
+_HALTON = Variant("order-halton", "flip", {"samples.order": "halton"})
+_UNGUIDED = Variant("guidance-none", "flip", {"samples.guidance_scale": 1.0})
+_CONSTANT = Variant("guidance-constant", "flip", {"samples.guidance_schedule": "constant"})
+_COSINE = Variant("guidance-cosine", "flip", {"samples.guidance_schedule": "cosine"})
+_LATE = Variant("guidance-late", "flip", {"samples.guidance_start": 0.5})
+_FLIPPED = Variant("input-flip", "input-flip", {"generator.input_flip": 0.1})
+
+
+def _size(millions: str, dim: int, layers: int) -> Variant:
+    model = {"generator.dim": dim, "generator.layers": layers, "generator.transcoder_dim": dim}
+    return Variant(f"size-{millions}M", f"size-{millions}M", model)
+
+
+SIZES = {0.32: BASE, 1.58: _size("1.6", 128, 6), 5.24: _size("5.2", 192, 10)}
+"""Scalability: millions of parameters of the generator and its transcoder → variant."""
+
 TABLES = (
+    Table(
+        "Sizes",
+        "the size of the generator, at the same number of steps",
+        (FID, AGREEMENT, TOP1),
+        tuple(
+            TableRow(f"{millions:g} M parameters (in the paper {paper})", variant, (fid, None, None))
+            for (millions, variant), (paper, fid) in zip(
+                SIZES.items(), (("L, 336 M", 2.71), ("XL, 799 M", 2.49), ("XXL, 1,480 M", 2.36)), strict=True
+            )
+        ),
+    ),
     Table(
         "Table 2",
         "what the transcoder predicts",
@@ -134,6 +166,7 @@ TABLES = (
             TableRow("entropy", BASE, (3.17,)),
             TableRow("entropy, Gumbel temperature 0.17 (the paper's for L)", _CALM, (None,)),
             TableRow("margin (the published code's certainty)", _MARGIN, (None,)),
+            TableRow("Halton (arXiv 2503.17076)", _HALTON, (None,)),
         ),
     ),
     Table(
@@ -147,6 +180,24 @@ TABLES = (
         "bits thresholded or drawn",
         (FID,),
         (TableRow("thresholded", _THRESHOLDED, (3.19,)), TableRow("drawn", BASE, (3.17,))),
+    ),
+    Table(
+        "Guidance",
+        "its scale over the iterations (not in the paper)",
+        (FID, AGREEMENT),
+        (
+            TableRow("linear, up to 1.5", BASE, (None, None)),
+            TableRow("none", _UNGUIDED, (None, None)),
+            TableRow("constant, 1.5", _CONSTANT, (None, None)),
+            TableRow("cosine, up to 1.5", _COSINE, (None, None)),
+            TableRow("linear, in the second half of the iterations", _LATE, (None, None)),
+        ),
+    ),
+    Table(
+        "Input",
+        "a tenth of the visible bits flipped in training (not in the paper)",
+        (FID, AGREEMENT, TOP1),
+        (TableRow("as they are", BASE, (None, None, None)), TableRow("flipped", _FLIPPED, (None, None, None))),
     ),
 )
 
