@@ -369,6 +369,31 @@ def test_parts_of_another_seed_are_not_kept(tmp_path: Path, monkeypatch: pytest.
     assert files(tmp_path / "shards") == files(tmp_path / "whole" / "shards")
 
 
+def test_shards_of_two_killed_runs_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tar(tmp_path / "source.tgz", map(sample, ALL), "w:gz")
+    packed(source, tmp_path / "whole" / "shards", most=3)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing, "barrier", interrupt)  # the part is finished, the folder of shards is not
+        packed(source, tmp_path / "shards", most=3)
+    whole, calls = packing.stored, list[object]()
+
+    def stored(*args: Any) -> Image.Image:
+        calls.append(args)
+        return whole(*args) if len(calls) < len(ALL) else interrupt()  # type: ignore[func-returns-value, return-value]
+
+    before = inodes(tmp_path / "partial")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing, "stored", stored)
+        packed(source, tmp_path / "shards", most=3, size=2 * SIZE)  # some shards take the place of finished ones
+    assert inodes(tmp_path / "partial") != before
+    packed(source, tmp_path / "shards", most=3)
+    assert files(tmp_path / "shards") == files(tmp_path / "whole" / "shards")
+
+
 @pytest.mark.parametrize("name", ["captions beside", "tar files by a pattern", "parquet of Hugging Face"])
 def test_two_processes_of_torchrun_write_what_one_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

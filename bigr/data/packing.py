@@ -251,14 +251,15 @@ def pack_part(source: Source, packing: Packing, job: tuple[SourcePart, Path]) ->
     """Pack one part, unless the same was packed before. Its shards and a note in JSON begin with the job's path."""
     part, stem = job
     key = hashlib.sha256(json.dumps([_FORMAT, vars(packing), part, source.state(part)]).encode()).hexdigest()
-    done = _kept(stem)
+    done, note = _kept(stem), stem.with_suffix(".json")
     if done is not None and done.key == key:
         return done
     if isinstance(source, TarFiles) and (found := _as_it_is(source, part, packing)):
         done = PackedPart(key, [found])
     else:
+        note.unlink(missing_ok=True)  # first: shards that are written in the place of others must not pass for them
         done = _write(source, part, stem, packing, key)
-    write_json(stem.with_suffix(".json"), done.values())
+    write_json(note, done.values())
     return done
 
 
