@@ -193,6 +193,26 @@ BAD: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     ),
     "a tar without an image": (lambda r: two(r, png=None, gif=b"x"), r"train.tar: a/008 \(no image among .*cls, gif"),
     "a tar without a class": (lambda r: two(r, cls=None), r"train.tar: a/008 \(it has no class"),
+    "a tar whose first image alone has no class": (
+        lambda r: tars(r, train=[{"png": png(10)}, sample(11)], val=map(sample, VAL[:1])),
+        "it has a class, the first image has none",
+    ),
+    "a tar whose first image has broken JSON": (
+        lambda r: tars(r, train=[sample(10, json="{")], val=map(sample, VAL)),
+        r"train.tar: a/000: its .json cannot be read",
+    ),
+    "a tar with a member twice": (
+        lambda r: tars(r, train=[sample(10, PNG=png(11))], val=map(sample, VAL)),
+        r"train.tar holds a/000.PNG twice; give it another name",
+    ),
+    "tars of labels from 1": (
+        lambda r: tars(r, train=[sample(v, cls=str(v % 3 + 1)) for v in TRAIN], val=map(sample, VAL)),
+        "class '0' .*has no readable train image; add some, or number the classes from 0",
+    ),
+    "a tar of which no image is drawn for val": (
+        lambda r: tar(r / "a.tar", [sample(TRAIN[0])]),
+        "none of the val images .* are there; add some, or raise shards.val_fraction",
+    ),
     "a tar with another label": (
         lambda r: two(r, cls="cat"),
         "its label 'cat' is not a number, and there is no labels.txt",
@@ -222,6 +242,10 @@ BAD: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "a pattern of other files": (
         lambda r: str(npz(npz(r / "a.npz").with_name("b.npz")).with_name("{a,b}.npz")),
         "all tar files or all parquet",
+    ),
+    "parquet in a folder below": (
+        lambda r: parquet(r / "plain_text" / "train.parquet", ALL).parents[1],
+        r"plain_text holds train.parquet and no image; name that folder",
     ),
     "parquet of something else": (lambda r: put(r / "a.parquet", b"x" * 100), "a.parquet cannot be read as a parquet"),
     "parquet cut off": (
@@ -289,6 +313,10 @@ BAD: dict[str, tuple[Callable[[Path], Path | str], str]] = {
         "line 1: has an escape of half",
     ),
     "a caption that is no text": (lambda r: lines(r, LINE.replace('"a"', "[1]")), r"line 1: text is \[1\]; it must be"),
+    "a table's file name of two lines": (
+        lambda r: lines(r, LINE.replace("10.png", "1\\u001b\\n0.png")),
+        r"line 1: 1\\x1b\\n0.png is not an image",
+    ),
     "a label in some lines": (
         lambda r: lines(r, LINE, '{"file_name": "11.png", "label": 1}'),
         "line 2: some images have",
@@ -359,6 +387,13 @@ def test_a_broken_image_is_left_out_and_reported(tmp_path: Path, kind: str) -> N
     assert bad["file"] == {"folder": "0/x.png", "tar": "train.tar: a/008", "parquet": "val.parquet[0]"}[kind]
     assert bad["reason"] and report["bad_count"] == counts["bad_files"] == 1
     assert counts["train_images"] + counts["val_images"] == report["files"] - 1
+
+
+def test_a_broken_image_is_named_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(folder(tmp_path / "source", ALL) / "1" / "a\n\x1b[2Jb.png", b"x")
+    packed(tmp_path / "source", tmp_path / "shards", max_bad_fraction=0.1)
+    (bad,) = json.loads((tmp_path / "shards" / "report.json").read_text())["bad"]
+    assert bad["file"] == r"1/a\n\x1b[2Jb.png" and caplog.messages[-1].count("\n") == 0
 
 
 def test_a_listed_folder_holds_no_object_for_each_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,13 +212,16 @@ def _checked(
     for split in SPLITS:
         if not counts[split]:
             why = "can be read" if bad else "are there"
-            raise BigrError(f"shards.source: none of the {split} images of {source.where} {why}")
+            remedy = ", or raise shards.val_fraction" if split == "val" else ""
+            raise BigrError(f"shards.source: none of the {split} images of {source.where} {why}; add some{remedy}")
     names = source.classes
+    remedy = "" if names is not None else ", or number the classes from 0 without gaps"
     number = len(names) if names is not None else 1 + max(max(labels) for labels in counts.values())
     for label in range(number):  # before that many names are made, since a wrong label may be any number
         if not counts["train"][label]:
             name = printable(names[label]) if names is not None else str(label)
-            raise BigrError(f"shards.source: class {name!r} of {source.where} has no readable train image")
+            what = f"class {name!r} of {source.where} has no readable train image"
+            raise BigrError(f"shards.source: {what}; add some{remedy}")
     return [printable(name) for name in names] if names is not None else [str(label) for label in range(number)]
 
 

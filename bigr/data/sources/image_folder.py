@@ -16,6 +16,7 @@ from bigr.data.sources.captions import read_table, table_in
 from bigr.data.sources.listing import Entry, Listing, Rows, joined
 from bigr.data.sources.source import SPLITS, UNLABELLED, Sample, SourcePart, Splitting, class_names, named, natural_key
 from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage, printable
+from bigr.data.sources.tar_files import TAR_SUFFIXES
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.threads import map_ahead
@@ -26,6 +27,8 @@ _OTHER_NAMES_OF_VAL = ("validation", "valid", "dev", "test")
 _REQUESTS = 16
 """Remote images that are read at a time by one process."""
 _LISTING = "images.arrow"
+_OTHER_KINDS = (*TAR_SUFFIXES, ".parquet", ".npz", ".gz", "-ubyte", ".bin")
+"""Ends of the names of files that are sources of other kinds."""
 
 
 @dataclass
@@ -223,6 +226,10 @@ def _classes(storage: Storage, prefix: str) -> tuple[dict[str, _Class], int]:
         what = f"{len(flat)} images but no class folders; put them" if flat else "no class folders; put images"
         raise BigrError(f"{storage.where(prefix.rstrip('/'))} has {what} into one subfolder per class")
     if empty := [name for name, one in found.items() if not one.files]:
+        inside = storage.entries(f"{prefix}{empty[0]}/")[1]
+        if other := next((file for file in inside if file.lower().endswith(_OTHER_KINDS)), None):
+            folder = storage.where(prefix + empty[0])
+            raise BigrError(f"{folder} holds {printable(other)} and no image; name that folder")
         raise BigrError(
             f"class folder {prefix}{printable(empty[0])} of {storage.where()} has no image ({', '.join(SUFFIXES)})"
             + (f", nor have {len(empty) - 1} others" if len(empty) > 1 else "")

@@ -385,8 +385,11 @@ def image_files(root: Path, folder: str = "") -> Images:
 
 
 def printable(path: str) -> str:
-    """A file name as valid text: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A file name as valid text in one line: bytes that are not UTF-8, and control characters, become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").translate(_ESCAPES)
+
+
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 @contextmanager

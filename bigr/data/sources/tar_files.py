@@ -82,12 +82,13 @@ class TarFiles:
             if image is None:
                 raise ImageError(f"no image among its members ({', '.join(members)}); known: {', '.join(SUFFIXES)}")
             about = _json(members)
-            label = 0
+            value, label = _label(members, about), 0
             if self.labelled:
-                value = members.get("cls", next((about[key] for key in _LABELS if key in about), None))
                 if value is None:
                     raise ImageError("it has no class: neither .cls nor a label in .json")
                 label = label_of(value, self.names)
+            elif value is not None:
+                raise ImageError("it has a class, the first image has none")
             text = _text(members, about)
         except ImageError as error:
             return Sample(name, split, error, 0)
@@ -106,6 +107,11 @@ def _json(members: dict[str, bytes]) -> dict[str, Any]:
     except ValueError as error:
         raise ImageError(f"its .json cannot be read ({error})") from None
     return values if isinstance(values, dict) else {}
+
+
+def _label(members: dict[str, bytes], about: dict[str, Any]) -> Any:
+    """The class as it is given, None where there is none."""
+    return members.get("cls", next((about[key] for key in _LABELS if key in about), None))
 
 
 def _text(members: dict[str, bytes], about: dict[str, Any]) -> str | None:
@@ -154,8 +160,11 @@ def open_tar_files(
     first = next(_grouped(storage, files[0]), None)
     if first is None:
         raise BigrError(f"{storage.where(files[0])} has no image")
-    members = first[1]
-    labelled = "cls" in members or any(key in _json(members) for key in _LABELS)
+    key, members = first
+    try:
+        labelled = _label(members, _json(members)) is not None
+    except ImageError as error:
+        raise BigrError(f"{storage.where(files[0])}: {printable(key)}: {error}; repair or remove it") from None
     return TarFiles(storage, divided, names, labelled, splitting)
 
 
@@ -176,6 +185,8 @@ def _grouped(storage: Storage, name: str) -> Iterator[tuple[str, dict[str, bytes
                 yield key, members
                 members = {}
             key = own
+            if suffix.lower() in members:
+                raise BigrError(f"{storage.where(name)} holds {printable(member.name)} twice; give it another name")
             content = tar.extractfile(member)
             members[suffix.lower()] = content.read() if content else b""
         if members:
