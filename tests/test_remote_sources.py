@@ -306,17 +306,25 @@ def test_a_manifest_of_remote_images_changes_with_an_image(here: Path, s3: Any, 
     assert packed(str(tmp_path / "source.arrow"), tmp_path / "a") == packed(f"s3://{BUCKET}/changing", tmp_path / "b")
 
 
+@pytest.mark.parametrize("by", ["its address", "a manifest"])
 def test_a_resumed_stage_packs_all_again_where_a_remote_image_has_changed(
-    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
+    source = f"s3://{BUCKET}/resumed"
+
     def put(number: int, value: int) -> None:
         split = "val" if number % 3 == 2 else "train"
         s3.put_object(Bucket=BUCKET, Key=f"resumed/{split}/a/{number}.png", Body=png(value))
 
+    def listed() -> None:
+        manifest_of(opened(source, tmp_path)).save(tmp_path / "source.arrow")
+
     for number in range(24):
         put(number, number)
+    listed()
     values = config.read(scratch.ROOT / "params.yaml")
-    values["shards"] |= {"source": f"s3://{BUCKET}/resumed", "images_per_shard": 7}
+    named = source if by == "its address" else str(tmp_path / "source.arrow")
+    values["shards"] |= {"source": named, "images_per_shard": 7}
     settings = config.validate(values, "params.yaml")
     work, jobs = packing.pack_part, []
 
@@ -336,6 +344,7 @@ def test_a_resumed_stage_packs_all_again_where_a_remote_image_has_changed(
     monkeypatch.setattr(packing, "pack_part", work)
     for number in range(24):
         put(number, number + 100)
+    listed()
     assert shards(tmp_path / "a", "after") == shards(tmp_path / "b", "after")
 
 

@@ -33,8 +33,6 @@ def run(settings: "Settings", context: Context) -> None:
         raise BigrError(f"shards.source is {shards.source!r}, where this stage writes; name the folder with the images")
     source = None
     if is_main():
-        if is_url(shards.source):
-            _start_over_unless_unchanged(partial, context.fingerprint)
         source = open_source(
             shards.source,
             context.root,
@@ -42,6 +40,8 @@ def run(settings: "Settings", context: Context) -> None:
             cache=Cache(context.root / ".cache" / "sources", int(settings.run.cache_gb * 1e9)),
             names=shards.class_names,
         )
+        if is_url(source.where):  # also where a manifest here lists what is there
+            _start_over_unless_unchanged(partial, context.fingerprint)
         source.prepare(partial)
     source = from_first(source)
     assert source is not None
