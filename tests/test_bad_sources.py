@@ -147,6 +147,10 @@ BAD: dict[str, tuple[Callable[[Path], Path | str], str]] = {
         lambda r: put(idx_set(r) / "class_names.json", '{"0": "a", "2": "b"}').parent,
         "class_names.json cannot be read",
     ),
+    "a name of half a character": (
+        lambda r: put(idx_set(r) / "class_names.json", r'["a", "\ud800", "b"]').parent,
+        "class_names.json has a class name that is not valid text",
+    ),
     "CIFAR's pickles": (lambda r: put(r / "data_batch_1", pickle.dumps({})).parent, "pickles.*get the binary version"),
     "CIFAR of another size": (
         lambda r: changed(cifar(r) / "data_batch_3.bin", lambda data: data[:-1]).parent,
@@ -242,6 +246,10 @@ BAD: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "a pattern of other files": (
         lambda r: str(npz(npz(r / "a.npz").with_name("b.npz")).with_name("{a,b}.npz")),
         "all tar files or all parquet",
+    ),
+    "parquet with a name twice": (
+        lambda r: parquet(r / "a.parquet", ALL, names=["a", "b", "a"]),
+        "a.parquet, in its metadata, has the class 'a' twice",
     ),
     "parquet in a folder below": (
         lambda r: parquet(r / "plain_text" / "train.parquet", ALL).parents[1],

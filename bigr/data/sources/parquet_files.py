@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bigr.data.images import ImageError
-from bigr.data.sources.source import UNLABELLED, Sample, SourcePart, Splitting, by_split, label_of, named, natural_key
+from bigr.data.sources.source import (
+    UNLABELLED,
+    Sample,
+    SourcePart,
+    Splitting,
+    by_split,
+    checked_names,
+    label_of,
+    named,
+    natural_key,
+)
 from bigr.data.sources.storage import Storage, printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
@@ -129,7 +139,7 @@ def open_parquet_files(
             if schema is None:
                 schema = file.schema_arrow
                 image, label, text = _columns(storage.where(name), schema)
-                names = names or (_names_in(schema, label) if label else None)
+                names = names or _names_in(storage.where(name), schema, label)
             elif missing := [c for c in (image, label, text) if c and c not in file.schema_arrow.names]:
                 raise BigrError(f"{storage.where(name)} has no column {missing[0]}, as the other files have")
             listed.append(
@@ -169,14 +179,14 @@ def _columns(where: str, schema: "pa.Schema") -> tuple[str, str | None, str | No
     return image, label, text
 
 
-def _names_in(schema: "pa.Schema", label: str) -> list[str] | None:
+def _names_in(where: str, schema: "pa.Schema", label: str | None) -> list[str] | None:
     """Class names in the metadata that Hugging Face's datasets write."""
     try:
         about = json.loads((schema.metadata or {})[b"huggingface"])
         names = about["info"]["features"][label]["names"]
-        return [str(name) for name in names] if names else None
     except (KeyError, TypeError, ValueError):
         return None
+    return checked_names(names, f"{where}, in its metadata,") if names else None
 
 
 def _names_of(where: str, label: str, values: set[Any]) -> list[str]:

@@ -171,6 +171,10 @@ def checked_names(names: Any, where: str) -> list[str]:
     """The names, if they are a list of different, non-empty texts; else `BigrError`."""
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise BigrError(f"{where} must be a list of class names, one or more")
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:  # an escape of half a character, as JSON may have it
+        raise BigrError(f"{where} has a class name that is not valid text; correct it") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BigrError(f"{where} has the class {twice!r} twice; names must differ")
