@@ -357,7 +357,6 @@ BAD: dict[str, tuple[Callable[[Path], Path | str], str]] = {
         r"1/10.png \(its caption 1/10.txt is not UTF-8\)",
     ),
     "a manifest of a folder that is gone": (lost, "m.arrow is the manifest of .*x, which does not exist"),
-    "a manifest of arrays": (lambda r: manifest(idx_set(r), r / "m.arrow"), "name these files as they are"),
     "an Arrow file of something else": (
         lambda r: put(r / "m.arrow", b"ARROW1\0\0" + bytes(50)),
         "cannot be read as an Arrow",

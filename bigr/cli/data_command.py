@@ -34,6 +34,7 @@ def data(
     Nothing is packed. What is told of the classes and splits is what the stage shards would make of them.
     """
     from bigr import config
+    from bigr.data.sources.arrays import ImageArrays
     from bigr.data.sources.inspection import inspect, lines
     from bigr.data.sources.opened import manifest_of, open_source
     from bigr.data.sources.source import Splitting
@@ -46,22 +47,27 @@ def data(
     if manifest is not None and manifest.suffix != ".arrow":
         raise BigrError(f"--manifest {manifest}: must end in .arrow")
     shards = settings.shards
+    named = source or shards.source
+    if manifest is not None and named.endswith(".arrow"):
+        raise BigrError(f"--manifest {manifest}: {named} is itself a manifest; name the images that it lists")
     opened = open_source(
-        source or shards.source,
+        named,
         Path(),
         Splitting(shards.val_fraction, settings.seed),
         cache=Cache(Path(".cache") / "sources", int(settings.run.cache_gb * 1e9)),
-        names=shards.class_names if source in (None, shards.source) else None,
+        names=shards.class_names if named == shards.source else None,
         option="SOURCE" if source else "shards.source",
     )
     if manifest is not None:
+        if isinstance(opened, ImageArrays):
+            raise BigrError(f"--manifest {manifest}: {named} needs none ({opened.kind}); name it in shards.source")
         listing = manifest_of(opened)
         listing.save(manifest)
         typer.echo(f"manifest  {manifest}: {len(listing):,} files; name it in shards.source")
     found = inspect(
         opened, out, images=None if everything else images, max_pixels=shards.max_pixels, workers=settings.run.workers
     )
-    for line in lines(opened, found):
+    for line in lines(opened, named, found):
         typer.echo(line)
     if found.sizes:
         typer.echo(f"picture   {out}")

@@ -15,6 +15,7 @@ from bigr.data.images import ImageError, center_crop, grey_if_grey, to_tensor
 from bigr.data.packing import Packing, opened_image
 from bigr.data.picture_grid import save_grid
 from bigr.data.sources.source import SPLITS, Sample, Source
+from bigr.data.sources.storage import printable
 from bigr.runtime.progress import Progress
 from bigr.runtime.threads import map_ahead
 
@@ -26,6 +27,8 @@ SHEET = 100
 _COLUMNS = 10
 _SIDE = 96
 _AHEAD = 16
+_NAMED = 10
+"""Broken images, and classes, that are named at most."""
 
 
 @dataclass
@@ -101,11 +104,11 @@ def _samples(source: Source, images: int | None, found: Inspection) -> Iterator[
             yield from source.read(part)
         return
     places = sorted(set(np.linspace(0, len(parts) - 1, min(_PLACES, len(parts))).astype(int).tolist()))
-    each = -(-images // len(places))
-    left = images
-    for place in places:
-        stream = source.read(parts[place])
-        for sample in islice(stream, min(each, left)):
+    chosen = sorted((parts[place] for place in places), key=lambda part: part.images or 0)  # what a short one lacks
+    left = images  # is taken from the others
+    for number, part in enumerate(chosen):
+        stream = source.read(part)
+        for sample in islice(stream, -(-left // (len(chosen) - number))):
             left -= 1
             yield sample
         found.whole &= next(stream, None) is None
@@ -136,14 +139,14 @@ class _Sheet:
         save_grid(path, torch.stack([column[row] for row in range(rows) for column in columns]), self._columns)
 
 
-def lines(source: Source, found: Inspection) -> list[str]:
-    """The inspection as text, a line for each thing."""
+def lines(source: Source, name: str, found: Inspection) -> list[str]:
+    """The inspection as text, a line for each thing. name: the source's path or URL, as the user gave it."""
     counts = source.counts()
     of = "all" if found.whole else f"{found.read:,} that were read; --all reads every one"
     if counts is None and found.whole:
         counts = {split: found.splits[split] for split in SPLITS}
     images = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS) if counts else "not counted; --all counts them"
-    told = [f"{source.kind}: {source.where}", f"images    {images}", f"classes   {_classes(source, found)}"]
+    told = [f"{source.kind}: {printable(name)}", f"images    {images}", f"classes   {_classes(source, found)}"]
     if found.sizes:
         narrow, wide = min(found.sizes, key=min), max(found.sizes, key=max)
         size = " to ".join(dict.fromkeys(f"{w}×{h}" for w, h in (narrow, wide)))
@@ -155,23 +158,27 @@ def lines(source: Source, found: Inspection) -> list[str]:
     if found.captions:
         told.append(f"captions  {found.captions:,} of {found.read:,}")
     told.append(f"broken    {len(found.broken):,} of {found.read:,}")
-    told += [f"          {name}: {reason}" for name, reason in found.broken[:10]]
-    if len(found.broken) > 10:
-        told.append(f"          and {len(found.broken) - 10:,} more")
+    told += [f"          {name}: {reason}" for name, reason in found.broken[:_NAMED]]
+    if len(found.broken) > _NAMED:
+        told.append(f"          and {len(found.broken) - _NAMED:,} more")
     if source.ignored:
-        told.append(f"ignored   {source.ignored:,} files that are not images")
+        told.append(f"ignored   {source.ignored:,} file{'s' if source.ignored > 1 else ''}: no image, or in no class")
     return told
 
 
 def _classes(source: Source, found: Inspection) -> str:
+    """Their number and names. Where the source does not tell, its largest label does: a wrong one may be any number."""
     names = source.classes
-    if names is None:
-        names = [str(label) for label in range(max(found.labels, default=-1) + 1)]
-    listed = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    each = ""
-    if found.whole and found.labels and len(names) > 1:
-        counts = [found.labels[label] for label in range(len(names))]
-        least, most = min(counts), max(counts)
-        each = f"; {least:,} training images each" if least == most else f"; {least:,} to {most:,} training images each"
-    more = "" if source.classes is not None else " or more"
-    return f"{len(names):,}{more} ({listed}){each}"
+    number = len(names) if names is not None else max(found.labels, default=-1) + 1
+    shown = range(min(number, _NAMED))
+    listed = ", ".join(printable(names[label]) if names is not None else str(label) for label in shown)
+    told = f"{number:,}{'' if names is not None or found.whole else ' or more'}"
+    told += f" ({listed}{', …' if number > _NAMED else ''})" if number else ""
+    if found.whole and found.labels and number > 1:
+        each = dict.fromkeys(f"{count:,}" for count in (min(found.labels.values()), max(found.labels.values())))
+        told += f"; {' to '.join(each)} training images each"
+        if without := number - len(found.labels):
+            first = next(label for label in range(number) if not found.labels[label])
+            told += f", none of {printable(names[first]) if names is not None else first}"
+            told += f" and {without - 1:,} more" if without > 1 else ""
+    return told

@@ -182,7 +182,7 @@ def _folder(storage: Storage, splitting: Splitting, warn: bool = True) -> Source
 def manifest_of(source: Source) -> Listing:
     """A listing of the source's files, or of the images of an image folder, with what changes with each.
 
-    The stage `shards` reads it in the source's place. Raises `BigrError` for arrays, which need none.
+    The stage `shards` reads it in the source's place. Raises `ValueError` for arrays, which need none.
     """
     import pyarrow as pa
 
@@ -197,9 +197,7 @@ def manifest_of(source: Source) -> Listing:
     elif isinstance(source, ParquetFiles):
         rows = [(name, split) for name, split, _ in source.files]
     else:
-        raise BigrError(
-            f"{source.where}: a manifest is of image folders, tar and parquet files; name these files as they are"
-        )
+        raise ValueError("a manifest is of image folders, tar and parquet files")
     table = pa.table(
         {
             "file": pa.array([name.encode() for name, _ in rows], pa.large_binary()),
