@@ -89,8 +89,8 @@ serve: $(STAMP) ## serve the champion (bigr promote): images for labels, on loop
 deps: $(STAMP) ## update dvc.yaml: the code that each stage imports
 	python -m bigr.pipeline.closure --write
 
-# dvc.lock and DVC's cache stay, and with them MLflow's records: every output that they name keeps its run.
+# Images of the user in data/ stay. dvc.lock and DVC's cache stay, and with them MLflow's records: every output that they name keeps its run.
 clean: ## remove outputs of the pipeline and the services, but not .venv, DVC's cache, MLflow's records, .credentials
 	@pid=$$(cat .prefect/services.pid 2>/dev/null) && ps -o args= -p "$$pid" | grep -q honcho && { \
 		echo "The services run: stop them first, with Ctrl-C where \`make services\` was started" >&2; exit 1; } || true
-	rm -rf data models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots
+	rm -rf data/{digits,shards,codes} data/.{digits,shards,codes}.* data/shards-report.json models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots

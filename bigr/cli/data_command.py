@@ -34,8 +34,8 @@ def data(
     Nothing is packed. What is told of the classes and splits is what the stage shards would make of them.
     """
     from bigr import config
+    from bigr.data.inspection import inspect, lines
     from bigr.data.sources.arrays import ImageArrays
-    from bigr.data.sources.inspection import inspect, lines
     from bigr.data.sources.opened import manifest_of, open_source
     from bigr.data.sources.source import Splitting
     from bigr.data.sources.storage import Cache

@@ -46,8 +46,8 @@ def nearest(images: Tensor, training: ImageStream, device: torch.device) -> Neig
 
 def _small(images: Tensor, device: torch.device) -> Tensor:
     pixels = images.to(device).float() / 255
-    if (side := max(pixels.shape[2:])) > _SIDE:
-        pixels = F.adaptive_avg_pool2d(pixels, _SIDE if side > _SIDE else side)
+    if max(pixels.shape[2:]) > _SIDE:
+        pixels = F.adaptive_avg_pool2d(pixels, _SIDE)
     return pixels.flatten(1)
 
 

@@ -22,9 +22,8 @@ from bigr.runtime.threads import map_ahead
 _PART = 1000
 _PLACES = 50
 """Parts that the images are taken from, at most, evenly over all."""
-SHEET = 100
-"""Images of the picture, at most."""
-_COLUMNS = 10
+_ROWS, _COLUMNS = 10, 10
+"""Of the picture, at most."""
 _SIDE = 96
 _AHEAD = 16
 _NAMED = 10
@@ -124,7 +123,7 @@ class _Sheet:
 
     def add(self, label: int, image: Image.Image) -> None:
         mine = self._images.setdefault(label if self._columns else 0, [])
-        if len(mine) < (SHEET // self._columns if self._columns else SHEET):
+        if len(mine) < (_ROWS if self._columns else _ROWS * _COLUMNS):
             mine.append(to_tensor(center_crop(image, _SIDE)))
 
     def save(self, path: Path) -> None:
