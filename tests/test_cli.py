@@ -268,7 +268,9 @@ def test_a_missing_image_folder_is_named_with_its_setting(
 ) -> None:
     tiny.apply(project / "params.yaml", {"shards.source": "my/images"})
     assert bigr(monkeypatch, "run", "shards") == 2
-    expected = "shards.source is my/images, which does not exist; put the folder there, or name another\n"
+    expected = (
+        "shards.source is my/images, which does not exist; put the folder or file of images there, or name another\n"
+    )
     assert capsys.readouterr().err == expected
 
 
@@ -293,11 +295,18 @@ def test_a_file_that_a_setting_names_is_looked_for_before_anything_runs(
         error = capsys.readouterr().err
         assert error.startswith(f"{first}does not exist; put the ") and error.count("\n") == 1
     if name == "shards":
-        (project / "mine").write_text("no folder")
+        (project / "mine").write_text("no images")
     else:
         (project / "mine").mkdir()
     assert bigr(monkeypatch, "check") == 2
-    assert capsys.readouterr().err == f"{first}is not a {'folder' if name == 'shards' else 'file'}; name another\n"
+    error = capsys.readouterr().err
+    if name == "shards":
+        assert error.startswith(
+            f"shards.source: {project / 'mine'} is a file of no known kind; name a folder of images"
+        )
+    else:
+        assert error == f"{first}is not a file; name another\n"
+    assert error.count("\n") == 1
     settings = config.load(project / "params.yaml")
     after = NAMES[NAMES.index(name) + 1 :]
     check.check_files(project, settings, after)  # done with it

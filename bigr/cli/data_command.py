@@ -29,9 +29,10 @@ def data(
         Path, typer.Option("--params", metavar="FILE", help="The settings: seed, run, and the split of shards.")
     ] = Path("params.yaml"),
 ) -> None:
-    """Say what a source of images holds: kind, images, classes, sizes, broken files, and a picture.
+    """Say what a source of images holds, and draw some.
 
-    Nothing is packed. What is told of the classes and splits is what the stage shards would make of them.
+    Kind, images, classes, sizes and broken files. Nothing is packed. What is told of the classes and splits is what the
+    stage shards would make of them.
     """
     from bigr import config
     from bigr.data.inspection import inspect, lines
