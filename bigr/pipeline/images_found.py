@@ -33,6 +33,9 @@ def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = NAM
     """
     if "shards" not in stages:
         return _in_shards(root)
+    if settings.shards.embedded:  # a stage writes them first
+        held_out = settings.digits.val_count
+        return ImagesFound("the embedded digits", _DIGITS - held_out, held_out, 10)
     from bigr.data.sources.opened import open_source
     from bigr.data.sources.source import Splitting
 
