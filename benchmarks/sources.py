@@ -6,14 +6,15 @@ Makes images of 16×16 pixels: a folder of hard links to a few files, webdataset
 process of its own lists and packs each. Memory is the most that the process, or the largest of its workers, held.
 """
 
+import contextlib
 import io
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,10 +137,18 @@ MAKERS: dict[str, Callable[[Path, int], Path]] = {
 }
 
 
-def _most() -> float:
-    """Peak memory of this process in 10⁶ bytes. (`ru_maxrss` would count the process that started it.)"""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024 / 1e6
+def _most(process: int | str = "self") -> float:
+    """Peak memory of a process in 10⁶ bytes. (`ru_maxrss` would count the process that started it.)"""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0) * 1024 / 1e6
+
+
+def _watch(found: dict[str, float], ended: threading.Event) -> None:
+    """Keep the peak memory of the largest process that this one has started."""
+    while not ended.wait(1):
+        with contextlib.suppress(OSError):  # one has just ended
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split():
+                found["worker_mb"] = max(found["worker_mb"], _most(child))
 
 
 def _measure(source: str, place: Path, workers: int) -> dict[str, float]:
@@ -153,11 +162,13 @@ def _measure(source: str, place: Path, workers: int) -> dict[str, float]:
     opened.parts(1000)
     found = {"listed_s": time.monotonic() - before, "listed_mb": _most()}
     if workers:
+        found["worker_mb"], ended = 0.0, threading.Event()
+        threading.Thread(target=_watch, args=(found, ended), daemon=True).start()
         before = time.monotonic()
         packing = Packing(SIDE, 1000, 1000)
         pack(opened, place / "shards", place / "partial", packing, max_bad_fraction=0, workers=workers)
         found |= {"packed_s": time.monotonic() - before, "packed_mb": _most()}
-        found["worker_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+        ended.set()
     return found
 
 

@@ -38,7 +38,7 @@ from bigr.data.shards import STORED, fits, image_starts_of, read_whole
 from bigr.data.sources.source import SPLITS, Sample, Source, SourcePart
 from bigr.data.sources.storage import printable
 from bigr.data.sources.tar_files import TarFiles
-from bigr.runtime.distributed import barrier, is_main, rank, world
+from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.files import atomic_folder, sha256_file, write_json
@@ -127,13 +127,14 @@ def pack(
         for done in _in_processes(source, packing, mine, processes) if processes > 1 else map(work, mine):
             progress.advance(done.images)
     barrier()
-    counts: dict[str, int] = {}
-    if is_main():
+
+    def assembled() -> dict[str, int]:
         packed = [_packed(partial / name) for name in names]
         counts = _assembled(source, folder, partial, packed, packing, max_bad_fraction, failed)
         shutil.rmtree(partial, ignore_errors=True)
-    barrier()
-    return counts
+        return counts
+
+    return by_first(assembled)
 
 
 def _named(parts: Iterable[SourcePart]) -> dict[str, SourcePart]:

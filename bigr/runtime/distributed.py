@@ -6,12 +6,14 @@ Models hold no parallel code: `parallel` wraps them from outside.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from bigr.runtime.errors import BigrError
 
 T = TypeVar("T")
 
@@ -50,6 +52,22 @@ def from_first(value: T) -> T:
     dist.broadcast_object_list(box, src=0)
     found: T = box[0]
     return found
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, which alone does it, in every process; so with its `BigrError`."""
+    if world() == 1:
+        return work()
+    found: list[Any] = [None, None]
+    if is_main():
+        try:
+            found[0] = work()
+        except BigrError as error:
+            found[1] = str(error)
+    result, problem = from_first(found)
+    if problem is not None:
+        raise BigrError(problem)
+    return cast("T", result)
 
 
 def of_each(value: T) -> list[T]:

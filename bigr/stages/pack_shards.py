@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from bigr.data.packing import Packing, pack
 from bigr.data.sources.opened import open_source
-from bigr.data.sources.source import Splitting
+from bigr.data.sources.source import Source, Splitting
 from bigr.data.sources.storage import Cache
 from bigr.runtime.context import Context
-from bigr.runtime.distributed import from_first, is_main
+from bigr.runtime.distributed import by_first
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_url
 
@@ -31,8 +31,8 @@ def run(settings: "Settings", context: Context) -> None:
     folder, partial = context.root / "data" / "shards", context.root / "checkpoints" / "shards"
     if not is_url(shards.source) and (context.root / shards.source).resolve().is_relative_to(folder.resolve()):
         raise BigrError(f"shards.source is {shards.source!r}, where this stage writes; name the folder with the images")
-    source = None
-    if is_main():
+
+    def listed() -> Source:
         source = open_source(
             shards.source,
             context.root,
@@ -43,10 +43,10 @@ def run(settings: "Settings", context: Context) -> None:
         if is_url(source.where):  # also where a manifest here lists what is there
             _start_over_unless_unchanged(partial, context.fingerprint)
         source.prepare(partial)
-    source = from_first(source)
-    assert source is not None
+        return source
+
     counts = pack(
-        source,
+        by_first(listed),
         folder,
         partial,
         Packing(shards.image_size, shards.images_per_shard, shards.max_pixels),
