@@ -80,7 +80,8 @@ READS = {
     "evaluation/fidelity/distances.py Fidelity.compare": "features in, metrics out",
     "evaluation/representation/linear_probe.py _accuracies": "the accuracies of a split",
     "evaluation/representation/nearest_neighbours.py nearest_neighbours": "a block of features",
-    "evaluation/imagesets/labelled_folders.py folder_codes": "images of a batch",
+    "evaluation/imagesets/labelled_sources.py source_codes": "images of a batch",
+    "evaluation/fidelity/neighbours.py nearest": "distances and places, once",
 }
 """Where the code may wait for the GPU, and for what: functions of the package, and all that they call."""
 

@@ -42,9 +42,8 @@ def test_the_published_reverse_process_gives_the_same_bit_probabilities(subject:
     noise = torch.rand(how.steps(0), tokens, model.config.code_bits, generator=draws)
     rows = iter(noise)
     theirs = published.bit_probabilities(model, h, u if scale != 1 else None, how, 0, scale, lambda shape: next(rows))
-    ours = bit_probabilities(
-        model.transcoder, h, noise, hidden_unconditional=u if scale != 1 else None, guidance_scale=scale
-    )
+    options = {"guidance_scale": scale, "temperature": how.temperature}
+    ours = bit_probabilities(model.transcoder, h, noise, hidden_unconditional=u if scale != 1 else None, **options)
     assert next(rows, None) is None
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     assert ours.std() > 0.01  # with modulations of zero every model would agree

@@ -338,7 +338,7 @@ def test_a_labelled_folder_is_probed(tmp_path: Path) -> None:
     write_models(tmp_path)
     models = tmp_path / "models"
     with fake_cuda():
-        probe_folder(tmp_path / "pictures", models / "tokenizer", models / "bigr", tmp_path / "out", on_gpu())
+        probe_folder(str(tmp_path / "pictures"), models / "tokenizer", models / "bigr", tmp_path / "out", on_gpu())
     assert (tmp_path / "out" / "metrics.json").is_file()
 
 

@@ -262,7 +262,10 @@ def test_a_flow_run_looks_for_the_files_that_settings_name_before_it_makes_a_clo
     monkeypatch.setattr(pipeline, "flow_run", SimpleNamespace(name="calm-heron", id="run-missing"))
     monkeypatch.chdir(project)
     state = pipeline.pipeline.fn(settings={"shards.source": "nowhere"})
-    assert state.message == "shards.source is nowhere, which does not exist; put the folder there, or name another"
+    assert (
+        state.message
+        == "shards.source is nowhere, which does not exist; put the folder or file of images there, or name another"
+    )
     assert not (project / workspace.FOLDER / "run-missing").exists()
 
 

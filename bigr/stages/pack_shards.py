@@ -5,6 +5,7 @@ images cannot be read, it fails and writes data/shards-report.json alone. The fi
 are in checkpoints/shards, and are not packed again.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import Source, Splitting
 from bigr.data.sources.storage import Cache
 from bigr.runtime.context import Context
-from bigr.runtime.distributed import by_first
+from bigr.runtime.distributed import by_first, is_main
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_url
 
@@ -53,6 +54,9 @@ def run(settings: "Settings", context: Context) -> None:
         max_bad_fraction=shards.max_bad_fraction,
         workers=settings.run.workers,
     )
+    if is_main():
+        with contextlib.suppress(OSError):  # other stages have checkpoints there
+            partial.parent.rmdir()
     context.report.metrics(counts)
 
 

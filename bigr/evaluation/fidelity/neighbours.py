@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bigr.data.picture_grid import pairs, save_grid
 from bigr.evaluation.imagesets.image_stream import ImageStream
+from bigr.runtime.transfer import to_device
 
 MEASURED = 500
 """Samples, and held-out images, at most."""
@@ -45,7 +46,7 @@ def nearest(images: Tensor, training: ImageStream, device: torch.device) -> Neig
 
 
 def _small(images: Tensor, device: torch.device) -> Tensor:
-    pixels = images.to(device).float() / 255
+    pixels = to_device(images, device).float() / 255
     if max(pixels.shape[2:]) > _SIDE:
         pixels = F.adaptive_avg_pool2d(pixels, _SIDE)
     return pixels.flatten(1)
