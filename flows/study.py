@@ -60,8 +60,10 @@ class Study:
     def __init__(self, project: Path, chosen: Sequence[StudyRun], lanes: int = LANES) -> None:
         self.project, self.lanes = project, lanes
         base = config.read(project / "params.yaml")
-        if not config.validate(base).shards.embedded:
-            raise BigrError("shards.source: the study is of the embedded digits; run it where it is data/digits")
+        if not ((settings := config.validate(base)).shards.embedded and settings.dataset.name == "digits"):
+            raise BigrError(
+                "the study is of the embedded digits; set dataset.name to digits, and shards.source to data/dataset"
+            )
         self._digests = {run.name: digest(project, workspace.merge(base, run.settings)) for run in chosen}
         grouped: dict[str, list[StudyRun]] = {}
         for run in chosen:

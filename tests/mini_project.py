@@ -12,15 +12,15 @@ import psutil
 from bigr import config
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["digits", "shards", "samples", "evaluation"]
+STAGES = ["dataset", "shards", "samples", "evaluation"]
 
 DVC = """\
 stages:
-  digits:
-    cmd: python step.py digits data/digits/image
+  dataset:
+    cmd: python step.py dataset data/dataset/image
     deps: [step.py]
-    params: [digits]
-    outs: [data/digits]
+    params: [dataset]
+    outs: [data/dataset]
   shards:
     cmd: python step.py shards data/shards/shard
     deps: [step.py, "${shards.source}"]

@@ -169,8 +169,8 @@ def test_missing_results_are_one_line(tmp_path: Path) -> None:
 def test_only_the_embedded_digits_are_studied(tmp_path: Path) -> None:
     project = mini_project.make(tmp_path / "project")
     params = project / "params.yaml"
-    params.write_text(params.read_text().replace("source: data/digits", "source: pictures"))
-    with pytest.raises(BigrError, match=r"^shards.source: the study is of the embedded digits"):
+    params.write_text(params.read_text().replace("source: data/dataset", "source: pictures"))
+    with pytest.raises(BigrError, match=r"^the study is of the embedded digits"):
         Study(project, tables.runs())
 
 
@@ -229,7 +229,7 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
         some.run_group(group, lines.append, lines.append)
     ran = [match[1] for line in lines if (match := re.match(r"Running stage '(\w+)'", line))]
     trained = ["generator", "transcoder", "samples", "evaluation"]
-    assert ran == ["digits", "shards", "tokenizer", "codes", *trained, *trained]
+    assert ran == ["dataset", "shards", "tokenizer", "codes", *trained, *trained]
 
     shown = mini_project.run(project, "dvc", "exp", "show", "--csv")
     rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(shown))}

@@ -305,6 +305,29 @@ def shown(page: "gr.Blocks", name: str) -> dict[str, Any]:
     return {key: component.value for key, component in zip(named, call.inputs, strict=True)}
 
 
+def test_images_of_a_call_are_as_many_as_a_page_can_hold(tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigr.app.tasks.MAX_DRAWN_PIXELS", 3 * tasks.model.size**2)
+    assert "result done" in list(tasks.generate([0], 0, 3, *HOW[2:]))[-1]
+    for call in (lambda: tasks.generate([0, 1], *HOW), lambda: tasks.interpolate(0, 1, 4, 0, 1, *HOW[2:])):
+        with pytest.raises(BigrError, match="Choose fewer: at most 3 pictures of 8×8 pixels in one call, got 4"):
+            list(call())
+
+
+def test_a_few_of_many_classes_are_chosen_at_first_so_that_others_can_be_added() -> None:
+    from bigr.app.page import first_classes
+
+    assert first_classes(10) == list(range(10))
+    assert first_classes(1000) == [0, 250, 500, 750]
+
+
+def test_large_images_are_shown_small_while_they_are_drawn() -> None:
+    pictures = [Image.new("RGB", (600, 600))] * 5
+    html = panel.running(Frame(1, 2, pictures, [np.zeros((2, 2), np.float32)] * 5), panel.Trace())
+    encoded = re.findall(r"data:image/png;base64,([^\"]+)", html)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(one))).size for one in encoded]
+    assert sizes == [(panel.RUNNING_SIDE,) * 2] * 5
+
+
 def test_a_tiny_margin_is_a_pixel_at_least() -> None:
     assert margins(Image.new("RGB", (8, 4)), (5, 0, 100, 50)) == (1, 0, 8, 2)
 

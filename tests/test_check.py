@@ -50,7 +50,7 @@ def checked(project: Path) -> list[str]:
     """What `bigr check` and the first stage complain of: the same."""
     params = project / "params.yaml"
     said = complaints(lambda: check.summary(project, params))
-    assert complaints(lambda: runner.run_stage("digits", project, params)) == said
+    assert complaints(lambda: runner.run_stage("dataset", project, params)) == said
     assert not (project / "data").exists()
     return said
 
@@ -159,7 +159,7 @@ def test_a_folder_that_stages_may_not_write_to_is_named_before_the_first_stage(p
 
 @pytest.mark.parametrize(
     ("source", "complaint"),
-    [("data/digits/train/3", "which the stage digits does not write"), ("data/shards/x", "where the stage shards")],
+    [("data/dataset/train/3", "which the stage dataset does not write"), ("data/shards/x", "where the stage shards")],
 )
 def test_a_source_that_holds_no_images_is_named_before_the_first_stage(project: Path, source, complaint) -> None:
     tiny.apply(project / "params.yaml", {"shards.source": source})

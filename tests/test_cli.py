@@ -24,10 +24,10 @@ from tests import scratch, tiny
 
 DVC_YAML = """\
 stages:
-  digits:
-    cmd: bigr run digits
-    params: [digits]
-    outs: [data/digits]
+  dataset:
+    cmd: bigr run dataset
+    params: [dataset]
+    outs: [data/dataset]
   shards:
     cmd: bigr run shards
     deps: ["${shards.source}"]
@@ -88,8 +88,8 @@ def bigr(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def write_digits(settings: config.Settings, context: Context) -> None:
     """A stage that writes what dvc.yaml says."""
-    (context.root / "data/digits").mkdir(parents=True)
-    (context.root / "data/digits/image").write_text("an image")
+    (context.root / "data/dataset").mkdir(parents=True)
+    (context.root / "data/dataset/image").write_text("an image")
 
 
 def test_help_explains_every_stage_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -161,9 +161,9 @@ def test_check_refuses_a_dvc_yaml_that_lacks_stages_or_names_unknown_settings(
 ) -> None:
     assert bigr(monkeypatch, "check") == 2
     assert "dvc.yaml: has no stage codes" in capsys.readouterr().err.splitlines()
-    (project / "dvc.yaml").write_text(DVC_YAML.replace("[digits]", "[digits.size]"))
+    (project / "dvc.yaml").write_text(DVC_YAML.replace("[dataset]", "[dataset.size]"))
     assert bigr(monkeypatch, "check") == 2
-    line = "dvc.yaml: stage digits names the setting digits.size, which params.yaml does not have\n"
+    line = "dvc.yaml: stage dataset names the setting dataset.size, which params.yaml does not have\n"
     assert capsys.readouterr().err == line
 
 
@@ -178,7 +178,7 @@ def test_a_stage_outside_a_project_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert bigr(monkeypatch, "run", "digits") == 2
+    assert bigr(monkeypatch, "run", "dataset") == 2
     assert "params.yaml: no such file; run in the project's folder" in capsys.readouterr().err
 
 
@@ -186,16 +186,16 @@ def test_a_stage_gets_settings_root_and_fingerprint_and_its_outputs_are_hashed(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    stage(monkeypatch, "digits", lambda settings, context: (seen.append((settings, context)), write_digits(*seen[-1])))
-    assert bigr(monkeypatch, "run", "digits") == 0
+    stage(monkeypatch, "dataset", lambda settings, context: (seen.append((settings, context)), write_digits(*seen[-1])))
+    assert bigr(monkeypatch, "run", "dataset") == 0
     ((settings, context),) = seen
-    assert settings.digits.image_size == 16
+    assert settings.dataset.image_size == 16
     assert context.root == project
     assert len(context.fingerprint) == 64
     ((status, outputs),) = Silent.ended
     assert status == "FINISHED"
-    assert list(outputs) == ["data/digits"]
-    assert outputs["data/digits"].endswith(".dir")
+    assert list(outputs) == ["data/dataset"]
+    assert outputs["data/dataset"].endswith(".dir")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_processes_that_torchrun_started_do_not_share_a_gpu(
     ("name", "line"),
     [
         ("tokenizer", "stage tokenizer reads data/shards, which does not exist; run `dvc repro tokenizer`"),
-        ("shards", "stage shards reads data/digits, which does not exist; run `dvc repro shards`"),
+        ("shards", "stage shards reads data/dataset, which does not exist; run `dvc repro shards`"),
     ],
 )
 def test_a_missing_input_is_named_with_the_remedy(
@@ -288,9 +288,9 @@ def test_a_file_that_a_setting_names_is_looked_for_before_anything_runs(
     shutil.copy(scratch.ROOT / "dvc.yaml", "dvc.yaml")
     tiny.apply(project / "params.yaml", changes)
     ran: list[str] = []
-    stage(monkeypatch, "digits", lambda settings, context: (ran.append("digits"), write_digits(settings, context)))
+    stage(monkeypatch, "dataset", lambda settings, context: (ran.append("dataset"), write_digits(settings, context)))
     first = f"{next(iter(changes))} is mine, which "
-    for words in (["check"], ["run", "digits"], ["run", name]):
+    for words in (["check"], ["run", "dataset"], ["run", name]):
         assert bigr(monkeypatch, *words) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"{first}does not exist; put the ") and error.count("\n") == 1
@@ -319,8 +319,8 @@ def test_a_mistake_found_by_a_stage_is_one_line_and_status_2(
     def run(settings: config.Settings, context: Context) -> None:
         raise BigrError("image 7.png cannot be decoded; remove it")
 
-    stage(monkeypatch, "digits", run)
-    assert bigr(monkeypatch, "run", "digits") == 2
+    stage(monkeypatch, "dataset", run)
+    assert bigr(monkeypatch, "run", "dataset") == 2
     assert capsys.readouterr().err == "image 7.png cannot be decoded; remove it\n"
     assert Silent.ended == [("FAILED", {})]
 
@@ -328,10 +328,10 @@ def test_a_mistake_found_by_a_stage_is_one_line_and_status_2(
 def test_an_interrupted_stage_says_how_to_go_on(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    stage(monkeypatch, "digits", lambda settings, context: os.kill(os.getpid(), signal.SIGINT))
+    stage(monkeypatch, "dataset", lambda settings, context: os.kill(os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     try:
-        assert bigr(monkeypatch, "run", "digits") == 130
+        assert bigr(monkeypatch, "run", "dataset") == 130
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted; `dvc repro` continues from the last checkpoint\n"
@@ -339,15 +339,15 @@ def test_an_interrupted_stage_says_how_to_go_on(
 
 
 def test_a_terminated_stage_is_recorded_as_killed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage(monkeypatch, "digits", lambda settings, context: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(10)))
-    assert bigr(monkeypatch, "run", "digits") == 143
+    stage(monkeypatch, "dataset", lambda settings, context: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(10)))
+    assert bigr(monkeypatch, "run", "dataset") == 143
     assert Silent.ended == [("KILLED", {})]
 
 
 def test_a_stage_that_lacks_an_output_is_no_success(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage(monkeypatch, "digits", lambda settings, context: None)
-    with pytest.raises(RuntimeError, match="stage digits did not write data/digits"):
-        runner.run_stage("digits", project, project / "params.yaml")
+    stage(monkeypatch, "dataset", lambda settings, context: None)
+    with pytest.raises(RuntimeError, match="stage dataset did not write data/dataset"):
+        runner.run_stage("dataset", project, project / "params.yaml")
     assert Silent.ended == [("FAILED", {})]
 
 
@@ -360,15 +360,15 @@ def test_a_second_run_of_a_stage_waits_for_the_first(
     )
     (project / ".dvc/tmp").mkdir()
     first = subprocess.Popen(
-        [sys.executable, "-c", hold, str(project / ".dvc/tmp/bigr-digits.lock")],
+        [sys.executable, "-c", hold, str(project / ".dvc/tmp/bigr-dataset.lock")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert first.stdin and first.stdout and first.stdout.readline() == b"held\n"
     monkeypatch.setattr(runner.log, "warning", lambda *words: (caplog.records.append(words), first.stdin.close()))
-    stage(monkeypatch, "digits", write_digits)
-    runner.run_stage("digits", project, project / "params.yaml")
-    assert caplog.records == [(caplog.records[0][0], "digits", "4711")]
+    stage(monkeypatch, "dataset", write_digits)
+    runner.run_stage("dataset", project, project / "params.yaml")
+    assert caplog.records == [(caplog.records[0][0], "dataset", "4711")]
     assert first.wait() == 0
 
 

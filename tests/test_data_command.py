@@ -137,7 +137,7 @@ def test_the_stage_packs_what_a_manifest_lists(tmp_path: Path, run: Run) -> None
     ("words", "message"),
     [
         (("missing",), "SOURCE: missing does not exist"),
-        ((), "shards.source: data/digits does not exist"),
+        ((), "shards.source: data/dataset does not exist"),
         (("source", "--out", "a.jpg"), "--out a.jpg: must end in .png"),
         (("source", "--manifest", "a.txt"), "--manifest a.txt: must end in .arrow"),
         (("a.arrow", "--manifest", "b.arrow"), "--manifest b.arrow: a.arrow is itself a manifest"),

@@ -1,4 +1,4 @@
-"""The embedded data set: what the stage digits writes."""
+"""The embedded data set: what the stage dataset writes."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from bigr.data.digits import write_digits
+from bigr.data.embedded.digits import write_digits
 
 
 def listing(folder: Path) -> list[str]:
@@ -63,7 +63,7 @@ def test_a_failure_leaves_the_old_folder(digits: Path, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("bigr.data.digits._upsample", fail)
+    monkeypatch.setattr("bigr.data.embedded.digits._upsample", fail)
     with pytest.raises(OSError, match="disk full"):
         write_digits(digits, 16, 360)
     assert digits.stat().st_ino == before and len(listing(digits)) == 1797

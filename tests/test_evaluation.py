@@ -172,7 +172,7 @@ def project(tmp_path_factory) -> Path:
     for label in range(10):
         images = data.images[data.target == label]
         for i, image in enumerate(images[: sum(PER_CLASS.values())]):
-            folder = root / "data" / "digits" / ("train" if i < PER_CLASS["train"] else "val") / str(label)
+            folder = root / "data" / "dataset" / ("train" if i < PER_CLASS["train"] else "val") / str(label)
             folder.mkdir(parents=True, exist_ok=True)
             pixels = Image.fromarray((image / 16 * 255).astype(np.uint8)).resize((16, 16)).convert("RGB")
             pixels.save(folder / f"{i:03}.png")
@@ -322,7 +322,7 @@ def test_the_model_is_loaded_with_the_layer_and_the_statistics_that_were_measure
     model = bigr.load(root)
     assert model.feature_layer == told.final["probe.best_layer"]
     assert model.statistics is not None
-    pictures = sorted((root / "data/digits/train").rglob("*.png"))
+    pictures = sorted((root / "data/dataset/train").rglob("*.png"))
     expected = FeatureStatistics.of(model.layer_features(pictures))
     error = (model.statistics.mean - expected.mean).abs() / expected.deviation.mean()
     assert error.max() < 1e-3  # float16 on the way

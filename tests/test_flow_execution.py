@@ -47,33 +47,35 @@ def test_stages_are_taken_in_the_pipelines_order_and_an_unknown_one_is_named(pro
 
     graph = stages(project, config.read(project / "params.yaml"))
     assert choose(graph, None) == choose(graph, []) == mini_project.STAGES
-    assert choose(graph, ["evaluation", "digits"]) == ["digits", "evaluation"]
-    with pytest.raises(BigrError, match="stages: sample: no such stage; there are digits, shards, samples, evaluation"):
-        choose(graph, ["digits", "sample"])
+    assert choose(graph, ["evaluation", "dataset"]) == ["dataset", "evaluation"]
+    with pytest.raises(
+        BigrError, match="stages: sample: no such stage; there are dataset, shards, samples, evaluation"
+    ):
+        choose(graph, ["dataset", "sample"])
 
 
 def test_a_stage_runs_once_and_is_cached_after(project: Path) -> None:
-    first, lines = run(project, "digits")
+    first, lines = run(project, "dataset")
     assert first.state == "ran" and first.seconds > 0
-    assert "12:00:00 digits of execution calm-heron" in lines
-    assert run(project, "digits")[0].state == "cached"
-    assert run(project, "digits", force=True)[0].state == "ran"
+    assert "12:00:00 dataset of execution calm-heron" in lines
+    assert run(project, "dataset")[0].state == "cached"
+    assert run(project, "dataset", force=True)[0].state == "ran"
 
 
 def test_a_password_in_what_a_stage_prints_is_masked(project: Path) -> None:
-    said = run(project, "digits", force=True, BIGR_EXECUTION_NAME="http://ada:secret@mlflow.example")[1]
-    assert "12:00:00 digits of execution http://***@mlflow.example" in said
+    said = run(project, "dataset", force=True, BIGR_EXECUTION_NAME="http://ada:secret@mlflow.example")[1]
+    assert "12:00:00 dataset of execution http://***@mlflow.example" in said
     assert "secret" not in "".join(said)
 
 
 def test_only_the_stage_asked_for_runs(project: Path) -> None:
-    run(project, "digits")
+    run(project, "dataset")
     run(project, "shards")
     assert not (project / "outputs").exists()
 
 
 def test_a_failing_stage_fails_with_its_own_words(project: Path) -> None:
-    run(project, "digits")
+    run(project, "dataset")
     set_fraction(project, mini_project.BAD_FRACTION)
     try:
         with pytest.raises(StageFailed) as failure:
@@ -90,7 +92,7 @@ def test_a_refusal_of_dvc_is_passed_on(project: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_stage_is_told_from_a_failing_one(project: Path, tmp_path: Path, number: signal.Signals) -> None:
-    run(project, "digits")
+    run(project, "dataset")
     marker = tmp_path / "kill"
     marker.write_text(str(int(number)))
     with pytest.raises(StageKilled, match=f"shards: killed by {number.name}"):
@@ -98,7 +100,7 @@ def test_a_killed_stage_is_told_from_a_failing_one(project: Path, tmp_path: Path
 
 
 def test_a_stage_dies_with_a_flow_run_that_is_killed(project: Path, tmp_path: Path) -> None:
-    run(project, "digits")
+    run(project, "dataset")
     hold, pid = tmp_path / "hold", tmp_path / "hold.pid"
     hold.touch()
     code = (
@@ -138,7 +140,7 @@ def test_what_does_not_heed_the_request_to_end_is_killed_though_its_parent_has_e
 
 
 def test_an_interrupted_flow_run_ends_its_stage(project: Path, tmp_path: Path) -> None:
-    run(project, "digits")
+    run(project, "dataset")
     hold = tmp_path / "hold"
     hold.touch()
 

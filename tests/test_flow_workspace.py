@@ -75,7 +75,7 @@ def test_a_clone_holds_the_project_as_it_is_and_only_the_overrides_differ(projec
     assert [b for a, b in zip(theirs, mine, strict=True) if a.split() != b.split()] == ["  guidance_scale: 2.0"]
     assert (clone / "new file.txt").read_text() == "new"
     assert not (clone / "flows/deploy.py").exists()
-    assert (clone / "data/digits/image").read_text() == (project / "data/digits/image").read_text()
+    assert (clone / "data/dataset/image").read_text() == (project / "data/dataset/image").read_text()
     states = [execute(stage, clone, {}, False, lambda line: None).state for stage in mini_project.STAGES]
     assert states == ["cached", "cached", "ran", "ran"]
 
@@ -110,7 +110,7 @@ def test_what_a_clone_knows_of_the_users_passwords_only_the_user_can_read(projec
     assert password in copied.read_text()
     assert stat.S_IMODE(copied.stat().st_mode) == 0o600
     assert stat.S_IMODE(clone.stat().st_mode) == 0o700
-    assert execute("digits", clone, {}, False, lambda line: None).state == "cached"
+    assert execute("dataset", clone, {}, False, lambda line: None).state == "cached"
     workspace.remove(clone)
     assert not clone.exists()
 
@@ -247,7 +247,7 @@ def test_a_page_that_prefect_does_not_take_leaves_the_runs_own_end(
     monkeypatch.setattr(pipeline, "get_run_logger", lambda: logger)
     monkeypatch.chdir(project)
     state = pipeline.pipeline.fn(promote=False)
-    expected = ("Failed", "digits: no image can be decoded") if fails else ("Completed", "4 stages ran, 0 cached")
+    expected = ("Failed", "dataset: no image can be decoded") if fails else ("Completed", "4 stages ran, 0 cached")
     assert (state.name, state.message) == expected
     assert ["page is too large" in line for line in said] == [True]
 

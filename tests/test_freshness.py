@@ -28,10 +28,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_dvc_tells_in_one_go_what_is_unchanged(project: Path) -> None:
     assert unchanged(project, mini_project.STAGES) == set(mini_project.STAGES)
-    added = project / "data/digits/another"
+    added = project / "data/dataset/another"
     added.write_text("an image")
     try:
-        assert unchanged(project, mini_project.STAGES) == {"samples", "evaluation"}  # digits' own output differs, too
+        assert unchanged(project, mini_project.STAGES) == {"samples", "evaluation"}  # dataset's own output differs, too
     finally:
         added.unlink()
 

@@ -24,8 +24,10 @@ from bigr.imaging.painting import parts_of
 from bigr.imaging.pictures import read_mask, read_picture
 from bigr.imaging.windows import Window, scaled_mask, windows
 from bigr.interop.standardisation import FeatureStatistics, save_statistics
+from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.runtime.errors import BigrError
 from bigr.runtime.seeds import derive_seed
+from bigr.sampling.decode import decoded as decoded_images
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import sample_codes
 from bigr.stages import draw_samples
@@ -326,6 +328,22 @@ def test_an_onlooker_sees_every_iteration_and_can_end_the_call(model: ImageModel
 
     with pytest.raises(KeyboardInterrupt):
         model.generate(0, on_step=stop)
+
+
+def test_an_onlooker_that_reads_one_picture_has_one_decoded(model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+
+    def decode(tokenizer: Tokenizer, codes: torch.Tensor) -> torch.Tensor:
+        decoded.append(len(codes))
+        return decoded_images(tokenizer, codes)
+
+    monkeypatch.setattr("bigr.imaging.frames.decoded", decode)
+    frames: list[Frame] = []
+    model.generate([0, 1, 0], iterations=1, on_step=frames.append)
+    assert decoded == [] and len(frames[0].pictures) == 3
+    alone = frames[0].pictures[-1]
+    assert decoded == [1] and frames[0].pictures[2] is alone
+    assert np.array_equal(list(frames[0].pictures)[2], alone) and decoded == [1, 3]
 
 
 def test_an_edit_takes_iterations_in_proportion_to_what_is_unknown(model: ImageModel) -> None:

@@ -423,7 +423,7 @@ def test_every_artifact_of_the_real_pipeline_leads_back_to_the_pictures(real: Pa
         assert {content["md5"] for content in step["inputs"]} == deps
     assert by_path["outputs/samples.npz"]["settings"]["samples.guidance_scale"] == 3.0
     tree = scratch.run(real, "bigr", "lineage", "outputs/samples.npz")
-    assert "  data/digits" not in tree and "pictures  md5:" in tree and "72 files" in tree
+    assert "  data/dataset" not in tree and "pictures  md5:" in tree and "72 files" in tree
 
 
 @pytest.mark.slow

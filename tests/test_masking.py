@@ -70,9 +70,9 @@ def test_no_command_prints_or_writes_the_password(project: Path, uri: str) -> No
     named = f"MLflow (http://***@127.0.0.1:{uri.rpartition(':')[2]})"
     said = {}
     for words, status in (
-        ("dvc repro digits", 0),
-        ("bigr lineage data/digits", 0),
-        ("bigr lineage --json data/digits", 0),
+        ("dvc repro dataset", 0),
+        ("bigr lineage data/dataset", 0),
+        ("bigr lineage --json data/dataset", 0),
         ("bigr lineage models:/bigr@champion", 2),
         ("bigr generate 0 --model models:/bigr@champion", 2),
     ):

@@ -315,7 +315,7 @@ def test_peak_is_the_most_that_is_alive_at_once() -> None:
 
 def test_lpips_and_the_discriminator_are_planned_without_their_files() -> None:
     s = settings(
-        digits__image_size=32,
+        dataset__image_size=32,
         shards__image_size=32,
         tokenizer__attention_resolutions=[8],
         tokenizer__perceptual_weight=1.0,

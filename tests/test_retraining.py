@@ -141,11 +141,11 @@ def test_added_images_are_picked_up_by_a_scheduled_run_and_what_depends_on_them_
     assert (images(story.before), images(added.lock)) == (FIRST, FIRST + ADDED)
     assert added.run["state_type"] == "COMPLETED" and added.run["auto_scheduled"], added.run["state"]
     assert added.message.startswith("7 stages ran, 1 cached; ")
-    assert added.tasks == {**dict.fromkeys(NAMES, "Ran"), "digits": "Cached", "promote": "Promoted"}
-    assert any(row.startswith("| digits | cached |") for row in rows(added.page))
+    assert added.tasks == {**dict.fromkeys(NAMES, "Ran"), "dataset": "Cached", "promote": "Promoted"}
+    assert any(row.startswith("| dataset | cached |") for row in rows(added.page))
     assert sum("| ran |" in row for row in rows(added.page)) == 7
     same = [name for name in NAMES if added.lock[name]["outs"] == story.before[name]["outs"]]
-    assert same == ["digits"]
+    assert same == ["dataset"]
 
 
 def test_the_model_of_the_first_run_becomes_champion(story: Story) -> None:

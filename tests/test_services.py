@@ -137,7 +137,7 @@ def test_a_bad_setting_fails_the_run_at_once_with_its_own_message(services: Serv
     run = services.watch(settings={"shards.val_fraction": mini_project.BAD_FRACTION})
     assert run["state_name"] == "Failed"
     assert run["state"]["message"] == f"shards: {mini_project.COMPLAINT}"
-    tasks = services.tasks(run, "digits", "shards")
+    tasks = services.tasks(run, "dataset", "shards")
     assert tasks["shards"]["run_count"] == 1 and "samples" not in tasks
     page = services.page(run)
     assert "| shards | failed |" in page and "## Samples" not in page
@@ -154,7 +154,7 @@ def test_an_unknown_setting_fails_before_anything_runs(services: Services) -> No
 
 def test_a_killed_stage_is_tried_again(services: Services) -> None:
     services.kill.write_text(str(int(signal.SIGKILL)))
-    run = services.watch(stages=["shards", "digits"], force=True)
+    run = services.watch(stages=["shards", "dataset"], force=True)
     assert run["state_name"] == "Completed"
     assert services.tasks(run, "shards")["shards"]["run_count"] == 2
 
@@ -192,7 +192,7 @@ def test_a_run_that_is_cancelled_ends_its_stage_and_a_later_one_continues(servic
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
-    run_id = services.start(stages=["digits", "shards"], force=True)
+    run_id = services.start(stages=["dataset", "shards"], force=True)
     stage = mini_project.holder(pid)
     mine = [stage, *stage.parents()[:2]]  # DVC, and a shell or the guard
     mini_project.run(services.project, "prefect", "flow-run", "cancel", run_id, **services.environment)
@@ -202,7 +202,7 @@ def test_a_run_that_is_cancelled_ends_its_stage_and_a_later_one_continues(servic
     assert mini_project.run(services.project, "git", "status", "--porcelain") == "?? dvc.lock\n"
 
     services.hold.unlink()
-    assert services.watch(stages=["digits", "shards"], force=True)["state"]["message"] == "2 stages ran, 0 cached"
+    assert services.watch(stages=["dataset", "shards"], force=True)["state"]["message"] == "2 stages ran, 0 cached"
 
 
 def is_on(services: Services) -> bool:
@@ -346,7 +346,7 @@ def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(serv
     pid = services.hold.with_suffix(".pid")
     pid.unlink(missing_ok=True)
     services.hold.touch()
-    run_id = services.start(stages=["digits", "shards"], force=True)
+    run_id = services.start(stages=["dataset", "shards"], force=True)
     mini_project.holder(pid)
     said = [" ".join(process.cmdline()) for process in services.processes()]
     assert all(any(words in line for line in said) for words in ("prefect server", "prefect worker", "step.py"))
@@ -356,4 +356,4 @@ def test_services_stop_with_all_that_runs_and_the_next_start_is_not_held_up(serv
     services.launch()
     services.wait_until_up()
     assert services.run(run_id)["state_name"] == "Crashed"
-    assert services.watch(stages=["digits", "shards"])["state_name"] == "Completed"
+    assert services.watch(stages=["dataset", "shards"])["state_name"] == "Completed"

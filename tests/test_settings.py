@@ -15,9 +15,9 @@ from bigr.runtime.errors import BigrError
 
 ROOT = Path(__file__).parents[1]
 VALUES = config.read(ROOT / "params.yaml")
-VALUES["digits"]["val_count"] = 360
+VALUES["dataset"]["val_count"] = 360
 VALUES["tokenizer"]["from"] = VALUES["generator"]["from"] = None
-VALUES["shards"] |= {"source": "data/digits", "image_size": 16}
+VALUES["shards"] |= {"source": "data/dataset", "image_size": 16}
 VALUES["tokenizer"] |= {"batch_size": 48, "steps": 500, "warmup_steps": 20, "horizontal_flip": False}
 VALUES["tokenizer"] |= {"channel_multipliers": [1, 1, 2], "attention_resolutions": [4], "norm_first": True}
 VALUES["generator"] |= {"dim": 128, "heads": 4, "diffusion_steps": 256, "target": "flip", "label_dropout": 0.1}
@@ -63,8 +63,11 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"run.workers": 0}, "run.workers must be greater than 0…, got 0"),
     ({"run.device": "gpu"}, "run.device must be auto, cpu, mps, cuda or cuda:N…, got 'gpu'"),
     ({"run.precision": "float16"}, "run.precision must be 'auto', 'float32' or 'bfloat16'…, got 'float16'"),
-    ({"digits.image_size": 4}, "digits.image_size must be greater than or equal to 8…, got 4"),
-    ({"digits.val_count": 5000}, "digits.val_count must be less than or equal to 1787…, got 5000"),
+    ({"dataset.image_size": 4}, "dataset.image_size must be greater than or equal to 8…, got 4"),
+    (
+        {"dataset.val_count": 5000},
+        "dataset.val_count must be at most 1787 where dataset.name is digits (there are 1797)…, got 5000",
+    ),
     ({"shards.val_fraction": 1.0}, "shards.val_fraction must be less than 1…, got 1.0"),
     ({"shards.source": ""}, "shards.source must have at least…, got ''"),
     ({"generator.learning_rate": 0}, "generator.learning_rate must be greater than 0…, got 0"),
@@ -102,11 +105,11 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"codes.views": ["identity", "flip"]},
-        "codes.views must be [identity] where shards.source is data/digits…, got ['identity', 'flip']",
+        "codes.views must be [identity] where dataset.name is digits (a mirrored digit…, got ['identity', 'flip']",
     ),
     (
         {"tokenizer.horizontal_flip": True},
-        "tokenizer.horizontal_flip must be false where shards.source is data/digits (a mirrored digit is no…, got True",
+        "tokenizer.horizontal_flip must be false where dataset.name is digits (a mirrored digit is no…, got True",
     ),
     ({"tokenizer.warmup_steps": 501}, "tokenizer.warmup_steps must be at most 500, the number of steps…, got 501"),
     ({"transcoder.warmup_steps": 101}, "transcoder.warmup_steps must be at most 100, the number of steps…, got 101"),
@@ -178,8 +181,8 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
         "evaluation.reference_images must be more than evaluation.precision_recall_neighbours = 10…, got 10",
     ),
     (
-        {"digits.val_count": 10, "evaluation.precision_recall_neighbours": 10},
-        "digits.val_count must be more than evaluation.precision_recall_neighbours = 10…, got 10",
+        {"dataset.val_count": 10, "evaluation.precision_recall_neighbours": 10},
+        "dataset.val_count must be more than evaluation.precision_recall_neighbours = 10…, got 10",
     ),
     ({"evaluation.extractor": "inception-v3-compat"}, "evaluation.extractor_weights must be a file with…, got null"),
     ({"targets.samples": {"fd": 2.0}}, "targets.samples.fd must be a target of one of codes.bit_entropy, …, got 2.0"),
@@ -226,12 +229,12 @@ def test_a_misfit_is_one_line_with_key_value_and_what_is_allowed(changes: dict[s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["./data/digits", "data/digits/", "data/x/../digits", "data/digits/train"])
+@pytest.mark.parametrize("source", ["./data/dataset", "data/dataset/", "data/x/../dataset", "data/dataset/train"])
 @pytest.mark.parametrize(("key", "value"), [("codes.views", ["identity", "flip"]), ("tokenizer.horizontal_flip", True)])
 def test_the_embedded_digits_are_known_however_their_folder_is_written(source: str, key: str, value: object) -> None:
     with pytest.raises(BigrError, match=f"{key} must be .*a mirrored digit is no digit"):
         config.validate(changed({"shards.source": source, key: value}))
-    config.validate(changed({"shards.source": "pictures/data/digits", key: value}))
+    config.validate(changed({"shards.source": "pictures/data/dataset", key: value}))
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_the_model_alone_loads_generates_edits_and_trains(light: Path, tmp_path:
         ("pipeline", ("bigr", "serve")),
         ("evaluation", ("bigr", "probe", "--images", ".")),
         ("pipeline", ("bigr", "run", "tokenizer")),
-        ("train", ("python", "-c", "from bigr.data import digits; digits.write_digits('x', 8, 10)")),
+        ("train", ("python", "-c", "from bigr.data.embedded import digits; digits.write_digits('x', 8, 10)")),
         ("evaluation", ("python", "-c", "import bigr.evaluation.plots")),
         ("pipeline", ("python", "-c", "import bigr; bigr.load('models:/bigr@champion')")),
     ],

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 OVERRIDES: dict[str, Any] = {
     "run.checkpoint_every": 2,
-    "digits.image_size": 16,
+    "dataset.image_size": 16,
     "shards.image_size": 16,
     "tokenizer.quantizer": "bernoulli",
     "tokenizer.code_bits": 24,

@@ -25,6 +25,9 @@ MAX_VARIANTS = 8
 MAX_CLASSES = 10
 """Classes in one call."""
 
+MAX_DRAWN_PIXELS = 8 << 20
+"""Of all images that a call draws: 128 of 256×256 pixels. They are in the page, without loss, until the next call."""
+
 MAX_STEPS = 15
 """Images on the way from one class to another."""
 

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 DRAWING: dict[str, Any] = {**QUIET, "show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1}
 """For events that use the model: one at a time. gradio shows the place in the queue and the time."""
 
+FEW_CLASSES = 4
+"""How many of many classes are chosen at first."""
+
 Task = Callable[..., Iterator[str]]
 
 
@@ -92,13 +95,21 @@ def _heading(model: ImageModel) -> str:
 def _generate(model: ImageModel, examples: Examples) -> list[Any]:
     labels = gr.Dropdown(
         class_choices(model),
-        value=list(range(min(len(model.classes), MAX_CLASSES))) if model.knows_labels else None,
+        value=first_classes(len(model.classes)) if model.knows_labels else None,
         multiselect=True,
         max_choices=MAX_CLASSES,
         label="Classes",
+        info=f"{MAX_CLASSES} at most; type to search" if len(model.classes) > MAX_CLASSES else None,
         visible=model.knows_labels,
     )
     return [labels, *options(model, variants=4)]
+
+
+def first_classes(count: int) -> list[int]:
+    """The classes that are chosen at first: all, or a few from everywhere where there are more than may be chosen."""
+    if count <= MAX_CLASSES:
+        return list(range(count))
+    return [place * count // FEW_CLASSES for place in range(FEW_CLASSES)]
 
 
 def _inpaint(model: ImageModel, examples: Examples) -> list[Any]:

@@ -27,6 +27,9 @@ TRACE_SIDE = 128
 SHOWN_SIDE = 1024
 """Pixels along a side of an image to choose or to paint on, as the page shows it."""
 
+RUNNING_SIDE = 256
+"""Pixels along a side of the images while they are drawn, where they are more than `PAIRED`."""
+
 PAIRED = 4
 """Entropy maps are shown beside the images while they are drawn if these are no more than this."""
 
@@ -81,10 +84,9 @@ class Trace:
         shown = min(TRACE_STEPS, frame.of)
         if frame.number * shown // frame.of == (frame.number - 1) * shown // frame.of:
             return
-        picture = frame.pictures[0].copy()
+        picture = frame.pictures[0]
         self.crisp = _crisp(picture)
-        picture.thumbnail((TRACE_SIDE, TRACE_SIDE))
-        self.steps.append((frame.number, uri(picture), frame.entropies[0]))
+        self.steps.append((frame.number, uri(_within(picture, TRACE_SIDE)), frame.entropies[0]))
 
     def html(self) -> str:
         """The strip."""
@@ -116,10 +118,12 @@ def waiting() -> str:
 
 def running(frame: Frame, trace: Trace, columns: int | None = None) -> str:
     """After an iteration: the images so far, with their entropy maps beside them where they are few."""
-    crisp = _crisp(frame.pictures[0])
     paired = len(frame.pictures) <= PAIRED
     cells = []
     for place, (picture, entropy) in enumerate(zip(frame.pictures, frame.entropies, strict=True), start=1):
+        crisp = _crisp(picture)
+        if not paired:
+            picture = _within(picture, RUNNING_SIDE)
         colours = uri(entropy_map(entropy, trace.most))
         beside = f'<img class="crisp entropy" src="{colours}" alt="entropy of picture {place}">'
         cells.append(
@@ -262,6 +266,11 @@ def brush_value(picture: Image.Image | None) -> dict[str, object]:
 
 
 def _shown(picture: Image.Image) -> Image.Image:
+    return _within(picture, SHOWN_SIDE)
+
+
+def _within(picture: Image.Image, side: int) -> Image.Image:
+    """A copy of the image, reduced to at most `side` pixels along each side."""
     small = picture.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    small.thumbnail((side, side))
     return small

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from bigr.app import panel
-from bigr.app.bounds import MAX_CLASSES, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARIANTS
+from bigr.app.bounds import MAX_CLASSES, MAX_DRAWN_PIXELS, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARIANTS
 from bigr.app.gallery import Dataset
 from bigr.app.running import Done, watched
 from bigr.app.uploads import read_mask
@@ -34,6 +34,9 @@ INSIDE, OUTSIDE = "Replace the edges", "Grow the picture"
 
 _SHOW_EVERY = 0.05
 """Seconds between two panels at least: a small model is faster than a page can be rendered."""
+_PAUSE = 3
+"""How many times the time that a panel took passes at least until the next: large images take long to decode, and the
+model works beside that."""
 
 Panels = Iterator[str]
 
@@ -51,6 +54,7 @@ class Tasks:
             raise BigrError(f"Choose at most {MAX_CLASSES} classes, got {len(chosen)}")
         how = self._how(options)
         variants, count = how["variants"], len(chosen)
+        self._check_amount(variants * count)
         order = [label * variants + variant for variant in range(variants) for label in range(count)]
         names = [self._name(label) for label in chosen] + [""] * (count * (variants - 1) if count > 1 else 0)
         captions = names if count > 1 else [f"{names[0]} · {number}" for number in range(1, variants + 1)]
@@ -114,6 +118,7 @@ class Tasks:
         if not 2 <= steps <= MAX_STEPS:
             raise BigrError(f"Pictures on the way must be 2 to {MAX_STEPS}, got {steps:.0f}")
         ends, count, how = (self._label(first), self._label(second)), int(steps), self._how(options)
+        self._check_amount(count * how["variants"])
         names = [self._name(label) for label in ends]
         between = [f"{100 * place / (count - 1):.0f} %" for place in range(1, count - 1)]
         yield from self._drawn(
@@ -186,7 +191,7 @@ class Tasks:
         many: bool = False,
     ) -> Panels:
         """Run the call and show it. order: of its images on the page; many: they are not variants of one image."""
-        trace, shown = panel.Trace(f"the first picture ({captions[0]})", alone=many), 0.0
+        trace, next_time = panel.Trace(f"the first picture ({captions[0]})", alone=many), 0.0
         for item in watched(call):
             if isinstance(item, Done):
                 pictures = item.value if order is None else [item.value[place] for place in order]
@@ -202,10 +207,11 @@ class Tasks:
                 )
                 return
             trace.add(item)
-            if time.monotonic() - shown >= _SHOW_EVERY:
-                shown = time.monotonic()
+            if (start := time.monotonic()) >= next_time:
                 whole = order is not None and len(item.pictures) == len(order)
                 yield panel.running(_ordered(item, order) if whole and order else item, trace, columns)
+                took = time.monotonic() - start
+                next_time = time.monotonic() + max(_SHOW_EVERY, _PAUSE * took)
 
     def _how(self, options: Sequence[Any]) -> dict[str, Any]:
         """The keyword arguments of `ImageModel` for the values of the sliders, in the page's order."""
@@ -223,6 +229,12 @@ class Tasks:
         if not 0 <= how["seed"] <= MAX_SEED:
             raise BigrError(f"Seed must be 0 to {MAX_SEED}, got {how['seed']}")
         return how
+
+    def _check_amount(self, pictures: int) -> None:
+        most = max(1, MAX_DRAWN_PIXELS // self.model.size**2)
+        if pictures > most:
+            size = f"{self.model.size}×{self.model.size}"
+            raise BigrError(f"Choose fewer: at most {most} pictures of {size} pixels in one call, got {pictures}")
 
     def _label(self, label: int | None) -> int | None:
         if label is None or label == NO_CLASS:
@@ -274,5 +286,5 @@ def _iterations(chosen: int | None, taken: int) -> str:
 
 
 def _ordered(frame: Frame, order: Sequence[int]) -> Frame:
-    pictures, entropies = frame.pictures, frame.entropies
+    pictures, entropies = list(frame.pictures), list(frame.entropies)
     return replace(frame, pictures=[pictures[i] for i in order], entropies=[entropies[i] for i in order])

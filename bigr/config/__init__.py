@@ -9,7 +9,7 @@ from bigr.config.reading import load, read, validate
 from bigr.config.settings import (
     EMBEDDED,
     CodesSettings,
-    DigitsSettings,
+    DatasetSettings,
     EditingSettings,
     EvaluationSettings,
     GeneratorSettings,
@@ -30,7 +30,7 @@ from bigr.config.settings import (
 __all__ = [
     "EMBEDDED",
     "CodesSettings",
-    "DigitsSettings",
+    "DatasetSettings",
     "EditingSettings",
     "EvaluationSettings",
     "GeneratorSettings",

@@ -56,10 +56,18 @@ def attention_is_at_a_level(settings: "Settings") -> None:
             )
 
 
+def there_is_a_data_set(settings: "Settings") -> None:
+    if settings.shards.embedded and settings.dataset.name == "none":
+        raise InvalidSetting(
+            "dataset.name", f"digits, scenes or emoji where shards.source is {settings.shards.source}, their folder"
+        )
+
+
 def digits_are_not_mirrored(settings: "Settings") -> None:
-    if not settings.shards.embedded:
+    if not settings.shards.embedded or settings.dataset.name not in ("digits", "scenes"):
         return
-    why = f"where shards.source is {settings.shards.source} (a mirrored digit is no digit)"
+    what = "a mirrored digit is no digit" if settings.dataset.name == "digits" else "left would be right"
+    why = f"where dataset.name is {settings.dataset.name} ({what})"
     if settings.tokenizer.trains and settings.tokenizer.horizontal_flip:
         raise InvalidSetting("tokenizer.horizontal_flip", f"false {why}")
     if "flip" in settings.codes.views:
@@ -137,8 +145,8 @@ def images_outnumber_neighbours(settings: "Settings") -> None:
         "samples.count": settings.samples.count,
         "evaluation.reference_images": settings.evaluation.reference_images,
     }
-    if settings.shards.embedded:
-        counts["digits.val_count"] = settings.digits.val_count
+    if settings.shards.embedded and settings.dataset.name in ("digits", "scenes"):
+        counts["dataset.val_count"] = settings.dataset.val_count
     for key, images in counts.items():
         if images <= (neighbours := settings.evaluation.precision_recall_neighbours):
             raise InvalidSetting(key, f"more than evaluation.precision_recall_neighbours = {neighbours}")
@@ -155,6 +163,7 @@ RULES: tuple[Callable[["Settings"], None], ...] = (
     one_token_has_two_numbers_a_group,
     losses_see_large_enough_images,
     attention_is_at_a_level,
+    there_is_a_data_set,
     digits_are_not_mirrored,
     only_probabilities_are_drawn,
     sampler_fits_the_model,

@@ -21,8 +21,8 @@ from bigr.config.rules import RULES
 from bigr.runtime.explain import InvalidSetting, some
 from bigr.runtime.metric_directions import COMPARED_METRICS
 
-EMBEDDED = "data/digits"
-"""Where the stage `digits` writes the embedded data set."""
+EMBEDDED = "data/dataset"
+"""Where the stage `dataset` writes the embedded data set."""
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -113,11 +113,22 @@ class TrainingSettings(_Section):
         return self
 
 
-class DigitsSettings(_Section):
-    """The embedded data set."""
+class DatasetSettings(_Section):
+    """The embedded data set: images that need no download."""
 
+    name: Literal["digits", "scenes", "emoji", "none"]
     image_size: Annotated[int, Field(ge=8)]
-    val_count: Annotated[int, Field(ge=10, le=1787)]
+    train_count: Positive
+    val_count: Annotated[int, Field(ge=10)]
+    emoji_font: Name
+    emoji_names: Name
+    emoji_val_share: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DatasetSettings":
+        if self.name == "digits" and self.val_count > 1787:
+            raise InvalidSetting("val_count", "at most 1787 where dataset.name is digits (there are 1797)")
+        return self
 
 
 class ShardsSettings(_Section):
@@ -133,7 +144,7 @@ class ShardsSettings(_Section):
 
     @property
     def embedded(self) -> bool:
-        """Whether the images are those of the stage `digits`, however the path is written."""
+        """Whether the images are those of the stage `dataset`, however the path is written."""
         if "://" in self.source:
             return False
         return Path(os.path.normpath(self.source)).is_relative_to(EMBEDDED)
@@ -428,7 +439,7 @@ class Settings(_Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: RunSettings
-    digits: DigitsSettings
+    dataset: DatasetSettings
     shards: ShardsSettings
     tokenizer: TokenizerSettings
     codes: CodesSettings
@@ -447,11 +458,18 @@ class Settings(_Section):
         return self.shards.image_size // self.tokenizer.downsampling
 
     @property
+    def emoji(self) -> bool:
+        """Whether the stage `dataset` renders emoji."""
+        return self.shards.embedded and self.dataset.name == "emoji"
+
+    @property
     def files(self) -> dict[str, str]:
         """The user's files and folders that these settings make a stage read: key → path below the project's folder,
         absolute, or a URL. The first word of the key is the stage."""
         evaluation = self.evaluation
         named = {
+            "dataset.emoji_font": self.dataset.emoji_font if self.emoji else None,
+            "dataset.emoji_names": self.dataset.emoji_names if self.emoji else None,
             "shards.source": None if self.shards.embedded else self.shards.source,
             "tokenizer.from": self.tokenizer.from_,
             "tokenizer.perceptual_weights": self.tokenizer.perceptual_file,

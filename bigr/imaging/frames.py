@@ -3,9 +3,8 @@
 Shapes: B images, g×g grid of N tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -39,23 +38,26 @@ class Frame:
 def progress_reporter(tokenizer: Tokenizer, on_step: Callable[[Frame], None], of: int) -> Callable[[Iteration], None]:
     """What the sampler calls after each of a call's `of` iterations: it calls `on_step` with a `Frame`.
 
-    A frame is decoded when its pictures are first read: a caller that only counts iterations costs nothing.
+    A picture is decoded when it is first read: a caller that only counts iterations costs nothing, and one that reads
+    a single picture of each frame costs little.
     """
     numbers = count(1)
 
     def report(done: Iteration) -> None:
-        pictures, maps = _Lazy(lambda: pictures_of(tokenizer, done)), _Lazy(lambda: entropies_of(done))
+        drawn = len(done.codes)
+        pictures = _Lazy(drawn, lambda some: pictures_of(tokenizer, done, some))
+        maps = _Lazy(drawn, lambda some: entropies_of(done)[some])
         on_step(Frame(next(numbers), of, pictures, maps))
 
     return report
 
 
-def pictures_of(tokenizer: Tokenizer, done: Iteration) -> list[Image.Image]:
-    """The images of an iteration, grey where tokens are masked."""
-    pixels = decoded(tokenizer, done.codes).numpy()  # [B, H, W, 3]
+def pictures_of(tokenizer: Tokenizer, done: Iteration, some: slice = slice(None)) -> list[Image.Image]:
+    """The images of an iteration, or some of them, grey where tokens are masked."""
+    pixels = decoded(tokenizer, done.codes[some]).numpy()  # [B, H, W, 3]
     grid = tokenizer.grid
     patch = pixels.shape[1] // grid
-    pixels[done.masked.cpu().numpy().reshape(-1, grid, grid).repeat(patch, 1).repeat(patch, 2)] = GREY
+    pixels[done.masked[some].cpu().numpy().reshape(-1, grid, grid).repeat(patch, 1).repeat(patch, 2)] = GREY
     return [Image.fromarray(picture) for picture in pixels]
 
 
@@ -67,15 +69,24 @@ def entropies_of(done: Iteration) -> list[NDArray[np.float32]]:
 
 
 class _Lazy(Sequence[Any]):
-    def __init__(self, make: Callable[[], list[Any]]) -> None:
-        self._make = make
+    """`count` items, made when they are read: one alone where it is asked for, else all of them together."""
 
-    @cached_property
-    def _items(self) -> list[Any]:
-        return self._make()
+    def __init__(self, count: int, make: Callable[[slice], list[Any]]) -> None:
+        self._count, self._make = count, make
+        self._made: dict[int, Any] = {}
 
     def __getitem__(self, place: Any) -> Any:
-        return self._items[place]
+        if isinstance(place, slice):
+            return list(self)[place]
+        place = range(self._count)[place]
+        if place not in self._made:
+            self._made[place] = self._make(slice(place, place + 1))[0]
+        return self._made[place]
+
+    def __iter__(self) -> Iterator[Any]:
+        if len(self._made) < self._count:
+            self._made = dict(enumerate(self._make(slice(None))))
+        return iter([self._made[place] for place in range(self._count)])
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._count

@@ -28,8 +28,8 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
     """Raise `BigrError`: a line for each missing file that the settings name for `stages`, and for each folder that
     stages cannot write to.
 
-    Paths are relative to the project's folder `root`, or absolute. The embedded digits may be missing: a stage writes
-    them.
+    Paths are relative to the project's folder `root`, or absolute. The embedded data set may be missing: a stage
+    writes it.
     """
     problems = [line for name in WRITTEN if (line := _not_writable(root, name))]
     if "shards" in stages:
@@ -82,7 +82,7 @@ def _source_problems(root: Path, source: str) -> list[str]:
         return [f"shards.source is {source}, but DVC knows no {kind}://; name s3://, gs://, https:// or a path"]
     named = Path(os.path.normpath(source))
     if named.is_relative_to(config.EMBEDDED) and named.relative_to(config.EMBEDDED) not in map(Path, _OF_DIGITS):
-        return [f"shards.source is {source}, which the stage digits does not write; name {config.EMBEDDED}"]
+        return [f"shards.source is {source}, which the stage dataset does not write; name {config.EMBEDDED}"]
     if (root / source).resolve().is_relative_to((root / "data" / "shards").resolve()):
         return [f"shards.source is {source}, where the stage shards writes; name the folder with the images"]
     return []

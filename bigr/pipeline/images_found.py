@@ -13,7 +13,7 @@ from bigr.runtime.paths import is_url, local_path
 
 LEAST_IMAGES = 2
 """Of each split: fewer have no covariance, and the evaluation's distances need one."""
-_DIGITS = 1797
+_DIGITS, _DIGIT_CLASSES = 1797, 10
 _FEATURE_BYTES = 2  # of a float16
 
 
@@ -34,8 +34,7 @@ def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = NAM
     if "shards" not in stages:
         return _in_shards(root)
     if settings.shards.embedded:  # a stage writes them first
-        held_out = settings.digits.val_count
-        return ImagesFound("the embedded digits", _DIGITS - held_out, held_out, 10)
+        return _embedded(settings.dataset) or _in_shards(root)
     from bigr.data.sources.opened import open_source
     from bigr.data.sources.source import Splitting
 
@@ -54,6 +53,17 @@ def images_of(root: Path, settings: config.Settings, stages: Iterable[str] = NAM
         return those
     assert found.classes is not None
     return ImagesFound(f"shards.source: {shards.source}", counts["train"], counts["val"], len(found.classes))
+
+
+def _embedded(chosen: config.DatasetSettings) -> ImagesFound | None:
+    """What the stage `dataset` will write, where that follows from the settings: not of emoji."""
+    if chosen.name == "digits":
+        return ImagesFound("the embedded digits", _DIGITS - chosen.val_count, chosen.val_count, _DIGIT_CLASSES)
+    if chosen.name != "scenes":
+        return None
+    from bigr.data.embedded.scenes import CLASSES
+
+    return ImagesFound("the embedded scenes", chosen.train_count, chosen.val_count, len(CLASSES))
 
 
 def _in_shards(root: Path) -> ImagesFound | None:

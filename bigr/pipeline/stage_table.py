@@ -32,11 +32,11 @@ class Stage:
 
 
 STAGES = {
-    "digits": Stage(
-        "write_digits",
-        "Writes the embedded data set, scikit-learn's 1,797 handwritten digits, as an ordinary image folder "
-        "data/digits/{train,val}/<class>/ at the size that digits.image_size says. Your own images need no such "
-        "stage: name their folder in shards.source.",
+    "dataset": Stage(
+        "write_dataset",
+        "Writes the embedded data set that dataset.name chooses to data/dataset/: scikit-learn's 1,797 handwritten "
+        "digits as an image folder, or scenes of coloured shapes or emoji, with captions, as parquet files. Your own "
+        "images need no such stage: name them in shards.source.",
     ),
     "shards": Stage(
         "pack_shards",

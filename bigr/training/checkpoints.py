@@ -163,6 +163,10 @@ def _shapes(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Size]
 
 def _fill(optimiser: torch.optim.Optimizer, states: States) -> None:
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+    for parameter, state in optimiser.state.items():  # in its own order in memory, as the fused kernel reads
+        for field, value in state.items():
+            if value.shape == parameter.shape:
+                state[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
