@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from bigr.evaluation.fidelity import torchvision_import
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
 from bigr.evaluation.fidelity.distances import Fidelity
 from bigr.evaluation.fidelity.extractors import (
@@ -19,6 +18,7 @@ from bigr.evaluation.fidelity.extractors import (
 )
 from bigr.evaluation.fidelity.statistics import measure
 from bigr.evaluation.imagesets.image_stream import ImageStream
+from bigr.runtime import torchvision_import
 from bigr.runtime.errors import BigrError
 
 # isort: split

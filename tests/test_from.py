@@ -20,7 +20,7 @@ from bigr.interop.published import exchange
 from bigr.interop.published.published_generator import PUBLISHED_WIDTHS, generator_config
 from bigr.interop.published.weight_names import published_generator, published_tokenizer
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
-from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.models.masked.generator import TEXT_FIELDS, BiGR, BiGRConfig
 from bigr.models.presets import PRESETS
 from bigr.pipeline import check, runner
 from bigr.pipeline.stage_table import NAMES
@@ -76,7 +76,7 @@ def ready_generator(folder: Path, made_for: str | None = None, **shape: Any) -> 
 
 
 def sizes(section: config.GeneratorSettings) -> dict[str, Any]:
-    names = BiGRConfig.__dataclass_fields__.keys() - {"code_bits", "grid", "num_classes"}
+    names = BiGRConfig.__dataclass_fields__.keys() - {"code_bits", "grid", "num_classes", *TEXT_FIELDS}
     return {name: getattr(section, name) for name in names}
 
 
@@ -192,7 +192,7 @@ def test_each_setting_that_is_not_as_the_tokenizer_is_named(
 def test_no_field_of_a_shape_goes_unchecked() -> None:
     """A new field is compared as well, unless it is among those that only the start of a training reads."""
     assert {next(iter(shape)) for _, shape, _ in OTHER_TOKENIZERS} == TokenizerConfig.__dataclass_fields__.keys()
-    checked = {next(iter(shape)) for _, shape in OTHER_GENERATORS} | {"code_bits", "grid", "num_classes"}
+    checked = {next(iter(shape)) for _, shape in OTHER_GENERATORS} | {"code_bits", "grid", "num_classes", *TEXT_FIELDS}
     assert checked | {"dropout", "init_std", "position_std"} == BiGRConfig.__dataclass_fields__.keys()
 
 
@@ -491,7 +491,7 @@ def test_two_processes_take_a_model_over_as_one_does(tmp_path: Path, world: Path
         shutil.copytree(world / folder, project / folder)
     lines = {"shards.source": "pictures", "tokenizer.from": TOKENIZER, "generator.from": GENERATOR}
     tiny.apply(project / "params.yaml", tiny.OVERRIDES | lines | {"run.processes": 2, "generator.batch_size": 7})
-    for stage in ("tokenizer", "generator"):
+    for stage in ("tokenizer", "text", "generator"):
         scratch.run(project, "bigr", "run", stage)
     assert files(project / "models/tokenizer") == files(project / TOKENIZER)
     assert files(project / "models/generator") == files(project / GENERATOR)

@@ -14,7 +14,7 @@ from bigr.pipeline.stage_table import STAGES
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"runtime", "config"},
-    {"data", "models", "interop"},
+    {"data", "models", "interop", "text"},
     {"sampling"},
     {"training", "imaging"},
     {"evaluation"},

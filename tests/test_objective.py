@@ -29,7 +29,6 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> list[MaskedBatch]:
         seed=0,
         label_dropout=0.1,
         input_flip=0.0,
-        unconditional=CLASSES,
     )
     return [stream.batch(step) for step in range(BATCHES)]
 
@@ -62,7 +61,7 @@ def test_the_share_of_labels_that_are_dropped_is_the_settings(batches: list[Mask
 
 def test_a_share_of_visible_bits_is_flipped_and_of_masked_ones_none(tmp_path: Path) -> None:
     dataset = write_codes(tmp_path, grid=GRID, bits=BITS, classes=CLASSES)
-    options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1, "unconditional": CLASSES}
+    options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1}
     clean, flipped = (MaskedBatches(dataset, 4, input_flip=share, **options) for share in (0.0, 0.3))
     flips = visible = 0
     for step in range(40):
@@ -81,7 +80,6 @@ def test_each_pass_over_the_data_shows_the_next_draw_of_the_bits(tmp_path: Path,
     dataset = write_codes(tmp_path, grid=GRID, bits=BITS, classes=CLASSES, images=images, drawn=drawn)
     every = torch.stack([dataset.batch(torch.arange(images), 0, draw)[0] for draw in range(1 + drawn)])
     options: dict[str, Any] = {"stage": "generator", "seed": 0, "label_dropout": 0.1, "input_flip": 0.0}
-    options["unconditional"] = CLASSES
 
     def stream() -> MaskedBatches:
         return MaskedBatches(dataset, 4, **options)

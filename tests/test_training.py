@@ -448,7 +448,6 @@ def test_two_processes_train_one_model_on_their_halves_of_each_batch_in_two_part
         seed=settings().seed,
         label_dropout=0.0,
         input_flip=0.0,
-        unconditional=3,
     )
     for step in range(2):  # within the first epoch: no image comes twice
         halves = [rank["images"][step] for rank in ranks]

@@ -23,7 +23,10 @@ MAX_MASK_PIXELS = 4 << 20
 
 MAX_VARIANTS = 8
 MAX_CLASSES = 10
-"""Classes in one call."""
+"""Classes or texts in one call."""
+
+MAX_TEXT = 1000
+"""Characters of a text."""
 
 MAX_DRAWN_PIXELS = 8 << 20
 """Of all images that a call draws: 128 of 256×256 pixels. They are in the page, without loss, until the next call."""

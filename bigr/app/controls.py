@@ -94,10 +94,22 @@ def source(
     return state, view
 
 
-def class_choices(model: ImageModel, none: str | None = None) -> list[tuple[str, int]]:
-    """The names of the classes and their numbers, for a dropdown; none: the text of a first choice, no class."""
-    named = [(name, number) for number, name in enumerate(model.classes)]
-    return named if none is None else [(none, NO_CLASS), *named]
+def asked(
+    model: ImageModel, label: str, examples: Examples, *, none: str | None = None, place: int = 0, **how: Any
+) -> gr.Dropdown:
+    """A dropdown of the classes; or of the captions of the examples, where any text may be typed in.
+
+    none: a first choice, no class and no text, which is then chosen; else the choice at `place`; how: of gradio's.
+    """
+    named: list[tuple[str, Any]] = [(name, number) for number, name in enumerate(model.classes)]
+    if model.takes_texts:
+        named = [(name, name) for name in dict.fromkeys(name for _, name in examples)]
+        how["allow_custom_value"] = True
+    if none is not None:
+        named.insert(0, (none, NO_CLASS))
+    if "value" not in how:
+        how["value"] = named[min(place, len(named) - 1)][1] if named else None
+    return gr.Dropdown(named, label=label, visible=model.knows_labels, **how)
 
 
 def options(model: ImageModel, *, variants: int, guidance: float | None = None, seam: bool = False) -> list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bigr.app.bounds import MAX_COMPARED
 from bigr.data.images import to_image
-from bigr.data.shards import ShardIndex, load_split
+from bigr.data.shards import ShardIndex, load_split, read_captions
 from bigr.imaging.model import ImageModel
 from bigr.runtime.errors import BigrError
 
@@ -40,13 +41,18 @@ class Dataset:
 
     @cached_property
     def examples(self) -> list[tuple[Image.Image, str]]:
-        """A few held-out images and their classes' names: of as many classes as possible, in their order."""
+        """A few held-out images and their captions, or their classes' names: of as many classes as possible."""
         split = "val" if self.index.images("val") else "train"
         pixels, labels = load_split(self.folder, split, _LOOKED_AT)
         order = torch.arange(len(labels))
         rounds = torch.tensor([int((labels[:place] == labels[place]).sum()) for place in order])
         chosen = sorted(order.tolist(), key=lambda place: (int(rounds[place]), int(labels[place])))[:EXAMPLES]
-        return [(to_image(pixels[place]), self.index.classes[labels[place]]) for place in chosen]
+        captions: list[str] = []
+        if self.index.splits[split].get("captions"):
+            texts = chain.from_iterable(map(read_captions, self.index.shards(split)))
+            captions = list(islice(texts, len(labels)))
+        names = captions or [self.index.classes[label] for label in labels]
+        return [(to_image(pixels[place]), names[place]) for place in chosen]
 
     @cached_property
     def _training(self) -> tuple[Tensor, Tensor]:

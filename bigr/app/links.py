@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from bigr.app.bounds import MAX_TEXT
 from bigr.app.controls import QUIET
 
 COPY = "Copy link"
@@ -19,7 +20,11 @@ _WRITE = """
 async (...values) => {
     const query = new URLSearchParams(location.search.includes("__theme=dark") ? {__theme: "dark"} : {});
     query.set("tab", TAB);
-    NAMES.forEach((name, place) => query.set(name, values[place] ?? ""));
+    const texts = (value) => Array.isArray(value) && value.some((one) => typeof one === "string");
+    NAMES.forEach((name, place) => {
+        const value = values[place] ?? "";
+        query.set(name, texts(value) ? value.join("\\n") : value);
+    });
     history.replaceState(null, "", "?" + query);
     try {
         await navigator.clipboard.writeText(location.href);
@@ -29,7 +34,7 @@ async (...values) => {
     }
 }
 """
-"""The link goes into the address bar, and where the browser lets it, to the clipboard."""
+"""The link goes into the address bar, and where the browser lets it, to the clipboard. Line breaks divide texts."""
 
 _THEN = f"async () => {{ await new Promise((go) => setTimeout(go, 2500)); return {json.dumps(COPY)}; }}"
 
@@ -76,9 +81,14 @@ def _value(control: Any, text: str) -> Any:
         number = float(text)
         return number if control.minimum <= number <= control.maximum else _refuse(text)
     known = {str(value): value for _, value in control.choices}
-    parts = [part for part in text.split(",") if part] if getattr(control, "multiselect", False) else [text]
-    values = [known[part] if part in known else _refuse(text) for part in parts]
-    return values if getattr(control, "multiselect", False) else values[0]
+    several, free = (getattr(control, name, False) for name in ("multiselect", "allow_custom_value"))
+    parts = [part for part in text.split("\n" if free else ",") if part] if several else [text]
+    values = [known[part] if part in known else _typed(part) if free else _refuse(text) for part in parts]
+    return values if several else values[0]
+
+
+def _typed(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else _refuse(text)
 
 
 def _refuse(text: str) -> Any:

@@ -14,10 +14,10 @@ from PIL import Image
 
 from bigr.app import panel
 from bigr.app.bounds import MAX_CLASSES, MAX_STEPS, UPLOAD_SECONDS
-from bigr.app.controls import HERE, QUIET, READING, Examples, class_choices, options, source, spoken
+from bigr.app.controls import HERE, QUIET, READING, Examples, asked, options, source, spoken
 from bigr.app.gallery import Dataset
 from bigr.app.links import COPY, Link
-from bigr.app.tasks import INSIDE, NO_CLASS, OUTSIDE, Tasks, margins
+from bigr.app.tasks import INSIDE, OUTSIDE, Tasks, margins
 from bigr.imaging.model import INTERPOLATION_STEPS, ImageModel
 from bigr.runtime.errors import BigrError
 
@@ -76,8 +76,8 @@ def _lay_out(tab: Tab, tasks: Tasks, examples: Examples) -> Link:
         with gr.Column(scale=8, min_width=320, elem_classes="came"):
             script = (HERE / "result.js").read_text(encoding="utf-8")
             result = gr.HTML(panel.idle(tab.promise), js_on_load=script, apply_default_css=False)
-    asked = start.click(panel.waiting, None, result, queue=False, **QUIET)
-    going = asked.then(_told(getattr(tasks, tab.name.lower())), inputs, result, **DRAWING)
+    waiting = start.click(panel.waiting, None, result, queue=False, **QUIET)
+    going = waiting.then(_told(getattr(tasks, tab.name.lower())), inputs, result, **DRAWING)
     stop.click(lambda: panel.idle("Stopped."), None, result, cancels=[going], queue=False, **QUIET)
     link = Link.of(tab.name, inputs)
     link.copied_by(copy)
@@ -85,7 +85,7 @@ def _lay_out(tab: Tab, tasks: Tasks, examples: Examples) -> Link:
 
 
 def _heading(model: ImageModel) -> str:
-    classes = f" · {len(model.classes):,} classes" if model.knows_labels else ""
+    classes = f" · {len(model.classes):,} classes" if model.knows_labels and not model.takes_texts else ""
     return (
         "<header><h1>BiGR</h1><p>Pictures from binary latent codes, the most certain tokens first</p>"
         f'<p class="facts">{model.size}×{model.size} pixels{classes}</p></header>'
@@ -93,16 +93,14 @@ def _heading(model: ImageModel) -> str:
 
 
 def _generate(model: ImageModel, examples: Examples) -> list[Any]:
-    labels = gr.Dropdown(
-        class_choices(model),
-        value=first_classes(len(model.classes)) if model.knows_labels else None,
-        multiselect=True,
-        max_choices=MAX_CLASSES,
-        label="Classes",
-        info=f"{MAX_CLASSES} at most; type to search" if len(model.classes) > MAX_CLASSES else None,
-        visible=model.knows_labels,
-    )
-    return [labels, *options(model, variants=4)]
+    how: dict[str, Any] = {"multiselect": True, "max_choices": MAX_CLASSES}
+    if model.takes_texts:
+        how |= {"value": [name for _, name in examples[:FEW_CLASSES]], "info": "Type a text, and press Enter"}
+        return [asked(model, "Texts", examples, **how), *options(model, variants=4)]
+    if len(model.classes) > MAX_CLASSES:
+        how["info"] = f"{MAX_CLASSES} at most; type to search"
+    how["value"] = first_classes(len(model.classes)) if model.knows_labels else None
+    return [asked(model, "Classes", examples, **how), *options(model, variants=4)]
 
 
 def first_classes(count: int) -> list[int]:
@@ -114,12 +112,12 @@ def first_classes(count: int) -> list[int]:
 
 def _inpaint(model: ImageModel, examples: Examples) -> list[Any]:
     picture, view = source(examples, panel.brush_value, brush=True)
-    return [picture, view, _label(model, "Whatever fits"), *_editing_options(model)]
+    return [picture, view, _label(model, "Whatever fits", examples), *_editing_options(model)]
 
 
 def _edit(model: ImageModel, examples: Examples) -> list[Any]:
     picture, view = source(examples, panel.brush_value, brush=True)
-    label = gr.Dropdown(class_choices(model), value=0, label="Becomes")
+    label = asked(model, "Becomes", examples)
     return [picture, view, label, *_editing_options(model)]
 
 
@@ -137,13 +135,13 @@ def _outpaint(model: ImageModel, examples: Examples) -> list[Any]:
     parts: list[Any] = [way, *sides]
     for part in parts:
         part.change(_outlined, [picture, way, *sides], view, trigger_mode="always_last", **READING)
-    return [picture, way, *sides, _label(model, "Whatever fits"), *_editing_options(model)]
+    return [picture, way, *sides, _label(model, "Whatever fits", examples), *_editing_options(model)]
 
 
 def _interpolate(model: ImageModel, examples: Examples) -> list[Any]:
     with gr.Row(elem_classes="sliders"):
-        first = gr.Dropdown(class_choices(model), value=0, label="From", min_width=140)
-        second = gr.Dropdown(class_choices(model), value=min(1, len(model.classes) - 1), label="To", min_width=140)
+        first = asked(model, "From", examples, min_width=140)
+        second = asked(model, "To", examples, place=1, min_width=140)
     steps = gr.Slider(3, MAX_STEPS, value=INTERPOLATION_STEPS, step=1, label="Pictures on the way, both ends included")
     return [first, second, steps, *options(model, variants=3, guidance=model.editing.guidance_scale)]
 
@@ -154,7 +152,7 @@ def _enrich(model: ImageModel, examples: Examples) -> list[Any]:
     picture, _ = source(small, panel.chosen)
     with gr.Row(elem_classes="sliders"):
         rounds = gr.Slider(1, 4, value=model.editing.enrich_rounds, step=1, label="Rounds", min_width=140)
-        label = _label(model, "Unknown")
+        label = _label(model, "Unknown", examples)
     consistent = gr.Checkbox(True, label="Made small again, it is the picture given", container=False)
     settings = options(model, variants=4, guidance=model.editing.enrich_guidance_scale)
     return [picture, rounds, consistent, label, *settings]
@@ -168,7 +166,7 @@ def _features(model: ImageModel, examples: Examples) -> list[Any]:
 TABS = (
     Tab(
         "Generate",
-        "Draw pictures of a class, or of several side by side.",
+        "Draw pictures of a class or text, or of several side by side.",
         "Pictures appear here while they are being decided.",
         _generate,
     ),
@@ -219,8 +217,8 @@ def _editing_options(model: ImageModel) -> list[Any]:
     return options(model, variants=4, guidance=model.editing.guidance_scale, seam=True)
 
 
-def _label(model: ImageModel, none: str) -> gr.Dropdown:
-    return gr.Dropdown(class_choices(model, none), value=NO_CLASS, label="Class", visible=model.knows_labels)
+def _label(model: ImageModel, none: str, examples: Examples) -> gr.Dropdown:
+    return asked(model, "Text" if model.takes_texts else "Class", examples, none=none)
 
 
 def _outlined(picture: Image.Image | None, way: str, *sides: float) -> str:

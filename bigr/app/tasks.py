@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from bigr.app import panel
-from bigr.app.bounds import MAX_CLASSES, MAX_DRAWN_PIXELS, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_VARIANTS
+from bigr.app.bounds import MAX_CLASSES, MAX_DRAWN_PIXELS, MAX_SEED, MAX_SIDE, MAX_STEPS, MAX_TEXT, MAX_VARIANTS
 from bigr.app.gallery import Dataset
 from bigr.app.running import Done, watched
 from bigr.app.uploads import read_mask
@@ -39,6 +39,8 @@ _PAUSE = 3
 model works beside that."""
 
 Panels = Iterator[str]
+Asked = int | str | None
+"""A class by its number, a text, or neither: what the page sends for them."""
 
 
 class Tasks:
@@ -47,8 +49,8 @@ class Tasks:
     def __init__(self, model: ImageModel, dataset: Dataset | None) -> None:
         self.model, self.dataset = model, dataset
 
-    def generate(self, labels: Sequence[int] | None, *options: Any) -> Panels:
-        """Images of the chosen classes: a column for each class, or one grid for a single class."""
+    def generate(self, labels: Sequence[Asked] | None, *options: Any) -> Panels:
+        """Images of the chosen classes or texts: a column for each, or one grid for a single one."""
         chosen = [self._label(label) for label in labels or [NO_CLASS]]
         if len(chosen) > MAX_CLASSES:
             raise BigrError(f"Choose at most {MAX_CLASSES} classes, got {len(chosen)}")
@@ -69,11 +71,11 @@ class Tasks:
             many=True,
         )
 
-    def inpaint(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: Any) -> Panels:
+    def inpaint(self, picture: Image.Image | None, brush: Any, label: Asked, blend: str, *options: Any) -> Panels:
         """The image painted anew where it is marked, with a class or without."""
         yield from self._painted("inpaint", picture, brush, self._label(label), blend, options)
 
-    def edit(self, picture: Image.Image | None, brush: Any, label: int, blend: str, *options: Any) -> Panels:
+    def edit(self, picture: Image.Image | None, brush: Any, label: Asked, blend: str, *options: Any) -> Panels:
         """The marked part of the image painted as a class."""
         number = self._label(label)
         if number is None:
@@ -88,7 +90,7 @@ class Tasks:
         top: float,
         right: float,
         bottom: float,
-        label: int,
+        label: Asked,
         blend: str,
         *options: Any,
     ) -> Panels:
@@ -113,7 +115,7 @@ class Tasks:
             how,
         )
 
-    def interpolate(self, first: int, second: int, steps: float, *options: Any) -> Panels:
+    def interpolate(self, first: Asked, second: Asked, steps: float, *options: Any) -> Panels:
         """Images on the way from one class to another, a row for each variant."""
         if not 2 <= steps <= MAX_STEPS:
             raise BigrError(f"Pictures on the way must be 2 to {MAX_STEPS}, got {steps:.0f}")
@@ -130,7 +132,9 @@ class Tasks:
             many=True,
         )
 
-    def enrich(self, picture: Image.Image | None, rounds: float, consistent: bool, label: int, *options: Any) -> Panels:
+    def enrich(
+        self, picture: Image.Image | None, rounds: float, consistent: bool, label: Asked, *options: Any
+    ) -> Panels:
         """A small image enlarged, its detail drawn; beside it, the image enlarged by interpolation alone."""
         given, number, how = _given(picture), self._label(label), self._how(options)
         square, size = self.model.small(given), self.model.size
@@ -167,7 +171,13 @@ class Tasks:
         yield panel.compared(beside, found, time.perf_counter() - start, text)
 
     def _painted(
-        self, name: str, picture: Image.Image | None, brush: Any, label: int | None, blend: str, options: Sequence[Any]
+        self,
+        name: str,
+        picture: Image.Image | None,
+        brush: Any,
+        label: Asked,
+        blend: str,
+        options: Sequence[Any],
     ) -> Panels:
         given, how = _given(picture), self._how(options)
         mask = read_mask(str(brush.get("mask") or "") if isinstance(brush, dict) else "")
@@ -236,15 +246,21 @@ class Tasks:
             size = f"{self.model.size}×{self.model.size}"
             raise BigrError(f"Choose fewer: at most {most} pictures of {size} pixels in one call, got {pictures}")
 
-    def _label(self, label: int | None) -> int | None:
+    def _label(self, label: Asked) -> Asked:
         if label is None or label == NO_CLASS:
             return None
+        if self.model.takes_texts:
+            if not (isinstance(label, str) and len(label) <= MAX_TEXT):
+                raise BigrError(f"A text must have at most {MAX_TEXT} characters")
+            return label
         if not (isinstance(label, int) and 0 <= label < len(self.model.classes)):
             raise BigrError(f"Class must be one of this model, got {label!r}")
         return label
 
-    def _name(self, label: int | None) -> str:
-        return "no class" if label is None else self.model.classes[label]
+    def _name(self, label: Asked) -> str:
+        if label is None:
+            return "no text" if self.model.takes_texts else "no class"
+        return label if isinstance(label, str) else self.model.classes[label]
 
 
 def margins(picture: Image.Image, percent: Sequence[float]) -> tuple[int, int, int, int]:

@@ -101,10 +101,9 @@ def draw_each(
     from functools import partial
 
     from bigr.imaging.grid import preview
-    from bigr.imaging.options import class_number
 
     folder, model = Folder(how.out, [*(one.path for one in found), *read]), how.load()
-    named = "" if label is None else f"-{names_of([model.classes[class_number(label, model.classes)]])[0]}"
+    named = "" if label is None else f"-{names_of([model.named(label)])[0]}"
     rows = []
     for one in found:
         stems = [f"{one.name}{named}-seed{how.seed}-{place}" for place in range(1, how.variants + 1)]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGES…", help="Pictures, or folders of them.")]
 PaintLabel = Annotated[
-    str | None, typer.Option(metavar="NAME", help="The class to paint; without one the rest of the picture decides.")
+    str | None, typer.Option(metavar="NAME", help="The class or text to paint; else the rest of the picture decides.")
 ]
 _MEASURED_TOGETHER = 64
 
@@ -38,23 +38,21 @@ _MEASURED_TOGETHER = 64
 def generate(
     labels: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[LABELS…]", help="Classes, by name or number; none: a picture of no class."),
+        typer.Argument(metavar="[LABELS…]", help="Classes, by name or number, or texts; none: a picture of anything."),
     ] = None,
     *,
     how: Drawn,
 ) -> None:
-    """Draw pictures of classes."""
-    from bigr.imaging.options import class_number
-
+    """Draw pictures of classes, or of texts where the model takes them."""
     folder, model = Folder(how.out), how.load()
-    numbers: list[int | None] = [class_number(label, model.classes) for label in labels or []] or [None]
-    classes = ["any" if number is None else model.classes[number] for number in numbers]
+    asked: list[str | None] = list(labels) if labels else [None]
+    classes = [model.named(label) for label in asked]
     stems = [
         f"{name}-seed{how.seed}-{place}"
         for name in image_files.names_of(classes)
         for place in range(1, how.variants + 1)
     ]
-    pictures = draw("generate", how, folder, stems, partial(model.generate, numbers))
+    pictures = draw("generate", how, folder, stems, partial(model.generate, asked))
     if len(pictures) > 1:
         rows = [pictures] if how.variants == 1 else in_rows(pictures, how.variants)
         told = (classes,) if how.variants == 1 else (variant_names(how.variants), classes)
@@ -70,7 +68,7 @@ def inpaint(images: Images, label: PaintLabel = None, *, how: Masked) -> None:
 @takes(Masked)
 def edit(
     images: Images,
-    label: Annotated[str, typer.Option(metavar="NAME", help="The class to paint there.", show_default=False)],
+    label: Annotated[str, typer.Option(metavar="NAME", help="The class or text to paint there.", show_default=False)],
     *,
     how: Masked,
 ) -> None:
@@ -116,30 +114,30 @@ def outpaint(
 
 @takes(Drawn)
 def interpolate(
-    first: Annotated[str, typer.Argument(metavar="FIRST", help="A class, by name or number.", show_default=False)],
+    first: Annotated[
+        str, typer.Argument(metavar="FIRST", help="A class, by name or number, or a text.", show_default=False)
+    ],
     second: Annotated[str, typer.Argument(metavar="SECOND", help="Another.", show_default=False)],
     frames: Annotated[int, typer.Option(metavar="N", help="Pictures on the way, both ends included.")] = 9,
     *,
     how: Drawn,
 ) -> None:
-    """Draw the way from one class to another.
+    """Draw the way from one class or text to another.
 
     As pictures, a strip and an animation there and back.
     """
-    from bigr.imaging.options import class_number
     from bigr.imaging.trace import there_and_back
 
     require("evaluation", "the strip of `bigr interpolate`")
 
     folder, model = Folder(how.out), how.load()
-    ends = [class_number(label, model.classes) for label in (first, second)]
-    name = f"{'-to-'.join(image_files.names_of([model.classes[end]])[0] for end in ends)}-seed{how.seed}"
+    name = f"{'-to-'.join(image_files.names_of([model.named(end)])[0] for end in (first, second))}-seed{how.seed}"
     stems = [
         f"{name}-{variant}-frame{place:0{len(str(frames))}}"
         for variant in range(1, how.variants + 1)
         for place in range(1, frames + 1)
     ]
-    pictures = draw("interpolate", how, folder, stems, partial(model.interpolate, ends[0], ends[1], frames))
+    pictures = draw("interpolate", how, folder, stems, partial(model.interpolate, first, second, frames))
     shares = [f"{place / (frames - 1):.0%}" for place in range(frames)]
     for variant, row in enumerate(in_rows(pictures, frames), start=1):
         typer.echo(f"{folder.grid(f'{name}-{variant}-strip', [row], shares, across=None)}: side by side")

@@ -110,10 +110,12 @@ def guidance_has_something_to_guide(settings: "Settings") -> None:
         return
     if not settings.generator.use_labels:
         raise InvalidSetting("samples.guidance_scale", "1.0 where generator.use_labels is false (no label guides)")
-    if settings.generator.label_dropout == 0 and (settings.generator.trains or settings.transcoder.trains):
+    what = "text" if settings.text.used else "label"
+    dropout = settings.generator.dropout_of_labels(texts=settings.text.used)
+    if dropout == 0 and (settings.generator.trains or settings.transcoder.trains):
         raise InvalidSetting(
-            "generator.label_dropout",
-            "above 0 where samples.guidance_scale is not 1.0 (guidance needs the model without a label)",
+            f"generator.{what}_dropout",
+            f"above 0 where samples.guidance_scale is not 1.0 (guidance needs the model without a {what})",
         )
 
 

@@ -222,6 +222,33 @@ class CodesSettings(_Section):
         return self
 
 
+class TextSettings(_Section):
+    """Texts in the place of classes (docs/text-to-image.md)."""
+
+    encoder: Literal["none", "learned", "clip", "t5"]
+    from_: Name | None = Field(alias="from")
+    download: bool
+    tokens: Positive
+    vocabulary: Annotated[int, Field(ge=257)]
+    batch_size: Positive
+
+    @property
+    def used(self) -> bool:
+        """Whether the model takes texts."""
+        return self.encoder != "none"
+
+    @property
+    def frozen(self) -> str | None:
+        """What `from` names, where an encoder is read from there."""
+        return self.from_ if self.encoder in ("clip", "t5") else None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TextSettings":
+        if self.encoder in ("clip", "t5") and self.from_ is None:
+            raise InvalidSetting("from", f"a folder with the weights of {self.encoder}, where that is text.encoder")
+        return self
+
+
 class GeneratorSettings(_Importable):
     """The masked backbone and its transcoder, trained jointly (docs/method.md, sections 2 and 3)."""
 
@@ -231,6 +258,9 @@ class GeneratorSettings(_Importable):
     ffn_multiple_of: Positive
     dropout: Fraction
     label_dropout: Probability
+    text_dropout: Probability
+    text_layers: Positive
+    text_heads: Positive
     input_flip: Fraction
     use_labels: bool
     condition_rope: bool
@@ -243,8 +273,16 @@ class GeneratorSettings(_Importable):
     target: Target
     absent_std: PositiveFloat
 
+    def dropout_of_labels(self, *, texts: bool) -> float:
+        """The share of labels, or of texts, that become none in training."""
+        if not self.use_labels:
+            return 1.0
+        return self.text_dropout if texts else self.label_dropout
+
     @model_validator(mode="after")
     def _fits(self) -> "GeneratorSettings":
+        if self.dim % self.text_heads:
+            raise InvalidSetting("text_heads", f"a divisor of generator.dim = {self.dim}")
         if self.dim % 4:
             need = f"a multiple of {4 * self.heads}, 4 for each of generator.heads = {self.heads} (2-D RoPE)"
             raise InvalidSetting("dim", need)
@@ -332,6 +370,7 @@ class SamplesSettings(SamplerSettings):
     """How many images are drawn, and how: under the preset, where one is chosen (`bigr.config.validate` applies it)."""
 
     count: Positive
+    prompts: Name | None
     batch_size: Positive
     grid_rows: Positive
     preset: Literal["quality", "balanced", "fast"] | None
@@ -443,6 +482,7 @@ class Settings(_Section):
     shards: ShardsSettings
     tokenizer: TokenizerSettings
     codes: CodesSettings
+    text: TextSettings
     generator: GeneratorSettings
     transcoder: TranscoderSettings
     samples: SamplesSettings
@@ -473,7 +513,9 @@ class Settings(_Section):
             "shards.source": None if self.shards.embedded else self.shards.source,
             "tokenizer.from": self.tokenizer.from_,
             "tokenizer.perceptual_weights": self.tokenizer.perceptual_file,
+            "text.from": self.text.frozen if self.text.frozen and not self.text.download else None,
             "generator.from": self.generator.from_,
+            "samples.prompts": self.samples.prompts if self.text.used else None,
             "evaluation.extractor_weights": (
                 evaluation.extractor_weights if evaluation.extractor != "classifier" else None
             ),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bigr.data.shards import Shard, ShardIndex, read_shard
+from bigr.data.texts import Texts
 from bigr.models import bits
 from bigr.runtime import seeds
 from bigr.runtime.errors import BigrError
@@ -144,7 +145,8 @@ class CodesDataset:
     """The codes of one split, memory-mapped. Made by `open`.
 
     code_bits: K; grid: g; views: their names; draws: of each view's bits, besides the thresholded ones; tokenizer: the
-    hash of the tokenizer that made them; num_classes: C; class_counts: images of each class.
+    hash of the tokenizer that made them; num_classes: C; class_counts: images of each class; texts: the images' texts,
+    where these take the classes' place (`with_texts`).
     """
 
     def __init__(self, index: dict[str, Any], split: str, codes: list[np.ndarray], labels: list[np.ndarray]) -> None:
@@ -154,6 +156,7 @@ class CodesDataset:
         self.draws: int = index["draws"]
         self.tokenizer: str = index["tokenizer"]
         self.classes: list[str] = index["classes"]
+        self.texts: Texts | None = None
         self.class_counts: list[int] = index["splits"][split]["class_counts"]
         self._codes, self._labels = codes, labels
         self._starts = np.cumsum([0, *map(len, codes)])
@@ -189,10 +192,30 @@ class CodesDataset:
         mapped = [_map(folder / shard["name"], found, shard["images"], entries) for shard in shards]
         return cls(index, split, [codes for codes, _ in mapped], [labels for _, labels in mapped])
 
+    def with_texts(self, folder: Path, split: str) -> "CodesDataset":
+        """The same, with the texts of the images in `folder` (data/text), if there are any."""
+        self.texts = Texts.open(folder, split, len(self))
+        return self
+
     @property
-    def shape(self) -> dict[str, int]:
-        """The fields of `BiGRConfig` that follow from the codes."""
-        return {"code_bits": self.code_bits, "grid": self.grid, "num_classes": self.num_classes}
+    def shape(self) -> dict[str, Any]:
+        """The arguments of `BiGRConfig.of` that follow from the codes and the texts."""
+        text = None if self.texts is None else self.texts.shape
+        return {"code_bits": self.code_bits, "grid": self.grid, "num_classes": self.num_classes, "text": text}
+
+    @property
+    def text_encoder(self) -> str | None:
+        """The hash of the encoder of the texts, where there are any."""
+        return None if self.texts is None else self.texts.encoder
+
+    @property
+    def unconditional(self) -> int:
+        """What stands for no class, in the place of a label; or for no text, in all places of one."""
+        return self.num_classes if self.texts is None else 0
+
+    def conditions(self, indices: Tensor, labels: Tensor) -> Tensor:
+        """What a model is told about images: their texts, where there are any, else their labels."""
+        return labels if self.texts is None else self.texts.batch(indices)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -113,6 +113,19 @@ def read_entries(shard: Shard) -> Iterator[tuple[bytes, int]]:
     _check_count(shard, count)
 
 
+def read_captions(shard: Shard) -> Iterator[str]:
+    """The caption of every image of one shard, in order; empty where there is none. Decodes no image.
+
+    Raises as `read_entries` does.
+    """
+    count = 0
+    with _explained(shard), shard.path.open("rb") as stream:
+        for members in _members(shard.path, stream):
+            yield members.get("txt", b"").decode("utf-8", "replace")
+            count += 1
+    _check_count(shard, count)
+
+
 def image_starts(shard: Shard) -> Sequence[int]:
     """Where each image of one shard starts in its tar, and where the last ends, in bytes: images + 1 numbers.
 

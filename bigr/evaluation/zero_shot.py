@@ -136,7 +136,7 @@ class ZeroShot:
 
     def _check_classes(self) -> None:
         if not self._model.knows_labels:
-            raise NotApplicable("the model was trained without labels")
+            raise NotApplicable("the model knows no classes")
         if self._classes < 2:
             raise NotApplicable("there is one class, and no other")
 
@@ -196,7 +196,7 @@ def enriched(model: ImageModel, small: Sequence[Image.Image], seeds: Sequence[in
 
 
 def _no_class(model: ImageModel, count: int) -> Tensor:
-    return torch.full((count,), len(model.classes))
+    return model.sampler.network.backbone.unconditional(count)
 
 
 def other_classes(labels: Tensor, classes: int) -> Tensor:

@@ -30,6 +30,7 @@ from bigr.imaging.options import (
     check_whole,
     class_number,
     limits,
+    prompt,
     within,
 )
 from bigr.imaging.painting import enlarge, paint, parts_of, with_margins
@@ -48,6 +49,8 @@ from bigr.sampling.editing import OnIteration, enrich_iterations, interpolate_co
 from bigr.sampling.inputs import check_finite
 from bigr.sampling.resolution import consistent_with
 from bigr.sampling.unmask import Sampling, sample_codes, working_iterations
+from bigr.text.encoder import TextEncoder, as_given
+from bigr.text.encoder_folder import encoder_of
 
 INTERPOLATION_STEPS = 9
 """Images on the way from one class to another, both ends included, where a call names no number."""
@@ -59,9 +62,12 @@ class ImageModel:
     `presets`: other settings of the sampler by name, which the argument `preset` of a call chooses.
     `statistics`: of the training split's features, where the stage `evaluation` has measured this model, else None.
 
+    `text`: the encoder of texts, of a model that takes texts in place of classes.
+
     Images may be PIL images of any mode, paths, tensors or arrays (`bigr.imaging.pictures.Picture`); masks as well,
-    with what is to be painted bright or opaque. A class is a number, a name, or None for none. The other keyword
-    arguments are those of `bigr.imaging.options.Options`. Invalid input raises `BigrError`, one line.
+    with what is to be painted bright or opaque. A class is a number, a name, or None for none; a model that takes texts
+    gets a text in its place, and "" or None is none. The other keyword arguments are those of
+    `bigr.imaging.options.Options`. Invalid input raises `BigrError`, one line.
     """
 
     def __init__(
@@ -74,11 +80,12 @@ class ImageModel:
         presets: Mapping[str, Sampling] | None = None,
         knows_labels: bool = True,
         statistics: FeatureStatistics | None = None,
+        text: TextEncoder | None = None,
     ) -> None:
         self.sampler, self.sampling, self.editing = sampler, sampling, editing
         self.presets = dict(presets or {})
         self.classes, self.knows_labels = tuple(classes), knows_labels
-        self.statistics = statistics
+        self.statistics, self.text = statistics, text
 
     @classmethod
     def of(cls, models: Path, networks: tuple[Tokenizer, BiGR], settings: ImageSettings) -> "ImageModel":
@@ -99,6 +106,11 @@ class ImageModel:
             presets=settings.presets,
             knows_labels=settings.knows_labels,
             statistics=load_statistics(models / "features", models / "bigr"),
+            text=(
+                encoder_of(models / "bigr", models / "text", device, models.absolute().parent)
+                if network.config.text_tokens
+                else None
+            ),
         )
         model.check_finite()
         return model
@@ -260,7 +272,7 @@ class ImageModel:
         self._check_labels("there is nothing to interpolate")
         sampling = self._sampling(self.editing.painting(self._own(how)), how)
         count = steps * how.variants
-        first_class, second_class = (end.expand(count) for end in self._labels([first, second]))
+        first_class, second_class = (end.expand(count, *end.shape) for end in self._labels([first, second]))
         ratios = torch.linspace(1, 0, steps, device=first_class.device).repeat(how.variants)
         seeds = [seed for seed in how.seeds(how.variants, "samples") for _ in range(steps)]
         rows = first_class, second_class, ratios
@@ -342,11 +354,30 @@ class ImageModel:
         return number
 
     def _labels(self, labels: Sequence[Label]) -> Tensor:
-        """int64 [n] on the device; a model trained without labels has the unconditional row alone."""
-        numbers = [class_number(label, self.classes) for label in labels]
+        """What the generator is told, on the device: int64 [n], or texts.
+
+        A model trained without labels has learned the unconditional case alone.
+        """
+        if self.text is not None:
+            texts = [prompt(label) for label in labels]
+            given = as_given(self.text, texts)
+        else:
+            given = torch.tensor([class_number(label, self.classes) for label in labels])
         if not self.knows_labels:
-            numbers = [len(self.classes)] * len(numbers)
-        return torch.tensor(numbers, device=self.sampler.device)
+            return self.sampler.network.backbone.unconditional(len(given), self.sampler.device)
+        return given.to(self.sampler.device)
+
+    def named(self, label: Label) -> str:
+        """A class's name, a text itself; "any" for none. Raises `BigrError` for what the model does not take."""
+        if self.takes_texts:
+            return prompt(label).strip() or "any"
+        number = class_number(label, self.classes)
+        return "any" if number == len(self.classes) else self.classes[number]
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether a text takes the class's place."""
+        return self.text is not None
 
     def _check_labels(self, consequence: str) -> None:
         if not self.knows_labels:

@@ -132,6 +132,13 @@ def within(sampling: Sampling, limits: dict[str, tuple[int, int]]) -> Sampling:
     return replace(sampling, **most)
 
 
+def prompt(label: Label) -> str:
+    """A text as the model takes it; "" for None. Raises `BigrError` for a number, which is no text."""
+    if label is None or isinstance(label, str):
+        return label or ""
+    raise BigrError(f"label: this model takes texts, not classes by their number, got {label}; write what to show")
+
+
 def class_number(label: Label, classes: Sequence[str]) -> int:
     """The label as the model takes it: 0 to C − 1, or C for None. Raises `BigrError` where it is no class."""
     if label is None:

@@ -34,30 +34,42 @@ class Model(Protocol):
 
 M = TypeVar("M", bound=Model)
 
+_TOKENIZER, _TEXT = "tokenizer", "text"
+"""Keys of a generator's config.json: the hashes of what it was trained on."""
 
-def save(folder: Path, model: Model, tokenizer: str | None = None) -> None:
+
+def save(folder: Path, model: Model, tokenizer: str | None = None, text: str | None = None) -> None:
     """Write a model's shape and weights to `folder`, which appears whole or not at all.
 
-    tokenizer: for a generator, the hash of the tokenizer on whose codes it was trained.
+    tokenizer, text: for a generator, the hashes of the tokenizer and of the encoder of texts that it was trained on.
     """
-    write_model(folder, model.kind, model.config, model.state_dict(), tokenizer)
+    write_model(folder, model.kind, model.config, model.state_dict(), tokenizer, text)
 
 
 def write_model(
-    folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
+    folder: Path,
+    kind: str,
+    config: Any,
+    weights: Mapping[str, Tensor | StoredTensor],
+    tokenizer: str | None = None,
+    text: str | None = None,
 ) -> None:
     """As `save`, for a model that is not in memory: its kind, the dataclass of its shape, its state dict."""
     with atomic_folder(folder) as temporary:
-        fill_folder(temporary, kind, config, weights, tokenizer)
+        fill_folder(temporary, kind, config, weights, tokenizer, text)
 
 
 def fill_folder(
-    folder: Path, kind: str, config: Any, weights: Mapping[str, Tensor | StoredTensor], tokenizer: str | None = None
+    folder: Path,
+    kind: str,
+    config: Any,
+    weights: Mapping[str, Tensor | StoredTensor],
+    tokenizer: str | None = None,
+    text: str | None = None,
 ) -> None:
     """Write them in place, to a folder that is there."""
-    shape = {"kind": kind, **asdict(config)}
-    if tokenizer is not None:
-        shape["tokenizer"] = tokenizer
+    trained_on = {name: known for name, known in ((_TOKENIZER, tokenizer), (_TEXT, text)) if known is not None}
+    shape = {"kind": kind, **asdict(config), **trained_on}
     write_json(folder / "config.json", shape)
     write_tensors(folder / "model.safetensors", weights, {"format": "pt", "kind": kind})
 
@@ -97,7 +109,8 @@ def load_config(folder: Path, cls: type[Model]) -> Any:
     found = values.pop("kind", None)
     if found != cls.kind:
         raise BigrError(f"{folder} holds a model of kind {found!r}; a {cls.kind!r} is needed here")
-    values.pop("tokenizer", None)
+    for name in (_TOKENIZER, _TEXT):
+        values.pop(name, None)
     try:
         return config_from(cls, values)
     except TypeError as error:
@@ -149,7 +162,16 @@ def model_hash(folder: Path) -> str:
 
 def tokenizer_of(folder: Path) -> str | None:
     """The hash of the tokenizer on whose codes the generator in `folder` was trained; None where it is not known."""
-    found = _read_config(folder).get("tokenizer")
+    return _trained_on(folder, _TOKENIZER)
+
+
+def text_encoder_of(folder: Path) -> str | None:
+    """The hash of the encoder of texts that the generator in `folder` was trained on; None where it is not known."""
+    return _trained_on(folder, _TEXT)
+
+
+def _trained_on(folder: Path, name: str) -> str | None:
+    found = _read_config(folder).get(name)
     return found if found is None else str(found)
 
 

@@ -61,6 +61,13 @@ STAGES = {
         on_device=True,
         in_processes=True,
     ),
+    "text": Stage(
+        "encode_texts",
+        "Reads every caption of the shards with the encoder that text.encoder names, once, and writes what the "
+        "generator takes in the class's place to data/text/. With text.encoder: none there is nothing to do.",
+        on_device=True,
+        in_processes=True,
+    ),
     "generator": Stage(
         "train_generator",
         "Trains the masked generator on the codes: a bidirectional transformer that predicts masked tokens, "

@@ -85,10 +85,11 @@ def interpolate_codes(
 ) -> Tensor:
     """Sample under the conditions r·e(first) + (1 − r)·e(second); codes bool [B, N, K].
 
-    first, second: int64 [B], labels; ratios: r in [0, 1], float [B].
+    first, second: int64 [B], labels, or texts; ratios: r in [0, 1], float [B]. Texts are mixed place by place.
     """
-    embed, r = model.backbone.condition, ratios.unsqueeze(1)
-    condition = r * embed(first) + (1 - r) * embed(second)
+    ends = model.backbone.condition(first), model.backbone.condition(second)
+    r = ratios.view(-1, *[1] * (ends[0].ndim - 1))
+    condition = r * ends[0] + (1 - r) * ends[1]
     return sample_codes(model, first, sampling, seeds, condition=condition, on_iteration=on_iteration)
 
 

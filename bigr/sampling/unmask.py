@@ -95,10 +95,10 @@ def sample_codes(
 ) -> Tensor:
     """Sample codes, bool [B, N, K].
 
-    labels: int64 [B] on the model's device, num_classes for no class; seeds: one for each image; codes [B, N, K] and
-    unknown bool [B, N]: given tokens, and which of them to sample (all by default); condition: embeddings [B, D] in
-    place of the labels' own (docs/method.md, section 5, interpolation); on_iteration: called after each iteration that
-    fixes tokens.
+    labels: int64 [B] on the model's device, num_classes for no class; or texts, of a model that takes them; seeds: one
+    for each image; codes [B, N, K] and unknown bool [B, N]: given tokens, and which of them to sample (all by default);
+    condition: embeddings (`Backbone.condition`) in place of the labels' own (docs/method.md, section 5, interpolation);
+    on_iteration: called after each iteration that fixes tokens.
     """
     config, device = model.config, labels.device
     shape = (len(labels), config.grid**2, config.code_bits)
@@ -107,7 +107,7 @@ def sample_codes(
     codes = codes.masked_fill(masked.unsqueeze(-1), 0.0)
 
     conditional = model.backbone.condition(labels) if condition is None else condition.to(device)
-    unconditional = model.backbone.condition(torch.full_like(labels, config.num_classes))
+    unconditional = model.backbone.condition(model.backbone.unconditional(len(labels), device))
     generators = [torch.Generator(device=device).manual_seed(seed) for seed in seeds]
     left = schedule(masked.sum(1).tolist(), sampling.iterations)  # the only read from the device
     quotas = -to_device(torch.tensor(left), device).diff(dim=0)  # [iterations, B], how many tokens each fixes
@@ -144,7 +144,7 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """The bits of the tokens at positions int64 [B, m], bool [B, m, K], and P(bit = 1) from which each was drawn.
 
-    codes: float [B, N, K]; conditions: embeddings [B, D], of the label and of no class. Without guidance the networks
+    codes: float [B, N, K]; conditions: embeddings, of the label or text and of none. Without guidance the networks
     run under the first condition alone, with guidance under both.
     """
     scale = guidance(sampling, ratio)

@@ -1,18 +1,27 @@
-"""Stage `samples`: draw images, the same number of each class (docs/method.md, section 4).
+"""Stage `samples`: draw images, the same number of each class, or one of each text (docs/method.md, section 4).
 
 Reads models/tokenizer and models/bigr; writes outputs/samples.npz in the layout that ADM's evaluator reads (`arr_0`
-uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one column a class.
+uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one column a class. A model that takes texts gets
+those of `samples.prompts`, or the captions of the validation split, from the first on: the file then has them as
+`texts`, and labels are the captioned images', −1 of prompts.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bigr.data.codes import CodesDataset
 from bigr.data.picture_grid import save_grid
+from bigr.data.shards import ShardIndex, read_captions
+from bigr.data.texts import Texts
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -22,6 +31,7 @@ from bigr.runtime.context import Context
 from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
+from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_npz
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
@@ -30,11 +40,15 @@ from bigr.sampling.acceleration import accelerate
 from bigr.sampling.decode import batched, decoded
 from bigr.sampling.inputs import balanced_labels, check_finite
 from bigr.sampling.unmask import Sampling, sample_codes
+from bigr.text.encoder import as_given
+from bigr.text.encoder_folder import encoder_of
+from bigr.text.prompts import read_prompts
 
 if TYPE_CHECKING:
-    from bigr.config import Settings
+    from bigr.config import SamplesSettings, Settings
 
 PICTURED_CLASSES = 16
+PICTURED_TEXTS = 10  # in a row of the picture
 GATHERED_TOGETHER = 256
 """Images that each process sends to the first at a time: all of them may not fit on a GPU."""
 
@@ -46,9 +60,10 @@ def run(settings: "Settings", context: Context) -> None:
     model = load_model(context.root / "models" / "bigr", BiGR).to(device)
     check_pair(tokenizer, model, (context.root / "models" / "tokenizer", context.root / "models" / "bigr"))
     check_finite(model)
-    labels = balanced_labels(section.count, model.config.num_classes)
-    # A model trained without labels has learned the unconditional row alone.
-    conditions = labels if settings.generator.use_labels else torch.full_like(labels, model.config.num_classes)
+    if model.config.text_tokens:
+        asked = asked_of_texts(settings, context.root, device)
+    else:
+        asked = asked_of_classes(model, section)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
     mine = range(rank(), section.count, world())
     accelerate(model, settings.run.compile, device, len(mine))
@@ -58,7 +73,10 @@ def run(settings: "Settings", context: Context) -> None:
     def draw(places: slice) -> None:
         chosen = list(mine[places])
         with autocast(device, settings.run.precision, model.config.dim):
-            codes = sample_codes(model, conditions[chosen].to(device), Sampling.of(section), [seeds[i] for i in chosen])
+            # A model trained without labels has learned the unconditional case alone.
+            told = settings.generator.use_labels
+            given = asked.conditions(chosen).to(device) if told else model.backbone.unconditional(len(chosen), device)
+            codes = sample_codes(model, given, Sampling.of(section), [seeds[i] for i in chosen])
         images[places] = decoded(tokenizer, codes, settings.run.decode_precision)
 
     with Progress("samples", section.count, unit="image", enabled=is_main()) as bar:
@@ -70,11 +88,51 @@ def run(settings: "Settings", context: Context) -> None:
     images = gathered(images, section.count, device)
     if is_main():
         outputs = context.root / "outputs"
-        write_npz(outputs / "samples.npz", arr_0=images.numpy(), arr_1=labels.numpy())
+        texts = {} if asked.texts is None else {"texts": np.array(asked.texts)}
+        write_npz(outputs / "samples.npz", arr_0=images.numpy(), arr_1=asked.labels.numpy(), **texts)
         picture = outputs / "samples.png"
-        save_class_columns(picture, images.permute(0, 3, 1, 2), labels, section.grid_rows)
+        drawn = images.permute(0, 3, 1, 2)
+        if asked.texts is None:
+            save_class_columns(picture, drawn, asked.labels, section.grid_rows)
+        else:
+            save_grid(picture, drawn[: PICTURED_TEXTS * section.grid_rows], columns=PICTURED_TEXTS)
         context.report.picture("samples", picture)
         context.report.metrics({"images": float(section.count)})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What each image is to show. labels: int64 [n]; conditions: of some images, by their numbers; texts: of all."""
+
+    labels: Tensor
+    conditions: Callable[[list[int]], Tensor]
+    texts: list[str] | None = None
+
+
+def asked_of_classes(model: BiGR, section: "SamplesSettings") -> Asked:
+    """As many images of each class."""
+    labels = balanced_labels(section.count, model.config.num_classes)
+    return Asked(labels, lambda chosen: labels[chosen])
+
+
+def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> Asked:
+    """The prompts, or the captions of the validation split; from the first again where the images are more."""
+    section, models = settings.samples, root / "models"
+    encoder = encoder_of(models / "bigr", models / "text", device, root)
+    if section.prompts is not None:
+        prompts = read_prompts(root / section.prompts, "samples.prompts")
+        read = as_given(encoder, prompts)
+        places = torch.arange(section.count) % len(prompts)
+        labels = torch.full((section.count,), -1)
+        return Asked(labels, lambda chosen: read[places[chosen]], [prompts[place] for place in places])
+    shards, codes = ShardIndex.load(root / "data" / "shards"), CodesDataset.open(root / "data" / "codes", "val", None)
+    texts = Texts.open(root / "data" / "text", "val", len(codes))
+    if texts is None:
+        raise BigrError("data/text holds no texts; run the stage text again")
+    places = torch.arange(section.count) % len(codes)
+    captions = list(islice(chain.from_iterable(map(read_captions, shards.shards("val"))), section.count))
+    labels = codes.batch(places)[1]
+    return Asked(labels, lambda chosen: texts.batch(places[chosen]), [captions[place] for place in places])
 
 
 def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bigr.data.codes import CodesDataset
+from bigr.data.embedded.scenes import CLASSES as SCENES
 from bigr.data.shards import ShardIndex
 from bigr.data.sources.source import SPLITS
 from bigr.evaluation import plots
@@ -36,10 +37,11 @@ from bigr.evaluation.fidelity.neighbours import MEASURED, draw_neighbours, neare
 from bigr.evaluation.fidelity.statistics import KEPT, measure
 from bigr.evaluation.headline import headline
 from bigr.evaluation.imagesets.image_stream import ImageStream, mean_psnr, reconstructions, split_hash, split_images
-from bigr.evaluation.imagesets.npz_images import read_samples
+from bigr.evaluation.imagesets.npz_images import read_samples, read_texts
 from bigr.evaluation.representation.features import Features, layer_features, scratch_folder
 from bigr.evaluation.representation.linear_probe import selection
 from bigr.evaluation.representation.representation_metrics import COLUMNS, Representation, represent
+from bigr.evaluation.scene_attributes import attribute_metrics, train_reader
 from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.belonging import check_codes
 from bigr.interop.folders import load_model, model_hash, save
@@ -92,10 +94,12 @@ def run(settings: "Settings", context: Context) -> None:
             metrics["classifier"] = {"val_accuracy": accuracy}
             save(root / "models" / "classifier", classifier)
         with parts("label_agreement"):
-            seen = predictions(needed(classifier), drawn, section.batch_size)
-            metrics["samples"]["label_agreement"] = float((seen == asked).double().mean())
             kept = agreement(needed(classifier), restored, val_labels, section.batch_size)
             metrics["reconstructions"]["label_agreement"] = kept
+            if (asked < 0).any():
+                raise NotApplicable("samples.prompts names texts, and no classes")
+            seen = predictions(needed(classifier), drawn, section.batch_size)
+            metrics["samples"]["label_agreement"] = float((seen == asked).double().mean())
             draw_confusion(pictures, asked, seen, classes)
         with parts("fidelity"):
             if inception is None:
@@ -114,6 +118,12 @@ def run(settings: "Settings", context: Context) -> None:
             held_out = nearest(originals["val"].first(most, section.batch_size), originals["train"], device)
             metrics["samples"]["nearest_ratio"] = nearest_ratio(mine, held_out)
             draw_neighbours(pictures / "neighbours.png", few, mine, originals["train"])
+        texts = read_texts(root / "outputs" / "samples.npz")
+        if texts is not None and classes == SCENES:
+            with parts("attributes"):
+                reader, accuracy = train_reader(shards.image_size, device)
+                shown = reader.read(samples, section.batch_size)
+                metrics["attributes"] = {"reader_accuracy": accuracy, **attribute_metrics(texts, shown)}
         with parts("psnr"):
             metrics["reconstructions"]["psnr"] = mean_psnr(restored, originals["val"], section.batch_size)
         with parts("codes"):
@@ -205,7 +215,7 @@ def measure_zero_shot(
             settings.samples,
             settings.editing,
             section.batch_size,
-            knows_labels=settings.generator.use_labels,
+            knows_labels=settings.generator.use_labels and not model.config.text_tokens,
         )
         measured = ZeroShot(drawing, needed(classifier), section.batch_size)
         images = originals["val"].first(count, section.batch_size)

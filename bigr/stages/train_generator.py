@@ -1,7 +1,8 @@
 """Stage `generator`: train the masked backbone jointly with its transcoder, or take a trained model.
 
-docs/method.md, sections 2 and 3. Reads data/codes, and with `generator.from` the model that it names; writes
-models/generator (the EMA of the weights of backbone and joint transcoder) and outputs/curves/generator.csv.
+docs/method.md, sections 2 and 3; docs/text-to-image.md. Reads data/codes and data/text, and with `generator.from` the
+model that it names; writes models/generator (the EMA of the weights of backbone and joint transcoder) and
+outputs/curves/generator.csv.
 """
 
 from collections.abc import Callable
@@ -45,13 +46,13 @@ Validation = Callable[[nn.Module, int], dict[str, float]]
 def run(settings: "Settings", context: Context) -> None:
     """Train, and write the EMA of the weights; or write the model that `generator.from` names."""
     section, device = settings.generator, resolve_device(settings.run.device)
-    folder = context.root / "data" / "codes"
+    folder, texts = context.root / "data" / "codes", context.root / "data" / "text"
     tokenizer = context.root / "models" / "tokenizer"
     made_by = model_hash(tokenizer) if (tokenizer / "config.json").exists() else None  # data/codes alone will do
-    dataset = CodesDataset.open(folder, "train", made_by)
+    dataset = CodesDataset.open(folder, "train", made_by).with_texts(texts, "train")
     fixed = FixedMasks(
-        CodesDataset.open(folder, "val", None),
-        *(VALIDATION_IMAGES, settings.seed, device, None if section.use_labels else dataset.num_classes),
+        CodesDataset.open(folder, "val", None).with_texts(texts, "val"),
+        *(VALIDATION_IMAGES, settings.seed, device, section.use_labels),
     )
 
     @torch.no_grad()
@@ -111,15 +112,14 @@ def learn(
         section.batch_size,
         stage="generator",
         seed=settings.seed,
-        label_dropout=section.label_dropout if section.use_labels else 1.0,
+        label_dropout=section.dropout_of_labels(texts=dataset.texts is not None),
         input_flip=section.input_flip,
-        unconditional=model.config.num_classes,
     )
     plan = TrainingPlan("generator", section, settings.run, settings.seed, device, section.dim, compiled)
     trained_modules = [TrainedModule("model", model, adamw(model, section, UNDECAYED), loss, loss_of, model.blocks())]
     ema = train(plan, trained_modules, stream.from_step, validate, context, stream.describe)
     if is_main():
         assert isinstance(ema, BiGR)
-        save(context.root / "models" / "generator", ema, dataset.tokenizer)
+        save(context.root / "models" / "generator", ema, dataset.tokenizer, dataset.text_encoder)
     log_compile_time()
     forget_checkpoint(plan, context)

@@ -81,8 +81,8 @@ def learn(settings: "Settings", shards: Path, device: torch.device, validate: Va
     section = settings.tokenizer
     check_batch_size("tokenizer", section)
     torch.manual_seed(derive_seed(settings.seed, "tokenizer", "init"))
-    tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size)).to(device)
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its convolutions are faster so
+    tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=ShardIndex.load(shards).image_size))
+    tokenizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
     perceptual = discriminator = None
     if section.perceptual_weight > 0:
         perceptual = load_lpips(context.root / str(section.perceptual_weights)).to(device)

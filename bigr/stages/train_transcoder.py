@@ -2,8 +2,8 @@
 
 Several noise draws share one pass of the backbone, so that a new transcoder (width, depth, steps, target) takes minutes
 instead of days. With `transcoder.steps: 0` the joint one is written unchanged: the paper's model.
-Reads data/codes and models/generator; writes models/bigr and outputs/curves/transcoder.csv, whose row 0 is the
-validation loss before training.
+Reads data/codes, data/text and models/generator; writes models/bigr and outputs/curves/transcoder.csv, whose row 0 is
+the validation loss before training.
 """
 
 from dataclasses import replace
@@ -41,17 +41,18 @@ def run(settings: "Settings", context: Context) -> None:
     """Train, and write backbone and transcoder as one model."""
     section, device = settings.transcoder, resolve_device(settings.run.device)
     check_batch_size("transcoder", section)
-    folder = context.root / "data" / "codes"
+    folder, texts = context.root / "data" / "codes", context.root / "data" / "text"
     model = load_model(context.root / "models" / "generator", BiGR).to(device).requires_grad_(False)
     joint = model.transcoder
     if section.start == "scratch":
         torch.manual_seed(derive_seed(settings.seed, "transcoder", "init"))
         model = with_new_transcoder(model, section.dim, section.blocks, section.diffusion_steps, section.target)
     model.transcoder.absent_std = joint.absent_std = section.absent_std
-    unconditional = None if settings.generator.use_labels else model.config.num_classes
     dataset = CodesDataset.open(folder, "train", tokenizer_of(context.root / "models" / "generator"))
+    dataset.with_texts(texts, "train")
     fixed = FixedMasks(
-        CodesDataset.open(folder, "val", None), *(VALIDATION_IMAGES, settings.seed, device, unconditional)
+        CodesDataset.open(folder, "val", None).with_texts(texts, "val"),
+        *(VALIDATION_IMAGES, settings.seed, device, settings.generator.use_labels),
     )
     hidden = [(batch, hidden_of(model, batch)) for batch in fixed.batches]
 
@@ -68,7 +69,7 @@ def run(settings: "Settings", context: Context) -> None:
     if section.steps == 0:
         if is_main():
             write_curves(context.root / "outputs" / "curves" / "transcoder.csv", [before])
-            save(context.root / "models" / "bigr", model, dataset.tokenizer)
+            save(context.root / "models" / "bigr", model, dataset.tokenizer, dataset.text_encoder)
         return
 
     compiled = compile_blocks(model, settings.run.compile, device)
@@ -85,9 +86,8 @@ def run(settings: "Settings", context: Context) -> None:
         section.batch_size,
         stage="transcoder",
         seed=settings.seed,
-        label_dropout=settings.generator.label_dropout if settings.generator.use_labels else 1.0,
+        label_dropout=settings.generator.dropout_of_labels(texts=dataset.texts is not None),
         input_flip=settings.generator.input_flip,
-        unconditional=model.config.num_classes,
     )
     plan = TrainingPlan("transcoder", section, settings.run, settings.seed, device, model.config.dim, compiled)
     trained_modules = [
@@ -97,7 +97,7 @@ def run(settings: "Settings", context: Context) -> None:
     if is_main():
         assert isinstance(ema, Transcoder)
         model.transcoder = ema
-        save(context.root / "models" / "bigr", model, dataset.tokenizer)
+        save(context.root / "models" / "bigr", model, dataset.tokenizer, dataset.text_encoder)
     log_compile_time()
     forget_checkpoint(plan, context)
 

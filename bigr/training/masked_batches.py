@@ -18,7 +18,8 @@ from bigr.runtime.seeds import derive_seed, generator
 
 
 class MaskedBatch(NamedTuple):
-    """codes: float [B, N, K], 0 or 1; labels: int64 [B]; masked: int64 [B, m], the positions that are masked.
+    """codes: float [B, N, K], 0 or 1; labels: int64 [B], or texts (`bigr.models.masked.text_conditions`); masked: int64
+    [B, m], the positions that are masked.
 
     The bits at these positions are the targets; the others are what the backbone reads, some of them flipped.
     """
@@ -31,8 +32,8 @@ class MaskedBatch(NamedTuple):
 class MaskedBatches:
     """The training stream of one process: its share of each global batch of `batch_size`, on the CPU.
 
-    label_dropout: the probability in [0, 1] that a label becomes `unconditional` (1: trained without labels);
-    input_flip: that a visible bit is flipped.
+    label_dropout: the probability in [0, 1] that a label or text becomes none (1: trained without labels); input_flip:
+    that a visible bit is flipped.
     """
 
     def __init__(
@@ -44,10 +45,9 @@ class MaskedBatches:
         seed: int,
         label_dropout: float,
         input_flip: float,
-        unconditional: int,
     ) -> None:
         self.dataset, self.batch_size, self.stage, self.seed = dataset, batch_size, stage, seed
-        self.label_dropout, self.input_flip, self.unconditional = label_dropout, input_flip, unconditional
+        self.label_dropout, self.input_flip = label_dropout, input_flip
         self._shuffled = (
             -1,
             torch.empty(0, dtype=torch.long),
@@ -89,7 +89,9 @@ class MaskedBatches:
         views = torch.randint(len(self.dataset.views), (len(mine),), generator=draws)
         codes, labels = self.dataset.batch(mine, views, self.drawn(step)[share(self.batch_size)])
         dropped = torch.rand(len(mine), generator=draws) < self.label_dropout
-        labels = torch.where(dropped, self.unconditional, labels)
+        labels = self.dataset.conditions(mine, labels)
+        dropped = dropped.view(-1, *[1] * (labels.ndim - 1))
+        labels = labels.masked_fill(dropped, self.dataset.unconditional)
         tokens = codes.shape[1]
         shared = derive_seed(self.seed, self.stage, "count", step)  # the same in all processes
         count = masked_count(shared % tokens, tokens)
@@ -109,15 +111,17 @@ class FixedMasks:
     """Validation batches that are the same at every call: fixed images, bits, masks and noise.
 
     images: at most this many of the split; each is masked once, with counts spread evenly over the schedule;
-    unconditional: the class that replaces all labels, or None to keep them.
+    with_labels: whether their labels or texts are told.
     """
 
-    def __init__(self, dataset: CodesDataset, images: int, seed: int, device: torch.device, unconditional: int | None):
+    def __init__(self, dataset: CodesDataset, images: int, seed: int, device: torch.device, with_labels: bool) -> None:
         self.seed, self.device = seed, device
         count = min(images, len(dataset))
-        codes, labels = dataset.batch(torch.arange(count), 0, _next_draw(dataset, torch.zeros(count, dtype=torch.long)))
-        if unconditional is not None:
-            labels = torch.full_like(labels, unconditional)
+        places = torch.arange(count)
+        codes, labels = dataset.batch(places, 0, _next_draw(dataset, torch.zeros(count, dtype=torch.long)))
+        labels = dataset.conditions(places, labels)
+        if not with_labels:
+            labels = torch.full_like(labels, dataset.unconditional)
         tokens = codes.shape[1]
         draws = generator(seed, "validation", "masks")
         order = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)

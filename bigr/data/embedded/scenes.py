@@ -103,7 +103,16 @@ def scenes(split: str, count: int, image_size: int) -> Iterator[Captioned]:
         yield Captioned(image, described.kind, caption(described, draws))
 
 
-def _drawn(draws: random.Random, held_out: bool) -> Description:
+def placed_scenes(count: int, image_size: int, seed: int) -> Iterator[tuple[Image.Image, Placed]]:
+    """`count` scenes of all pairs of colour and shape, and where their shapes are: to train a judge."""
+    for number in range(count):
+        draws = random.Random(derive_seed(seed, "placed scenes", number))
+        where = placed(_drawn(draws, held_out=None), draws)
+        yield render(where, image_size, draws), where
+
+
+def _drawn(draws: random.Random, held_out: bool | None) -> Description:
+    """A description; held_out: whether it has a held-out pair, None: either."""
     while True:
         kind = draws.randrange(len(CLASSES))
         things = [_thing(draws) for _ in range(1 if kind < 2 else kind)]
@@ -111,7 +120,8 @@ def _drawn(draws: random.Random, held_out: bool) -> Description:
             things *= draws.choice(list(_COUNTS))
         relation = draws.choice(RELATIONS) if kind == 2 else None
         found = Description(tuple(things), relation)
-        if found.kind == kind and found.held_out == held_out and len(set(things)) == (1 if kind < 2 else kind):
+        fits = found.kind == kind and len(set(things)) == (1 if kind < 2 else kind)
+        if fits and held_out in (None, found.held_out):
             return found
 
 

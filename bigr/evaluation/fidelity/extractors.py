@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bigr.evaluation.fidelity import torchvision_import  # noqa: F401 - before torch_fidelity, which imports torchvision
 from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.runtime import torchvision_import  # noqa: F401 - before torch_fidelity, which imports torchvision
 from bigr.runtime.errors import BigrError
 
 # isort: split

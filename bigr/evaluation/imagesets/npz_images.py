@@ -21,6 +21,9 @@ from bigr.data.images import ImageError, check_pixels
 from bigr.runtime.errors import BigrError
 
 IMAGES, LABELS, MEAN, COVARIANCE = "arr_0", "arr_1", "mu", "sigma"
+TEXTS = "texts"
+NO_LABEL = -1
+"""Of images of prompts, which have no class."""
 _BLOCK_BYTES = 1 << 24
 
 _HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
@@ -84,7 +87,8 @@ def moments(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_samples(path: Path, image_size: int, classes: int) -> tuple[Tensor, Tensor]:
     """The images uint8 [n, 3, H, W] and labels int64 [n] (`arr_1`) of samples, in memory.
 
-    image_size: H = W; classes: labels must be in [0, classes). Raises `BigrError` for a missing, damaged or other file.
+    image_size: H = W; classes: labels must be in [0, classes), or all of them `NO_LABEL`. Raises `BigrError` for a
+    missing, damaged or other file.
     """
     again = "run the stage samples again"
     try:
@@ -103,9 +107,15 @@ def read_samples(path: Path, image_size: int, classes: int) -> tuple[Tensor, Ten
         raise BigrError(
             f"{path}: {LABELS} must be integers [{len(images)}], got {labels.dtype} {list(labels.shape)}; {again}"
         )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    if len(labels) and not (0 <= labels.min() <= labels.max() < classes or (labels == NO_LABEL).all()):
         raise BigrError(f"{path}: labels must be in [0, {classes}), got {labels.min()} to {labels.max()}; {again}")
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels.astype(np.int64))
+
+
+def read_texts(path: Path) -> list[str] | None:
+    """The texts of samples that were drawn from texts; None of others. The file has been read by `read_samples`."""
+    with np.load(path, allow_pickle=False) as file:
+        return [str(text) for text in file[TEXTS]] if TEXTS in file else None
 
 
 def _header(path: Path, file: IO[bytes]) -> tuple[int, int, int]:

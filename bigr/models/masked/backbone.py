@@ -1,13 +1,14 @@
 """The bidirectional LLaMA backbone: masked tokens of bits in, h per token out (docs/method.md, section 2).
 
-One condition token (a class, or "unconditional") stands in front of the N image tokens. Attention is full and gets no
-mask, so that fused kernels apply. The transcoder (bigr/models/masked/transcoder.py) turns h into bit probabilities.
+One condition token (a class, or "unconditional") stands in front of the N image tokens; in a text-to-image model P
+tokens of a text do (bigr/models/masked/text_conditions.py). Attention is full; only the places behind the end of a text
+are masked. The transcoder (bigr/models/masked/transcoder.py) turns h into bit probabilities.
 
-Shapes: B images, N tokens, L = N + 1, K bits, D width, H heads, d = D/H.
+Shapes: B images, N tokens, P prefix tokens (1 of a class), L = P + N, K bits, D width, H heads, d = D/H.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import cast
 
@@ -16,11 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigr.models.linear import Linear
+from bigr.models.masked.text_conditions import TextConditions
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The shape of a backbone. `grid` is g, with N = g² tokens; `num_classes` leaves out the unconditional row."""
+    """The shape of a backbone. `grid` is g, with N = g² tokens; `num_classes` leaves out the unconditional row.
+
+    text_tokens: P of a model that takes texts, 0 of one that takes classes; text_width, text_pooled: of the features of
+    a frozen encoder; text_vocabulary, text_layers, text_heads: of a learned one.
+    """
 
     code_bits: int
     grid: int
@@ -34,6 +40,12 @@ class BackboneConfig:
     condition_rope: bool = False
     init_std: float = 0.02
     position_std: float = 0.02
+    text_tokens: int = 0
+    text_width: int = 0
+    text_pooled: bool = False
+    text_vocabulary: int = 0
+    text_layers: int = 0
+    text_heads: int = 0
 
     @property
     def tokens(self) -> int:
@@ -42,8 +54,15 @@ class BackboneConfig:
 
     @property
     def unconditional(self) -> int:
-        """The label that stands for "no class": the last row of the class table."""
-        return self.num_classes
+        """What stands for "no class", the last row of the class table; or for no text, in all its places."""
+        return 0 if self.text_tokens else self.num_classes
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """The shape of a text as the model takes it: [P], or [(1 +) P, C]. Empty in a model of classes."""
+        if not self.text_tokens or self.text_vocabulary:
+            return (self.text_tokens,) if self.text_tokens else ()
+        return (self.text_tokens + self.text_pooled, self.text_width)
 
     @property
     def ffn_dim(self) -> int:
@@ -52,14 +71,27 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """Codes, labels and masks to h."""
+    """Codes, labels or texts, and masks to h."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
         self.tok_embeddings = Linear(config.code_bits, config.dim)
         self.mask_tok = nn.Parameter(torch.empty(1, config.dim))
-        self.cls_embedding = nn.Embedding(config.num_classes + 1, config.dim)
+        self.cls_embedding: nn.Embedding | None = None
+        self.text: TextConditions | None = None
+        if config.text_tokens:
+            self.text = TextConditions(
+                config.dim,
+                tokens=config.text_tokens,
+                width=config.text_width,
+                pooled=config.text_pooled,
+                vocabulary=config.text_vocabulary,
+                layers=config.text_layers,
+                heads=config.text_heads,
+            )
+        else:
+            self.cls_embedding = nn.Embedding(config.num_classes + 1, config.dim)
         self.adaLN = nn.Sequential(nn.SiLU(), Linear(config.dim, 6 * config.dim))
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim)
@@ -82,6 +114,8 @@ class Backbone(nn.Module):
         nn.init.zeros_(cast(nn.Linear, self.adaLN[1]).weight)
         nn.init.normal_(self.mask_tok)
         nn.init.normal_(self.position, std=self.config.position_std)
+        if self.text is not None:
+            self.text.init_weights(self.config.init_std)
         for block in self.blocks():
             nn.init.normal_(block.ada_gss, std=self.config.dim**-0.5)
 
@@ -89,9 +123,21 @@ class Backbone(nn.Module):
         """The transformer blocks, typed."""
         return self.layers  # type: ignore[return-value]
 
-    def condition(self, labels: Tensor) -> Tensor:
-        """Labels int64 [B] (num_classes = unconditional) → condition embeddings [B, D]."""
-        return self.cls_embedding(labels)
+    def condition(self, given: Tensor) -> Tensor:
+        """Labels int64 [B] (num_classes = unconditional) → condition embeddings [B, D]; texts → [B, 1 + P, D].
+
+        Texts are those of `TextConditions`, the result too.
+        """
+        if self.text is not None:
+            return self.text(given)
+        assert self.cls_embedding is not None
+        return self.cls_embedding(given)
+
+    def unconditional(self, count: int, device: torch.device | str | None = None) -> Tensor:
+        """What `condition` takes for no class or no text, `count` times."""
+        dtype = torch.float32 if self.config.text_width else torch.int64
+        shape = (count, *self.config.text_shape)
+        return torch.full(shape, self.config.unconditional, dtype=dtype, device=device)
 
     def embed(self, codes_BNK: Tensor, mask_BN: Tensor | None) -> Tensor:
         """Codes [B, N, K] and mask bool [B, N] (True = masked; None: nothing masked) → token embeddings [B, N, D]."""
@@ -100,29 +146,36 @@ class Backbone(nn.Module):
             return x_BND
         return torch.where(mask_BN.unsqueeze(-1), self.mask_tok.to(x_BND.dtype), x_BND)
 
-    def forward(self, codes_BNK: Tensor, condition_BD: Tensor, mask_BN: Tensor | None) -> Tensor:
-        """Codes [B, N, K], condition embeddings [B, D], mask bool [B, N] → h [B, N, D]."""
-        x_BLD = torch.cat([condition_BD.unsqueeze(1), self.embed(codes_BNK, mask_BN)], dim=1)
-        gss = self.adaLN(condition_BD).unflatten(-1, (6, -1))  # [B, 6, D]
+    def forward(self, codes_BNK: Tensor, condition: Tensor, mask_BN: Tensor | None) -> Tensor:
+        """Codes [B, N, K], condition embeddings (of `condition`), mask bool [B, N] → h [B, N, D]."""
+        *_, x_BND = self.streams(codes_BNK, condition, mask_BN)
+        return self.norm(x_BND) + self.position
+
+    def streams(self, codes_BNK: Tensor, condition: Tensor, mask_BN: Tensor | None) -> Iterator[Tensor]:
+        """The residual stream of the image's tokens after each block, [B, N, D] each."""
+        x_BND = self.embed(codes_BNK, mask_BN)
+        keys = None
+        if condition.ndim == 2:
+            vector_BD, prefix_BPD = condition, condition.unsqueeze(1)
+        else:
+            vector_BD, prefix_BPD = condition[:, 0], condition[:, 1:]
+            real_BP = (prefix_BPD != 0).any(-1)
+            keys = F.pad(real_BP, (0, x_BND.shape[1]), value=True)[:, None, None]  # [B, 1, 1, L]
+        places = prefix_BPD.shape[1]
+        x_BLD = torch.cat([prefix_BPD, x_BND], dim=1)
+        gss = self.adaLN(vector_BD).unflatten(-1, (6, -1))  # [B, 6, D]
         for block in self.layers:
-            x_BLD = block(x_BLD, gss, self.rope_cos, self.rope_sin)
-        return self.norm(x_BLD[:, 1:]) + self.position
+            x_BLD = block(x_BLD, gss, self.rope_cos, self.rope_sin, keys)
+            yield x_BLD[:, places:]
 
     def features(self, codes_BNK: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """Codes [B, N, K], nothing masked → the residual stream after each block, [B, N, D] each.
 
-        labels: int64 [B]; None is unconditional, as for representation (docs/method.md, section 5).
+        labels: int64 [B], or texts; None is unconditional, as for representation (docs/method.md, section 5).
         """
         if labels is None:
-            labels = torch.full((len(codes_BNK),), self.config.unconditional, device=codes_BNK.device)
-        condition_BD = self.condition(labels)
-        x_BLD = torch.cat([condition_BD.unsqueeze(1), self.embed(codes_BNK, None)], dim=1)
-        gss = self.adaLN(condition_BD).unflatten(-1, (6, -1))
-        streams = []
-        for block in self.layers:
-            x_BLD = block(x_BLD, gss, self.rope_cos, self.rope_sin)
-            streams.append(x_BLD[:, 1:])
-        return streams
+            labels = self.unconditional(len(codes_BNK), codes_BNK.device)
+        return list(self.streams(codes_BNK, self.condition(labels), None))
 
 
 class Block(nn.Module):
@@ -137,14 +190,18 @@ class Block(nn.Module):
         self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, config.dim))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, gss: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gss: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None = None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (gss.unsqueeze(1) + self.ada_gss).unbind(2)
-        x = x + gate_a * self.dropout(self.attention(modulate(self.attention_norm(x), shift_a, scale_a), cos, sin))
+        attended = self.attention(modulate(self.attention_norm(x), shift_a, scale_a), cos, sin, keys)
+        x = x + gate_a * self.dropout(attended)
         return x + gate_m * self.dropout(self.feed_forward(modulate(self.ffn_norm(x), shift_m, scale_m)))
 
 
 class Attention(nn.Module):
-    """Full attention over L tokens with 2-D rotary positions; fused [q; k; v], no biases."""
+    """Full attention over L tokens with 2-D rotary positions; fused [q; k; v], no biases.
+
+    keys: bool [B, 1, 1, L], the tokens that are attended to; None: all.
+    """
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -152,11 +209,12 @@ class Attention(nn.Module):
         self.wqkv = Linear(config.dim, 3 * config.dim, bias=False)
         self.wo = Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None) -> Tensor:
         qkv_BL3Hd = self.wqkv(x).unflatten(-1, (3, self.heads, -1))
         q, k = rotate(qkv_BL3Hd[:, :, :2], cos, sin).to(x.dtype).unbind(2)
         v = qkv_BL3Hd[:, :, 2]
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.to(q.dtype).transpose(1, 2))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v.to(q.dtype)))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.wo(y.transpose(1, 2).flatten(2))
 
 
@@ -192,8 +250,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def rope_tables(config: BackboneConfig) -> tuple[Tensor, Tensor]:
     """cos and sin [L, d/2] of 2-D RoPE, base 10000: half of the pairs turns with the row, half with the column.
 
-    The condition token's entries are zero, as in the published models, so that its query and key vanish; with
-    `condition_rope` they are those of position 0 (no rotation).
+    The class token's entries are zero, as in the published models, so that its query and key vanish; with
+    `condition_rope`, and for the tokens of a text, they are those of position 0 (no rotation).
     """
     half = config.dim // config.heads // 2
     frequencies = 10000.0 ** (-torch.arange(0, half, 2).float() / half)  # [d/4]
@@ -201,8 +259,8 @@ def rope_tables(config: BackboneConfig) -> tuple[Tensor, Tensor]:
     rows = position.repeat_interleave(config.grid)
     columns = position.repeat(config.grid)
     angles = torch.cat([torch.outer(rows, frequencies), torch.outer(columns, frequencies)], dim=1)  # [N, d/2]
-    condition = torch.full((1, half), 1.0 if config.condition_rope else 0.0)
-    return torch.cat([condition, angles.cos()]), torch.cat([torch.zeros(1, half), angles.sin()])
+    prefix = torch.full((config.text_tokens or 1, half), 1.0 if config.condition_rope or config.text_tokens else 0.0)
+    return torch.cat([prefix, angles.cos()]), torch.cat([torch.zeros_like(prefix), angles.sin()])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -4,7 +4,8 @@
 """
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from bigr.models.described import described
 from bigr.models.masked.backbone import Backbone, BackboneConfig
 from bigr.models.masked.transcoder import Transcoder, TranscoderConfig
+
+TEXT_FIELDS = tuple(field.name for field in fields(BackboneConfig) if field.name.startswith("text_"))
+"""The fields of a shape that are zero in a model of classes."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,17 @@ class BiGRConfig(BackboneConfig):
     target: str = "flip"
 
     @classmethod
-    def of(cls, section: object, *, code_bits: int, grid: int, num_classes: int) -> "BiGRConfig":
-        """The shape that the section `generator` of params.yaml describes, for such codes."""
-        return described(cls, section, code_bits=code_bits, grid=grid, num_classes=num_classes)
+    def of(
+        cls, section: object, *, code_bits: int, grid: int, num_classes: int, text: Mapping[str, Any] | None = None
+    ) -> "BiGRConfig":
+        """The shape that the section `generator` of params.yaml describes, for such codes.
+
+        text: the fields that follow from the texts' encoder, of a model that takes texts.
+        """
+        given = dict.fromkeys(TEXT_FIELDS, 0) | {"text_pooled": False} | dict(text or {})
+        if given["text_vocabulary"]:
+            given |= {name: getattr(section, name) for name in ("text_layers", "text_heads")}
+        return described(cls, section, code_bits=code_bits, grid=grid, num_classes=num_classes, **given)
 
     @property
     def transcoder(self) -> TranscoderConfig:
@@ -61,7 +73,7 @@ class BiGR(nn.Module):
         return [*self.backbone.layers, *self.transcoder.blocks]
 
     def hidden(self, codes: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Codes [B, N, K], labels int64 [B] (num_classes: unconditional), mask bool [B, N] → h [B, N, D]."""
+        """Codes [B, N, K], labels (of `Backbone.condition`), mask bool [B, N] → h [B, N, D]."""
         return self.backbone(codes, self.backbone.condition(labels), mask)
 
     def features(self, codes: Tensor, labels: Tensor | None = None) -> list[Tensor]:
@@ -79,7 +91,7 @@ class BiGR(nn.Module):
     ) -> Tensor:
         """Mean wBCE over the masked tokens, a scalar (docs/method.md, sections 2 and 3).
 
-        codes: [B, N, K]; labels: int64 [B]; masked: int64 [B, m], the positions that are masked in each image;
+        codes: [B, N, K]; labels: int64 [B], or texts; masked: int64 [B, m], the positions masked in each image;
         generator: on the codes' device, for steps and corruptions; noise_draws: draws for each pass of the
         backbone; more lower the variance of the gradient, not its mean; part: as in `Transcoder.loss`.
         """

@@ -1,6 +1,10 @@
 """The networks that settings describe, and how many parameters they have."""
 
+import contextlib
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,8 +50,25 @@ def build(settings: Settings, classes: int) -> Networks:
 
 def generator_config(settings: Settings, classes: int) -> BiGRConfig:
     """The shape of the stage `generator`'s model, for codes of these settings."""
-    bits = settings.tokenizer.code_bits
-    return BiGRConfig.of(settings.generator, code_bits=bits, grid=settings.grid, num_classes=classes)
+    bits, text = settings.tokenizer.code_bits, text_fields(settings)
+    return BiGRConfig.of(settings.generator, code_bits=bits, grid=settings.grid, num_classes=classes, text=text)
+
+
+def text_fields(settings: Settings) -> dict[str, Any] | None:
+    """What of the model's shape follows from the section `text`; a frozen encoder's width is that of its config.json.
+
+    Where that is not here: 768, of CLIP ViT-L/14, or 4096, of T5-XXL.
+    """
+    section = settings.text
+    if not section.used:
+        return None
+    if section.frozen is None:
+        return {"text_tokens": section.tokens, "text_vocabulary": section.vocabulary}
+    key, width = {"clip": ("hidden_size", 768), "t5": ("d_model", 4096)}[section.encoder]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = json.loads((Path(section.frozen) / "config.json").read_text(encoding="utf-8"))
+        width = int(known.get("text_config", known).get(key, width))
+    return {"text_tokens": section.tokens, "text_width": width, "text_pooled": section.encoder == "clip"}
 
 
 def complete_config(settings: Settings, config: BiGRConfig) -> BiGRConfig:
@@ -76,7 +97,8 @@ def parameters(networks: Networks) -> dict[str, dict[str, int]]:
         "tokenizer's losses": {name: count(module) for name, module in losses.items() if module is not None},
         "generator": {
             "token and mask embedding": count(backbone.tok_embeddings) + backbone.mask_tok.numel(),
-            "class embedding": count(backbone.cls_embedding),
+            **({"class embedding": count(backbone.cls_embedding)} if backbone.cls_embedding is not None else {}),
+            **({"text conditions": count(backbone.text)} if backbone.text is not None else {}),
             "shared adaLN": count(backbone.adaLN),
             f"{len(backbone.layers)} blocks": count(backbone.layers),
             "norm, positions": count(backbone.norm) + backbone.position.numel(),

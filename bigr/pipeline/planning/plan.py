@@ -206,6 +206,10 @@ def _stages(
             return StageCost(name, 0.0, encoder * views * images.total, processes, note)
         if name == "evaluation":
             return StageCost(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID")
+        if name == "text":
+            used = settings.text.used
+            note = f"text.encoder = {settings.text.encoder}: not counted" if used else "nothing is read: no encoder"
+            return StageCost(name, None if used else 0.0, 0.0, processes, note)
         if not STAGES[name].on_device:
             return StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs")
         start = getattr(getattr(settings, name), "from_", None)

@@ -141,7 +141,7 @@ def backbone_flops(model: BiGR) -> int:
     """The backbone's forward pass over one image under one label."""
     tokens = model.config.grid**2
     codes, mask = torch.zeros(1, tokens, model.config.code_bits), torch.zeros(1, tokens, dtype=torch.bool)
-    return flops(lambda: model.hidden(codes, torch.zeros(1, dtype=torch.long), mask))
+    return flops(lambda: model.hidden(codes, model.backbone.unconditional(1), mask))
 
 
 def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) -> int:
@@ -153,7 +153,7 @@ def _peak(model: BiGR, sampling: Sampling, images: int, arithmetic: Arithmetic) 
     noise_of = max(noise_rows(model, sampling, i) for i in range(sampling.iterations))
     noise = torch.zeros(noise_of, images * tokens, config.code_bits)
     few = noise[:4]  # a step needs no more memory than the one before it
-    backbone = peak_bytes(lambda: model.hidden(codes, torch.zeros(rows, dtype=torch.long), mask), arithmetic)
+    backbone = peak_bytes(lambda: model.hidden(codes, model.backbone.unconditional(rows), mask), arithmetic)
     other, scale = (hidden if rows > images else None), sampling.guidance_scale
     transcoder = peak_bytes(
         lambda: transcode(model.transcoder, hidden, other, few, noise[0], sampling, scale), arithmetic

@@ -99,7 +99,7 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     """The stage `generator`: the backbone and its joint transcoder."""
     section, model = settings.generator, networks.generator
     images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
-    batch = _masked_batch(settings, images)
+    batch = _masked_batch(model, settings, images)
     blocks = _recomputed(settings, model.blocks())
     cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model], blocks)
     inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=True)
@@ -113,7 +113,7 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     """The stage `transcoder`: the backbone is frozen, and only its forward pass runs."""
     section, model = settings.transcoder, networks.bigr
     images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
-    batch = _masked_batch(settings, images)
+    batch = _masked_batch(model, settings, images)
     forward = flops(lambda: hidden_of(model, batch))
     inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=False)
     parts = [
@@ -129,12 +129,12 @@ def mean_masked_share(tokens: int) -> float:
     return sum(masked_count(u, tokens) for u in range(tokens)) / tokens**2
 
 
-def _masked_batch(settings: Settings, images: int) -> MaskedBatch:
+def _masked_batch(model: BiGR, settings: Settings, images: int) -> MaskedBatch:
     """A batch with every token masked."""
     tokens = settings.grid**2
     codes = torch.zeros(images, tokens, settings.tokenizer.code_bits)
-    labels, masked = (torch.zeros(shape, dtype=torch.long) for shape in ((images,), (images, tokens)))
-    return MaskedBatch(codes, labels, masked)
+    masked = torch.zeros(images, tokens, dtype=torch.long)
+    return MaskedBatch(codes, model.backbone.unconditional(images), masked)
 
 
 def _recomputed(settings: Settings, blocks: list[nn.Module]) -> list[nn.Module]:

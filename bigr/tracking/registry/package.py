@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 
 CODE = Path(__file__).with_name("served.py")
 MODELS = ("tokenizer", "bigr")
-BESIDE = ("features",)
+BESIDE = ("features", "text")
 """What is kept with the models where the project has it; a version is the same version without it."""
 REQUIREMENTS = ("torch", "numpy", "pillow", "safetensors", "tqdm", "mlflow")
 """What serving imports, besides the package `bigr` itself."""
+TEXT_REQUIREMENTS = ("tokenizers", "transformers")
+"""The same of a model that takes texts."""
+TEXT_EXAMPLE = ["a red circle"]
 
 
 def write(
@@ -43,6 +46,7 @@ def write(
 
     models = root / "models"
     kept = [*MODELS, *(name for name in BESIDE if (models / name).is_dir())]
+    texts = settings.text.used
     # Of any type: MLflow's server would make int64 of whatever it can, 3 of 3.5 and 1 of true. served.py looks at them.
     # Named: without a name an empty list does not reach served.py.
     labels = Schema([TensorSpec(np.dtype("object"), (-1,), "labels")])
@@ -52,8 +56,10 @@ def write(
         artifacts={name: str(models / name) for name in kept},
         model_config=ServedRecord.of(settings, classes).write(),
         signature=ModelSignature(labels, Schema([ColSpec(DataType.string)]), params_of(settings)),
-        input_example=np.arange(min(2, len(classes)), dtype=np.int64),
-        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+        input_example=np.array(TEXT_EXAMPLE, object) if texts else np.arange(min(2, len(classes)), dtype=np.int64),
+        pip_requirements=[
+            f"{name}=={version(name).split('+')[0]}" for name in (*REQUIREMENTS, *(TEXT_REQUIREMENTS if texts else ()))
+        ],
         mlflow_model=about,
     )
     picture = root / "outputs" / "samples.png"

@@ -68,7 +68,7 @@ class Served(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """PNG images in base64 for class numbers [n], n from 1 to the setting `serving.max_images` of the version.
+        """PNG images in base64 for class numbers or texts [n], n from 1 to `serving.max_images` of the version.
 
         params: as in the signature; what is left out is as measured. Raises `InvalidRequest`, answered as 400, for
         invalid labels or parameters.
@@ -85,14 +85,19 @@ class Served(PythonModel):
         except BigrError as error:
             raise InvalidRequest(str(error)) from None
 
-    def _labels(self, asked: np.ndarray) -> list[int]:
-        """The labels of a request. Raises `InvalidRequest` where one is no class, or there are too many."""
+    def _labels(self, asked: np.ndarray) -> list[Any]:
+        """The labels or texts of a request. Raises `InvalidRequest` where one is neither, or there are too many."""
         classes, most = len(self.model.classes), self.record.max_images
         if asked.ndim != 1 or not 1 <= len(asked) <= most:
             got = f", got {len(asked)}" if asked.ndim == 1 else ""
-            raise InvalidRequest(f"labels must be a flat list of 1 to {most} numbers{got}")
-        labels: list[int] = asked.tolist()
+            kind = "texts" if self.model.takes_texts else "numbers"
+            raise InvalidRequest(f"labels must be a flat list of 1 to {most} {kind}{got}")
+        labels: list[Any] = asked.tolist()
         for label in labels:
+            if self.model.takes_texts:
+                if type(label) is not str:
+                    raise InvalidRequest(f"labels must be texts, which this model takes, got {_shown(label)}")
+                continue
             if type(label) is not int or not 0 <= label < classes:  # true is 1 to Python
                 raise InvalidRequest(
                     f"labels must be whole numbers from 0 to {classes - 1}, the model's classes, got {_shown(label)}"

@@ -1,4 +1,4 @@
-"""Makes `import torchvision` work beside a CPU-only torch; import this module before torch_fidelity.
+"""Makes `import torchvision` work beside a CPU-only torch; import this module before torch_fidelity or transformers.
 
 torchvision's wheel is built for CUDA. Beside a CPU-only torch its compiled operators do not load, and its Python code
 then fails to register implementations of operators that are not declared. Nothing here calls these operators, so that
@@ -16,6 +16,8 @@ _SCHEMAS = (
 
 try:
     import torchvision
+except ModuleNotFoundError:  # transformers does without
+    pass
 except RuntimeError as error:
     if _UNDECLARED not in str(error):
         raise

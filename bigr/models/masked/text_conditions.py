@@ -1,0 +1,80 @@
+"""Texts as conditions of the backbone (docs/text-to-image.md): tokens in front of the image's, and a vector.
+
+A text is one tensor, so that it goes wherever a label goes. Learned: the numbers of its byte pairs, int64 [B, P], zeros
+behind them. Frozen: the features of an encoder, float [B, P, C], zeros behind them; with `pooled` a row more in front,
+the encoder's vector of the whole text. All zeros: no text.
+
+Shapes: B texts, P places, C features, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bigr.models.linear import Linear
+
+
+class TextConditions(nn.Module):
+    """Texts → [B, 1 + P, D]: the vector that takes the class's place in adaLN, then the prefix tokens.
+
+    A place behind the end of a text is a row of zeros, which nothing attends to. No text is a row of P learned tokens.
+
+    vocabulary: of byte pairs, whose embeddings and `layers` of a transformer are learned; 0: features are given, and a
+    small MLP maps them to D.
+    """
+
+    def __init__(
+        self, dim: int, *, tokens: int, width: int, pooled: bool, vocabulary: int, layers: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.nothing = nn.Parameter(torch.empty(tokens, dim))
+        self.no_vector = nn.Parameter(torch.empty(1, dim))
+        self.to_vector = Linear(width if pooled else dim, dim)
+        self.embedding = self.features = None
+        if vocabulary:
+            self.embedding = nn.Embedding(vocabulary, dim)
+            self.places = nn.Parameter(torch.empty(tokens, dim))
+            self.layers = nn.ModuleList(
+                nn.TransformerEncoderLayer(
+                    dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                )
+                for _ in range(layers)
+            )
+            self.norm = nn.LayerNorm(dim)
+        else:
+            self.features = nn.Sequential(Linear(width, dim), nn.GELU(), Linear(dim, dim))
+
+    def init_weights(self, std: float) -> None:
+        """What is no linear layer and no table: N(0, std²)."""
+        for own in self.parameters(recurse=False):
+            nn.init.normal_(own, std=std)
+
+    def forward(self, texts: Tensor) -> Tensor:
+        """Texts [B, P], or [B, (1 +) P, C] → [B, 1 + P, D]."""
+        vector = None
+        if self.embedding is not None:
+            real = texts > 0
+            x = self._read(texts, real)
+        else:
+            assert self.features is not None
+            if self.pooled:
+                vector, texts = texts[:, 0], texts[:, 1:]
+            real = (texts != 0).any(-1)
+            x = self.features(texts)
+        x = x * real.unsqueeze(-1)
+        if vector is None:
+            vector = x.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        given = real.any(1)
+        vector = torch.where(given[:, None], self.to_vector(vector), self.no_vector.to(x.dtype))
+        prefix = torch.where(given[:, None, None], x, self.nothing.to(x.dtype))
+        return torch.cat([vector.unsqueeze(1), prefix], dim=1)
+
+    def _read(self, texts: Tensor, real: Tensor) -> Tensor:
+        """The byte pairs [B, P] through the transformer, [B, P, D]."""
+        assert self.embedding is not None
+        unread = ~real
+        unread[:, 0] = False  # of no text: attention to nothing at all is not a number
+        x = self.embedding(texts) + self.places
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=unread)
+        return self.norm(x)

@@ -1,0 +1,237 @@
+"""Text-to-image from captioned scenes to images: the stages, bigr.load and the shell, with networks of no training."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import bigr
+from bigr import config
+from bigr.cli import program
+from bigr.data.codes import CodesDataset
+from bigr.data.shards import ShardIndex, read_captions
+from bigr.interop.folders import load_config, text_encoder_of
+from bigr.models.masked.generator import BiGR
+from bigr.runtime.context import Context
+from bigr.runtime.errors import BigrError
+from bigr.runtime.files import write_json
+from bigr.stages import (
+    draw_samples,
+    encode_codes,
+    encode_texts,
+    evaluate_model,
+    pack_shards,
+    train_generator,
+    train_tokenizer,
+    train_transcoder,
+    write_dataset,
+)
+from bigr.text.encoder import as_given, encoder_hash
+from bigr.text.encoder_folder import load_encoder
+from tests import tiny
+from tests.scratch import ROOT
+from tests.worlds import settings as tiny_settings
+
+SCENES: dict[str, Any] = {
+    "dataset.name": "scenes",
+    "dataset.train_count": 48,
+    "dataset.val_count": 16,
+    "shards.images_per_shard": 20,
+    "text.encoder": "learned",
+    "text.tokens": 10,
+    "text.vocabulary": 300,
+    "generator.text_layers": 1,
+    "generator.text_heads": 2,
+    "samples.count": 20,
+}
+
+
+def settings(**changes: object) -> config.Settings:
+    return tiny_settings(**{key.replace(".", "__"): value for key, value in (SCENES | changes).items()})
+
+
+def captions(root: Path, split: str) -> list[str]:
+    return [text for shard in ShardIndex.load(root / "data" / "shards").shards(split) for text in read_captions(shard)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after all stages but the evaluation."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copy(ROOT / "params.yaml", root)
+    tiny.apply(root / "params.yaml", tiny.OVERRIDES | SCENES)
+    context = Context(root, "f")
+    for stage in (write_dataset, pack_shards, train_tokenizer, encode_codes, encode_texts):
+        stage.run(settings(), context)
+    for stage in (train_generator, train_transcoder, draw_samples):
+        stage.run(settings(), context)
+    return root
+
+
+def test_every_caption_is_read_once_in_the_order_of_its_image(project: Path) -> None:
+    encoder = load_encoder(project / "models" / "text", torch.device("cpu"))
+    for split, count in (("train", 48), ("val", 16)):
+        codes = CodesDataset.open(project / "data" / "codes", split, None).with_texts(project / "data" / "text", split)
+        texts = captions(project, split)
+        assert len(texts) == len(codes) == count and all(texts)
+        places = torch.tensor([count - 1, 0, 7])
+        found = codes.conditions(places, torch.zeros(3))
+        assert torch.equal(found, as_given(encoder, [texts[place] for place in places]))
+    assert len(list((project / "data" / "text").glob("train-*.safetensors"))) > 1
+    assert not (project / "checkpoints" / "text").exists()
+
+
+def test_the_generator_knows_its_encoder(project: Path) -> None:
+    for name in ("generator", "bigr"):
+        folder = project / "models" / name
+        assert text_encoder_of(folder) == encoder_hash(project / "models" / "text")
+        shape = load_config(folder, BiGR)
+        assert (shape.text_tokens, shape.text_layers, shape.text_heads) == (10, 1, 2) and shape.text_vocabulary > 256
+
+
+def test_samples_are_of_held_out_captions(project: Path) -> None:
+    with np.load(project / "outputs" / "samples.npz", allow_pickle=False) as file:
+        assert list(file["texts"]) == [*captions(project, "val"), *captions(project, "val")[:4]]
+        labels, images = file["arr_1"], file["arr_0"]
+    assert images.shape == (20, 16, 16, 3) and np.array_equal(labels[:4], labels[16:]) and set(labels) <= {0, 1, 2, 3}
+    with Image.open(project / "outputs" / "samples.png") as picture:
+        assert picture.width > 10 * 16
+
+
+def test_samples_of_prompts_have_no_class_and_are_those_of_bigr_load(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    (root / "prompts.txt").write_text("a large blue square\n\na red apple\n")
+    asked = settings(**{"samples.prompts": "prompts.txt", "samples.count": 4})
+    draw_samples.run(asked, Context(root, "f"))
+    with np.load(root / "outputs" / "samples.npz", allow_pickle=False) as file:
+        images, labels, texts = file["arr_0"], file["arr_1"], list(file["texts"])
+    assert texts == ["a large blue square", "", "a red apple", "a large blue square"] and set(labels) == {-1}
+    drawn = bigr.load(root, device="cpu").generate(texts, seed=asked.seed)
+    assert all(np.array_equal(np.asarray(one), image) for one, image in zip(drawn, images, strict=True))
+    assert not np.array_equal(images[0], images[3])
+
+
+def test_the_evaluation_leaves_out_what_needs_classes(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    (root / "prompts.txt").write_text("a large blue square\n")
+    asked = settings(**{"samples.prompts": "prompts.txt", "evaluation.zero_shot_images": 4})
+    draw_samples.run(asked, Context(root, "f"))
+    evaluate_model.run(asked, Context(root, "f"))
+    metrics = config.read(root / "outputs" / "metrics.json")
+    assert {"fd_classifier", "over_floor"} <= metrics["samples"].keys()
+    assert "label_agreement" not in metrics["samples"] and "label_agreement" in metrics["reconstructions"]
+    assert {"inpaint_psnr", "enrich_label_agreement"} <= metrics["zero_shot"].keys()
+    assert not {"edit_label_agreement", "interpolation_agreement"} & metrics["zero_shot"].keys()
+
+
+def test_every_application_takes_a_text_where_it_takes_a_class(project: Path) -> None:
+    model = bigr.load(project, device="cpu")
+    none = model.generate([None, "", "\x00 \n"], seed=3)
+    for place, one in enumerate(none):
+        assert np.array_equal(one, model.generate([None] * 3, seed=3)[place])
+    texts = [model.generate(text, seed=3, guidance_scale=1e9)[0] for text in ("a red circle", "two blue squares", "")]
+    assert not np.array_equal(texts[0], texts[1]) and np.array_equal(texts[2], none[0])
+    way = model.interpolate("a small red circle", "two large blue squares", 3, seed=1)
+    assert len(way) == 3
+    mask = np.zeros((16, 16), np.uint8)
+    mask[8:] = 255
+    for drawn in (model.edit(way[0], mask, "a red circle"), model.enrich(way[0], label="a red circle")):
+        assert drawn[0].size == (16, 16)
+    assert model.features(way[0]).shape == (1, 32)
+    with pytest.raises(BigrError, match=r"^label: this model takes texts, not classes by their number, got 3"):
+        model.generate(3)
+
+
+def test_the_shell_draws_texts(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    long = "a red circle " * 1000
+    result = CliRunner().invoke(
+        program.app, ["generate", "a red circle", "赤い円", long, "--model", str(project), "--out", "out"]
+    )
+    assert result.exit_code == 0, result.output
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert len(names) == 4 and "a_red_circle-seed0-1.png" in names
+
+
+def test_the_page_takes_texts_with_captions_as_examples(project: Path) -> None:
+    import gradio as gr
+
+    from bigr.app import page
+    from bigr.app.gallery import Dataset
+    from bigr.app.links import Link
+    from bigr.app.tasks import NO_CLASS, OWN, Tasks
+
+    model, dataset = bigr.load(project, device="cpu"), Dataset(project / "data" / "shards")
+    assert {name for _, name in dataset.examples} <= set(captions(project, "val"))
+    tasks, how = Tasks(model, dataset), (0, 2, OWN, 2, 1.5, 2, 2)
+    html = list(tasks.generate(["a red circle", "two <b>blue</b> squares"], *how))[-1]
+    assert "a red circle" in html and "two &lt;b&gt;blue" in html and html.count("<figure>") == 4
+    assert "no text · 1" in list(tasks.generate([], *how))[-1]
+    assert "result done" in list(tasks.interpolate("a red circle", "a blue square", 3, 0, 1, *how[2:]))[-1]
+    with pytest.raises(BigrError, match="at most 1000 characters"):
+        list(tasks.generate(["a" * 1001], *how))
+    with pytest.raises(BigrError, match="at most 1000 characters"):
+        list(tasks.generate([3], *how))
+    with gr.Blocks():
+        free = page.asked(model, "Texts", dataset.examples, none="Any", multiselect=True)
+    assert free.allow_custom_value and free.value == [NO_CLASS] and len(free.choices) > 1
+    assert Link("Generate", {"texts": free}).read({"texts": "a, b\nc"}) == {free: ["a, b", "c"]}
+    page.build(model, dataset)
+
+
+def test_a_killed_stage_goes_on_and_ends_with_the_same_files(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project / "data", root / "data")
+    shutil.rmtree(root / "data" / "text")
+    made: list[str] = []
+
+    def write(path: Path, *rest: Any) -> None:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(path.name)
+        write_texts(path, *rest)
+
+    write_texts = encode_texts.write_texts
+    monkeypatch.setattr(encode_texts, "write_texts", write)
+    with pytest.raises(KeyboardInterrupt):
+        encode_texts.run(settings(), Context(root, "f"))
+    assert not (root / "data" / "text").exists()
+    first, made[:] = list(made), []
+    encode_texts.run(settings(), Context(root, "f"))
+    assert made and not set(made) & set(first)
+    for path in (project / "data" / "text").iterdir():
+        assert (root / "data" / "text" / path.name).read_bytes() == path.read_bytes()
+    assert not (root / "checkpoints").exists()
+
+
+def test_images_without_captions_are_one_line(project: Path, tmp_path: Path) -> None:
+    index = config.read(project / "data" / "shards" / "index.json")
+    del index["splits"]["val"]["captions"]
+    (tmp_path / "data" / "shards").mkdir(parents=True)
+    write_json(tmp_path / "data" / "shards" / "index.json", index)
+    with pytest.raises(BigrError, match=r"^text.encoder is learned, but the val images in data/shards have no "):
+        encode_texts.run(settings(), Context(tmp_path, "f"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_without_an_encoder_the_stage_writes_only_that(project: Path, tmp_path: Path) -> None:
+    encode_texts.run(settings(**{"text.encoder": "none"}), Context(tmp_path, "f"))
+    assert [path.name for path in (tmp_path / "data" / "text").iterdir()] == ["index.json"]
+    with pytest.raises(BigrError, match=r"has no encoder of texts \(none\); run the stage text"):
+        load_encoder(tmp_path / "models" / "text", torch.device("cpu"))
+
+
+def test_another_encoder_than_the_models_is_refused(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    encode_texts.run(settings(**{"text.tokens": 12}), Context(tmp_path / "project", "g"))
+    with pytest.raises(BigrError, match=r"was trained on texts of another encoder than .*; run `dvc repro`"):
+        bigr.load(tmp_path / "project", device="cpu")
