@@ -229,7 +229,7 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
         some.run_group(group, lines.append, lines.append)
     ran = [match[1] for line in lines if (match := re.match(r"Running stage '(\w+)'", line))]
     trained = ["generator", "transcoder", "samples", "evaluation"]
-    assert ran == ["dataset", "shards", "tokenizer", "codes", *trained, *trained]
+    assert ran == ["dataset", "shards", "tokenizer", "codes", "text", *trained, *trained]
 
     shown = mini_project.run(project, "dvc", "exp", "show", "--csv")
     rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(shown))}

@@ -140,7 +140,7 @@ def test_added_images_are_picked_up_by_a_scheduled_run_and_what_depends_on_them_
     added = story.added
     assert (images(story.before), images(added.lock)) == (FIRST, FIRST + ADDED)
     assert added.run["state_type"] == "COMPLETED" and added.run["auto_scheduled"], added.run["state"]
-    assert added.message.startswith("7 stages ran, 1 cached; ")
+    assert added.message.startswith("8 stages ran, 1 cached; ")
     assert added.tasks == {**dict.fromkeys(NAMES, "Ran"), "dataset": "Cached", "promote": "Promoted"}
     assert any(row.startswith("| dataset | cached |") for row in rows(added.page))
     assert sum("| ran |" in row for row in rows(added.page)) == 7
@@ -162,7 +162,7 @@ def test_the_challenger_is_compared_and_the_run_says_what_was_decided(story: Sto
     competing = story.competing
     assert sorted(competing.versions) == [1, 2, 3] and competing.aliases == {"champion": 1, "challenger": 3}
     decided = "version 3 is not promoted, version 1 stays the champion: samples.label_agreement is "
-    assert competing.message.startswith(f"2 stages ran, 6 cached; {decided}")
+    assert competing.message.startswith(f"2 stages ran, 7 cached; {decided}")
     assert competing.tasks["promote"] == "NotPromoted"
     assert "## Promotion" in competing.page and f"V{decided[1:]}" in competing.page
     assert any("| samples.label_agreement |" in row for row in rows(competing.page))
@@ -182,7 +182,7 @@ def test_a_run_with_a_setting_of_its_own_becomes_an_experiment_and_leaves_the_pr
 def test_with_no_change_a_scheduled_run_is_up_to_date_and_starts_no_stage(story: Story) -> None:
     idle = story.idle
     assert idle.run["state_type"] == "COMPLETED" and idle.run["auto_scheduled"]
-    assert idle.message == "up to date: 0 stages ran, 8 cached"
+    assert idle.message == "up to date: 0 stages ran, 9 cached"
     assert idle.tasks == dict.fromkeys(NAMES, "Cached")  # and no task for the gate
     assert sum("| cached | 0.0 s |" in row for row in rows(idle.page)) == 8
     last = story.competing

@@ -175,6 +175,14 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"generator.from": "ready", "samples.iterations": 17}, "samples.iterations must be at most 16, the num…, got 17"),
     ({"generator.from": "ready", "generator.use_labels": False}, "samples.guidance_scale must be 1.0 where…, got 1.5"),
     ({"generator.from": "ready", "run.processes": 5}, "tokenizer.batch_size must be a multiple of run.proc…, got 48"),
+    (
+        {"text.encoder": "clip"},
+        "text.from must be a folder with the weights of clip, where that is text.encoder, got null",
+    ),
+    ({"text.encoder": "learned", "generator.text_heads": 3}, "generator.text_heads must be a divisor of gener…, got 3"),
+    ({"text.encoder": "learned", "generator.text_dropout": 0.0}, "generator.text_dropout must be above 0 wh…, got 0.0"),
+    ({"dataset.name": "none"}, "dataset.name must be digits, scenes or emoji where shards.source is…, got 'none'"),
+    ({"dataset.name": "scenes", "codes.views": ["identity", "flip"]}, "codes.views must be [identity] where data…"),
     ({"samples.count": 3}, "samples.count must be more than evaluation.precision_recall_neighbours = 3…, got 3"),
     (
         {"evaluation.reference_images": 10, "evaluation.precision_recall_neighbours": 10},

@@ -1,5 +1,7 @@
 """Text-to-image from captioned scenes to images: the stages, bigr.load and the shell, with networks of no training."""
 
+import base64
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from bigr import config
 from bigr.cli import program
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex, read_captions
+from bigr.data.texts import write_text_index
 from bigr.interop.folders import load_config, text_encoder_of
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
@@ -184,6 +187,42 @@ def test_the_page_takes_texts_with_captions_as_examples(project: Path) -> None:
     assert free.allow_custom_value and free.value == [NO_CLASS] and len(free.choices) > 1
     assert Link("Generate", {"texts": free}).read({"texts": "a, b\nc"}) == {free: ["a, b", "c"]}
     page.build(model, dataset)
+
+
+def test_a_model_is_saved_packed_and_served_with_its_encoder(project: Path, tmp_path: Path) -> None:
+    import mlflow.pyfunc
+
+    from bigr.tracking.registry import package
+
+    model = bigr.load(project, device="cpu")
+    texts = ["a red circle", ""]
+    drawn = [np.asarray(one) for one in model.generate(texts, seed=0)]
+    model.save_pretrained(tmp_path / "saved")
+    again = type(model).from_pretrained(tmp_path / "saved", device="cpu")
+    assert all(map(np.array_equal, drawn, again.generate(texts, seed=0)))
+
+    package.write(tmp_path / "package", project, settings(), [str(number) for number in range(4)])
+    served = mlflow.pyfunc.load_model(str(tmp_path / "package"))
+    images = served.predict(np.array(texts, dtype=object), params={"seed": 0})
+    found = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in images]
+    assert all(map(np.array_equal, drawn, found))
+    with pytest.raises(Exception, match="labels must be texts, which this model takes, got 3"):
+        served.predict(np.array([3], dtype=object))
+
+
+def test_a_generator_of_classes_is_not_taken_over_for_texts(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    shutil.copytree(project / "models" / "generator", root / "ready")
+    again = settings(**{"generator.from": "ready"})
+    train_generator.run(again, Context(root, "g"))  # the same encoder
+    write_text_index(root / "data" / "text", None, {}, {})
+    with pytest.raises(BigrError, match=r"^generator.from is ready, which takes texts; set text.encoder to the one it"):
+        train_generator.run(again, Context(root, "g"))
+    shutil.rmtree(root / "models" / "text")
+    encode_texts.run(settings(**{"text.vocabulary": 280}), Context(root, "h"))
+    with pytest.raises(BigrError, match=r"text"):
+        train_generator.run(again, Context(root, "g"))
 
 
 def test_a_killed_stage_goes_on_and_ends_with_the_same_files(

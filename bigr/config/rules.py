@@ -79,6 +79,12 @@ def only_probabilities_are_drawn(settings: "Settings") -> None:
         raise InvalidSetting("codes.draws", "0 where tokenizer.quantizer is lfq (its bits are signs: nothing is drawn)")
 
 
+def text_heads_divide_the_width(settings: "Settings") -> None:
+    section = settings.generator
+    if settings.text.encoder == "learned" and section.trains and section.dim % section.text_heads:
+        raise InvalidSetting("generator.text_heads", f"a divisor of generator.dim = {section.dim}")
+
+
 def sampler_fits_the_model(settings: "Settings") -> None:
     tokens = settings.grid**2
     if settings.samples.iterations > tokens:
@@ -168,6 +174,7 @@ RULES: tuple[Callable[["Settings"], None], ...] = (
     there_is_a_data_set,
     digits_are_not_mirrored,
     only_probabilities_are_drawn,
+    text_heads_divide_the_width,
     sampler_fits_the_model,
     guidance_has_something_to_guide,
     processes_divide_the_batches,

@@ -281,8 +281,6 @@ class GeneratorSettings(_Importable):
 
     @model_validator(mode="after")
     def _fits(self) -> "GeneratorSettings":
-        if self.dim % self.text_heads:
-            raise InvalidSetting("text_heads", f"a divisor of generator.dim = {self.dim}")
         if self.dim % 4:
             need = f"a multiple of {4 * self.heads}, 4 for each of generator.heads = {self.heads} (2-D RoPE)"
             raise InvalidSetting("dim", need)

@@ -44,6 +44,7 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.runtime.precision import autocast
+from bigr.runtime.transfer import to_device
 from bigr.sampling.acceleration import accelerate
 from bigr.sampling.editing import OnIteration, enrich_iterations, interpolate_codes
 from bigr.sampling.inputs import check_finite
@@ -135,7 +136,8 @@ class ImageModel:
         return cls.of(folder, networks, ImageSettings.of_folder(folder, networks[1]))
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings.
+        """Write `folder`/tokenizer and `folder`/bigr (config.json and model.safetensors each), and the settings; the
+        encoder of texts too, but no weights of a frozen one.
 
         `from_pretrained` and `bigr.load` read them. Other files in `folder` stay. The precisions are not kept.
         """
@@ -146,6 +148,9 @@ class ImageModel:
         hub.save_pretrained(self.networks[0], folder / "tokenizer")
         hub.save_pretrained(self.networks[1], folder / "bigr", model_hash(folder / "tokenizer"))
         write_json(folder / SETTINGS_FILE, asdict(how))
+        if self.text is not None:
+            (folder / "text").mkdir(exist_ok=True)
+            self.text.save(folder / "text")
         if self.statistics is not None and self.statistics.best_layer is not None:
             save_statistics(folder / "features", self.statistics, folder / "bigr")
 
@@ -365,7 +370,7 @@ class ImageModel:
             given = torch.tensor([class_number(label, self.classes) for label in labels])
         if not self.knows_labels:
             return self.sampler.network.backbone.unconditional(len(given), self.sampler.device)
-        return given.to(self.sampler.device)
+        return to_device(given, self.sampler.device)
 
     def named(self, label: Label) -> str:
         """A class's name, a text itself; "any" for none. Raises `BigrError` for what the model does not take."""

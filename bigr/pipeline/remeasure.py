@@ -41,8 +41,9 @@ class Remeasurement:
         same_tokenizer: the version has the project's tokenizer, and so its codes.
         Raises `BigrError` where the version cannot be measured on the present images.
         """
-        for name in MODELS:
-            self._link(package / "artifacts" / name, f"models/{name}")
+        for name in (*MODELS, "text"):
+            if (package / "artifacts" / name).is_dir():
+                self._link(package / "artifacts" / name, f"models/{name}")
         self._link(self._project / "data" / "shards", "data/shards")
         context, settings = Context(self.root), self._settings(package, settings)
         if same_tokenizer:

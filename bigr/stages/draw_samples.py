@@ -21,7 +21,6 @@ from torch import Tensor
 from bigr.data.codes import CodesDataset
 from bigr.data.picture_grid import save_grid
 from bigr.data.shards import ShardIndex, read_captions
-from bigr.data.texts import Texts
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -31,7 +30,6 @@ from bigr.runtime.context import Context
 from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, rank, world
-from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_npz
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
@@ -47,6 +45,7 @@ from bigr.text.prompts import read_prompts
 if TYPE_CHECKING:
     from bigr.config import SamplesSettings, Settings
 
+NO_LABEL = -1  # of prompts, which have no class
 PICTURED_CLASSES = 16
 PICTURED_TEXTS = 10  # in a row of the picture
 GATHERED_TOGETHER = 256
@@ -120,19 +119,15 @@ def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> As
     section, models = settings.samples, root / "models"
     encoder = encoder_of(models / "bigr", models / "text", device, root)
     if section.prompts is not None:
-        prompts = read_prompts(root / section.prompts, "samples.prompts")
-        read = as_given(encoder, prompts)
-        places = torch.arange(section.count) % len(prompts)
-        labels = torch.full((section.count,), -1)
-        return Asked(labels, lambda chosen: read[places[chosen]], [prompts[place] for place in places])
-    shards, codes = ShardIndex.load(root / "data" / "shards"), CodesDataset.open(root / "data" / "codes", "val", None)
-    texts = Texts.open(root / "data" / "text", "val", len(codes))
-    if texts is None:
-        raise BigrError("data/text holds no texts; run the stage text again")
-    places = torch.arange(section.count) % len(codes)
-    captions = list(islice(chain.from_iterable(map(read_captions, shards.shards("val"))), section.count))
-    labels = codes.batch(places)[1]
-    return Asked(labels, lambda chosen: texts.batch(places[chosen]), [captions[place] for place in places])
+        known = read_prompts(root / section.prompts, "samples.prompts")
+        labels = torch.full((len(known),), NO_LABEL)
+    else:
+        shards = ShardIndex.load(root / "data" / "shards").shards("val")
+        known = list(islice(chain.from_iterable(map(read_captions, shards)), section.count))
+        labels = CodesDataset.open(root / "data" / "codes", "val", None).batch(torch.arange(len(known)))[1]
+    places = torch.arange(section.count) % len(known)
+    texts = [known[place] for place in places]
+    return Asked(labels[places], lambda chosen: as_given(encoder, [texts[place] for place in chosen]), texts)
 
 
 def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:

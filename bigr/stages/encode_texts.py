@@ -25,7 +25,6 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_json
-from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.text import byte_pairs
 from bigr.text.byte_pairs import BytePairs
@@ -104,7 +103,6 @@ def _prepare(
             *(section.encoder, section.from_, section.tokens, device),
             root=context.root,
             download=section.download,
-            autocast=partial(autocast, device, settings.run.precision, section.tokens),
         )
     with atomic_folder(models) as temporary:
         encoder.save(temporary)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bigr.data.codes import CodesDataset
 from bigr.interop.belonging import generator_problems
-from bigr.interop.folders import model_hash, save
+from bigr.interop.folders import model_hash, save, text_encoder_of
 from bigr.interop.published.published_generator import pretrained_generator
 from bigr.models.masked.compiled import compile_blocks, log_compile_time
 from bigr.models.masked.generator import BiGR, BiGRConfig
@@ -80,6 +80,15 @@ def take_over(section: "Section", dataset: CodesDataset, context: Context) -> Bi
     source, expected = pretrained_generator(context.root, str(section.from_)), BiGRConfig.of(section, **dataset.shape)
     found = source.find(expected)
     shape = found.config
+    if bool(shape.text_tokens) != bool(expected.text_tokens):
+        takes, encoder = ("texts", "the one it was trained with") if shape.text_tokens else ("classes", "none")
+        raise BigrError(f"generator.from is {section.from_}, which takes {takes}; set text.encoder to {encoder}")
+    read_by = text_encoder_of(found.path) if found.path.is_dir() else None
+    if read_by not in (None, dataset.text_encoder):
+        raise BigrError(
+            f"generator.from is {section.from_}, trained on texts of another encoder than that of data/text; name the "
+            "same encoder in the section text"
+        )
     if (shape.grid, shape.code_bits) != (dataset.grid, dataset.code_bits):
         raise BigrError(
             f"generator.from is {section.from_}, for {shape.grid}×{shape.grid} tokens of {shape.code_bits} bits; "

@@ -6,8 +6,7 @@ pickle is read and no code of a repository runs.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,14 @@ _PENULTIMATE = -2
 
 
 class FrozenEncoder:
-    """CLIP or T5; see `bigr.text.encoder.TextEncoder`.
+    """CLIP or T5, in float32; see `bigr.text.encoder.TextEncoder`.
 
-    kind: of `KINDS`; source: the folder or the id, as it was named; tokens: P; autocast: the context of its passes.
+    kind: of `KINDS`; source: the folder or the id, as it was named; tokens: P.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        source: str,
-        folder: Path,
-        tokens: int,
-        device: torch.device,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
+    def __init__(self, kind: str, source: str, folder: Path, tokens: int, device: torch.device) -> None:
         require("text", "a frozen encoder of texts")
-        self._kind, self._source, self._tokens, self._autocast = kind, source, tokens, autocast
+        self._kind, self._source, self._tokens = kind, source, tokens
         self._tokenizer, self._model = _loaded(kind, source, folder)
         self._model = self._model.to(device).eval().requires_grad_(False)
         self._hash = _hash(folder)
@@ -61,7 +52,6 @@ class FrozenEncoder:
         root: Path = Path(),
         download: bool = False,
         expected: str | None = None,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> "FrozenEncoder":
         """The encoder of a folder below `root`, of an absolute path, or of a repository's id.
 
@@ -69,7 +59,7 @@ class FrozenEncoder:
         """
         below = root / source
         folder = below if below.is_dir() else hub.local_folder(source, None, None, not download)
-        found = cls(kind, source, folder, tokens, device, autocast)
+        found = cls(kind, source, folder, tokens, device)
         if expected is not None and found._hash != expected:
             raise BigrError(
                 f"{source} is another encoder than the one that the texts were read with; run the stage text again, "
@@ -98,12 +88,11 @@ class FrozenEncoder:
             max_length=self._tokens,
             return_tensors="pt",
         ).to(self._model.device)
-        with self._autocast():
-            output = self._model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                output_hidden_states=self._kind == "clip",
-            )
+        output = self._model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            output_hidden_states=self._kind == "clip",
+        )
         if self._kind == "clip":
             rows = torch.cat([output.pooler_output.unsqueeze(1), output.hidden_states[_PENULTIMATE]], dim=1)
         else:

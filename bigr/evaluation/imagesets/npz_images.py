@@ -23,7 +23,7 @@ from bigr.runtime.errors import BigrError
 IMAGES, LABELS, MEAN, COVARIANCE = "arr_0", "arr_1", "mu", "sigma"
 TEXTS = "texts"
 NO_LABEL = -1
-"""Of images of prompts, which have no class."""
+"""Of images of prompts, which have no class (`bigr.stages.draw_samples`)."""
 _BLOCK_BYTES = 1 << 24
 
 _HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {

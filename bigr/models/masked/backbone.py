@@ -148,7 +148,8 @@ class Backbone(nn.Module):
 
     def forward(self, codes_BNK: Tensor, condition: Tensor, mask_BN: Tensor | None) -> Tensor:
         """Codes [B, N, K], condition embeddings (of `condition`), mask bool [B, N] → h [B, N, D]."""
-        *_, x_BND = self.streams(codes_BNK, condition, mask_BN)
+        for x_BND in self.streams(codes_BNK, condition, mask_BN):  # noqa: B007 - the last one, and no other in memory
+            pass
         return self.norm(x_BND) + self.position
 
     def streams(self, codes_BNK: Tensor, condition: Tensor, mask_BN: Tensor | None) -> Iterator[Tensor]:
