@@ -93,4 +93,4 @@ deps: $(STAMP) ## update dvc.yaml: the code that each stage imports
 clean: ## remove outputs of the pipeline and the services, but not .venv, DVC's cache, MLflow's records, .credentials
 	@pid=$$(cat .prefect/services.pid 2>/dev/null) && ps -o args= -p "$$pid" | grep -q honcho && { \
 		echo "The services run: stop them first, with Ctrl-C where \`make services\` was started" >&2; exit 1; } || true
-	rm -rf data/{digits,shards,codes} data/.{digits,shards,codes}.* data/shards-report.json models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots
+	rm -rf data/{dataset,shards,codes,text} data/.{dataset,shards,codes,text}.* data/shards-report.json models outputs checkpoints .prefect .dvc/tmp/flows dvc_plots

@@ -402,6 +402,7 @@ def facts(told: dict[str, Any], *keys: str) -> dict[str, list[Any]]:
 
 
 CHAIN = {"outputs/samples.npz", "models/bigr", "models/generator", "data/codes", "models/tokenizer", "data/shards"}
+CHAIN |= {"data/text", "models/text"}
 
 
 @pytest.mark.slow

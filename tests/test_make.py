@@ -128,7 +128,7 @@ def test_clean_keeps_the_records_of_what_dvc_still_holds(project: Project) -> No
     mine = {"data/imagenet/image", "data/imagenet.arrow"}  # images that shards.source may name
     kept = {*mine, ".credentials/file", ".dvc/cache/file", ".venv/file", "dvc.lock", "mlartifacts/file", "mlflow.db"}
     clone = ".dvc/tmp/flows/1/.dvc/config.local"  # of a flow run that was killed; the user's passwords may be in it
-    data = {f"data/{name}" for name in ("dataset", "shards", "codes", ".shards.1a2b3c4d")}
+    data = {f"data/{name}" for name in ("dataset", "shards", "codes", "text", ".shards.1a2b3c4d")}
     made = {*data, "models", "outputs", "checkpoints", ".prefect"}
     for name in {*kept, clone, *(f"{folder}/file" for folder in made)}:
         (project.folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
 from bigr.runtime.metric_directions import COMPARED_METRICS, LOWER_IS_BETTER
 from bigr.stages import draw_samples as samples
-from bigr.stages import encode_codes, evaluate_model, pack_shards
+from bigr.stages import encode_codes, encode_texts, evaluate_model, pack_shards
 from bigr.tracking.registry.gate import compare, decide
 from bigr.tracking.registry.versions import NAME, Candidate, Registry, Version
 from bigr.tracking.store import Store
@@ -358,6 +358,7 @@ def test_the_stage_and_promote_name_the_same_evaluation_protocol_so_that_nothing
         monkeypatch.setenv("BIGR_EXECUTION", f"execution {number}")
         worlds.write_models(project, bits=5 + number)
         encode_codes.run(own, Context(project))
+        encode_texts.run(own, Context(project))
         samples.run(own, Context(project))
         run_stage("evaluation", project, params)
         scratch.run(project, "dvc", "commit", "-q", "-f", "samples", "evaluation")

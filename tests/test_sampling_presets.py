@@ -197,7 +197,8 @@ def test_a_request_to_a_served_version_takes_a_preset(asked: dict[str, Any], tak
     assert ServedRecord.read(json.loads(json.dumps(record.write()))) == record
     served, calls = Served(), []
     served.record = record
-    served.model = SimpleNamespace(classes=["a", "b"], generate=lambda labels, **how: calls.append(how) or [])
+    draw = lambda labels, **how: calls.append(how) or []  # noqa: E731
+    served.model = SimpleNamespace(classes=["a", "b"], takes_texts=False, generate=draw)
     served.predict(None, {"labels": np.array([1], dtype=object)}, _enforce_params_schema(asked, params_of(settings)))
     (how,) = calls
     expected = taken if "preset" in taken else {**taken, "guidance_scale": settings.samples.guidance_scale}

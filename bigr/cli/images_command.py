@@ -43,7 +43,7 @@ def generate(
     *,
     how: Drawn,
 ) -> None:
-    """Draw pictures of classes, or of texts where the model takes them."""
+    """Draw pictures of classes or texts."""
     folder, model = Folder(how.out), how.load()
     asked: list[str | None] = list(labels) if labels else [None]
     classes = [model.named(label) for label in asked]
