@@ -8,6 +8,7 @@ encoder's hash and shape, and for each split the files.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,20 @@ class Texts:
             raise BigrError(f"{folder} holds {len(found)} {split} texts for {images} images; run the stage text again")
         return found
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Where each file's first text is in the split, and where the last file's end: files + 1 numbers."""
+        return np.cumsum([0, *(len(starts) - 1 for starts in self._starts)])
+
     def __len__(self) -> int:
-        return sum(len(starts) - 1 for starts in self._starts)
+        return int(self._ends[-1])
 
     def batch(self, indices: Tensor) -> Tensor:
         """The texts of images, indices int64 [B], as the model takes them: [B, P] or [B, (1 +) P, C]."""
-        ends = np.cumsum([0, *(len(starts) - 1 for starts in self._starts)])
         arrays = []
         for index in indices.tolist():
-            file = int(np.searchsorted(ends, index, side="right")) - 1
-            place = index - int(ends[file])
+            file = int(np.searchsorted(self._ends, index, side="right")) - 1
+            place = index - int(self._ends[file])
             first, last = self._starts[file][place : place + 2]
             arrays.append(self._values[file][first:last])
         return padded(arrays, text_shape(self.shape))
