@@ -4,10 +4,12 @@ import itertools
 import os
 import shutil
 import subprocess
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +173,21 @@ def test_the_lock_names_versions_and_nothing_else() -> None:
         name, _, version = pin.partition("==")
         assert name and version and not set(pin) & set(" @/+;"), line
         assert not only_for or only_for.startswith("python_version"), line
+
+
+def test_every_locked_package_installs_on_the_oldest_python_that_pyproject_allows() -> None:
+    # A patch version counts: Debian 12 has 3.11.2, and pymdown-extensions 13 asks for 3.11.5.
+    import tomllib
+
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    pins = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    found = 0
+    for pin in map(Requirement, pins):
+        if pin.marker is None or pin.marker.evaluate():
+            allowed = metadata(pin.name)["Requires-Python"]
+            assert allowed is None or f"{oldest}.0" in SpecifierSet(allowed), f"{pin} needs Python {allowed}"
+            found += allowed is not None
+    assert found > 100
 
 
 def test_the_lock_holds_a_version_that_pyproject_allows_of_all_that_it_names() -> None:
