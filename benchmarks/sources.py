@@ -152,7 +152,8 @@ def _watch(found: dict[str, float], ended: threading.Event) -> None:
 
 
 def _measure(source: str, place: Path, workers: int) -> dict[str, float]:
-    from bigr.data.packing import Packing, pack
+    from bigr.data.packed_parts import Packing
+    from bigr.data.packing import pack
     from bigr.data.sources.opened import open_source
     from bigr.data.sources.source import Splitting
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from bigr.data.packing import Packing, pack
+from bigr.data.packed_parts import Packing
+from bigr.data.packing import pack
 from bigr.data.sources.opened import manifest_of, open_source
 from bigr.data.sources.source import Source, Splitting
 

@@ -22,7 +22,8 @@ from bigr.data.codes import (
     place_shards,
     write_index,
 )
-from bigr.data.packing import Packing, pack
+from bigr.data.packed_parts import Packing
+from bigr.data.packing import pack
 from bigr.data.shards import ShardIndex, load_split
 from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import Splitting

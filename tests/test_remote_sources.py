@@ -32,7 +32,8 @@ from PIL import Image
 
 from bigr import config
 from bigr.data import packing
-from bigr.data.packing import Packing, pack
+from bigr.data.packed_parts import Packing
+from bigr.data.packing import pack
 from bigr.data.sources import storage as storages
 from bigr.data.sources.opened import manifest_of, open_source
 from bigr.data.sources.source import Source, Splitting

@@ -22,9 +22,10 @@ from torch import Tensor
 from webdataset import tariterators
 
 from bigr.config import Settings, load
-from bigr.data import image_batches, packing
+from bigr.data import image_batches, packed_parts, packing
 from bigr.data.image_batches import ImageBatches
-from bigr.data.packing import Packing, pack
+from bigr.data.packed_parts import Packing
+from bigr.data.packing import pack
 from bigr.data.shards import ShardIndex, load_split, read_split
 from bigr.data.sources.image_folder import ImageFolder
 from bigr.data.sources.opened import open_source
@@ -323,7 +324,7 @@ def test_processes_that_pack_never_see_ctrl_c(capfd: pytest.CaptureFixture[str])
 def test_pixels_are_never_together_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Image.Image]] = []
     most = 0
-    crop = packing.center_crop
+    crop = packed_parts.center_crop
 
     def watched(image: Image.Image, size: int) -> Image.Image:
         nonlocal most
@@ -332,7 +333,7 @@ def test_pixels_are_never_together_in_memory(tmp_path: Path, monkeypatch: pytest
         most = max(most, sum(reference() is not None for reference in made))
         return result
 
-    monkeypatch.setattr(packing, "center_crop", watched)
+    monkeypatch.setattr(packed_parts, "center_crop", watched)
     packed(folder_of(tmp_path / "images", {"a": 30, "b": 30}), tmp_path / "shards")
     assert len(made) == 60 and most <= 2
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bigr.data import image_batches, packing
+from bigr.data import image_batches, packed_parts, packing
 from bigr.data.codes import Encoding, encode_shard, place_shards
 from bigr.data.image_batches import ImageBatches
-from bigr.data.packing import Packing, pack, pack_part
+from bigr.data.packed_parts import Packing, pack_part
+from bigr.data.packing import pack
 from bigr.data.shards import ShardIndex, load_split
 from bigr.data.sources.source import Source
 from bigr.runtime.errors import BigrError
@@ -303,7 +304,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def killed_after(parts: int, monkeypatch: pytest.MonkeyPatch, source: Path | str, folder: Path, **options: Any) -> None:
     """Pack until `parts` parts are finished and the next one has begun."""
-    calls, whole = list[str](), packing.stored
+    calls, whole = list[str](), packed_parts.stored
 
     def stored(*args: Any) -> Image.Image:
         if len(calls) > parts:
@@ -315,7 +316,7 @@ def killed_after(parts: int, monkeypatch: pytest.MonkeyPatch, source: Path | str
         return pack_part(source, packing_, job)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(packing, "stored", stored)
+        patch.setattr(packed_parts, "stored", stored)
         patch.setattr(packing, "pack_part", counted)
         packed(source, folder, **options)
 
@@ -379,7 +380,7 @@ def test_shards_of_two_killed_runs_are_not_mixed(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(packing, "barrier", interrupt)  # the part is finished, the folder of shards is not
         packed(source, tmp_path / "shards", most=3)
-    whole, calls = packing.stored, list[object]()
+    whole, calls = packed_parts.stored, list[object]()
 
     def stored(*args: Any) -> Image.Image:
         calls.append(args)
@@ -387,7 +388,7 @@ def test_shards_of_two_killed_runs_are_not_mixed(tmp_path: Path, monkeypatch: py
 
     before = inodes(tmp_path / "partial")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(packing, "stored", stored)
+        patch.setattr(packed_parts, "stored", stored)
         packed(source, tmp_path / "shards", most=3, size=2 * SIZE)  # some shards take the place of finished ones
     assert inodes(tmp_path / "partial") != before
     packed(source, tmp_path / "shards", most=3)

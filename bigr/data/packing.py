@@ -5,101 +5,37 @@ processes. A finished part is kept in a folder for the work in progress, with a 
 was killed packs only the other parts. Processes that torchrun started share the parts. An image that cannot be read is
 left out and named in `report.json`; if there are too many, only the report is written, beside the folder, since DVC
 deletes the folder. Each process holds one image at a time.
-
-A shard's members are `.png`, `.cls` (the label) and, where there is a caption, `.txt`. Grey images have one channel.
 """
 
-import contextlib
 import functools
-import hashlib
-import io
-import json
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
-import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from bigr.data.images import ImageError, center_crop, check_pixels, decode, encode_png, grey_if_grey
-from bigr.data.shards import STORED, fits, image_starts_of, read_whole
-from bigr.data.sources.source import SPLITS, Sample, Source, SourcePart
+from bigr.data.packed_parts import PackedPart, Packing, Written, finished_part, pack_part
+from bigr.data.sources.source import SPLITS, Source, SourcePart
 from bigr.data.sources.storage import printable
-from bigr.data.sources.tar_files import TarFiles
 from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
 from bigr.runtime.errors import BigrError
-from bigr.runtime.extras import require
-from bigr.runtime.files import atomic_folder, sha256_file, write_json
+from bigr.runtime.files import atomic_folder, write_json
 from bigr.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
-"""Of parts that are kept. To be raised with every change of what a shard holds."""
 _NAMED = 5
 """Bad files that an error message names; the log names all."""
 _IMAGES_PER_PROCESS = 1000
 """With fewer images a process takes longer to start than it saves."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How images are packed. image_size: of `center_crop`; images_per_shard, max_pixels: as in the settings."""
-
-    image_size: int
-    images_per_shard: int
-    max_pixels: int
-
-
-@dataclass
-class Written:
-    """A shard. name: its file in the folder of shards, or, where a tar is used as it is, its path."""
-
-    split: str
-    name: str
-    images: int
-    captions: int
-    class_counts: dict[int, int]
-    sha256: str
-
-
-@dataclass
-class PackedPart:
-    """A finished part. key: of what it was made of; bad: image and reason of each that was left out."""
-
-    key: str
-    shards: list[Written] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def images(self) -> int:
-        """Those that were read, or left out."""
-        return sum(shard.images for shard in self.shards) + len(self.bad)
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> "PackedPart":
-        """From what JSON holds of it."""
-        shards = [
-            Written(**{**shard, "class_counts": {int(k): v for k, v in shard["class_counts"].items()}})
-            for shard in values["shards"]
-        ]
-        return cls(values["key"], shards, [(name, reason) for name, reason in values["bad"]])
-
-    def values(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {"key": self.key, "shards": [vars(shard) for shard in self.shards], "bad": self.bad}
 
 
 def pack(
@@ -129,7 +65,7 @@ def pack(
     barrier()
 
     def assembled() -> dict[str, int]:
-        packed = [_packed(partial / name) for name in names]
+        packed = [finished_part(partial / name) for name in names]
         counts = _assembled(source, folder, partial, packed, packing, max_bad_fraction, failed)
         shutil.rmtree(partial, ignore_errors=True)
         return counts
@@ -246,169 +182,6 @@ def _from(folder: Path, name: str) -> str:
     project = folder.absolute().parent.parent
     path = Path(name)
     return os.path.relpath(path, folder.absolute()) if path.is_absolute() and path.is_relative_to(project) else name
-
-
-# One part
-
-
-def pack_part(source: Source, packing: Packing, job: tuple[SourcePart, Path]) -> PackedPart:
-    """Pack one part, unless the same was packed before. Its shards and a note in JSON begin with the job's path."""
-    part, stem = job
-    key = hashlib.sha256(json.dumps([_FORMAT, vars(packing), part, source.state(part)]).encode()).hexdigest()
-    done, note = _kept(stem), stem.with_suffix(".json")
-    if done is not None and done.key == key:
-        return done
-    if isinstance(source, TarFiles) and (found := _as_it_is(source, part, packing)):
-        done = PackedPart(key, [found])
-    else:
-        note.unlink(missing_ok=True)  # first: shards that are written in the place of others must not pass for them
-        done = _write(source, part, stem, packing, key)
-    write_json(note, done.values())
-    return done
-
-
-def _kept(stem: Path) -> PackedPart | None:
-    """A finished part whose shards are all there."""
-    try:
-        done = PackedPart.of(json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return done if all((stem.parent / shard.name).is_file() for shard in done.shards) else None
-
-
-def _packed(stem: Path) -> PackedPart:
-    done = _kept(stem)
-    if done is None:
-        raise BigrError(
-            f"{stem} is missing, which another process packed; all processes need the same folder {stem.parent}"
-        )
-    return done
-
-
-def _write(source: Source, part: SourcePart, stem: Path, packing: Packing, key: str) -> PackedPart:
-    done = PackedPart(key)
-    splits = [part.split] if part.split else list(SPLITS)
-    writers = {split: _Writer(split, stem, packing.images_per_shard, len(splits) > 1) for split in splits}
-    try:
-        for place, sample in enumerate(source.read(part), start=part.first):
-            try:
-                image = stored(sample, packing)
-            except ImageError as error:
-                done.bad.append((sample.name, str(error)))
-            else:
-                writers[sample.split].write(place, image, sample)
-        done.shards = [shard for writer in writers.values() for shard in writer.finish()]
-    finally:
-        for writer in writers.values():
-            writer.discard()
-    return done
-
-
-def stored(sample: Sample, packing: Packing) -> Image.Image:
-    """A sample's image as a shard holds it: cropped, and of one channel where it is grey. Raises `ImageError`."""
-    return grey_if_grey(center_crop(opened_image(sample, packing), packing.image_size))
-
-
-def opened_image(sample: Sample, packing: Packing) -> Image.Image:
-    """A sample's image as RGB, of its own size. Raises `ImageError` where it cannot be read, or has too many pixels."""
-    image = sample.image
-    if isinstance(image, ImageError):
-        raise image
-    if isinstance(image, np.ndarray):
-        check_pixels(image.shape[1], image.shape[0], packing.max_pixels)
-        return Image.fromarray(image).convert("RGB")
-    return decode(io.BytesIO(image) if isinstance(image, bytes) else image, packing.max_pixels)
-
-
-class _Writer:
-    """Writes the images of one split of a part to as many tars as needed.
-
-    The tars' headers hold neither time nor user, so that the same images give the same bytes.
-    """
-
-    def __init__(self, split: str, stem: Path, most: int, named: bool) -> None:
-        self._split, self._stem, self._most, self._named = split, stem, most, named
-        self._shards: list[Written] = []
-        self._open: tuple[Any, Any, Path] | None = None
-
-    def write(self, place: int, image: Image.Image, sample: Sample) -> None:
-        require("train", "writing shards")
-        from webdataset import TarWriter
-
-        if self._shards and self._shards[-1].images == self._most:
-            self._close()
-        if self._open is None:
-            name = f"{self._split}-{self._stem.name}" if self._named else self._stem.name
-            name += f"-{len(self._shards)}" if self._shards else ""
-            path = self._stem.with_name(f"{name}.tar")
-            file = path.with_suffix(".part").open("wb")
-            self._open = file, TarWriter(file, user="bigr", group="bigr", mtime=0, encoder=False), path
-            self._shards.append(Written(self._split, path.name, 0, 0, {}, ""))
-        members = {"__key__": f"{place:09d}", "png": encode_png(image), "cls": str(sample.label).encode()}
-        shard = self._shards[-1]
-        if sample.text is not None:
-            members["txt"] = sample.text.encode()
-            shard.captions += 1
-        self._open[1].write(members)
-        shard.images += 1
-        shard.class_counts[sample.label] = shard.class_counts.get(sample.label, 0) + 1
-
-    def _close(self) -> None:
-        assert self._open is not None
-        file, tar, path = self._open
-        tar.close()
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        path.with_suffix(".part").replace(path)
-        self._shards[-1].sha256 = sha256_file(path)
-        self._open = None
-
-    def finish(self) -> list[Written]:
-        """All shards, complete on the disk."""
-        if self._open is not None:
-            self._close()
-        return self._shards
-
-    def discard(self) -> None:
-        """Remove what is not complete."""
-        if self._open is not None:
-            file, tar, path = self._open
-            with contextlib.suppress(OSError):  # the disk may be full
-                tar.close()  # else it would write to the closed file when it is collected
-            with contextlib.suppress(OSError):
-                file.close()
-            path.with_suffix(".part").unlink(missing_ok=True)
-
-
-def _as_it_is(source: TarFiles, part: SourcePart, packing: Packing) -> Written | None:
-    """The shard that a tar of the source already is; None where it has to be written anew.
-
-    Every image must be readable, with a format and the size of a shard's, and have a label as a number in `.cls`; a
-    caption must be in `.txt`.
-    """
-    path = source.local(part)
-    if path is None or not source.labelled:
-        return None
-    counts = Counter[int]()
-    captions = 0
-    try:
-        for members in read_whole(path):
-            sample = source.sample(path.name, "", members)
-            image = next((members[suffix] for suffix in STORED if suffix in members), b"")
-            same = image is sample.image and int(members["cls"]) == sample.label
-            if not same or ("txt" in members) != (sample.text is not None) or not fits(image, packing.image_size):
-                return None
-            decode(io.BytesIO(image), packing.max_pixels)
-            counts[sample.label] += 1
-            captions += sample.text is not None
-        starts = image_starts_of(path)
-    except (ValueError, KeyError, OSError, EOFError, tarfile.TarError, ImageError):
-        return None  # reading it again says what is wrong
-    if not counts or len(starts) != counts.total() + 1:  # other members lie between those of the images
-        return None
-    name = str(path.absolute())
-    return Written(part.split or "train", name, counts.total(), captions, dict(counts), sha256_file(path))
 
 
 # Processes

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bigr.data.packing import Packing, pack
+from bigr.data.packed_parts import Packing
+from bigr.data.packing import pack
 from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import Source, Splitting
 from bigr.data.sources.storage import Cache

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bigr.data.images import ImageError, to_tensor
-from bigr.data.packing import Packing, stored
+from bigr.data.packed_parts import Packing, stored
 from bigr.data.sources.source import Sample, Source
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.runtime.errors import BigrError
