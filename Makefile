@@ -25,7 +25,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export MLFLOW_PORT PREFECT_PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help install pipeline fashion ablations test test-gpu lint docs ui services nightly serve deps clean
+.PHONY: help install pipeline fashion ablations test faults test-gpu lint docs ui services nightly serve deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,8 +58,11 @@ ablations: $(STAMP) ## repeat the paper's tables in miniature: docs/ablations.md
 	python -m flows.study
 
 # One process more than there are cores, four at most (tests/conftest.py). The tests of a file stay in one process.
-test: $(STAMP) ## run the whole test suite
-	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: $(STAMP) ## run the test suite, all but `make faults` and `make test-gpu`
+	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not faults"
+
+faults: $(STAMP) ## run the tests that kill processes, fill disks and damage files: docs/reliability.md
+	OMP_NUM_THREADS=1 python -m pytest -m faults -rs tests/faults
 
 test-gpu: $(STAMP) ## run the tests that need a GPU, and print what they measured
 	@python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \

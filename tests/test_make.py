@@ -76,7 +76,7 @@ def test_pipeline_installs_torch_first_and_runs_dvc(project: Project) -> None:
 def test_nothing_is_installed_twice(project: Project) -> None:
     project.make("test")
     assert project.make("pipeline") == ["bigr check", "dvc repro", "bigr metrics"]
-    assert project.make("test") == ["python -m pytest -n auto --maxprocesses 4 --dist loadfile"]
+    assert project.make("test") == ["python -m pytest -n auto --maxprocesses 4 --dist loadfile -m not faults"]
     assert project.make("lint") == ["ruff check .", "ruff format --check .", "mypy "]
 
 

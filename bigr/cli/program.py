@@ -33,6 +33,7 @@ from bigr.cli import (
 )
 from bigr.pipeline.stage_table import STAGES
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.full_disk import full_disk
 from bigr.runtime.masking import MaskingFormatter, masked
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -135,9 +136,13 @@ def main() -> NoReturn:
     atexit.register(gc.freeze)  # else the interpreter takes a second at its end to look for cycles in what was loaded
     try:
         app(prog_name="bigr")
-    except BigrError as error:
+    except Exception as error:
         from bigr.pipeline.processes import hand_up
 
+        if not isinstance(error, BigrError):
+            if (problem := full_disk(error, Path.cwd())) is None:
+                raise
+            error = BigrError(problem)
         if not hand_up(error):
             typer.echo(masked(str(error)), err=True)
         sys.exit(EXIT_USER_ERROR)

@@ -4,7 +4,6 @@ Names are paths below the root, with forward slashes. Hidden names are passed ov
 to a cache of bounded size before it is read; a remote image is read by itself and not kept.
 """
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from bigr.runtime.errors import BigrError
+from bigr.runtime.full_disk import NO_ROOM
 
 T = TypeVar("T")
 
@@ -33,7 +33,6 @@ _TO_INSTALL = {
     **dict.fromkeys(("http", "https"), "aiohttp"),
 }
 _PASSING = ".part"
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CONNECT_S, _SILENCE_S = 60, 300
 """How long a web server may take to answer, and between two pieces of a file. A file as a whole may take any time."""
 
@@ -155,7 +154,7 @@ class Cache:
             with FileLock(self.folder / "removal.lock"):
                 self._shrink(place)
         except OSError as error:
-            remedy = "free some space, or lower run.cache_gb" if error.errno in _DISK_IS_FULL else "correct its rights"
+            remedy = "free some space, or lower run.cache_gb" if error.errno in NO_ROOM else "correct its rights"
             raise BigrError(
                 f"{self.folder} cannot keep copies of remote files ({error.strerror or error}); {remedy}"
             ) from None
@@ -307,7 +306,7 @@ class RemoteStorage:
                 return work()
             except Exception as error:  # each file system has errors of its own
                 problem = _cause(error) if self._web else error
-                if isinstance(problem, OSError) and problem.errno in _DISK_IS_FULL:
+                if isinstance(problem, OSError) and problem.errno in NO_ROOM:
                     raise
                 status = getattr(problem, "status", None)  # of a web server
                 reason = " ".join(str(problem).split()) or type(problem).__name__
