@@ -23,7 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bigr
+from bigr.data.texts import Texts, write_text_index, write_texts
+from bigr.evaluation.captions.caption_retrieval import similarities
+from bigr.evaluation.captions.trained_judge import train_judge
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
+from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.evaluation.representation.features import token_averages, write_features
 from bigr.evaluation.representation.folder_probe import probe_folder
 from bigr.evaluation.representation.linear_probe import linear_probe
@@ -115,6 +119,59 @@ def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
         assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end
         train_transcoder.run(chosen, Context(tmp_path))
     assert (tmp_path / "models" / "bigr" / "model.safetensors").is_file()
+
+
+def write_texts_of(root: Path, kind: str, images: int = 4) -> None:
+    """Texts of the codes of `write_codes`, in data/text: numbers of byte pairs, or features with a vector in front."""
+    draws = np.random.default_rng(0)
+    shape = {"text_tokens": 6, "text_vocabulary": 260} if kind == "learned" else CLIP
+    for split, count in (("train", images), ("val", images // 2)):
+        lengths = [number % 4 for number in range(count)]  # the first is no text
+        if kind == "learned":
+            arrays = [draws.integers(1, 260, length).astype(np.int32) for length in lengths]
+        else:
+            arrays = [draws.normal(size=(length and length + 1, 12)).astype(np.float16) for length in lengths]
+        write_texts(root / "data" / "text" / f"{split}.safetensors", arrays, "an encoder", 0)
+    write_text_index(
+        root / "data" / "text", "an encoder", shape, {split: [f"{split}.safetensors"] for split in ("train", "val")}
+    )
+
+
+CLIP = {"text_tokens": 6, "text_width": 12, "text_pooled": True}
+TEXTS: dict[str, Any] = {"generator__text_layers": 1, "generator__text_heads": 2, "generator__text_dropout": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["learned", "frozen"])
+def test_a_model_of_texts_trains_and_samples(tmp_path: Path, kind: str) -> None:
+    write_codes(tmp_path, images=4)
+    write_texts_of(tmp_path, kind)
+    chosen = on_gpu(**TEXTS, generator__dropout=0.1, generator__steps=3, transcoder__steps=2)
+    with fake_cuda() as gpu:
+        train_generator.run(chosen, Context(tmp_path))
+        assert gpu.reads["training/loop.py Losses.read"] == 2  # a checkpoint, the end: texts do not wait
+        train_transcoder.run(chosen, Context(tmp_path))
+    with fake_cuda(UNKNOWN) as gpu:
+        model = load_model(tmp_path / "models" / "bigr", BiGR).to(CUDA)
+        texts = Texts.open(tmp_path / "data" / "text", "train", 4)
+        assert texts is not None
+        given = texts.batch(torch.arange(4)).to(CUDA)
+        assert (given.dtype, given.device) == (torch.int64 if kind == "learned" else torch.float32, CUDA)
+        with autocast(CUDA, "bfloat16", model.config.dim):
+            for sampling in (Sampling(2, 2), Sampling(2, 2, guidance_scale=3.0, guidance_schedule="cosine")):
+                gpu.reads.clear()
+                found = sample_codes(model, given, sampling, [1, 2, 3, 4])
+                assert (found.shape, found.device) == ((4, TOKENS, 24), CUDA)
+                assert gpu.reads == {"sampling/unmask.py sample_codes": 1}
+
+
+def test_the_judge_of_captions_trains_without_waiting_and_judges() -> None:
+    images = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
+    stream = ImageStream(12, lambda: iter(images))
+    texts = [f"caption {number}" for number in range(12)]
+    with fake_cuda() as gpu:
+        judge = train_judge(settings(evaluation__judge_steps=3).evaluation, stream, texts, CUDA)
+        assert not gpu.reads and next(judge.parameters()).device == CUDA
+        assert similarities(judge, stream, texts, 4).shape == (12, 10)
 
 
 def test_a_killed_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

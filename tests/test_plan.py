@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bigr import config
 from bigr.cli import program
+from bigr.data.texts import write_texts
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
 from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.folders import save
@@ -26,6 +27,7 @@ from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import encode_codes as codes_stage
+from bigr.text.byte_pairs import BytePairs
 from tests import tiny, worlds
 
 ROOT = Path(__file__).parents[1]
@@ -432,6 +434,46 @@ def test_codes_take_on_disk_what_is_planned(tmp_path: Path) -> None:
     files = list((tmp_path / "data" / "codes").glob("*.safetensors"))
     size = sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little") for path in files)
     assert size == image_counts.disk(s, tmp_path).code * 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "each"),
+    [
+        ({"text.encoder": "learned", "text.tokens": 24}, 24 * 4 + 8),
+        ({"text.encoder": "clip", "text.from": "nowhere", "text.tokens": 77}, 78 * 768 * 2 + 8),
+        ({"text.encoder": "t5", "text.from": "nowhere", "text.tokens": 10}, 10 * 4096 * 2 + 8),
+    ],
+)
+def test_texts_take_on_disk_at_most_what_is_planned(tmp_path: Path, changes: dict[str, Any], each: int) -> None:
+    path = write(tmp_path, **{key.replace(".", "__"): value for key, value in changes.items()})
+    made = plan.make_plan(path, tmp_path, tflops=1.0, images=1_000_000, classes=4)
+    row = next(line for line in page(made) if line.strip().startswith("data/text"))
+    assert f"{each:,}" in row and f"{each * 1_000_000 / 2**30:.2f}" in row and "at most" in row
+    assert made.as_json()["disk"]["text"] == each
+    longer = "a text that is cut " * 30
+    if changes["text.encoder"] == "learned":
+        encoder = BytePairs.learned([longer], 257, 24)
+        write_texts(tmp_path / "a.safetensors", encoder.read([longer] * 50), "hash", 50)
+        size = (tmp_path / "a.safetensors").stat().st_size
+        header = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little")
+        assert size - 8 - header == 50 * each + 8  # and where the last ends
+
+
+def test_models_of_classes_have_no_texts_on_disk_and_draw_none_of_training_captions(made: plan.Plan) -> None:
+    assert made.disk.text is None and not any("data/text" in line for line in page(made))
+    s = settings()
+    assert s.images_drawn == s.samples.count
+    texts = settings(text__encoder="learned", generator__text_heads=2)
+    assert texts.images_drawn == texts.samples.count + texts.samples.train_captions
+
+
+def test_the_judge_of_captions_is_planned_unless_clip_judges(tmp_path: Path) -> None:
+    ours = settings(text__encoder="learned", generator__text_heads=2)
+    more = settings(text__encoder="learned", generator__text_heads=2, evaluation__judge_steps=10)
+    clip = settings(text__encoder="learned", generator__text_heads=2, evaluation__clip="clip")
+    with torch.device("meta"):
+        few, many, none = (plan.judge_flops(s, 100, 50) for s in (ours, more, clip))
+    assert none == 0 < few < many < 2 * few
 
 
 def test_features_take_two_bytes_a_number_of_every_layer_for_the_images_that_are_measured(tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ from bigr.models.masked.generator import BiGRConfig
 from bigr.models.presets import PRESETS, TOKENIZERS
 from bigr.pipeline import check
 from bigr.pipeline.planning import image_counts
+from bigr.pipeline.runner import function_of
+from bigr.pipeline.stage_table import NAMES
+from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
+from tests import tiny, worlds
+from tests.text_encoders import PLACES, write_clip
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes"
@@ -45,7 +50,7 @@ PAPER = {
 }
 """Results of the paper, under their names in metrics.json."""
 
-OTHERS = ("fashion-mnist.yaml",)
+OTHERS = ("emoji.yaml", "fashion-mnist.yaml", "text-256-L.yaml")
 """Recipes that are not of the paper's models."""
 
 every_recipe = pytest.mark.parametrize("name", SHAPES)
@@ -199,6 +204,46 @@ def test_params_yaml_extends_nothing_since_dvc_reads_it(project: Path) -> None:
     (project / "params.yaml").write_text("extends: recipes/imagenet256-L-d24.yaml\n")
     with pytest.raises(BigrError, match=r"params\.yaml: extends: .*bigr recipe"):
         config.load(project / "params.yaml")
+
+
+def test_the_recipe_of_captioned_images_runs_with_a_clip_of_its_own(tmp_path: Path) -> None:
+    """Every stage, with tiny networks on tiny images, whose texts are read by a CLIP, which also judges."""
+    worlds.write_captioned(tmp_path / "data" / "captioned", size=20)
+    write_clip(tmp_path / "weights" / "clip-vit-large-patch14")
+    (tmp_path / "params.yaml").write_text(recipes.composed(FOLDER / "text-256-L.yaml"))
+    tiny.apply(
+        tmp_path / "params.yaml",
+        tiny.OVERRIDES
+        | {"run.device": "cpu", "run.processes": 1, "run.workers": 1, "codes.draws": 1, "text.tokens": PLACES}
+        | {"tokenizer.perceptual_weight": 0.0, "tokenizer.gan_weight": 0.0, "tokenizer.schedule": "constant"}
+        | {"tokenizer.warmup_steps": 0, "generator.warmup_steps": 0, "transcoder.steps": 2}
+        | {"evaluation.extractor": "classifier", "evaluation.probe_batch_size": 16, "samples.order": "entropy"}
+        | {"samples.count": 8, "samples.train_captions": 12, "evaluation.zero_shot_images": 2},
+    )
+    settings = config.load(tmp_path / "params.yaml")
+    assert settings.text.encoder == "clip" and settings.codes.views == ["identity", "flip"]
+    for name in NAMES:
+        function_of(name)(settings, Context(tmp_path, "f"))
+    metrics = config.read(tmp_path / "outputs" / "metrics.json")
+    assert {"train_top1", "train_clip_score"} <= metrics["retrieval"].keys()
+    parts = config.read(tmp_path / "outputs" / "evaluation-parts.json")
+    assert not parts["failed"]
+    measured = image_counts.disk(settings, tmp_path)
+    assert measured.text_basis == "measured in data/text" and 0 < measured.text < (PLACES + 1) * 16 * 2 + 8
+
+
+def test_the_recipe_of_emoji_is_of_held_out_and_training_captions() -> None:
+    settings = load("emoji.yaml")
+    assert settings.emoji and settings.text.encoder == "learned" and settings.grid == 8
+    assert settings.images_drawn == 306 + 500 and "train_top1" in settings.targets["retrieval"]
+
+
+def test_what_the_captioned_recipe_says_of_the_disk_is_what_its_plan_says(tmp_path: Path) -> None:
+    disk = image_counts.disk(load("text-256-L.yaml"), tmp_path)
+    assert disk.text == 78 * 768 * 2 + 8
+    shards, codes, texts = (f"{size * 1e6 / 2**30:.2f} GiB" for size in (disk.shard, disk.code, disk.text))
+    text = (FOLDER / "text-256-L.yaml").read_text()
+    assert f"{shards} of shards, {codes} of codes, at most {texts} of texts" in text
 
 
 @every_recipe

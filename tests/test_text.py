@@ -13,6 +13,7 @@ from bigr.data.texts import Texts, text_counts, write_text_index, write_texts
 from bigr.models.masked.backbone import Backbone, BackboneConfig, rope_tables
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.masked.text_conditions import TextConditions
+from bigr.models.text_shape import text_shape
 from bigr.runtime import torchvision_import  # noqa: F401 - before transformers, which imports torchvision
 from bigr.runtime.errors import BigrError
 from bigr.sampling.editing import interpolate_codes
@@ -22,14 +23,9 @@ from bigr.text.encoder import as_given, cleaned, encoder_hash
 from bigr.text.encoder_folder import load_encoder
 from bigr.text.frozen import FrozenEncoder
 from bigr.text.prompts import read_prompts
+from tests.text_encoders import CAPTIONS, write_frozen
 
 CPU = torch.device("cpu")
-CAPTIONS = [
-    "a small red circle",
-    "a large blue square",
-    "two small red squares",
-    "a red circle above a blue square",
-] * 5
 P, GRID, BITS, DIM = 6, 3, 8, 32
 LEARNED = {"text_tokens": P, "text_vocabulary": 20, "text_layers": 1, "text_heads": 2}
 FEATURES = {"text_tokens": P, "text_width": 12, "text_pooled": True}
@@ -125,13 +121,13 @@ def test_the_shape_of_a_class_model_has_no_text_whatever_the_section_says() -> N
             return 64
 
     plain = BiGRConfig.of(Section(), code_bits=8, grid=3, num_classes=3)
-    assert (plain.text_layers, plain.text_heads, plain.text_tokens, plain.text_shape) == (0, 0, 0, ())
+    assert (plain.text_layers, plain.text_heads, plain.text_tokens, text_shape(vars(plain))) == (0, 0, 0, ())
     learned = BiGRConfig.of(
         Section(), code_bits=8, grid=3, num_classes=3, text={"text_tokens": 5, "text_vocabulary": 9}
     )
-    assert (learned.text_layers, learned.text_heads, learned.text_shape) == (2, 4, (5,))
+    assert (learned.text_layers, learned.text_heads, text_shape(vars(learned))) == (2, 4, (5,))
     frozen = BiGRConfig.of(Section(), code_bits=8, grid=3, num_classes=3, text=FEATURES)
-    assert (frozen.text_layers, frozen.text_shape) == (0, (P + 1, 12))
+    assert (frozen.text_layers, text_shape(vars(frozen))) == (0, (P + 1, 12))
 
 
 # Byte pairs
@@ -181,40 +177,7 @@ def test_a_text_is_cleaned(text: str) -> None:
     assert cleaned("e\u0301") == "é"
 
 
-# Frozen encoders: tiny ones with random weights, as transformers writes them.
-
-
-def write_frozen(folder: Path, kind: str, width: int = 16) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
-    words = sorted({word for caption in CAPTIONS for word in caption.split()})
-    vocabulary = {word: place for place, word in enumerate(["<pad>", "<unk>", *words, "<s>", "</s>"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    start, end = ("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[start, end])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    wrapped.save_pretrained(folder)
-    if kind == "clip":
-        config = CLIPTextConfig(
-            **{"vocab_size": len(vocabulary), "hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 3},
-            **{
-                "num_attention_heads": 2,
-                "max_position_embeddings": 12,
-                "eos_token_id": end[1],
-                "bos_token_id": start[1],
-            },
-        )
-        CLIPTextModel(config).save_pretrained(folder)
-    else:
-        T5EncoderModel(
-            T5Config(vocab_size=len(vocabulary), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-        ).save_pretrained(folder)
-    return folder
+# Frozen encoders: those of tests/text_encoders.py.
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ from bigr import config
 from bigr.cli import program
 from bigr.data.codes import CodesDataset
 from bigr.data.shards import ShardIndex, read_captions
-from bigr.data.texts import write_text_index
+from bigr.data.texts import Texts, write_text_index
 from bigr.interop.folders import load_config, text_encoder_of
 from bigr.models.masked.generator import BiGR
+from bigr.pipeline.check import check_files
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
@@ -38,6 +39,8 @@ from bigr.text.encoder import as_given, encoder_hash
 from bigr.text.encoder_folder import load_encoder
 from tests import tiny
 from tests.scratch import ROOT
+from tests.test_training import run_two_processes
+from tests.text_encoders import write_clip
 from tests.worlds import settings as tiny_settings
 
 SCENES: dict[str, Any] = {
@@ -51,6 +54,7 @@ SCENES: dict[str, Any] = {
     "generator.text_layers": 1,
     "generator.text_heads": 2,
     "samples.count": 20,
+    "samples.train_captions": 6,
 }
 
 
@@ -120,6 +124,75 @@ def test_samples_of_prompts_have_no_class_and_are_those_of_bigr_load(project: Pa
     assert not np.array_equal(images[0], images[3])
 
 
+def test_samples_of_training_captions_are_apart_and_those_of_bigr_load(project: Path) -> None:
+    with np.load(project / "outputs" / "samples.npz", allow_pickle=False) as file:
+        images, texts = file["train_images"], list(file["train_texts"])
+    assert images.shape == (6, 16, 16, 3) and texts == captions(project, "train")[:6]
+    drawn = bigr.load(project, device="cpu").generate([""] * 20 + texts, seed=settings().seed)[20:]
+    assert all(np.array_equal(np.asarray(one), image) for one, image in zip(drawn, images, strict=True))
+
+
+def test_more_samples_of_training_captions_than_there_are_start_again_and_none_is_none(
+    project: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(project, tmp_path / "project")
+    for count in (0, 50):
+        chosen = settings(**{"samples.train_captions": count, "samples.count": 4, "samples.iterations": 1})
+        draw_samples.run(chosen, Context(tmp_path / "project", "f"))
+        with np.load(tmp_path / "project" / "outputs" / "samples.npz", allow_pickle=False) as file:
+            assert file["arr_0"].shape[0] == 4 and ("train_texts" in file) == (count > 0)
+            if count:
+                assert list(file["train_texts"]) == [*captions(project, "train"), *captions(project, "train")[:2]]
+
+
+def test_retrieval_and_attributes_are_measured_of_scenes(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    chosen = settings(**{"evaluation.zero_shot_images": 0, "evaluation.probe_images": 20})
+    evaluate_model.run(chosen, Context(root, "f"))
+    metrics = config.read(root / "outputs" / "metrics.json")
+    shares = {"top1", "train_top1", "judge_accuracy", "judge_train_accuracy", "reconstructions_top1"}
+    assert metrics["retrieval"].keys() == shares - {"train_top1"}  # of six captions there is no ten
+    assert all(0 <= metrics["retrieval"][name] <= 1 for name in shares - {"train_top1"})
+    assert {"reader_accuracy", "object", "colour", "all", "held_out_all"} <= metrics["attributes"].keys()
+    assert all(0 <= value <= 1 for value in metrics["attributes"].values())
+    about = config.read(root / "outputs" / "protocol.json")
+    assert about["judge"]["name"] == "trained" and about["extractor"]["name"] == "classifier"
+    parts = config.read(root / "outputs" / "evaluation-parts.json")
+    assert "different captions" in parts["left_out"]["retrieval.train_top1"] and not parts["failed"]
+    assert config.read(root / "outputs" / "headline.json")["caption_top1"] == metrics["retrieval"]["top1"]
+
+
+def test_clip_judges_where_the_settings_name_it(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    write_clip(root / "clip")
+    chosen = settings(
+        **{"evaluation.clip": "clip", "evaluation.zero_shot_images": 0, "samples.train_captions": 16},
+    )
+    draw_samples.run(chosen, Context(root, "f"))
+    evaluate_model.run(chosen, Context(root, "f"))
+    retrieval = config.read(root / "outputs" / "metrics.json")["retrieval"]
+    assert {"top1", "train_top1", "clip_score", "train_clip_score", "real_clip_score"} <= retrieval.keys()
+    assert config.read(root / "outputs" / "protocol.json")["judge"]["name"] == "clip"
+    assert settings(**{"evaluation.clip": "clip"}).files["evaluation.clip"] == "clip"
+    with pytest.raises(BigrError, match=r"evaluation.clip is gone, which does not exist; put the folder of CLIP there"):
+        check_files(root, settings(**{"evaluation.clip": "gone"}))
+    (root / "file").touch()
+    with pytest.raises(BigrError, match=r"evaluation.clip is file, which is not a folder of CLIP; name another"):
+        check_files(root, settings(**{"evaluation.clip": "file"}))
+    assert "evaluation.clip" not in settings(**{"evaluation.clip": "gone", "text.encoder": "none"}).files
+
+
+def test_pictures_have_captions_below_their_images(project: Path) -> None:
+    for name, columns in (("samples", 10), ("reconstructions", 8)):
+        with Image.open(project / "outputs" / f"{name}.png") as picture:
+            pixels = np.asarray(picture.convert("L"))
+        assert pixels.shape[1] == columns * (112 + 8) + 8
+        below = pixels[8 + 112 * (1 if name == "samples" else 2) + 7 :][:15]
+        assert (below < 60).sum() > 50  # letters
+
+
 def test_the_evaluation_leaves_out_what_needs_classes(project: Path, tmp_path: Path) -> None:
     root = tmp_path / "project"
     shutil.copytree(project, root)
@@ -132,6 +205,9 @@ def test_the_evaluation_leaves_out_what_needs_classes(project: Path, tmp_path: P
     assert "label_agreement" not in metrics["samples"] and "label_agreement" in metrics["reconstructions"]
     assert {"inpaint_psnr", "enrich_label_agreement"} <= metrics["zero_shot"].keys()
     assert not {"edit_label_agreement", "interpolation_agreement"} & metrics["zero_shot"].keys()
+    assert (
+        "top1" not in metrics["retrieval"] and "judge_accuracy" in metrics["retrieval"]
+    )  # one prompt: nothing to tell
 
 
 def test_every_application_takes_a_text_where_it_takes_a_class(project: Path) -> None:
@@ -250,6 +326,96 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_files(
     for path in (project / "data" / "text").iterdir():
         assert (root / "data" / "text" / path.name).read_bytes() == path.read_bytes()
     assert not (root / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_read_and_draw_what_one_does_and_train_on_their_halves(project: Path, tmp_path: Path) -> None:
+    """Texts and samples to the byte. Each process draws masks and noise of its own, so that trained weights are not
+    those of one process; but both have the same, and a killed training ends with them, bit for bit."""
+    for place in ("whole", "killed"):
+        shutil.copytree(project / "data", tmp_path / place / "data")
+        shutil.rmtree(tmp_path / place / "data" / "text")
+        for name in ("tokenizer", "bigr"):
+            shutil.copytree(project / "models" / name, tmp_path / place / "models" / name)
+    run_two_processes(_TOGETHER, tmp_path)
+    for path in (project / "data" / "text").iterdir():
+        assert (tmp_path / "whole" / "data" / "text" / path.name).read_bytes() == path.read_bytes()
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    texts = Texts.open(project / "data" / "text", "train", 48)
+    assert texts is not None and len(ranks[0]["images"]) == 5
+    for step in range(5):
+        images, read = (torch.cat([rank[name][step] for rank in ranks]) for name in ("images", "texts"))
+        assert len(images) == 16 and torch.equal(read, texts.batch(images))
+    assert all(torch.equal(*pair) for pair in zip(ranks[0]["weights"], ranks[1]["weights"], strict=True))
+    whole, killed = ((tmp_path / place / "models" / "generator") for place in ("whole", "killed"))
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    assert [rank["resumed"] for rank in ranks] == [1, 1]  # steps after the checkpoint of step 4
+    draw_samples.run(settings(**TOGETHER), Context(tmp_path / "killed", "f"))
+    with (
+        np.load(tmp_path / "whole" / "outputs" / "samples.npz", allow_pickle=False) as two,
+        np.load(tmp_path / "killed" / "outputs" / "samples.npz", allow_pickle=False) as one,
+    ):
+        names = ("arr_0", "arr_1", "texts", "train_images", "train_texts")
+        assert set(names) == set(two.files) and all(np.array_equal(two[name], one[name]) for name in names)
+
+
+TOGETHER = {
+    **{"run.device": "cpu", "run.precision": "float32", "generator.text_dropout": 0.0, "samples.guidance_scale": 1.0},
+    **{"samples.count": 7, "samples.train_captions": 4},
+}
+_TOGETHER = """
+# One of two processes: reads the captions, trains the generator at once and with an interruption, and draws.
+import pathlib, sys
+import torch
+from bigr.runtime.context import Context
+from bigr.runtime.distributed import process_group, rank
+from bigr.data.texts import Texts
+from bigr.stages import draw_samples, encode_texts, train_generator
+from bigr.training.masked_batches import MaskedBatches
+from bigr.training.optimiser import EMA
+from tests.test_text_to_image import TOGETHER, settings
+
+class Killed(Exception):
+    pass
+
+root, chosen, saw, seen = pathlib.Path(sys.argv[1]), settings(**TOGETHER), {"images": [], "texts": []}, {"steps": 0}
+batch_of, texts_of, update = MaskedBatches.batch, Texts.batch, EMA.update
+
+def read(self, indices):
+    seen["indices"] = indices
+    return texts_of(self, indices)
+
+def remember(self, step):
+    batch = batch_of(self, step)
+    if "last" not in seen:
+        saw["images"].append(seen["indices"])
+        saw["texts"].append(batch.labels)
+    return batch
+
+def watched(self, source):
+    update(self, source)
+    seen["steps"] += 1
+    saw["weights"] = [tensor.clone() for tensor in self.module.state_dict().values()]
+    if seen["steps"] == seen.get("last"):
+        raise Killed
+
+Texts.batch, MaskedBatches.batch, EMA.update = read, remember, watched
+with process_group(torch.device("cpu")):
+    for place in ("whole", "killed"):
+        encode_texts.run(chosen, Context(root / place, "f"))
+    train_generator.run(chosen, Context(root / "whole", "f"))
+    seen.update(steps=0, last=5)
+    try:
+        train_generator.run(chosen, Context(root / "killed", "f"))
+        raise AssertionError("not killed")
+    except Killed:
+        pass
+    seen.update(steps=0, last=None)
+    train_generator.run(chosen, Context(root / "killed", "f"))
+    saw["resumed"] = seen["steps"]
+    draw_samples.run(chosen, Context(root / "whole", "f"))
+    torch.save(saw, root / f"rank{rank()}.pt")
+"""
 
 
 def test_images_without_captions_are_one_line(project: Path, tmp_path: Path) -> None:

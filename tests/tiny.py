@@ -44,6 +44,7 @@ OVERRIDES: dict[str, Any] = {
     "transcoder.warmup_steps": 1,
     "transcoder.validate_every": 3,
     "samples.count": 40,
+    "samples.train_captions": 12,
     "samples.batch_size": 40,
     "samples.iterations": 2,
     "samples.diffusion_steps": 2,
@@ -56,6 +57,11 @@ OVERRIDES: dict[str, Any] = {
     "evaluation.probe_epochs": 1,
     "evaluation.tsne_images": 20,
     "evaluation.zero_shot_images": 12,
+    "evaluation.judge_steps": 5,
+    "evaluation.judge_batch_size": 16,
+    "evaluation.judge_width": 32,
+    "evaluation.scene_reader_steps": 5,
+    "evaluation.scene_reader_scenes": 64,
 }
 
 

@@ -53,6 +53,17 @@ def write_shards(root: Path, *, size=32, classes=2, images=12, prefix="") -> Non
     )
 
 
+def write_captioned(folder: Path, *, size: int, images: int = 60) -> None:
+    """A folder of smooth random pictures of one class, each with its own caption in a file beside it."""
+    folder.mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    for number in range(images):
+        coarse = Image.fromarray(draws.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        colour, shape = ("red", "blue")[number % 2], ("circle", "square", "squares")[number % 3]
+        (folder / f"{number}.txt").write_text(f"a {colour} {shape} number {number}")
+
+
 def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer="a-tokenizer", drawn=0):
     """Random codes with a pattern per class under root/data/codes, in the project's format, and `drawn` others."""
     draws = torch.Generator().manual_seed(0)

@@ -20,6 +20,8 @@ WIDTH = 80
 _TITLES = {
     "samples": "{images} images drawn by the model",
     "reconstructions": "the tokenizer, on {images} held-out images",
+    "retrieval": "whether samples show their captions: one of ten is picked",
+    "attributes": "what samples of scenes show of what their captions say",
     "codes": "how the tokenizer uses its bits",
     "probe": "representation: linear probe, best layer {best_layer}",
     "knn": "representation: nearest neighbours, best layer {best_layer}",
@@ -37,6 +39,12 @@ _SHOWN = {
     "samples.recall": "real images covered",
     "samples.nearest_ratio": "1: new; 0: copies",
     "reconstructions.psnr": "against the originals",
+    "retrieval.top1": "held-out captions",
+    "retrieval.train_top1": "training captions",
+    "retrieval.judge_accuracy": "real images, held out",
+    "retrieval.clip_score": "100 × cosine",
+    "attributes.seen_all": "colours as in training",
+    "attributes.held_out_all": "new colours of shapes",
     "codes.bit_entropy": "a bit, mean; 1 at most",
     "codes.dead_bits": "bits that never change",
     "probe.best_top1": "held-out images",
@@ -49,11 +57,11 @@ _SHOWN = {
 }
 """Metric of the short table → its explanation."""
 
-_OF_ONE_EXTRACTOR = ("samples.fd_classifier", "samples.fid", "samples.isc")
-"""Metrics of the short table that are left out where they have neither result nor target."""
+_OF_SOME = ("samples.fd_classifier", "samples.fid", "samples.isc", "retrieval.", "attributes.")
+"""Starts of metrics of the short table that are left out where they have neither result nor target."""
 
-_UNITS = {"dB": r"psnr$", "%": r"agreement$|accuracy$|^precision$|^recall$|_share$|top[15]"}
-"""Unit → pattern of a metric's name. Shares are printed in percent."""
+_UNITS = {"dB": r"psnr$", "%": r"agreement$|accuracy$|\.precision$|\.recall$|_share$|top[15]|^attributes\."}
+"""Unit → pattern of a metric's key. Shares are printed in percent."""
 
 _PLACES = (
     ("samples", "outputs/samples.png"),
@@ -82,7 +90,7 @@ class MetricRow:
 
     def cells(self) -> tuple[str, str, str, str, str]:
         """Name, result, target, verdict, meaning."""
-        unit = next((unit for unit, names in _UNITS.items() if re.search(names, self.name)), "")
+        unit = next((unit for unit, names in _UNITS.items() if re.search(names, self._key)), "")
         result = "not measured" if self.result is None else _number(self.result, unit)
         bound = "≤" if self._key in LOWER_IS_BETTER else "≥"
         target = "" if self.target is None else f"{bound} {self.target * (100 if unit == '%' else 1):g} {unit}".rstrip()
@@ -175,7 +183,7 @@ def _names(found: Mapping[str, Any], goals: Mapping[str, float], every: bool) ->
         keys = own
     else:
         there = {key for key in own if measured(found, key) is not None} | set(goals)
-        keys = [key for key in _SHOWN if key not in _OF_ONE_EXTRACTOR or key in there]
+        keys = [key for key in _SHOWN if not key.startswith(_OF_SOME) or key in there]
     keys = list(dict.fromkeys([*keys, *goals]))
     parts = [key.partition(".")[0] for key in keys]
     for part in dict.fromkeys([*(part for part in _TITLES if part in parts), *parts]):

@@ -369,6 +369,7 @@ class SamplesSettings(SamplerSettings):
 
     count: Positive
     prompts: Name | None
+    train_captions: Count
     batch_size: Positive
     grid_rows: Positive
     preset: Literal["quality", "balanced", "fast"] | None
@@ -427,6 +428,14 @@ class EvaluationSettings(_Section):
     tsne_images: Positive
     tsne_perplexity: PositiveFloat
     zero_shot_images: Count
+    clip: Name | None
+    judge_width: Positive
+    judge_vocabulary: Annotated[int, Field(ge=257)]
+    judge_steps: Positive
+    judge_batch_size: Annotated[int, Field(ge=2)]
+    judge_learning_rate: PositiveFloat
+    scene_reader_steps: Positive
+    scene_reader_scenes: Positive
 
     @model_validator(mode="after")
     def _fits(self) -> "EvaluationSettings":
@@ -496,6 +505,11 @@ class Settings(_Section):
         return self.shards.image_size // self.tokenizer.downsampling
 
     @property
+    def images_drawn(self) -> int:
+        """How many images the stage `samples` draws: those of training captions too, where the model takes texts."""
+        return self.samples.count + (self.samples.train_captions if self.text.used else 0)
+
+    @property
     def emoji(self) -> bool:
         """Whether the stage `dataset` renders emoji."""
         return self.shards.embedded and self.dataset.name == "emoji"
@@ -517,6 +531,7 @@ class Settings(_Section):
             "evaluation.extractor_weights": (
                 evaluation.extractor_weights if evaluation.extractor != "classifier" else None
             ),
+            "evaluation.clip": evaluation.clip if self.text.used else None,
         }
         return {key: path for key, path in named.items() if path is not None}
 

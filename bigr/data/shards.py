@@ -126,6 +126,11 @@ def read_captions(shard: Shard) -> Iterator[str]:
     _check_count(shard, count)
 
 
+def first_captions(index: ShardIndex, split: str, count: int) -> list[str]:
+    """The captions of the first `count` images of a split, of all where there are fewer; as `read_captions`."""
+    return list(itertools.islice(itertools.chain.from_iterable(map(read_captions, index.shards(split))), count))
+
+
 def image_starts(shard: Shard) -> Sequence[int]:
     """Where each image of one shard starts in its tar, and where the last ends, in bytes: images + 1 numbers.
 

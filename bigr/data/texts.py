@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigr.models.text_shape import text_shape
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json, write_tensors
-from bigr.text.encoder import padded, text_shape
+from bigr.text.encoder import padded
 
 INDEX = "index.json"
 

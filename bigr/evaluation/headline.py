@@ -6,6 +6,8 @@ from typing import Any
 
 HEADLINE = {
     "label_agreement": "samples.label_agreement",
+    "caption_top1": "retrieval.top1",
+    "attributes": "attributes.all",
     "over_floor": "samples.over_floor",
     "fid": "samples.fid",
     "precision": "samples.precision",
@@ -14,7 +16,7 @@ HEADLINE = {
     "probe_top1": "probe.best_top1",
     "knn_top1": "knn.best_top1",
 }
-"""Name in headline.json → name in metrics.json, `<part>.<name>`."""
+"""Name in headline.json → name in metrics.json, `<part>.<name>`; `retrieval` and `attributes` are of texts."""
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, float]:

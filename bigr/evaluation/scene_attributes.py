@@ -34,7 +34,7 @@ from bigr.runtime.transfer import to_device
 THINGS = [Thing(*attributes) for attributes in product(SHAPES, COLOURS, SIZES)]
 """What a cell may hold; the network's class 0 is nothing, class i is THINGS[i − 1]."""
 _NUMBERS = {thing: number for number, thing in enumerate(THINGS, start=1)}
-_TRAINED_ON, _TESTED_ON, _BATCH, _STEPS = 6_000, 1_000, 64, 400
+_TESTED_ON, _BATCH = 1_000, 64
 _RATE = 1e-2
 
 
@@ -68,10 +68,11 @@ class SceneReader(nn.Module):
         return found
 
 
-def train_reader(
-    image_size: int, device: torch.device, *, steps: int = _STEPS, scenes: int = _TRAINED_ON
-) -> tuple[SceneReader, float]:
-    """A reader of scenes of this size, and the share of other scenes that it reads without any error."""
+def train_reader(image_size: int, device: torch.device, *, steps: int, scenes: int) -> tuple[SceneReader, float]:
+    """A reader of scenes of this size, and the share of other scenes that it reads without any error.
+
+    steps: of training; scenes: how many it learns from.
+    """
     images, cells = _scenes(scenes, image_size, "train")
     torch.manual_seed(derive_seed(EVALUATION_SEED, "scene reader"))
     reader = SceneReader().to(device)

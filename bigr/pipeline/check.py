@@ -41,8 +41,8 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
         place = root / local_path(path)
         if is_url(path):
             continue
-        kind = {"source": "folder or file of images", "from": "model"}.get(name, "file")
-        fits = place.is_file() if kind == "file" else place.exists()
+        kind = {"source": "folder or file of images", "from": "model", "clip": "folder of CLIP"}.get(name, "file")
+        fits = {"file": place.is_file, "folder of CLIP": place.is_dir}.get(kind, place.exists)()
         if kind == "model" and any(place.resolve().is_relative_to((root / made).resolve()) for made in MADE):
             problems.append(
                 f"{key} is {path}, which a stage of this project writes; name a copy of it "

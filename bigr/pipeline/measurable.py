@@ -29,6 +29,10 @@ def _not_measured(name: str, settings: config.Settings, images: ImagesFound | No
         return f"evaluation.extractor is {evaluation.extractor}"
     if metric in ("fid", "kid", "isc") and evaluation.extractor == "classifier":
         return "evaluation.extractor is classifier"
+    if part in ("retrieval", "attributes") and (reason := _without_texts(name, settings)):
+        return reason
+    if name == "samples.label_agreement" and settings.text.used and settings.samples.prompts is not None:
+        return "samples.prompts names texts, and no classes"
     if part in ("probe", "knn") and one_class:
         return "there is one class"
     if part == "zero_shot":
@@ -39,6 +43,19 @@ def _not_measured(name: str, settings: config.Settings, images: ImagesFound | No
             return "generator.use_labels is false"
         if to_a_class and one_class:
             return "there is one class"
+    return ""
+
+
+def _without_texts(name: str, settings: config.Settings) -> str:
+    """Why a metric of texts is not measured; empty where it is."""
+    if not settings.text.used:
+        return "text.encoder is none"
+    if name.startswith("attributes.") and not (settings.shards.embedded and settings.dataset.name == "scenes"):
+        return "the images are not the embedded scenes"
+    if name.startswith("retrieval.train_") and settings.samples.train_captions == 0:
+        return "samples.train_captions is 0"
+    if name.endswith("clip_score") and settings.evaluation.clip is None:
+        return "evaluation.clip is empty"
     return ""
 
 

@@ -60,14 +60,22 @@ class Remeasurement:
         """The present settings, with the version's own sampler, editing and use of labels."""
         own = ServedRecord.of_package(package).images
         editing = {} if own.editing is None else asdict(own.editing)
-        weights = settings.evaluation.extractor_weights
+        evaluation = settings.evaluation
+        files = {name: getattr(evaluation, name) for name in ("extractor_weights", "clip")}
+        prompts = settings.samples.prompts
         changed = {
             "codes": settings.codes.model_copy(update={"draws": 0}),  # which only training reads
-            "samples": settings.samples.model_copy(update={**asdict(own.sampling), "preset": None}),
+            "samples": settings.samples.model_copy(
+                update={
+                    **asdict(own.sampling),
+                    "preset": None,
+                    "prompts": prompts and str(self._project / prompts),
+                }
+            ),
             "editing": settings.editing.model_copy(update=editing),
             "generator": settings.generator.model_copy(update={"use_labels": own.knows_labels}),
-            "evaluation": settings.evaluation.model_copy(
-                update={"extractor_weights": weights and str(self._project / weights)}
+            "evaluation": evaluation.model_copy(
+                update={name: path and str(self._project / path) for name, path in files.items()}
             ),
         }
         return settings.model_copy(update=changed)

@@ -12,6 +12,8 @@ _HIGHER = {
     "samples": ("is_classifier", "isc", "precision", "recall", "label_agreement"),
     "reconstructions": ("is_classifier", "isc", "precision", "recall", "psnr", "label_agreement"),
     "codes": ("bit_entropy", "unique_share"),
+    "retrieval": ("top1", "train_top1", "clip_score", "train_clip_score", "reconstructions_top1"),
+    "attributes": ("object", "colour", "size", "count", "position", "all", "seen_all", "held_out_all"),
     "probe": ("best_top1", "best_top5"),
     "knn": ("best_top1", "best_top5"),
     "zero_shot": (

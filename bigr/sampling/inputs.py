@@ -6,6 +6,9 @@ from torch import Tensor
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.errors import BigrError
 
+NO_LABEL = -1
+"""In the place of a label: of samples of prompts, which have no class."""
+
 
 def check_finite(model: BiGR) -> None:
     """Raise `BigrError` if a weight of `model` is not finite. Call it once, before anything is sampled.

@@ -3,13 +3,14 @@
 Reads models/tokenizer and models/bigr; writes outputs/samples.npz in the layout that ADM's evaluator reads (`arr_0`
 uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one column a class. A model that takes texts gets
 those of `samples.prompts`, or the captions of the validation split, from the first on: the file then has them as
-`texts`, and labels are the captioned images', −1 of prompts.
+`texts`, and labels are the captioned images', −1 of prompts. Samples of `samples.train_captions` training captions are
+apart, as `train_images` and `train_texts`.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bigr.data.codes import CodesDataset
-from bigr.data.picture_grid import save_grid
-from bigr.data.shards import ShardIndex, read_captions
+from bigr.data.picture_grid import save_captioned_grid, save_grid
+from bigr.data.shards import ShardIndex, first_captions
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling.acceleration import accelerate
 from bigr.sampling.decode import batched, decoded
-from bigr.sampling.inputs import balanced_labels, check_finite
+from bigr.sampling.inputs import NO_LABEL, balanced_labels, check_finite
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.text.encoder import as_given
 from bigr.text.encoder_folder import encoder_of
@@ -45,7 +46,6 @@ from bigr.text.prompts import read_prompts
 if TYPE_CHECKING:
     from bigr.config import SamplesSettings, Settings
 
-NO_LABEL = -1  # of prompts, which have no class
 PICTURED_CLASSES = 16
 PICTURED_TEXTS = 10  # in a row of the picture
 GATHERED_TOGETHER = 256
@@ -63,8 +63,9 @@ def run(settings: "Settings", context: Context) -> None:
         asked = asked_of_texts(settings, context.root, device)
     else:
         asked = asked_of_classes(model, section)
-    seeds = [derive_seed(settings.seed, "samples", index) for index in range(section.count)]
-    mine = range(rank(), section.count, world())
+    count = section.count + len(asked.train_texts)
+    seeds = [derive_seed(settings.seed, "samples", index) for index in range(count)]
+    mine = range(rank(), count, world())
     accelerate(model, settings.run.compile, device, len(mine))
 
     images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
@@ -78,34 +79,45 @@ def run(settings: "Settings", context: Context) -> None:
             codes = sample_codes(model, given, Sampling.of(section), [seeds[i] for i in chosen])
         images[places] = decoded(tokenizer, codes, settings.run.decode_precision)
 
-    with Progress("samples", section.count, unit="image", enabled=is_main()) as bar:
+    with Progress("samples", count, unit="image", enabled=is_main()) as bar:
         for places in batched(len(mine), section.batch_size):
             in_parts(draw, places, model.config.grid**2, device)
             bar.advance(len(places) * world())
     log_compile_time()
 
-    images = gathered(images, section.count, device)
+    images = gathered(images, count, device)
     if is_main():
         outputs = context.root / "outputs"
-        texts = {} if asked.texts is None else {"texts": np.array(asked.texts)}
-        write_npz(outputs / "samples.npz", arr_0=images.numpy(), arr_1=asked.labels.numpy(), **texts)
+        own, train = images[: section.count], images[section.count :]
+        texts = {}
+        if asked.texts is not None:
+            texts["texts"] = np.array(asked.texts)
+        if asked.train_texts:
+            texts |= {"train_images": train.numpy(), "train_texts": np.array(asked.train_texts)}
+        write_npz(outputs / "samples.npz", arr_0=own.numpy(), arr_1=asked.labels.numpy(), **texts)
         picture = outputs / "samples.png"
-        drawn = images.permute(0, 3, 1, 2)
+        drawn = own.permute(0, 3, 1, 2)
         if asked.texts is None:
             save_class_columns(picture, drawn, asked.labels, section.grid_rows)
         else:
-            save_grid(picture, drawn[: PICTURED_TEXTS * section.grid_rows], columns=PICTURED_TEXTS)
+            most = PICTURED_TEXTS * section.grid_rows
+            save_captioned_grid(picture, drawn[:most], asked.texts[:most], columns=PICTURED_TEXTS)
         context.report.picture("samples", picture)
-        context.report.metrics({"images": float(section.count)})
+        context.report.metrics({"images": float(count)})
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What each image is to show. labels: int64 [n]; conditions: of some images, by their numbers; texts: of all."""
+    """What each image is to show.
+
+    labels: of the images by which the model is measured, int64 [n]; texts: theirs; train_texts: captions of the
+    training split, of the images after these; conditions: of some images, by their numbers.
+    """
 
     labels: Tensor
     conditions: Callable[[list[int]], Tensor]
     texts: list[str] | None = None
+    train_texts: list[str] = field(default_factory=list)
 
 
 def asked_of_classes(model: BiGR, section: "SamplesSettings") -> Asked:
@@ -115,19 +127,25 @@ def asked_of_classes(model: BiGR, section: "SamplesSettings") -> Asked:
 
 
 def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> Asked:
-    """The prompts, or the captions of the validation split; from the first again where the images are more."""
+    """The prompts, or the captions of the validation split, and captions of the training split.
+
+    Each from the first again where the images are more.
+    """
     section, models = settings.samples, root / "models"
     encoder = encoder_of(models / "bigr", models / "text", device, root)
     if section.prompts is not None:
         known = read_prompts(root / section.prompts, "samples.prompts")
         labels = torch.full((len(known),), NO_LABEL)
     else:
-        shards = ShardIndex.load(root / "data" / "shards").shards("val")
-        known = list(islice(chain.from_iterable(map(read_captions, shards)), section.count))
+        known = first_captions(ShardIndex.load(root / "data" / "shards"), "val", section.count)
         labels = CodesDataset.open(root / "data" / "codes", "val", None).batch(torch.arange(len(known)))[1]
     places = torch.arange(section.count) % len(known)
-    texts = [known[place] for place in places]
-    return Asked(labels[places], lambda chosen: as_given(encoder, [texts[place] for place in chosen]), texts)
+    texts, train = [known[place] for place in places], list[str]()
+    if section.train_captions:
+        few = first_captions(ShardIndex.load(root / "data" / "shards"), "train", section.train_captions)
+        train = list(islice(cycle(few), section.train_captions))
+    every = texts + train
+    return Asked(labels[places], lambda chosen: as_given(encoder, [every[number] for number in chosen]), texts, train)
 
 
 def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:

@@ -3,10 +3,10 @@
 Reads outputs/samples.npz, data/shards, data/codes, models/tokenizer and models/bigr; writes outputs/metrics.json, the
 few of it that DVC compares as outputs/headline.json, outputs/plots, models/classifier, models/features (how features
 are standardised, and the layer that predicts classes best), outputs/protocol.json (the extractor and the reference of
-the distances: those of others do not compare) and outputs/evaluation-parts.json (which parts were measured, left out,
-or failed). Where a part fails, the metrics of the others are written before the stage fails. Classifier, probe and
-draws of subsets have a seed of their own, so that the metrics of runs with different `seed` compare. All in float32,
-whatever `run.precision` is.
+the distances, the judge of captions: metrics of others do not compare) and outputs/evaluation-parts.json (which parts
+were measured, left out, or failed). Where a part fails, the metrics of the others are written before the stage fails.
+Classifier, judges, probe and draws of subsets have a seed of their own, so that the metrics of runs with different
+`seed` compare. All in float32, whatever `run.precision` is.
 """
 
 from collections import defaultdict
@@ -19,9 +19,12 @@ from torch import Tensor
 
 from bigr.data.codes import CodesDataset
 from bigr.data.embedded.scenes import CLASSES as SCENES
-from bigr.data.shards import ShardIndex
+from bigr.data.shards import ShardIndex, first_captions
 from bigr.data.sources.source import SPLITS
 from bigr.evaluation import plots
+from bigr.evaluation.captions.caption_retrieval import CaptionedSet, Judge, retrieval_metrics
+from bigr.evaluation.captions.clip_judge import ClipJudge
+from bigr.evaluation.captions.trained_judge import train_judge
 from bigr.evaluation.code_usage import code_usage
 from bigr.evaluation.evaluation_parts import NotApplicable, Parts
 from bigr.evaluation.fidelity.classifier import Classifier, train_on_shards
@@ -37,7 +40,7 @@ from bigr.evaluation.fidelity.neighbours import MEASURED, draw_neighbours, neare
 from bigr.evaluation.fidelity.statistics import KEPT, measure
 from bigr.evaluation.headline import headline
 from bigr.evaluation.imagesets.image_stream import ImageStream, mean_psnr, reconstructions, split_hash, split_images
-from bigr.evaluation.imagesets.npz_images import read_samples, read_texts
+from bigr.evaluation.imagesets.npz_images import read_samples, read_texts, read_train_samples
 from bigr.evaluation.representation.features import Features, layer_features, scratch_folder
 from bigr.evaluation.representation.linear_probe import selection
 from bigr.evaluation.representation.representation_metrics import COLUMNS, Representation, represent
@@ -81,7 +84,7 @@ def run(settings: "Settings", context: Context) -> None:
     val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
     drawn = ImageStream(len(samples), lambda: iter(samples))
 
-    parts, metrics = Parts(), defaultdict[str, dict[str, float]](dict)
+    parts, metrics, protocol = Parts(), defaultdict[str, dict[str, float]](dict), dict[str, object]()
     classifier: Classifier | None = None
     representation: Representation | None = None
     with (
@@ -106,8 +109,7 @@ def run(settings: "Settings", context: Context) -> None:
                 extractor = classifier_extractor(needed(classifier), device)
             else:
                 extractor = inception_extractor(inception, device)
-            about_it = about(section, extractor.hash, shards, counts)
-            write_json(root / "outputs" / "protocol.json", about_it)
+            protocol |= about(section, extractor.hash, shards, counts)
             sets = {"samples": drawn, "reconstructions": restored, **originals}
             for name, measured in distances(section, extractor, sets, device, parts).items():
                 metrics[name] |= measured
@@ -119,9 +121,17 @@ def run(settings: "Settings", context: Context) -> None:
             metrics["samples"]["nearest_ratio"] = nearest_ratio(mine, held_out)
             draw_neighbours(pictures / "neighbours.png", few, mine, originals["train"])
         texts = read_texts(root / "outputs" / "samples.npz")
+        if texts is not None:
+            with parts("retrieval"):
+                judge = judge_of(section, root, shards, originals["train"], device)
+                protocol["judge"] = judge.about
+                those = captioned_sets(root, shards, CaptionedSet(drawn, texts), restored, originals)
+                scores = section.clip is not None
+                metrics["retrieval"] = retrieval_metrics(judge, those, section.batch_size, parts, scores=scores)
         if texts is not None and classes == SCENES:
             with parts("attributes"):
-                reader, accuracy = train_reader(shards.image_size, device)
+                steps, scenes = section.scene_reader_steps, section.scene_reader_scenes
+                reader, accuracy = train_reader(shards.image_size, device, steps=steps, scenes=scenes)
                 shown = reader.read(samples, section.batch_size)
                 metrics["attributes"] = {"reader_accuracy": accuracy, **attribute_metrics(texts, shown)}
         with parts("psnr"):
@@ -147,6 +157,8 @@ def run(settings: "Settings", context: Context) -> None:
     if representation is None:  # DVC expects the folder
         with atomic_folder(root / "models" / "features"):
             pass
+    if "extractor" in protocol:
+        write_json(root / "outputs" / "protocol.json", protocol)
     write_json(root / "outputs" / "metrics.json", metrics)
     write_json(root / "outputs" / "headline.json", headline(metrics))
     write_json(root / "outputs" / "evaluation-parts.json", parts.as_json())
@@ -190,6 +202,31 @@ def distances(
     floor = max(found["val_against_train"][distance], _SMALLEST_FLOOR)
     found["samples"]["over_floor"] = found["samples"][distance] / floor
     return found
+
+
+def judge_of(section: "Section", root: Path, shards: ShardIndex, training: ImageStream, device: torch.device) -> Judge:
+    """CLIP, where the settings name its weights, else a judge trained on the training images and their captions."""
+    if section.clip is not None:
+        return ClipJudge(root / section.clip, device)
+    return train_judge(section, training, first_captions(shards, "train", len(training)), device)
+
+
+def captioned_sets(
+    root: Path, shards: ShardIndex, drawn: CaptionedSet, restored: ImageStream, originals: Mapping[str, ImageStream]
+) -> dict[str, CaptionedSet]:
+    """The sets of retrieval, by their names in metrics.json: samples, and what the judge can be compared by."""
+    texts = {split: first_captions(shards, split, len(images)) for split, images in originals.items()}
+    few = min(len(originals["val"]), len(originals["train"]))
+    sets = {
+        "top1": drawn,
+        "judge_accuracy": CaptionedSet(originals["val"], texts["val"]),
+        "judge_train_accuracy": CaptionedSet(originals["train"].limited(few), texts["train"][:few]),
+        "reconstructions_top1": CaptionedSet(restored, texts["val"]),
+    }
+    if (train := read_train_samples(root / "outputs" / "samples.npz")) is not None:
+        images, captions = train
+        sets["train_top1"] = CaptionedSet(ImageStream(len(images), lambda: iter(images)), captions)
+    return sets
 
 
 def measure_zero_shot(

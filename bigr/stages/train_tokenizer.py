@@ -2,7 +2,7 @@
 
 Reads data/shards, and with `tokenizer.from` the model that it names; writes models/tokenizer,
 outputs/curves/tokenizer.csv and outputs/reconstructions.png (images of the validation split above their
-reconstructions).
+reconstructions, and their captions where there are any).
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bigr.data.image_batches import ImageBatches
-from bigr.data.picture_grid import pairs, save_grid
-from bigr.data.shards import ShardIndex, load_split
+from bigr.data.picture_grid import pairs, save_captioned_grid, save_grid
+from bigr.data.shards import ShardIndex, first_captions, load_split
 from bigr.interop.folders import save
 from bigr.interop.lpips import load_lpips
 from bigr.interop.published.published_tokenizer import OF_SHARDS, pretrained_tokenizer
@@ -65,11 +65,16 @@ def validation(shards: Path, batch_size: int, device: torch.device, context: Con
     """A function that measures a tokenizer on fixed images, and writes them above their reconstructions."""
     originals = load_split(shards, "val", limit=VALIDATION_IMAGES)[0].to(device) / 255
     picture = context.root / "outputs" / "reconstructions.png"
+    captions = first_captions(ShardIndex.load(shards), "val", min(PICTURED, len(originals)))
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Tokenizer)
         metrics, restored = reconstruct(model, originals, batch_size)
-        save_grid(picture, pairs(originals[:PICTURED], restored[:PICTURED]), columns=PICTURED)
+        shown = pairs(originals[:PICTURED], restored[:PICTURED])
+        if any(captions):
+            save_captioned_grid(picture, shown, captions, columns=PICTURED // 2)
+        else:
+            save_grid(picture, shown, columns=PICTURED)
         context.report.picture("reconstructions", picture, step)
         return metrics
 

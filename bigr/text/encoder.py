@@ -7,7 +7,7 @@ which is no text: the model's unconditional case.
 
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigr.models.text_shape import text_shape
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import sha256_file
 
@@ -50,13 +51,6 @@ def cleaned(text: str) -> str:
 def as_given(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
     """Texts as the model takes them: [n, P] or [n, (1 +) P, C]."""
     return padded(encoder.read(texts), text_shape(encoder.shape))
-
-
-def text_shape(shape: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of one text as the model takes it, from the fields of `TextEncoder.shape`."""
-    if shape.get("text_vocabulary"):
-        return (shape["text_tokens"],)
-    return (shape["text_tokens"] + shape["text_pooled"], shape["text_width"])
 
 
 def padded(arrays: Sequence[np.ndarray], shape: Sequence[int]) -> Tensor:

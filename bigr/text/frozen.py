@@ -35,7 +35,7 @@ class FrozenEncoder:
         self._kind, self._source, self._tokens = kind, source, tokens
         self._tokenizer, self._model = _loaded(kind, source, folder)
         self._model = self._model.to(device).eval().requires_grad_(False)
-        self._hash = _hash(folder)
+        self._hash = folder_hash(folder)
         self.cut = 0
         most = getattr(self._model.config, "max_position_embeddings", None)
         if most is not None and tokens > most:
@@ -112,14 +112,9 @@ class FrozenEncoder:
 
 
 def _loaded(kind: str, source: str, folder: Path) -> tuple[Any, Any]:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    silence()
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
-    from transformers.utils import logging
 
-    import bigr.runtime.torchvision_import  # noqa: F401 - before transformers, which imports torchvision
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type not in _MODEL_TYPES[kind]:
@@ -137,7 +132,18 @@ def _loaded(kind: str, source: str, folder: Path) -> tuple[Any, Any]:
         ) from None
 
 
-def _hash(folder: Path) -> str:
+def silence() -> None:
+    """Import transformers, without telemetry, warnings and progress bars."""
+    import bigr.runtime.torchvision_import  # noqa: F401 - before transformers, which imports torchvision
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def folder_hash(folder: Path) -> str:
     """Of the weights and of the tokenizer's files, whatever else is in the folder."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".model"))
     digests = [f"{name} {sha256_file(folder / name)}" for name in names]

@@ -121,10 +121,10 @@ def train_classifier(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     warmup = 2 * _WARMUP if _WARMUP * steps == 1 else _WARMUP  # torch divides by the warm-up's steps less one
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=warmup)
-    with _one_thread(), Progress("classifier", steps) as progress:
+    with one_thread(), Progress("classifier", steps) as progress:
         for step, (images, labels) in zip(range(steps), batches, strict=False):
-            shifted = _shift(to_device(images, device), generator(seed, "classifier", "shift", step))
-            loss = F.cross_entropy(model(shifted), to_device(labels, device))
+            moved = shifted(to_device(images, device), generator(seed, "classifier", "shift", step))
+            loss = F.cross_entropy(model(moved), to_device(labels, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -134,7 +134,8 @@ def train_classifier(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute with one thread within: the order of sums, and so every bit of them, is then the same every time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,7 +150,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-def _shift(images: Tensor, draws: torch.Generator) -> Tensor:
+def shifted(images: Tensor, draws: torch.Generator) -> Tensor:
     """Each image [B, 3, H, W] shifted by an offset of its own of up to an eighth of its size, edges repeated."""
     batch, _, height, width = images.shape
     reach = max(1, height // 8)

@@ -32,9 +32,13 @@ class ImageStream:
         while batch := list(islice(stream, size)):
             yield torch.stack(batch)
 
+    def limited(self, count: int) -> "ImageStream":
+        """The first `count` images alone."""
+        return ImageStream(count, self._start)
+
     def first(self, count: int, size: int) -> Tensor:
         """The first `count` ≥ 1 images in memory, uint8 [count, 3, H, W], read `size` at a time."""
-        return torch.cat(list(ImageStream(count, self._start).batches(size)))
+        return torch.cat(list(self.limited(count).batches(size)))
 
 
 def split_images(shards: Path, split: str, count: int, workers: int) -> ImageStream:

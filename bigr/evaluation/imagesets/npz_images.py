@@ -19,11 +19,10 @@ from torch import Tensor
 
 from bigr.data.images import ImageError, check_pixels
 from bigr.runtime.errors import BigrError
+from bigr.sampling.inputs import NO_LABEL
 
 IMAGES, LABELS, MEAN, COVARIANCE = "arr_0", "arr_1", "mu", "sigma"
-TEXTS = "texts"
-NO_LABEL = -1
-"""Of images of prompts, which have no class (`bigr.stages.draw_samples`)."""
+TEXTS, TRAIN_IMAGES, TRAIN_TEXTS = "texts", "train_images", "train_texts"
 _BLOCK_BYTES = 1 << 24
 
 _HEADERS: dict[tuple[int, int], Callable[[IO[bytes]], tuple[tuple[int, ...], bool, np.dtype[Any]]]] = {
@@ -116,6 +115,14 @@ def read_texts(path: Path) -> list[str] | None:
     """The texts of samples that were drawn from texts; None of others. The file has been read by `read_samples`."""
     with np.load(path, allow_pickle=False) as file:
         return [str(text) for text in file[TEXTS]] if TEXTS in file else None
+
+
+def read_train_samples(path: Path) -> tuple[Tensor, list[str]] | None:
+    """Samples of training captions, uint8 [n, 3, H, W], and these; None where there are none. As `read_texts`."""
+    with np.load(path, allow_pickle=False) as file:
+        if TRAIN_TEXTS not in file:
+            return None
+        return torch.from_numpy(file[TRAIN_IMAGES]).permute(0, 3, 1, 2), [str(text) for text in file[TRAIN_TEXTS]]
 
 
 def _header(path: Path, file: IO[bytes]) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bigr.models.linear import Linear
 from bigr.models.masked.text_conditions import TextConditions
+from bigr.models.text_shape import text_shape
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,6 @@ class BackboneConfig:
     def unconditional(self) -> int:
         """What stands for "no class", the last row of the class table; or for no text, in all its places."""
         return 0 if self.text_tokens else self.num_classes
-
-    @property
-    def text_shape(self) -> tuple[int, ...]:
-        """The shape of a text as the model takes it: [P], or [(1 +) P, C]. Empty in a model of classes."""
-        if not self.text_tokens or self.text_vocabulary:
-            return (self.text_tokens,) if self.text_tokens else ()
-        return (self.text_tokens + self.text_pooled, self.text_width)
 
     @property
     def ffn_dim(self) -> int:
@@ -136,7 +130,7 @@ class Backbone(nn.Module):
     def unconditional(self, count: int, device: torch.device | str | None = None) -> Tensor:
         """What `condition` takes for no class or no text, `count` times."""
         dtype = torch.float32 if self.config.text_width else torch.int64
-        shape = (count, *self.config.text_shape)
+        shape = (count, *text_shape(vars(self.config)))
         return torch.full(shape, self.config.unconditional, dtype=dtype, device=device)
 
     def embed(self, codes_BNK: Tensor, mask_BN: Tensor | None) -> Tensor:

@@ -1,16 +1,23 @@
 """How many images there are, of how many classes, and what they take on disk."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bigr.config import Settings
 from bigr.data.shards import ShardIndex
+from bigr.data.texts import text_counts
+from bigr.models.text_shape import text_shape
 from bigr.pipeline.images_found import images_of
+from bigr.pipeline.planning.networks import text_fields
 
 _ASSUMED_CLASSES = 1000  # ImageNet-1K: changes the class table alone
 _LABEL = 8  # bytes of an int64
 _HALF = 2  # bytes of a float16
+_NUMBER = 4  # bytes of an int32, the number of a byte pair
+_START = 8  # bytes of an int64: where a text begins
 _RECORD = 512  # bytes to which tar fills up
 _PNG_SHARE = 0.6
 """A PNG's size as a share of 3 bytes a pixel: scikit-learn's two sample photographs take 0.51 to 0.66 at 256 and 64."""
@@ -36,16 +43,19 @@ class ImageCounts:
 class Disk:
     """Bytes of one image in the shards, in the codes, and in the features that exist while `evaluation` runs.
 
+    text: bytes of one caption as the encoder reads it; None where no model takes texts.
     featured: the most images of the training and of the validation split that have features; basis: how each was found.
     """
 
     shard: float
     code: int
     feature: int
+    text: float | None
     featured: tuple[int, int]
     shard_basis: str
     code_basis: str
     feature_basis: str
+    text_basis: str
 
 
 def count_images(settings: Settings, root: Path, images: int | None, classes: int | None) -> ImageCounts:
@@ -82,16 +92,48 @@ def disk(settings: Settings, root: Path) -> Disk:
     views, tokens, packed = len(settings.codes.views), settings.grid**2, math.ceil(settings.tokenizer.code_bits / 8)
     draws, plural = settings.codes.draws, "s" if views > 1 else ""
     stored = f" × (1 + {draws} draw{'s' if draws > 1 else ''})" if draws else ""
+    text, text_basis = _text(settings, root)
     layers, width = settings.generator.layers, settings.generator.dim
     return Disk(
         shard=shard,
         code=views * (1 + draws) * tokens * packed + _LABEL,
         feature=_HALF * layers * width,
+        text=text,
         featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
         shard_basis=basis,
         code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
         feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
+        text_basis=text_basis,
     )
+
+
+def _text(settings: Settings, root: Path) -> tuple[float | None, str]:
+    """Bytes of one text on disk, and how that is known: measured in data/text, else those of the longest."""
+    fields = text_fields(settings)
+    if fields is None:
+        return None, ""
+    shape = text_shape(fields)
+    if (known := _index_of_texts(root)) and text_shape(known["shape"]) == shape:
+        files = [root / "data" / "text" / name for names in known["splits"].values() for name in names]
+        if files and all(file.is_file() for file in files):
+            texts = sum(text_counts(file)["captions"] for file in files)
+            return sum(file.stat().st_size for file in files) / texts, "measured in data/text"
+    each = f"{shape[0]} tokens × {_NUMBER} bytes"
+    size = math.prod(shape) * _NUMBER
+    if len(shape) == 2:
+        vector = " and the vector" if fields["text_pooled"] else ""
+        each = f"{settings.text.tokens} tokens{vector} × {shape[1]} × {_HALF} bytes"
+        size = math.prod(shape) * _HALF
+    return size + _START, f"at most: {each} + {_START}; a shorter text takes less"
+
+
+def _index_of_texts(root: Path) -> dict[str, Any] | None:
+    """The index of data/text; None where there is none, or no texts are used."""
+    try:
+        found: dict[str, Any] = json.loads((root / "data" / "text" / "index.json").read_text(encoding="utf-8"))
+        return found if found["encoder"] is not None else None
+    except (OSError, ValueError, KeyError, TypeError):  # the stage that reads it says what is wrong
+        return None
 
 
 def _index(settings: Settings, root: Path) -> ShardIndex | None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bigr import config
 from bigr.config import Settings
+from bigr.evaluation.captions.trained_judge import LARGEST_SIDE, image_tower
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
 from bigr.pipeline.planning import image_counts, networks, sampling_cost, speed, training_cost
 from bigr.pipeline.planning.image_counts import Disk, ImageCounts
@@ -174,7 +175,21 @@ def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -
         + probe
         + neighbours
         + (zero_shot_flops(settings, built, drawn) if (drawn := min(section.zero_shot_images, val)) else 0)
+        + (judge_flops(settings, min(train, val), val) + val * decoder if settings.text.used else 0)
     )
+
+
+def judge_flops(settings: Settings, train: int, val: int) -> float:
+    """FLOPs of the judge of captions: its training, and each set that it looks at. Left out: CLIP, a scene's reader."""
+    section, side = settings.evaluation, min(settings.shards.image_size, LARGEST_SIDE)
+    if section.clip is not None:
+        return 0.0
+    tower = Classifier(image_tower(side, section)).train()
+    batch = torch.zeros(2, 3, side, side)
+    step = measure(lambda: tower(batch).sum(), Arithmetic(gpu=False, bfloat16=False))
+    similar = 2 * 2 * section.judge_batch_size * section.judge_width  # of an image to all texts, in both directions
+    trained = section.judge_steps * section.judge_batch_size * ((step.forward + step.backward) / 2 + similar)
+    return trained + (settings.images_drawn + train + 2 * val) * step.forward / 2
 
 
 def _stages(

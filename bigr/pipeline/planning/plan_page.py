@@ -108,6 +108,7 @@ def _disk(plan: Plan) -> list[str]:
     rows = [
         row("data/shards", disk.shard, disk.shard_basis),
         row("data/codes", disk.code, disk.code_basis),
+        *([] if disk.text is None else [row("data/text", disk.text, disk.text_basis)]),
         row("features", disk.feature, disk.feature_basis, disk.featured),
     ]
     return _table(("Disk", "bytes an image", "GiB", ""), rows)

@@ -73,7 +73,7 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
     """The cost of the stage `samples`."""
     section, model, tokenizer = settings.samples, networks.bigr.eval(), networks.tokenizer
     sampling, config, tokens = Sampling.of(section), model.config, settings.grid**2
-    share = math.ceil(section.count / processes)
+    share = math.ceil(settings.images_drawn / processes)
     images = min(section.batch_size, share)
     run = passes(sampling, tokens, images, direct=config.target == "direct")
     codes = torch.zeros(1, tokens, config.code_bits)
@@ -90,8 +90,8 @@ def sampling_cost(settings: Settings, networks: Networks, arithmetic: Arithmetic
         backbone=backbone,
         transcoder=inner,
         decoder=decoder,
-        flops=section.count * (backbone + inner),
-        flops_float32=section.count * decoder,
+        flops=settings.images_drawn * (backbone + inner),
+        flops_float32=settings.images_drawn * decoder,
         images=images,
         weights=weights,
         peak=peak,

@@ -1,0 +1,1 @@
+"""Whether images show what their captions say: retrieval of captions by CLIP, or by a judge that is trained here."""
