@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bigr
-from bigr.data.texts import Texts, write_text_index, write_texts
+from bigr.data.texts import Texts
 from bigr.evaluation.captions.caption_retrieval import similarities
 from bigr.evaluation.captions.trained_judge import train_judge
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
@@ -47,7 +47,7 @@ from bigr.sampling.acceleration import accelerate
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples, encode_codes, evaluate_model, train_generator, train_tokenizer, train_transcoder
 from tests.fake_cuda import CUDA, READS, NotRecordable, Waits, fake_cuda, places
-from tests.worlds import features_of, lpips_weights, settings, write_codes, write_models, write_shards
+from tests.worlds import features_of, lpips_weights, settings, write_codes, write_models, write_shards, write_text_rows
 
 TOKENS = 16
 UNKNOWN = {"sampling/unmask.py sample_codes": TOKENS, "sampling/editing.py inpaint_codes": TOKENS}
@@ -121,30 +121,13 @@ def test_generator_and_transcoder_train(tmp_path: Path, target: str) -> None:
     assert (tmp_path / "models" / "bigr" / "model.safetensors").is_file()
 
 
-def write_texts_of(root: Path, kind: str, images: int = 4) -> None:
-    """Texts of the codes of `write_codes`, in data/text: numbers of byte pairs, or features with a vector in front."""
-    draws = np.random.default_rng(0)
-    shape = {"text_tokens": 6, "text_vocabulary": 260} if kind == "learned" else CLIP
-    for split, count in (("train", images), ("val", images // 2)):
-        lengths = [number % 4 for number in range(count)]  # the first is no text
-        if kind == "learned":
-            arrays = [draws.integers(1, 260, length).astype(np.int32) for length in lengths]
-        else:
-            arrays = [draws.normal(size=(length and length + 1, 12)).astype(np.float16) for length in lengths]
-        write_texts(root / "data" / "text" / f"{split}.safetensors", arrays, "an encoder", 0)
-    write_text_index(
-        root / "data" / "text", "an encoder", shape, {split: [f"{split}.safetensors"] for split in ("train", "val")}
-    )
-
-
-CLIP = {"text_tokens": 6, "text_width": 12, "text_pooled": True}
 TEXTS: dict[str, Any] = {"generator__text_layers": 1, "generator__text_heads": 2, "generator__text_dropout": 0.5}
 
 
 @pytest.mark.parametrize("kind", ["learned", "frozen"])
 def test_a_model_of_texts_trains_and_samples(tmp_path: Path, kind: str) -> None:
     write_codes(tmp_path, images=4)
-    write_texts_of(tmp_path, kind)
+    write_text_rows(tmp_path, kind, images=4)
     chosen = on_gpu(**TEXTS, generator__dropout=0.1, generator__steps=3, transcoder__steps=2)
     with fake_cuda() as gpu:
         train_generator.run(chosen, Context(tmp_path))

@@ -40,7 +40,7 @@ from bigr.stages import draw_samples, encode_codes, train_generator, train_token
 from tests.fake_cuda import READS, places
 from tests.test_golden import FILES, errors_of
 from tests.test_training import run_killed_after, run_two_processes, steps_of, weights
-from tests.worlds import lpips_weights, settings, write_codes, write_models, write_shards
+from tests.worlds import lpips_weights, settings, write_codes, write_models, write_shards, write_text_rows
 
 NAME = os.environ.get("BIGR_TEST_DEVICE", "cuda")
 HERE = NAME != "cuda" or torch.cuda.is_available()
@@ -137,11 +137,13 @@ RATES = {
     "transcoder__learning_rate": 1e-2,
     "transcoder__ema_decay": 0.5,
 }
+TEXTS = {"generator__text_layers": 1, "generator__text_heads": 2}
 STAGES = {
     "tokenizer": (train_tokenizer, {"tokenizer__schedule": "constant"}),
     "tokenizer, adversarial": (train_tokenizer, {**ADVERSARIAL, "tokenizer__gan_start": 11}),
     "tokenizer, lookup-free": (train_tokenizer, {"tokenizer__quantizer": "lfq"}),
     "generator": (train_generator, {"generator__schedule": "constant"}),
+    "generator, texts": (train_generator, {"generator__schedule": "constant", **TEXTS}),
     "transcoder": (train_transcoder, {"transcoder__start": "scratch", "transcoder__schedule": "constant"}),
 }
 
@@ -153,6 +155,8 @@ def prepared(root: Path, stage: Any, changes: dict[str, Any], grid: int = 4) -> 
         save_file(lpips_weights(), root / "lpips.safetensors")
     else:
         write_codes(root, grid=grid)
+    if TEXTS.keys() <= changes.keys():
+        write_text_rows(root, "learned", images=40)
     if stage is train_transcoder:
         train_generator.run(on_device(**RATES, generator__steps=40), Context(root, "f"))
     return Context(root, "f")
@@ -180,7 +184,9 @@ def test_twenty_steps_lower_the_loss(tmp_path: Path, name: str, precision: str, 
 
 # 16×16 tokens: with fewer, attention has one block, and nothing to add in another order.
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "grid"), [("generator", 4), ("generator", 16), ("tokenizer, adversarial", 4)])
+@pytest.mark.parametrize(
+    ("name", "grid"), [("generator", 4), ("generator", 16), ("generator, texts", 4), ("tokenizer, adversarial", 4)]
+)
 def test_a_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, grid: int, precision: str
 ) -> None:

@@ -133,6 +133,26 @@ def test_the_table_fits_80_columns_whatever_was_measured_and_wanted(project: Pat
         assert [line for line in lines if len(line) > 80] == []
 
 
+def test_metrics_of_texts_are_shown_in_percent_where_they_were_measured(project: Path) -> None:
+    assert not any(line.split()[:1] in (["retrieval"], ["attributes"]) for line in table(project))
+    own = {
+        "retrieval": {"top1": 0.91, "train_top1": 0.95, "judge_accuracy": 0.99, "clip_score": 27.5},
+        "attributes": {"reader_accuracy": 0.98, "all": 0.7, "seen_all": 0.8, "held_out_all": 0.6},
+    }
+    write(project, METRICS | own)
+    targets(project, {"retrieval": {"train_top1": 0.8}, "attributes": {"held_out_all": 0.7}})
+    lines = table(project)
+    assert row(lines, "retrieval", "train_top1").split()[:7] == ["train_top1", "95.00", "%", "≥", "80", "%", "met"]
+    assert "60.00 %" in row(lines, "attributes", "held_out_all") and " missed" in row(
+        lines, "attributes", "held_out_all"
+    )
+    assert "27.5" in row(lines, "retrieval", "clip_score") and "%" not in row(lines, "retrieval", "clip_score")
+    assert all(len(line) <= 80 for line in table(project, "--all"))
+    shown = headline(METRICS | own)
+    assert (shown["caption_top1"], shown["attributes"]) == (0.91, 0.7)
+    assert {"caption_top1", "attributes"} <= set(list(shown)[:5])  # which the flow's page shows
+
+
 def test_numbers_of_images_are_whole_numbers(project: Path) -> None:
     write(project, METRICS | {"samples": METRICS["samples"] | {"images": 50_000.0}})
     lines = table(project, "--all")

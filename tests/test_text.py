@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigr.data.texts import Texts, text_counts, write_text_index, write_texts
+from bigr.interop.folders import save
 from bigr.models.masked.backbone import Backbone, BackboneConfig, rope_tables
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.masked.text_conditions import TextConditions
@@ -20,7 +21,7 @@ from bigr.sampling.editing import interpolate_codes
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.text.byte_pairs import BytePairs
 from bigr.text.encoder import as_given, cleaned, encoder_hash
-from bigr.text.encoder_folder import load_encoder
+from bigr.text.encoder_folder import encoder_of, load_encoder
 from bigr.text.frozen import FrozenEncoder
 from bigr.text.prompts import read_prompts
 from tests.text_encoders import CAPTIONS, write_frozen
@@ -237,6 +238,20 @@ def test_an_encoder_that_does_not_fit_is_one_line(kind: str, tokens: int, said: 
     with pytest.raises(BigrError, match=said) as caught:
         FrozenEncoder.open(kind, str(clip), tokens, CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_frozen_encoder_of_another_width_than_the_models_is_one_line(clip: Path, tmp_path: Path) -> None:
+    model = BiGR(BiGRConfig(BITS, GRID, 3, DIM, 2, 2, 32, 1, ffn_multiple_of=32, **FEATURES))
+    save(tmp_path / "bigr", model)
+    (tmp_path / "text").mkdir()
+    FrozenEncoder.open("clip", str(clip), P, CPU).save(tmp_path / "text")
+    with pytest.raises(
+        BigrError, match=r"takes texts of 6 tokens and a vector of width 12, .* of width 16; run `dvc rep"
+    ):
+        encoder_of(tmp_path / "bigr", tmp_path / "text", CPU)
+    fits = BiGR(BiGRConfig(BITS, GRID, 3, DIM, 2, 2, 32, 1, ffn_multiple_of=32, **FEATURES | {"text_width": 16}))
+    save(tmp_path / "bigr", fits)
+    assert encoder_of(tmp_path / "bigr", tmp_path / "text", CPU).shape["text_width"] == 16
 
 
 def test_a_missing_or_damaged_encoder_is_one_line(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from bigr.data.shards import ShardIndex, read_captions
 from bigr.data.texts import Texts, write_text_index
 from bigr.interop.folders import load_config, text_encoder_of
 from bigr.models.masked.generator import BiGR
-from bigr.pipeline.check import check_files
+from bigr.pipeline.check import check_files, check_models
+from bigr.pipeline.measurable import check_promotion
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json
@@ -42,6 +43,7 @@ from tests.scratch import ROOT
 from tests.test_training import run_two_processes
 from tests.text_encoders import write_clip
 from tests.worlds import settings as tiny_settings
+from tests.worlds import write_captioned
 
 SCENES: dict[str, Any] = {
     "dataset.name": "scenes",
@@ -433,6 +435,87 @@ def test_without_an_encoder_the_stage_writes_only_that(project: Path, tmp_path: 
     assert [path.name for path in (tmp_path / "data" / "text").iterdir()] == ["index.json"]
     with pytest.raises(BigrError, match=r"has no encoder of texts \(none\); run the stage text"):
         load_encoder(tmp_path / "models" / "text", torch.device("cpu"))
+
+
+def test_images_of_which_some_have_no_caption_are_counted_in_a_warning(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(project / "data", tmp_path / "data")
+    index = config.read(tmp_path / "data" / "shards" / "index.json")
+    assert (index["splits"]["train"]["captions"], index["splits"]["val"]["captions"]) == (48, 16)
+    index["splits"]["train"]["captions"] = 47
+    write_json(tmp_path / "data" / "shards" / "index.json", index)
+    encode_texts.run(settings(), Context(tmp_path, "f"))
+    assert [line for line in caplog.messages if "no caption" in line] == [
+        "text: 1 of 48 train images have no caption: no text"
+    ]
+
+
+def test_a_table_of_captions_with_a_line_too_few_is_named_in_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_captioned(tmp_path / "captioned", size=16, images=12)
+    lines = [f"{number}.png,a caption" for number in range(11)]
+    for path in (tmp_path / "captioned").glob("*.txt"):
+        path.unlink()
+    (tmp_path / "captioned" / "captions.csv").write_text("\n".join(["file_name,text", *lines]))
+    pack_shards.run(settings(**{"shards.source": "captioned"}), Context(tmp_path, "f"))
+    index = ShardIndex.load(tmp_path / "data" / "shards")
+    assert index.images("train") + index.images("val") == 11
+    assert [line for line in caplog.messages if "left out" in line] == [
+        f"{tmp_path / 'captioned' / 'captions.csv'}: 1 images that it does not name are left out"
+    ]
+
+
+def forget_the_encoder(model: Path) -> None:
+    """Take the encoder's hash out of a model's folder, as in one that does not name it."""
+    values = config.read(model / "config.json")
+    del values["text_encoder"]
+    write_json(model / "config.json", values)
+
+
+def test_an_encoder_whose_texts_do_not_fit_the_model_is_one_line(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root)
+    shutil.copytree(project / "models" / "generator", root / "ready")
+    encode_texts.run(settings(**{"text.tokens": 12}), Context(root, "g"))
+    for folder in (root / "models" / "bigr", root / "ready"):
+        forget_the_encoder(folder)
+    with pytest.raises(
+        BigrError, match=r"bigr takes texts of 10 tokens of \d+ byte pairs, .*text gives 12 .*`dvc repro`"
+    ):
+        bigr.load(root, device="cpu")
+    with pytest.raises(
+        BigrError, match=r"^generator.from is ready, for texts of 10 tokens of .*; data/text has 12 tok"
+    ):
+        train_generator.run(settings(**{"generator.from": "ready"}), Context(root, "g"))
+
+
+def test_the_check_takes_a_generator_of_texts_where_the_settings_do(project: Path) -> None:
+    (project / "ready").exists() or shutil.copytree(project / "models" / "generator", project / "ready")
+    check_models(project, settings(**{"generator.from": "ready"}), ("generator",), 4)
+    with pytest.raises(BigrError, match=r"^generator.from is ready, which takes texts; set text.encoder to the one it"):
+        check_models(project, settings(**{"generator.from": "ready", "text.encoder": "none"}), ("generator",), 4)
+
+
+def test_metrics_of_texts_are_measured_where_the_settings_say_so() -> None:
+    def reason(name: str, **changes: object) -> str:
+        gate = [{"name": name, "tolerance": 0.1, "relative": False, "limit": None}]
+        try:
+            check_promotion(settings(**{"promotion.metrics": gate, **changes}), None)
+        except BigrError as error:
+            return str(error)
+        return ""
+
+    for name in ("retrieval.top1", "retrieval.train_top1", "attributes.all", "attributes.held_out_all"):
+        assert reason(name) == ""
+        assert "text.encoder is none" in reason(name, **{"text.encoder": "none"})
+    assert "evaluation.clip is empty" in reason("retrieval.clip_score")
+    assert reason("retrieval.clip_score", **{"evaluation.clip": "clip"}) == ""
+    assert "samples.train_captions is 0" in reason("retrieval.train_top1", **{"samples.train_captions": 0})
+    assert "not the embedded scenes" in reason("attributes.all", **{"dataset.name": "emoji"})
+    assert "texts take the classes' place" in reason("zero_shot.edit_label_agreement")
+    assert "samples.prompts names texts" in reason("samples.label_agreement", **{"samples.prompts": "prompts.txt"})
 
 
 def test_another_encoder_than_the_models_is_refused(project: Path, tmp_path: Path) -> None:

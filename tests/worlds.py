@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bigr import config
 from bigr.data.codes import CodesDataset
+from bigr.data.texts import write_text_index, write_texts
 from bigr.evaluation.representation.features import Features, write_features
 from bigr.interop.folders import model_hash, save
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
@@ -82,6 +83,22 @@ def write_codes(root: Path, *, grid=4, bits=24, classes=3, images=40, tokenizer=
         splits[split] = {"images": count, "class_counts": counts, "shards": [{"name": name, "images": count}]}
     write_json(folder / "index.json", {**header, "classes": [str(c) for c in range(classes)], "splits": splits})
     return CodesDataset.open(folder, "train", tokenizer)
+
+
+def write_text_rows(root: Path, kind: str, *, images: int) -> None:
+    """Texts of the codes of `write_codes` in data/text: numbers of byte pairs (learned), or CLIP's features."""
+    draws = np.random.default_rng(0)
+    learned = {"text_tokens": 6, "text_vocabulary": 260}
+    shape = learned if kind == "learned" else {"text_tokens": 6, "text_width": 12, "text_pooled": True}
+    splits = {"train": images, "val": images // 2}
+    for split, count in splits.items():
+        lengths = [number % 4 for number in range(count)]  # the first is no text
+        if kind == "learned":
+            arrays = [draws.integers(1, 260, length).astype(np.int32) for length in lengths]
+        else:
+            arrays = [draws.normal(size=(length and length + 1, 12)).astype(np.float16) for length in lengths]
+        write_texts(root / "data" / "text" / f"{split}.safetensors", arrays, "an encoder", 0)
+    write_text_index(root / "data" / "text", "an encoder", shape, {split: [f"{split}.safetensors"] for split in splits})
 
 
 def write_models(

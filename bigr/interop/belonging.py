@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bigr.data.codes import CodesDataset
     from bigr.interop.published.published_model import PublishedModel
     from bigr.models.autoencoder.tokenizer import Tokenizer
-    from bigr.models.masked.generator import BiGR
+    from bigr.models.masked.generator import BiGR, BiGRConfig
 
 
 def check_pair(
@@ -65,6 +65,14 @@ def check_published(tokenizer: "PublishedModel", generator: "PublishedModel") ->
             f"{files} the tokenizer is for {shape.image_size}² images in {shape.grid}×{shape.grid} tokens, "
             f"diffusion_pos_embed_learned for {model.grid}×{model.grid}"
         )
+
+
+def text_problems(named: str, config: "BiGRConfig", *, texts: bool) -> list[str]:
+    """A line where the generator that `generator.from` names takes texts and the settings do not, or the reverse."""
+    if bool(config.text_tokens) == texts:
+        return []
+    takes, encoder = ("classes", "none") if texts else ("texts", "the one it was trained with")
+    return [f"generator.from is {named}, which takes {takes}; set text.encoder to {encoder}"]
 
 
 def generator_problems(named: str, found: "PublishedModel", tokenizer: str | None, classes: int | None) -> list[str]:

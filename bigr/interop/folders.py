@@ -170,6 +170,11 @@ def text_encoder_of(folder: Path) -> str | None:
     return _trained_on(folder, _TEXT)
 
 
+def text_fields_of(folder: Path) -> dict[str, Any]:
+    """What the shape of the generator in `folder` says of texts (`bigr.models.text_shape`)."""
+    return {name: value for name, value in _read_config(folder).items() if name.startswith("text_")}
+
+
 def _trained_on(folder: Path, name: str) -> str | None:
     found = _read_config(folder).get(name)
     return found if found is None else str(found)

@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +138,11 @@ def _tokenizer_problems(root: Path, settings: config.Settings, named: str) -> li
 def _generator_problems(
     root: Path, settings: config.Settings, named: str, classes: int | None, tokenizer: str | None
 ) -> list[str]:
-    from bigr.interop.belonging import generator_problems
+    from bigr.interop.belonging import generator_problems, text_problems
     from bigr.interop.folders import model_hash
     from bigr.interop.published.published_generator import pretrained_generator
     from bigr.models.masked.generator import BiGRConfig
+    from bigr.models.text_shape import ENCODED
 
     source = pretrained_generator(root, named)
     bits, grid, size = settings.tokenizer.code_bits, settings.grid, settings.shards.image_size
@@ -157,7 +157,10 @@ def _generator_problems(
         )
     ours = model_hash(root / tokenizer) if tokenizer and (root / tokenizer).is_dir() else None
     problems += generator_problems(named, found, ours, classes)
-    expected = replace(expected, grid=theirs.grid, num_classes=theirs.num_classes)
+    problems += text_problems(named, theirs, texts=settings.text.used)
+    shape = {"code_bits": bits, "grid": theirs.grid, "num_classes": theirs.num_classes}
+    text = {name: getattr(theirs, name) for name in ENCODED}  # the stage compares them with the texts' own
+    expected = BiGRConfig.of(settings.generator, **shape, text=text)
     return problems + source.problems(found, expected, {"code_bits": "tokenizer.code_bits"})
 
 

@@ -39,8 +39,11 @@ def _not_measured(name: str, settings: config.Settings, images: ImagesFound | No
         if evaluation.zero_shot_images == 0:
             return "evaluation.zero_shot_images is 0"
         to_a_class = metric in ("edit_label_agreement", "interpolation_agreement")
-        if not settings.generator.use_labels and (to_a_class or metric == "inpaint_label_agreement"):
-            return "generator.use_labels is false"
+        if to_a_class or metric == "inpaint_label_agreement":
+            if not settings.generator.use_labels:
+                return "generator.use_labels is false"
+            if settings.text.used:
+                return f"texts take the classes' place (text.encoder is {settings.text.encoder})"
         if to_a_class and one_class:
             return "there is one class"
     return ""

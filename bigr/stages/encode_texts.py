@@ -79,6 +79,8 @@ def _check_captions(images: ShardIndex, encoder: str) -> None:
                 f"text.encoder is {encoder}, but the {split} images in data/shards have no captions; name a source "
                 "with captions in shards.source (docs/data.md), or set text.encoder to none"
             )
+        if (missing := images.images(split) - int(entry["captions"])) > 0:
+            log.warning("text: %d of %d %s images have no caption: no text", missing, images.images(split), split)
 
 
 def _captions(images: ShardIndex, split: str) -> Iterator[str]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bigr.data.codes import CodesDataset
-from bigr.interop.belonging import generator_problems
+from bigr.interop.belonging import generator_problems, text_problems
 from bigr.interop.folders import model_hash, save, text_encoder_of
 from bigr.interop.published.published_generator import pretrained_generator
 from bigr.models.masked.compiled import compile_blocks, log_compile_time
 from bigr.models.masked.generator import BiGR, BiGRConfig
+from bigr.models.text_shape import in_words
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import is_main, parallel, rank
@@ -80,14 +81,19 @@ def take_over(section: "Section", dataset: CodesDataset, context: Context) -> Bi
     source, expected = pretrained_generator(context.root, str(section.from_)), BiGRConfig.of(section, **dataset.shape)
     found = source.find(expected)
     shape = found.config
-    if bool(shape.text_tokens) != bool(expected.text_tokens):
-        takes, encoder = ("texts", "the one it was trained with") if shape.text_tokens else ("classes", "none")
-        raise BigrError(f"generator.from is {section.from_}, which takes {takes}; set text.encoder to {encoder}")
+    if lines := text_problems(str(section.from_), shape, texts=dataset.texts is not None):
+        raise BigrError("\n".join(lines))
     read_by = text_encoder_of(found.path) if found.path.is_dir() else None
     if read_by not in (None, dataset.text_encoder):
         raise BigrError(
             f"generator.from is {section.from_}, trained on texts of another encoder than that of data/text; name the "
             "same encoder in the section text"
+        )
+    theirs, ours = in_words(vars(shape)), in_words(vars(expected))
+    if theirs != ours:
+        raise BigrError(
+            f"generator.from is {section.from_}, for texts of {theirs}; data/text has {ours}; name the encoder that it "
+            "was trained with in the section text"
         )
     if (shape.grid, shape.code_bits) != (dataset.grid, dataset.code_bits):
         raise BigrError(

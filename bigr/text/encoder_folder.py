@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from bigr.interop.folders import text_encoder_of
+from bigr.interop.folders import text_encoder_of, text_fields_of
+from bigr.models.text_shape import in_words
 from bigr.runtime.errors import BigrError
 from bigr.text import byte_pairs, frozen
 from bigr.text.byte_pairs import BytePairs
@@ -22,6 +23,9 @@ def encoder_of(model: Path, folder: Path, device: torch.device, root: Path = Pat
     encoder, trained_on = load_encoder(folder, device, root), text_encoder_of(model)
     if trained_on not in (None, encoder_hash(folder)):
         raise BigrError(f"{model} was trained on texts of another encoder than {folder}; run `dvc repro`")
+    theirs, ours = in_words(text_fields_of(model)), in_words(encoder.shape)
+    if theirs != ours:
+        raise BigrError(f"{model} takes texts of {theirs}, {folder} gives {ours}; run `dvc repro`")
     return encoder
 
 
