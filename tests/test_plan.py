@@ -446,9 +446,9 @@ def test_codes_take_on_disk_what_is_planned(tmp_path: Path) -> None:
 )
 def test_texts_take_on_disk_at_most_what_is_planned(tmp_path: Path, changes: dict[str, Any], each: int) -> None:
     path = write(tmp_path, **{key.replace(".", "__"): value for key, value in changes.items()})
-    made = plan.make_plan(path, tmp_path, tflops=1.0, images=1_000_000, classes=4)
+    made = plan.make_plan(path, tmp_path, tflops=1.0, images=10_000_000, classes=4)
     row = next(line for line in page(made) if line.strip().startswith("data/text"))
-    assert f"{each:,}" in row and f"{each * 1_000_000 / 2**30:.2f}" in row and "at most" in row
+    assert f"{each:,}" in row and f"{each * 10_000_000 / 2**30:,.2f}" in row and "at most" in row
     assert made.as_json()["disk"]["text"] == each
     longer = "a text that is cut " * 30
     if changes["text.encoder"] == "learned":

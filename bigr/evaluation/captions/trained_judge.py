@@ -5,6 +5,7 @@ As the offline classifier it is part of the evaluation protocol: trained on the 
 a text is the sum of its byte pairs: it does not know the order of words.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,6 @@ from torch.nn import functional as F
 
 from bigr.evaluation.evaluation_parts import NotApplicable
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, one_thread, shifted
-from bigr.evaluation.fidelity.extractors import weights_hash
 from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.runtime.progress import Progress
@@ -33,6 +33,8 @@ _LONGEST = 256
 """Byte pairs of a text that are read."""
 _TEMPERATURE = 0.07
 """CLIP's at the start; it is learned."""
+_LARGEST_SCALE = math.log(100)
+"""CLIP's."""
 _NOISE = 0.05
 """Standard deviation of the noise on training images, in [0, 1]: drawn images are not as clean as real ones."""
 _WEIGHT_DECAY = 0.1
@@ -52,6 +54,8 @@ class CaptionJudge(nn.Module):
 
     @property
     def about(self) -> dict[str, str]:
+        from bigr.evaluation.fidelity.extractors import weights_hash  # imports torch-fidelity; `bigr plan` does without
+
         return {"name": "trained", "hash": weights_hash(self.state_dict())}
 
     def seen(self, images: Tensor) -> Tensor:
@@ -72,7 +76,7 @@ class CaptionJudge(nn.Module):
 
     def loss(self, images: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
         """CLIP's symmetric cross-entropy over a batch; images of the same caption (`numbers` [B]) are not compared."""
-        logits = self.log_scale.clamp(max=4.6).exp() * self.seen(images) @ self.said(tokens).T
+        logits = self.log_scale.clamp(max=_LARGEST_SCALE).exp() * self.seen(images) @ self.said(tokens).T
         same = numbers[:, None] == numbers
         same.fill_diagonal_(fill_value=False)
         logits = logits.masked_fill(same, -torch.inf)

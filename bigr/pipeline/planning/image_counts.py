@@ -109,7 +109,7 @@ def disk(settings: Settings, root: Path) -> Disk:
 
 def _text(settings: Settings, root: Path) -> tuple[float | None, str]:
     """Bytes of one text on disk, and how that is known: measured in data/text, else those of the longest."""
-    fields = text_fields(settings)
+    fields = text_fields(settings, root)
     if fields is None:
         return None, ""
     shape = text_shape(fields)

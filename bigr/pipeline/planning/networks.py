@@ -32,12 +32,12 @@ class Networks:
     bigr: BiGR
 
 
-def build(settings: Settings, classes: int) -> Networks:
-    """The networks of these settings; within `torch.device("meta")` they take no memory."""
+def build(settings: Settings, classes: int, root: Path = Path()) -> Networks:
+    """The networks of these settings, for the project at `root`; within `torch.device("meta")` they take no memory."""
     section = settings.tokenizer
     tokenizer = Tokenizer(TokenizerConfig.of(section, image_size=settings.shards.image_size)).train()
     discriminator = section.trains and section.gan_weight > 0
-    generator = BiGR(generator_config(settings, classes)).train()
+    generator = BiGR(generator_config(settings, classes, root)).train()
     complete = complete_config(settings, generator.config)
     return Networks(
         tokenizer=tokenizer,
@@ -48,13 +48,13 @@ def build(settings: Settings, classes: int) -> Networks:
     )
 
 
-def generator_config(settings: Settings, classes: int) -> BiGRConfig:
+def generator_config(settings: Settings, classes: int, root: Path = Path()) -> BiGRConfig:
     """The shape of the stage `generator`'s model, for codes of these settings."""
-    bits, text = settings.tokenizer.code_bits, text_fields(settings)
+    bits, text = settings.tokenizer.code_bits, text_fields(settings, root)
     return BiGRConfig.of(settings.generator, code_bits=bits, grid=settings.grid, num_classes=classes, text=text)
 
 
-def text_fields(settings: Settings) -> dict[str, Any] | None:
+def text_fields(settings: Settings, root: Path = Path()) -> dict[str, Any] | None:
     """What of the model's shape follows from the section `text`; a frozen encoder's width is that of its config.json.
 
     Where that is not here: 768, of CLIP ViT-L/14, or 4096, of T5-XXL.
@@ -66,7 +66,7 @@ def text_fields(settings: Settings) -> dict[str, Any] | None:
         return {"text_tokens": section.tokens, "text_vocabulary": section.vocabulary}
     key, width = {"clip": ("hidden_size", 768), "t5": ("d_model", 4096)}[section.encoder]
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        known = json.loads((Path(section.frozen) / "config.json").read_text(encoding="utf-8"))
+        known = json.loads((root / section.frozen / "config.json").read_text(encoding="utf-8"))
         width = int(known.get("text_config", known).get(key, width))
     return {"text_tokens": section.tokens, "text_width": width, "text_pooled": section.encoder == "clip"}
 

@@ -111,7 +111,7 @@ def make_plan(
     found = image_counts.count_images(settings, root, images, classes)
     device, is_here = _device(settings.run.device)
     with torch.device("meta"):
-        built = networks.build(settings, found.classes)
+        built = networks.build(settings, found.classes, root)
         widths = {"tokenizer": built.tokenizer.width}
         widths |= dict.fromkeys(("generator", "transcoder", "samples"), settings.generator.dim)
         arithmetic = {
