@@ -76,6 +76,8 @@ READS = {
     "evaluation/representation/features.py Features.statistics": "statistics out, once",
     "evaluation/imagesets/image_stream.py reconstructions.<locals>.stream": "codes in, images out",
     "evaluation/fidelity/extractors.py weights_hash": "the extractor's weights, once",
+    "evaluation/captions/trained_judge.py CaptionJudge.see": "images in, vectors out",
+    "evaluation/captions/trained_judge.py CaptionJudge.read": "texts in, vectors out",
     "evaluation/fidelity/statistics.py measure": "images in, features out",
     "evaluation/fidelity/distances.py Fidelity.compare": "features in, metrics out",
     "evaluation/representation/linear_probe.py _accuracies": "the accuracies of a split",

@@ -42,6 +42,7 @@ from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.runtime.precision import autocast
+from bigr.runtime.transfer import to_device
 from bigr.sampling import unmask
 from bigr.sampling.acceleration import accelerate
 from bigr.sampling.unmask import Sampling, sample_codes
@@ -137,7 +138,7 @@ def test_a_model_of_texts_trains_and_samples(tmp_path: Path, kind: str) -> None:
         model = load_model(tmp_path / "models" / "bigr", BiGR).to(CUDA)
         texts = Texts.open(tmp_path / "data" / "text", "train", 4)
         assert texts is not None
-        given = texts.batch(torch.arange(4)).to(CUDA)
+        given = to_device(texts.batch(torch.arange(4)), CUDA)
         assert (given.dtype, given.device) == (torch.int64 if kind == "learned" else torch.float32, CUDA)
         with autocast(CUDA, "bfloat16", model.config.dim):
             for sampling in (Sampling(2, 2), Sampling(2, 2, guidance_scale=3.0, guidance_schedule="cosine")):
@@ -153,7 +154,8 @@ def test_the_judge_of_captions_trains_without_waiting_and_judges() -> None:
     texts = [f"caption {number}" for number in range(12)]
     with fake_cuda() as gpu:
         judge = train_judge(settings(evaluation__judge_steps=3).evaluation, stream, texts, CUDA)
-        assert not gpu.reads and next(judge.parameters()).device == CUDA
+        assert not gpu.reads  # the training does not wait
+        assert next(judge.parameters()).device == CUDA
         assert similarities(judge, stream, texts, 4).shape == (12, 10)
 
 

@@ -371,7 +371,7 @@ import pathlib, sys
 import torch
 from bigr.runtime.context import Context
 from bigr.runtime.distributed import process_group, rank
-from bigr.data.texts import Texts
+from bigr.data.codes import CodesDataset
 from bigr.stages import draw_samples, encode_texts, train_generator
 from bigr.training.masked_batches import MaskedBatches
 from bigr.training.optimiser import EMA
@@ -381,11 +381,11 @@ class Killed(Exception):
     pass
 
 root, chosen, saw, seen = pathlib.Path(sys.argv[1]), settings(**TOGETHER), {"images": [], "texts": []}, {"steps": 0}
-batch_of, texts_of, update = MaskedBatches.batch, Texts.batch, EMA.update
+batch_of, codes_of, update = MaskedBatches.batch, CodesDataset.batch, EMA.update
 
-def read(self, indices):
+def read(self, indices, *rest):
     seen["indices"] = indices
-    return texts_of(self, indices)
+    return codes_of(self, indices, *rest)
 
 def remember(self, step):
     batch = batch_of(self, step)
@@ -401,7 +401,7 @@ def watched(self, source):
     if seen["steps"] == seen.get("last"):
         raise Killed
 
-Texts.batch, MaskedBatches.batch, EMA.update = read, remember, watched
+CodesDataset.batch, MaskedBatches.batch, EMA.update = read, remember, watched
 with process_group(torch.device("cpu")):
     for place in ("whole", "killed"):
         encode_texts.run(chosen, Context(root / place, "f"))
@@ -470,7 +470,7 @@ def test_a_table_of_captions_with_a_line_too_few_is_named_in_a_warning(
 def forget_the_encoder(model: Path) -> None:
     """Take the encoder's hash out of a model's folder, as in one that does not name it."""
     values = config.read(model / "config.json")
-    del values["text_encoder"]
+    del values["text"]
     write_json(model / "config.json", values)
 
 
@@ -491,11 +491,11 @@ def test_an_encoder_whose_texts_do_not_fit_the_model_is_one_line(project: Path, 
         train_generator.run(settings(**{"generator.from": "ready"}), Context(root, "g"))
 
 
-def test_the_check_takes_a_generator_of_texts_where_the_settings_do(project: Path) -> None:
-    (project / "ready").exists() or shutil.copytree(project / "models" / "generator", project / "ready")
-    check_models(project, settings(**{"generator.from": "ready"}), ("generator",), 4)
+def test_the_check_takes_a_generator_of_texts_where_the_settings_do(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "models" / "generator", tmp_path / "ready")
+    check_models(tmp_path, settings(**{"generator.from": "ready"}), ("generator",), 4)
     with pytest.raises(BigrError, match=r"^generator.from is ready, which takes texts; set text.encoder to the one it"):
-        check_models(project, settings(**{"generator.from": "ready", "text.encoder": "none"}), ("generator",), 4)
+        check_models(tmp_path, settings(**{"generator.from": "ready", "text.encoder": "none"}), ("generator",), 4)
 
 
 def test_metrics_of_texts_are_measured_where_the_settings_say_so() -> None:
