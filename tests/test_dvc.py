@@ -19,7 +19,17 @@ from tests import scratch, tiny
 ROOT = scratch.ROOT
 VALUES = config.read(ROOT / "params.yaml")
 STAGES = dvcfile.stages(ROOT, VALUES)
-PLACE_ONLY = {"run.device", "run.compile", "run.workers", "run.cache_gb", "run.processes", "run.checkpoint_every"}
+PLACE_ONLY = {
+    "run.device",
+    "run.compile",
+    "run.workers",
+    "run.cache_gb",
+    "run.processes",
+    "run.parallel",
+    "run.max_restarts",
+    "run.timeout_s",
+    "run.checkpoint_every",
+}
 """Settings that say where a stage runs, not what comes out: no stage may name them."""
 DERIVED = {
     "grid": {"shards.image_size", "tokenizer.channel_multipliers"},

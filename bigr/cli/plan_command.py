@@ -25,6 +25,9 @@ def plan(
     processes: Annotated[
         int | None, typer.Option(metavar="P", help="In place of run.processes: for torchrun on many machines.")
     ] = None,
+    parallel: Annotated[
+        str | None, typer.Option(metavar="MODE", help="ddp or fsdp, in place of run.parallel: memory of each process.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines: FLOPs, bytes, seconds.")] = False,
 ) -> None:
     """Show what the settings will cost, without training or data.
@@ -42,6 +45,7 @@ def plan(
         images=images,
         classes=classes,
         processes=processes,
+        parallel=parallel,
     )
     for line in [json.dumps(made.as_json(), indent=2, ensure_ascii=False)] if as_json else page(made):
         typer.echo(line)

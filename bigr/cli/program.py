@@ -32,12 +32,11 @@ from bigr.cli import (
     weights_command,
 )
 from bigr.pipeline.stage_table import STAGES
-from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.errors import EXIT_STOPPED, EXIT_USER_ERROR, BigrError
 from bigr.runtime.full_disk import full_disk
 from bigr.runtime.masking import MaskingFormatter, masked
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
 """How OpenMP's threads wait; see `let_threads_wait`."""
@@ -77,12 +76,21 @@ def run(
     """Run one stage in this folder, as DVC does.
 
     Its inputs must be there. Killed or interrupted, a training continues from its last checkpoint when it is run again.
+    On SIGTERM or SIGUSR1 it finishes the step, writes a checkpoint, and ends with exit status 75.
     """
+    from bigr.pipeline.parent import end_with_starter
+    from bigr.pipeline.processes import hand_up_stop
     from bigr.pipeline.runner import run_stage
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_TERMINATED))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    end_with_starter()
     try:
         run_stage(stage, Path.cwd(), params)
+    except SystemExit as end:
+        if end.code == EXIT_STOPPED:
+            hand_up_stop()
+        raise
     except KeyboardInterrupt:
         typer.echo("interrupted; `dvc repro` continues from the last checkpoint", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None

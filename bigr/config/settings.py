@@ -57,8 +57,8 @@ class _Section(BaseModel):
 class RunSettings(_Section):
     """Where and how. Nothing here but the two precisions reruns a stage, nor changes what is learnt and drawn from.
 
-    The numbers of a run do depend on it: each process draws for itself, and each device rounds in its own way, as does
-    compiled code. Another `device`, `compile` or number of `processes` gives other draws of the same distribution.
+    The numbers of a run do depend on it: each device rounds in its own way, as does compiled code, and another number
+    of processes adds gradients in another order. Another kind of `device` gives other draws of the same distribution.
     """
 
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -66,6 +66,9 @@ class RunSettings(_Section):
     workers: Positive
     cache_gb: PositiveFloat
     processes: Positive
+    parallel: Literal["ddp", "fsdp"]
+    max_restarts: Count
+    timeout_s: Positive
     checkpoint_every: Positive
     deterministic: bool
     activation_checkpointing: bool

@@ -4,25 +4,29 @@ A process that torchrun started has LOCAL_RANK in its environment, also where to
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
 import sys
-import time
+import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.errors import BigrError
 
 if TYPE_CHECKING:
     from bigr.config import RunSettings
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _LAUNCHED = "BIGR_LAUNCHED"
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""A variable of the processes that `launch` starts: the folder in which they leave word for it."""
+_REFUSED, _STOPPED = "refused", "stopped"
+_SHUTDOWN_S = 300
+"""Seconds that processes have, once they are asked to end, to finish the step and write a checkpoint."""
 
 
 def joined() -> bool:
@@ -50,56 +54,105 @@ def check_joined(run: "RunSettings") -> None:
         )
 
 
-def group(device: str) -> AbstractContextManager[None]:
+def group(run: "RunSettings", *, on_device: bool) -> AbstractContextManager[None]:
     """The group of the processes that torchrun started, for the length of the block; without torchrun, nothing.
 
-    device: on which they compute, as `run.device`.
+    on_device: whether they compute on `run.device`, or on the CPU.
     """
     if not joined():
         return contextlib.nullcontext()
     from bigr.runtime.device import resolve_device  # imports torch, which is slow
     from bigr.runtime.distributed import process_group
 
-    return process_group(resolve_device(device))
+    return process_group(resolve_device(run.device if on_device else "cpu"), run.timeout_s)
 
 
-def launch(stage: str, root: Path, params: Path, processes: int) -> None:
-    """Run `bigr run STAGE` in `processes` processes on this machine and wait for them.
+def once_on_each_machine(work: Callable[[], T]) -> T:
+    """What `work` returns; of the processes that torchrun started on a machine, in a group, one alone does it."""
+    if not joined():
+        return work()
+    from bigr.runtime.distributed import by_first_of_machine
 
-    Raises `BigrError` where one of them does. Exits with the status of the first that failed otherwise.
+    return by_first_of_machine(work)
+
+
+def launch(stage: str, root: Path, params: Path, run: "RunSettings") -> None:
+    """Run `bigr run STAGE` in `run.processes` processes on this machine and wait for them.
+
+    Where one of them dies, torchrun starts all of them again, `run.max_restarts` times. Raises `BigrError` where one of
+    them does, and `Stopped` where they were asked to end and have saved their state. Exits with the status of the first
+    that failed otherwise.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    from bigr.runtime.stopping import Stopped
+
     # The processes have logged what went wrong; torchrun's report of it would bury that.
     for module in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
         logging.getLogger(module).setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ[_LAUNCHED] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // run.processes)))
+    options = {
+        "nproc-per-node": run.processes,
+        "max-restarts": run.max_restarts,
+        "signals-to-handle": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        "shutdown-timeout": _SHUTDOWN_S,
+    }
     words = ["-m", "bigr", "run", stage, "--params", str(params.absolute())]
-    try:
-        with contextlib.chdir(root):
-            torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={processes}", *words]))
-    except ChildFailedError as error:
-        failures = sorted(error.failures.values(), key=lambda failure: (failure.timestamp, failure.local_rank))
-        for failure in failures:
-            if failure.exitcode == EXIT_USER_ERROR and isinstance(failure.message, dict):
-                raise BigrError(failure.message["message"]) from None
-        first = failures[0].exitcode
-        log.error("stage %s: process %d ended with exit status %d", stage, failures[0].local_rank, first)
-        sys.exit(128 - first if first < 0 else first)
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        sys.exit(128 + int(error.sigval))
+    with tempfile.TemporaryDirectory(prefix="bigr-run-") as folder:
+        os.environ[_LAUNCHED] = folder
+        try:
+            with contextlib.chdir(root):
+                given = [f"--{name}={value}" for name, value in options.items()]
+                torchrun.run(torchrun.parse_args(["--standalone", *given, *words]))
+        except (ChildFailedError, SignalException) as error:
+            if (message := _word(_REFUSED)) is not None:
+                raise BigrError(message) from None
+            if _word(_STOPPED) is not None:
+                raise Stopped from None
+            if isinstance(error, SignalException):
+                if error.sigval == signal.SIGINT:
+                    raise KeyboardInterrupt from None
+                sys.exit(128 + int(error.sigval))
+            first = min(error.failures.values(), key=lambda failure: (failure.timestamp, failure.local_rank))
+            log.error("stage %s: process %d ended with exit status %d", stage, first.local_rank, first.exitcode)
+            sys.exit(128 - first.exitcode if first.exitcode < 0 else first.exitcode)
+        finally:
+            del os.environ[_LAUNCHED]
+
+
+def check_goes_on() -> None:
+    """In a process that torchrun has started again: end as the others did, where that would only be repeated.
+
+    Raises the `BigrError` of one of them, or `Stopped`.
+    """
+    if (message := _word(_REFUSED)) is not None:
+        raise BigrError(message)
+    if _word(_STOPPED) is not None:
+        from bigr.runtime.stopping import Stopped
+
+        raise Stopped
 
 
 def hand_up(error: BigrError) -> bool:
     """In a process that `launch` started, leave the error for the launcher to print once. False elsewhere."""
-    file = os.environ.get(_ERROR_FILE)
-    if _LAUNCHED not in os.environ or not file:
+    return _leave_word(_REFUSED, str(error))
+
+
+def hand_up_stop() -> None:
+    """In a process that `launch` started, let the launcher know that the work ended on request and is saved."""
+    _leave_word(_STOPPED, "")
+
+
+def _leave_word(name: str, text: str) -> bool:
+    if not launched():
         return False
-    message = {"message": str(error), "extraInfo": {"timestamp": str(int(time.time()))}}
-    Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
+    (Path(os.environ[_LAUNCHED]) / name).write_text(text, encoding="utf-8")
     return True
+
+
+def _word(name: str) -> str | None:
+    """What the processes of the launcher, or of this process's launcher, have left."""
+    path = Path(os.environ.get(_LAUNCHED, "")) / name
+    return path.read_text(encoding="utf-8") if _LAUNCHED in os.environ and path.exists() else None

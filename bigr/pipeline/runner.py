@@ -44,6 +44,7 @@ def run_stage(name: str, root: Path, params: Path) -> None:
     spec = described[name].reading(path for key, path in settings.files.items() if key.split(".")[0] == name)
 
     # Check this stage and all after it, so that no error of a later one comes after hours of training.
+    processes.check_goes_on()
     if stage.in_processes and stage.on_device:
         processes.check_joined(settings.run)
     if not processes.launched():
@@ -54,14 +55,13 @@ def run_stage(name: str, root: Path, params: Path) -> None:
 
     # Processes: torchrun starts them, and each comes here again; of a stage that works in one, the first goes on.
     if stage.in_processes and stage.launched and settings.run.processes > 1 and not processes.joined():
-        processes.launch(name, root, params, settings.run.processes)
+        processes.launch(name, root, params, settings.run)
         return
     if not stage.in_processes and not processes.is_first():
         return
-    device = settings.run.device if stage.on_device else "cpu"
-    with processes.group(device) if stage.in_processes else nullcontext():
+    with processes.group(settings.run, on_device=stage.on_device) if stage.in_processes else nullcontext():
         # Stage: what it reads is hashed, so that a checkpoint of other code, settings or inputs is not resumed.
-        inputs = dvcfile.content_hashes(root, spec.deps)
+        inputs = processes.once_on_each_machine(lambda: dvcfile.content_hashes(root, spec.deps))
         context = Context(root, dvcfile.fingerprint(spec, values, inputs))
         run = function_of(name)
         if not processes.is_first():

@@ -1,17 +1,15 @@
-"""The processes that torchrun started, and data parallelism over them.
-
-Models hold no parallel code: `parallel` wraps them from outside.
-"""
+"""The processes that torchrun started, and what they tell each other."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from bigr.runtime.errors import BigrError
 
@@ -70,12 +68,39 @@ def by_first(work: Callable[[], T]) -> T:
     return cast("T", result)
 
 
-def of_each(value: T) -> list[T]:
-    """The `value` of each process, in the order of their numbers, in every process."""
+def by_first_of_machine(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process of each machine, which alone does it there; so with its `BigrError`."""
+    if world() == 1:
+        return work()
+    found: list[Any] = [None, None]
+    if local_rank() == 0:
+        try:
+            found[0] = work()
+        except BigrError as error:
+            found[1] = str(error)
+    answers = of_each(found)
+    for _, problem in answers:  # of any machine: all processes end together
+        if problem is not None:
+            raise BigrError(problem)
+    return cast("T", answers[rank() - local_rank()][0])
+
+
+def host_group(timeout_s: float) -> dist.ProcessGroup | None:
+    """A new group of all processes for tensors on the CPU, whose calls wait for no GPU and for no other group's.
+
+    All processes must call it. None where there is one. timeout_s: as in `process_group`.
+    """
+    if world() == 1:
+        return None
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
+
+
+def of_each(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The `value` of each process, in the order of their numbers, in every process. group: of `host_group`."""
     if world() == 1:
         return [value]
     found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=group)
     return found
 
 
@@ -87,49 +112,40 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started, for the length of the block; without torchrun, do nothing."""
+def process_group(device: torch.device, timeout_s: float = 1800) -> Iterator[None]:
+    """Join the processes that torchrun started, for the length of the block; without torchrun, do nothing.
+
+    timeout_s: how long a process waits for the others, in seconds, before it ends with an error.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)  # else a barrier guesses the GPU
+        # device_id: else a barrier guesses the GPU
+        dist.init_process_group("nccl", device_id=device, timeout=timedelta(seconds=timeout_s))
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-class _Method(nn.Module):
-    """A module whose forward is one method of another: DistributedDataParallel averages gradients of a forward only."""
-
-    def __init__(self, module: nn.Module, method: str) -> None:
-        super().__init__()
-        self.module, self.method = module, method
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.module, self.method)(*args, **kwargs)
-
-
-def parallel(module: nn.Module, method: str) -> Callable[..., Any]:
-    """`module.method`, with gradients averaged over all processes where there are several."""
-    if world() == 1:
-        return getattr(module, method)
-    return DistributedDataParallel(_Method(module, method))
-
-
-def own_gradients(call: Callable[..., Any]) -> AbstractContextManager[object]:
-    """Within the block, what `call` (of `parallel`) computes adds this process's own gradients, which are not averaged.
-
-    The next call outside of it averages the sums.
-    """
-    return call.no_sync() if isinstance(call, DistributedDataParallel) else nullcontext()
-
-
 def share(batch_size: int) -> slice:
     """This process's part of a global batch, whose size must be a multiple of the number of processes."""
     each = batch_size // world()
     return slice(rank() * each, (rank() + 1) * each)
+
+
+def part_of_batch(part: int, parts: int) -> tuple[int, int]:
+    """(i, n): part number `part` (from 0) of the `parts` of this process's share is part i of n of the global batch."""
+    return rank() * parts + part, world() * parts
+
+
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The mean of the tensors of all processes, of one shape, in every process; differentiable."""
+    if world() == 1:
+        return tensor
+    total: Tensor = all_reduce(tensor.contiguous())
+    return total / world()

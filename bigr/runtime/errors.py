@@ -5,6 +5,8 @@ traceback and exits with `EXIT_USER_ERROR`, after which the Prefect flow does no
 """
 
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75
+"""Of work that was asked to end and has saved its state: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 class BigrError(Exception):

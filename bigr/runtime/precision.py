@@ -19,11 +19,14 @@ def autocast(device: torch.device, precision: str, width: int) -> AbstractContex
     `auto` is bfloat16 where the device has it: on GPUs, and on CPUs with AVX512-BF16 or AMX from a width on at which
     it pays.
     """
-    if precision == "auto":
-        precision = "bfloat16" if _bfloat16_pays(device, width) else "float32"
-    if precision == "float32":
+    if not in_bfloat16(device, precision, width):
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def in_bfloat16(device: torch.device, precision: str, width: int) -> bool:
+    """Whether `autocast` with these arguments is on."""
+    return precision == "bfloat16" or (precision == "auto" and _bfloat16_pays(device, width))
 
 
 @contextmanager

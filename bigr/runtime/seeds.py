@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+WHOLE_BATCH = 0
+"""The last part of the place of what is drawn for a whole global batch, of which each process takes its rows."""
+
 
 def derive_seed(seed: int, *place: str | int) -> int:
-    """A seed in [0, 2^63) for a place such as ("generator", "mask", step, rank); each place has an unrelated one."""
+    """A seed in [0, 2^63) for a place such as ("generator", "batch", step, WHOLE_BATCH); no two places are related."""
     text = "\x1f".join([str(seed), *map(str, place)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

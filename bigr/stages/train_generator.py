@@ -20,9 +20,10 @@ from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.models.text_shape import in_words
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
-from bigr.runtime.distributed import is_main, parallel, rank
+from bigr.runtime.distributed import is_main, part_of_batch
 from bigr.runtime.errors import BigrError
-from bigr.runtime.seeds import derive_seed, generator
+from bigr.runtime.precision import in_bfloat16
+from bigr.runtime.seeds import WHOLE_BATCH, derive_seed, generator
 from bigr.training.loop import (
     VALIDATION_IMAGES,
     TrainedModule,
@@ -34,6 +35,7 @@ from bigr.training.loop import (
 )
 from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches
 from bigr.training.optimiser import adamw
+from bigr.training.parallel import parallel
 
 if TYPE_CHECKING:
     from bigr.config import GeneratorSettings as Section
@@ -116,11 +118,12 @@ def learn(
     model = BiGR(BiGRConfig.of(section, **dataset.shape)).to(device)
     model.transcoder.absent_std = section.absent_std
     compiled = compile_blocks(model, settings.run.compile, device)
-    loss_of = parallel(model, "loss")
+    bfloat16 = in_bfloat16(device, settings.run.precision, section.dim)
+    loss_of = parallel(model, "loss", settings.run.parallel, BiGR.blocks, bfloat16)
 
     def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
-        noise = generator(settings.seed, "generator", "noise", step, rank(), device=device)
-        return {"loss": loss_of(*batch, noise, section.noise_draws, (part, section.accumulate))}
+        noise = generator(settings.seed, "generator", "noise", step, WHOLE_BATCH, device=device)
+        return {"loss": loss_of(*batch, noise, section.noise_draws, part_of_batch(part, section.accumulate))}
 
     stream = MaskedBatches(
         dataset,

@@ -19,8 +19,9 @@ from bigr.models.masked.generator import BiGR, gather_tokens
 from bigr.models.masked.transcoder import Transcoder
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
-from bigr.runtime.distributed import is_main, parallel, rank
-from bigr.runtime.seeds import derive_seed, generator
+from bigr.runtime.distributed import is_main, part_of_batch
+from bigr.runtime.precision import in_bfloat16
+from bigr.runtime.seeds import WHOLE_BATCH, derive_seed, generator
 from bigr.training.loop import (
     VALIDATION_IMAGES,
     TrainedModule,
@@ -32,6 +33,7 @@ from bigr.training.loop import (
 )
 from bigr.training.masked_batches import FixedMasks, MaskedBatch, MaskedBatches, hidden_of
 from bigr.training.optimiser import adamw
+from bigr.training.parallel import parallel
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -74,12 +76,13 @@ def run(settings: "Settings", context: Context) -> None:
 
     compiled = compile_blocks(model, settings.run.compile, device)
     transcoder = model.transcoder.train().requires_grad_(True)
-    loss_of = parallel(transcoder, "loss")
+    bfloat16 = in_bfloat16(device, settings.run.precision, model.config.dim)
+    loss_of = parallel(transcoder, "loss", settings.run.parallel, lambda module: [*module.blocks], bfloat16)
 
     def loss(batch: MaskedBatch, step: int, part: int) -> dict[str, Tensor]:
         h, x0 = hidden_of(model, batch), gather_tokens(batch.codes, batch.masked)
-        noise = generator(settings.seed, "transcoder", "noise", step, rank(), device=device)
-        return {"loss": loss_of(x0, h, noise, section.noise_draws, (part, section.accumulate)).mean()}
+        noise = generator(settings.seed, "transcoder", "noise", step, WHOLE_BATCH, device=device)
+        return {"loss": loss_of(x0, h, noise, section.noise_draws, part_of_batch(part, section.accumulate)).mean()}
 
     stream = MaskedBatches(
         dataset,

@@ -27,7 +27,7 @@ class Execution:
 
 def current() -> Execution:
     """The execution that this process belongs to."""
-    process = _started_by()
+    process = dvc_above() or psutil.Process()
     name = os.environ.get("BIGR_EXECUTION_NAME") or os.environ.get("DVC_EXP_NAME")
     started = datetime.fromtimestamp(process.create_time())
     return Execution(
@@ -42,16 +42,16 @@ def is_experiment(root: Path) -> bool:
     return "DVC_EXP_NAME" in os.environ or ".dvc" in (folder.name for folder in root.absolute().parents)
 
 
-def _started_by() -> psutil.Process:
-    own = psutil.Process()
-    for process in own.parents():
+def dvc_above() -> psutil.Process | None:
+    """The nearest `dvc` process above this one."""
+    for process in psutil.Process().parents():
         try:
             words = process.cmdline()
         except psutil.Error:
             continue
         if any(Path(word).name == "dvc" for word in words[:2]) or words[1:3] == ["-m", "dvc"]:
             return process
-    return own
+    return None
 
 
 def _identity(process: psutil.Process) -> str:

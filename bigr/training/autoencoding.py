@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigr.models.autoencoder.tokenizer import Tokenizer
-from bigr.runtime.distributed import parallel, rank
-from bigr.runtime.seeds import generator
-from bigr.training.adversarial import adaptive_weight, diff_augment, discriminator_loss, generator_loss
+from bigr.runtime.distributed import mean_over_processes, part_of_batch
+from bigr.runtime.seeds import WHOLE_BATCH, generator
+from bigr.training.adversarial import (
+    adaptive_weight,
+    diff_augment,
+    discriminator_loss,
+    generator_loss,
+    normalise_whole_batches,
+)
+from bigr.training.parallel import parallel
 
 if TYPE_CHECKING:
     from bigr.config import TokenizerSettings as Section
@@ -43,14 +50,17 @@ class Autoencoding:
         self.section, self.seed = section, seed
         self.tokenizer, self.perceptual, self.discriminator = tokenizer, perceptual, discriminator
         self.autoencode = parallel(tokenizer, "autoencode")
-        self.discriminate = parallel(discriminator, "forward") if discriminator is not None else None
+        self.discriminate = None
+        if discriminator is not None:
+            normalise_whole_batches(discriminator)
+            self.discriminate = parallel(discriminator, "forward")
         self._restored: Tensor | None = None
 
     def tokenizer_loss(self, batch: ImageBatch, step: int, part: int) -> dict[str, Tensor]:
         """The terms by name, scalars, and their weighted sum "loss"; step: from 0; part: as in `TrainedModule`."""
         images, section = batch.images, self.section
         draws = self._generator("bits", step, images)
-        restored, logits = self.autoencode(images, draws, (part, section.accumulate))
+        restored, logits = self.autoencode(images, draws, part_of_batch(part, section.accumulate))
         losses = {"l1": F.l1_loss(restored, images)}
         loss = section.reconstruction_weight * losses["l1"]
         if self.perceptual is not None:
@@ -63,7 +73,7 @@ class Autoencoding:
             loss = loss + section.gan_weight * losses["gan_adaptive"] * losses["gan"]
             self._restored = restored.detach()
         weights = {"entropy": section.lfq_entropy_weight, "commitment": section.lfq_commitment_weight}
-        for name, penalty in self.tokenizer.quantizer.penalties(logits).items():
+        for name, penalty in self.tokenizer.quantizer.penalties(logits, mean_over_processes).items():
             losses[name] = penalty
             loss = loss + weights[name] * penalty
         return {"loss": loss, **losses}
@@ -83,7 +93,9 @@ class Autoencoding:
         return self.discriminator is not None and step + 1 >= self.section.gan_start
 
     def _augment(self, images: Tensor, place: str, step: int) -> Tensor:
-        return diff_augment(images, self._generator(place, step, images)) if self.section.gan_augment else images
+        if not self.section.gan_augment:
+            return images
+        return diff_augment(images, self._generator(place, step, images), part_of_batch(0, 1))
 
     def _generator(self, place: str, step: int, images: Tensor) -> torch.Generator:
-        return generator(self.seed, "tokenizer", place, step, rank(), device=images.device)
+        return generator(self.seed, "tokenizer", place, step, WHOLE_BATCH, device=images.device)

@@ -1,11 +1,14 @@
-"""Checkpoints: a killed training resumes with the same weights, bit for bit. One safetensors file for each stage.
+"""Checkpoints: a killed training resumes with the same weights, bit for bit, in as many processes.
 
-The states are copied to the host, and a thread writes them while the training goes on. The file is replaced
-atomically. It is resumed only under the fingerprint (code, settings, inputs) that it was written under. Of several
-processes only the first reads and writes it and sends the state to the others, so that they need no shared folder.
+The states are copied to the host, and a thread writes them while the training goes on. A checkpoint is there once all
+of it is written; the last two are kept, and a damaged one is passed over. It is resumed only under the fingerprint
+(code, settings, inputs) that it was written under, in any number of processes, sharded or not.
+
+Of unsharded modules only the first process reads and writes, and sends the state to the others, so that they need no
+common folder. Of sharded ones each process writes its own rows, and reads them from all files: in one folder, which all
+machines share.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,25 +16,35 @@ from threading import Thread
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from bigr.runtime.distributed import copy_from_first, from_first, is_main, of_each
+from bigr.runtime.distributed import copy_from_first, from_first, host_group, is_main, of_each, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_tensors
+from bigr.training import checkpoint_files
+from bigr.training.checkpoint_files import Index, StoredCheckpoint, UnreadableCheckpoint
+from bigr.training.parallel import is_sharded, own_rows, row_range
 
 log = logging.getLogger(__name__)
 
 States = dict[int, dict[str, Tensor]]
 """The state of an optimiser: index of the parameter → name → tensor."""
+_OTHER = "it is a checkpoint of other code, settings or inputs"
 
 
 class Checkpoint:
-    """The checkpoint of one stage, in `folder`. fingerprint: of the code, the settings and the inputs."""
+    """The checkpoints of one stage, in `folder`. fingerprint: of the code, the settings and the inputs.
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.path = folder / "checkpoint.safetensors"
-        self.fingerprint = fingerprint
+    timeout_s: as in `process_group`.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str, timeout_s: float = 1800) -> None:
+        self.folder, self.path = folder, folder / checkpoint_files.NEWEST
+        self.fingerprint, self.timeout_s = fingerprint, timeout_s
+        self._last, self._last_is_newest = 0, False  # the step of the last whole one; whether its file is the newest
+        self._group: dist.ProcessGroup | None = None
         self._writing: Thread | None = None
         self._failed: Exception | None = None
 
@@ -52,26 +65,68 @@ class Checkpoint:
     ) -> None:
         """Copy the states of modules and optimisers, by name, and `progress`, and let a thread write them.
 
-        progress: JSON values, such as the steps done. A write that is still under way is waited for, so that memory
-        holds one copy. Raises `BigrError` where that one failed.
+        All processes must call it. progress: JSON values, with the steps done as "step". A write that is still under
+        way is waited for, so that memory holds one copy. Raises `BigrError` where that one failed.
         """
         self._join()
         self.check()
+        sharded = is_sharded(modules.values())
+        if not sharded and not is_main():
+            return
+        if sharded and self._group is None:
+            self._group = host_group(self.timeout_s)
         tensors: dict[str, Tensor] = {}
         for name, module in modules.items():
-            tensors |= {f"module/{name}/{key}": _copy(t) for key, t in module.state_dict().items()}
+            tensors |= {f"module/{name}/{key}": _copy(t) for key, t in module.state_dict().items() if _is_own(t)}
         for name, optimiser in optimisers.items():
-            for index, state in _states(optimiser).items():
-                tensors |= {f"optimiser/{name}/{index}/{key}": _copy(t) for key, t in state.items()}
-        metadata = {"fingerprint": self.fingerprint, "progress": json.dumps(dict(progress))}
-        self._writing = Thread(target=self._write, args=(tensors, metadata), name="checkpoint")
+            for number, state in _states(optimiser).items():
+                found = {key: t for key, t in state.items() if _is_own(t)}
+                tensors |= {f"optimiser/{name}/{number}/{key}": _copy(t) for key, t in found.items()}
+        index = Index(self.fingerprint, progress["step"], world() if sharded else 1, dict(progress))
+        self._writing = Thread(target=self._write, args=(tensors, index), name="checkpoint")
         self._writing.start()
 
-    def _write(self, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def _write(self, tensors: dict[str, Tensor], index: Index) -> None:
+        """Write this process's file; once all are there, the first process makes them the newest checkpoint."""
         try:
-            write_tensors(self.path, tensors, metadata)
-        except Exception as error:  # raised again in the thread that trains
-            self._failed = error
+            part = rank() if index.parts > 1 else 0
+            path = self.folder / checkpoint_files.part_name(index.step, part, index.parts)
+            problem: Exception | None = None
+            try:
+                metadata = checkpoint_files.metadata_of(tensors, index if part == 0 else None)
+                write_tensors(path, tensors, metadata)
+            except Exception as error:  # raised again in the thread that trains
+                problem = error
+            problem = self._of_any(problem, index)
+            if problem is None and part == 0:
+                try:
+                    self._publish(index)
+                except Exception as error:
+                    problem = error
+            self._failed = self._of_any(problem, index)
+            if self._failed is None:
+                self._last, self._last_is_newest = index.step, True
+        except RuntimeError as error:  # another process has ended: so will this one
+            log.debug("%s", error)
+
+    def _publish(self, index: Index) -> None:
+        for part in range(1, index.parts):
+            name = checkpoint_files.part_name(index.step, part, index.parts)
+            if not (self.folder / name).exists():
+                raise BigrError(f"process {part} wrote {name} elsewhere: all machines must share this folder for fsdp")
+        checkpoint_files.publish(self.folder, oldest=self._last, whole=self._last_is_newest)
+
+    def _of_any(self, problem: Exception | None, index: Index) -> Exception | None:
+        """The problem of this process, or of another that writes a part of the same checkpoint."""
+        if index.parts == 1:
+            return problem
+        others = [text for text in of_each(problem and _reason(problem), self._group) if text is not None]
+        return problem or (OSError(others[0]) if others else None)
+
+    def wait(self) -> None:
+        """Wait until the checkpoint is written. Raises `BigrError` where it cannot be."""
+        self._join()
+        self.check()
 
     def _join(self) -> None:
         if self._writing is not None:
@@ -84,10 +139,10 @@ class Checkpoint:
             raise BigrError(self._problem())
 
     def _problem(self) -> str:
-        reason = getattr(self._failed, "strerror", None) or str(self._failed) or type(self._failed).__name__
+        assert self._failed is not None
         return (
-            f"the checkpoint {self.path} cannot be written ({reason}); make room, or give the right to write there, "
-            "and start the stage again: it continues from the checkpoint before"
+            f"the checkpoint {self.path} cannot be written ({_reason(self._failed)}); make room, or give the right to "
+            "write there, and start the stage again: it continues from the checkpoint before"
         )
 
     def resume(
@@ -99,13 +154,23 @@ class Checkpoint:
         of them if they were started with different code, settings or inputs.
         """
         self._check_alike()
-        progress = self._load(modules, optimisers) if is_main() else None
-        progress, shapes = from_first((progress, {name: _shapes(o) for name, o in optimisers.items()}))
-        if progress is not None and not is_main():
+        sharded = is_sharded(modules.values())
+        stored = self._stored(sharded)
+        progress = from_first(stored.index.progress if stored else None)
+        self._last = progress["step"] if progress is not None else 0
+        self._last_is_newest = stored is not None and stored.paths[0] == self.path
+        if stored is not None:
+            for name, module in modules.items():
+                _load(stored, f"module/{name}/", module)
             for name, optimiser in optimisers.items():
-                _fill(optimiser, {i: {f: torch.empty(s) for f, s in of.items()} for i, of in shapes[name].items()})
-        copy_from_first(t for module in modules.values() for t in module.state_dict().values())
-        copy_from_first(t for optimiser in optimisers.values() for s in _states(optimiser).values() for t in s.values())
+                _fill(optimiser, _read_states(stored, f"optimiser/{name}/", optimiser))
+        if not sharded:
+            shapes = from_first({name: _shapes(o) for name, o in optimisers.items()})
+            if progress is not None and not is_main():
+                for name, optimiser in optimisers.items():
+                    _fill(optimiser, _empty_states(shapes[name], optimiser))
+            copy_from_first(t for module in modules.values() for t in module.state_dict().values())
+            copy_from_first(t for o in optimisers.values() for s in _states(o).values() for t in s.values())
         return progress
 
     def _check_alike(self) -> None:
@@ -117,39 +182,97 @@ class Checkpoint:
                     "on its machine to the same state"
                 )
 
-    def _load(
-        self, modules: Mapping[str, nn.Module], optimisers: Mapping[str, torch.optim.Optimizer]
-    ) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
+    def _stored(self, sharded: bool) -> StoredCheckpoint | None:
+        """The newest whole checkpoint of this fingerprint, in the processes that read it; None if there is none.
+
+        sharded: whether all processes read; else the first alone does, and the others get None.
+        """
+        for path in (self.path, self.folder / checkpoint_files.BEFORE):
+            stored, problem = None, None
+            if sharded or is_main():
+                stored, problem = self._open(path, *((rank(), world()) if sharded else (0, 1)))
+            problems = of_each(problem)
+            if all(problem is None for problem in problems):
+                return stored
+            if problems[0] is None and "" in problems:
+                raise BigrError(f"process {problems.index('')} finds no {path}: all machines must share it for fsdp")
+            if is_main() and (told := next(filter(None, problems), "")):
+                log.log(logging.INFO if told == _OTHER else logging.WARNING, "%s is passed over: %s", path, told)
+        return None
+
+    def _open(self, path: Path, process: int, processes: int) -> tuple[StoredCheckpoint | None, str | None]:
+        """The checkpoint, or why it is not one to resume; empty where there is none."""
+        if not path.exists():
+            return None, ""
         try:
-            with safe_open(self.path, "pt") as file:
-                header = file.metadata()
-                if header["fingerprint"] != self.fingerprint:
-                    log.info("the checkpoint %s is of other code, settings or inputs: starting from step 0", self.path)
-                    return None
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            progress: dict[str, Any] = json.loads(header["progress"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("the checkpoint %s cannot be read (%s): starting from step 0", self.path, error)
-            return None
-        for name, module in modules.items():
-            module.load_state_dict(_below(tensors, f"module/{name}/"))
-        for name, optimiser in optimisers.items():
-            state: States = {}
-            for key, tensor in _below(tensors, f"optimiser/{name}/").items():
-                index, field = key.split("/", 1)
-                state.setdefault(int(index), {})[field] = tensor
-            _fill(optimiser, state)
-        return progress
+            stored = StoredCheckpoint(path)
+            if stored.index.fingerprint != self.fingerprint:
+                return None, _OTHER
+            stored.open(process, processes)
+        except UnreadableCheckpoint as error:
+            return None, f"the checkpoint cannot be read ({error})"
+        return stored, None
 
     def remove(self) -> None:
-        """Delete the checkpoint."""
-        self.path.unlink(missing_ok=True)
+        """Delete the checkpoints."""
+        checkpoint_files.remove(self.folder)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _is_own(tensor: Tensor) -> bool:
+    """Whether this process saves the tensor, or its rows of it: what all hold is saved by the first."""
+    return isinstance(tensor, DTensor) or is_main()
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+    return own_rows(tensor).detach().to("cpu", copy=True)
+
+
+@torch.no_grad()
+def _load(stored: StoredCheckpoint, prefix: str, module: nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        own_rows(tensor).copy_(stored.read(prefix + name, _rows(tensor)))
+
+
+def _rows(tensor: Tensor) -> tuple[int, int] | None:
+    return row_range(tensor.shape[0]) if isinstance(tensor, DTensor) else None
+
+
+def _like(parameter: Tensor) -> Tensor:
+    """A tensor for a moment of the parameter: laid out alike, which the fused optimiser takes for granted."""
+    return torch.zeros_like(parameter, requires_grad=False)
+
+
+def _read_states(stored: StoredCheckpoint, prefix: str, optimiser: torch.optim.Optimizer) -> States:
+    parameters = _parameters(optimiser)
+    states: States = {}
+    for name in stored.names(prefix):
+        number, field = name.split("/", 1)
+        parameter = parameters[int(number)]
+        if (shape := stored.shape(prefix + name)) and shape == parameter.shape:
+            tensor: Tensor = _like(parameter)
+            own_rows(tensor).copy_(stored.read(prefix + name, _rows(parameter)))
+        else:
+            tensor = stored.read(prefix + name)
+        states.setdefault(int(number), {})[field] = tensor
+    return states
+
+
+def _empty_states(shapes: dict[int, dict[str, torch.Size]], optimiser: torch.optim.Optimizer) -> States:
+    parameters = _parameters(optimiser)
+    return {
+        index: {
+            name: _like(parameters[index]) if s == parameters[index].shape else torch.empty(s) for name, s in of.items()
+        }
+        for index, of in shapes.items()
+    }
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
 
 def _states(optimiser: torch.optim.Optimizer) -> States:
@@ -163,11 +286,3 @@ def _shapes(optimiser: torch.optim.Optimizer) -> dict[int, dict[str, torch.Size]
 
 def _fill(optimiser: torch.optim.Optimizer, states: States) -> None:
     optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
-    for parameter, state in optimiser.state.items():  # in its own order in memory, as the fused kernel reads
-        for field, value in state.items():
-            if value.shape == parameter.shape:
-                state[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

@@ -1,8 +1,9 @@
 """The training loop of every trained stage, in one process or in several.
 
 A stage passes trained modules (each with its optimiser and its loss), a stream of batches, and a validation. The EMA of
-the first module is validated and returned. Every draw is derived from the seed and the step, so that a killed run
-resumes with the same weights, bit for bit. Losses stay on the device until they are read.
+the first module is validated and returned. Every draw is derived from the seed, the step and the place in the global
+batch, so that a killed run resumes with the same weights: bit for bit in as many processes, up to the rounding of sums
+in another number. Dropout inside layers alone is drawn by each process. Losses stay on the device until they are read.
 """
 
 import logging
@@ -12,20 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bigr.runtime.context import Context
-from bigr.runtime.distributed import barrier, is_main, own_gradients, rank, world
-from bigr.runtime.errors import BigrError
+from bigr.runtime.distributed import barrier, is_main, mean_over_processes, rank, world
+from bigr.runtime.errors import EXIT_STOPPED, BigrError
 from bigr.runtime.files import write_csv
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
+from bigr.runtime.stopping import Stopped, StopRequest, stop_requests
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
+from bigr.training.parallel import Sharded, own_gradients, whole
 from bigr.training.prefetch import on_device
 from bigr.training.recompute import recomputed
 
@@ -86,18 +89,22 @@ def train(
 ) -> nn.Module:
     """Train, and return the EMA of the first trained module, on its device, in evaluation mode.
 
+    Of a sharded module the first process returns the whole EMA, on the CPU; only there is the result of use.
     batches: step → the stream from that step on, of named tuples on the CPU; validate: the EMA and the steps done →
-    metrics by name, called every `validate_every` steps and at the end, on the first process only; describe: step →
+    metrics by name, called every `validate_every` steps and at the end, on the first process only, or on all where the
+    module is sharded; describe: step →
     words that name its batch, for errors; first_row: metrics from before the training, the curves' row of step 0.
     Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reports the rows of that file (mean
     losses since the last row as `train_<name>`, and the validation's metrics) and, every `READ_BACK_EVERY` steps, the
-    losses of one step. Raises `BigrError` that names step and batch if a loss is not finite.
+    losses of one step. Raises `BigrError` that names step and batch if a loss is not finite, and `Stopped`, with a
+    checkpoint written, after the step in which one of the processes was asked to end.
     """
     settings = plan.settings
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
         # Not `warn_only`: attention would then take its kernels that add in any order.
         torch.use_deterministic_algorithms(plan.run.deterministic)
-    ema = EMA(trained_modules[0].module, settings.ema_decay)
+    sharded = trained_modules[0].call if isinstance(trained_modules[0].call, Sharded) else None
+    ema = EMA(trained_modules[0].module, settings.ema_decay, sharded.copy if sharded else None)
     modules = {each.name: each.module for each in trained_modules} | {"average": ema.module}
     optimisers = {each.name: each.optimiser for each in trained_modules}
     checkpoint = _checkpoint(plan, context)
@@ -115,6 +122,7 @@ def train(
     with (
         recomputed(blocks),
         checkpoint,
+        stop_requests(plan.run.timeout_s) as stop,
         closing(on_device(batches(start), plan.device)) as stream,
         Progress(plan.stage, settings.steps, initial=start, enabled=is_main()) as bar,
     ):
@@ -139,24 +147,41 @@ def train(
                     context.report.metrics({**latest, "learning_rate": rate}, step=done)
             if done % settings.validate_every == 0 or done == settings.steps:
                 losses.read()
-                if is_main():
+                if is_main() or sharded:
                     with waited.for_("validation"):
                         metrics = validate(ema.module, done)
+                if is_main():
                     rows.append({"step": done, **losses.mean(), **metrics})
                     _check_finite(rows[-1], done, describe)
                     _report(rows[-1], context)
                 losses.clear()
                 barrier()
-            if done % plan.run.checkpoint_every == 0 and done < settings.steps:
+            stopped = stop.agreed()
+            if stopped or (done % plan.run.checkpoint_every == 0 and done < settings.steps):
                 losses.read()
-                if is_main():
-                    with waited.for_("checkpoints"):
-                        checkpoint.save(modules, optimisers, {"step": done, "rows": rows, "losses": losses.window})
+                with waited.for_("checkpoints"):
+                    checkpoint.save(modules, optimisers, {"step": done, "rows": rows, "losses": losses.window})
+            if stopped:
+                _stop(plan, checkpoint, done, stop)
             bar.advance(note=note)
+        stop.settle()
     if is_main():
         waited.report(plan.stage, context)
         write_curves(context.root / "outputs" / "curves" / f"{plan.stage}.csv", rows)
-    return ema.module
+    return sharded.gathered() if sharded else ema.module
+
+
+def _stop(plan: TrainingPlan, checkpoint: Checkpoint, done: int, stop: StopRequest) -> NoReturn:
+    """End once the checkpoint of the steps `done` is written, in all processes."""
+    checkpoint.wait()
+    barrier()
+    asked = f"by {stop.received.name}" if stop.received else "in another process"
+    log.info(
+        "%s: asked to end %s after step %d of %d; the checkpoint is written, and the stage continues from it when it "
+        "is started again (exit status %d)",
+        *(plan.stage, asked, done, plan.settings.steps, EXIT_STOPPED),
+    )
+    raise Stopped
 
 
 def _report(row: Mapping[str, Any], context: Context) -> None:
@@ -171,10 +196,9 @@ def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
 
 
 def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
-    # Draws are derived from the process's number; kinds of devices, and compiled code, round differently.
-    how = f"{plan.device.type}{', compiled' if plan.compiled else ''}"
-    fingerprint = f"{context.fingerprint} on {world()} × {how}"
-    return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint)
+    # Kinds of devices, and compiled code, round differently.
+    fingerprint = f"{context.fingerprint} on {plan.device.type}{', compiled' if plan.compiled else ''}"
+    return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint, plan.run.timeout_s)
 
 
 def _update(
@@ -194,7 +218,7 @@ def _update(
         found.append({name: value.detach() for name, value in terms.items()})
     losses = {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
     parameters = [p for group in trained_module.optimiser.param_groups for p in group["params"]]
-    gradient_norm = nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip)
+    gradient_norm = whole(nn.utils.clip_grad_norm_(parameters, plan.settings.grad_clip))
     for group in trained_module.optimiser.param_groups:
         group["lr"] = rate
     trained_module.optimiser.step()
@@ -245,12 +269,13 @@ class Losses:
         self._waiting.append(losses)
 
     def read(self) -> dict[str, float]:
-        """Copy all losses to the host in one transfer; return those of the last step.
+        """Copy all losses to the host in one transfer, as means over the processes; return those of the last step.
 
         Raises `BigrError` that names the first step with a loss that is not finite.
         """
         if self._waiting:
-            values = iter(torch.stack([v.float() for losses in self._waiting for v in losses.values()]).tolist())
+            of_share = torch.stack([v.float() for losses in self._waiting for v in losses.values()])
+            values = iter(mean_over_processes(of_share).tolist())
             for losses in self._waiting:
                 row = {name: next(values) for name in losses}
                 self._step += 1

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bigr.data.codes import CodesDataset
 from bigr.models.masked.generator import BiGR, gather_tokens, masked_count
-from bigr.runtime.distributed import rank, share
-from bigr.runtime.seeds import derive_seed, generator
+from bigr.runtime.distributed import share
+from bigr.runtime.seeds import WHOLE_BATCH, derive_seed, generator
 
 
 class MaskedBatch(NamedTuple):
@@ -83,21 +83,26 @@ class MaskedBatches:
             step += 1
 
     def batch(self, step: int) -> MaskedBatch:
-        """The batch of a step; its draws follow from the seed, the step and this process's number."""
-        mine = self.indices(step)[share(self.batch_size)]
-        draws = generator(self.seed, self.stage, "batch", step, rank())
-        views = torch.randint(len(self.dataset.views), (len(mine),), generator=draws)
-        codes, labels = self.dataset.batch(mine, views, self.drawn(step)[share(self.batch_size)])
-        dropped = torch.rand(len(mine), generator=draws) < self.label_dropout
+        """This process's share of the batch of a step.
+
+        What is drawn follows from the seed, the step and the place in the global batch: each process draws for all of
+        it and takes its rows.
+        """
+        whole, rows = self.batch_size, share(self.batch_size)
+        mine = self.indices(step)[rows]
+        draws = generator(self.seed, self.stage, "batch", step, WHOLE_BATCH)
+        views = torch.randint(len(self.dataset.views), (whole,), generator=draws)[rows]
+        codes, labels = self.dataset.batch(mine, views, self.drawn(step)[rows])
+        dropped = torch.rand(whole, generator=draws)[rows] < self.label_dropout
         labels = self.dataset.conditions(mine, labels)
         dropped = dropped.view(-1, *[1] * (labels.ndim - 1))
         labels = labels.masked_fill(dropped, self.dataset.unconditional)
         tokens = codes.shape[1]
         shared = derive_seed(self.seed, self.stage, "count", step)  # the same in all processes
         count = masked_count(shared % tokens, tokens)
-        masked = torch.rand(codes.shape[:2], generator=draws).argsort(dim=1)[:, :count]
+        masked = torch.rand((whole, tokens), generator=draws)[rows].argsort(dim=1)[:, :count]
         if self.input_flip:
-            flipped = torch.rand(codes.shape, generator=draws) < self.input_flip
+            flipped = torch.rand((whole, *codes.shape[1:]), generator=draws)[rows] < self.input_flip
             codes = codes ^ flipped.scatter(1, masked.unsqueeze(-1).expand(-1, -1, codes.shape[2]), False)
         return MaskedBatch(codes.float(), labels, masked)
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from bigr.training.parallel import own_rows
+
 if TYPE_CHECKING:
     from bigr.config import TrainingSettings
 
@@ -43,16 +45,18 @@ def learning_rate(settings: "TrainingSettings", step: int) -> float:
 class EMA:
     """The exponential moving average of a module's parameters; buffers are copied.
 
-    module: the average, in evaluation mode, without gradients; decay: in [0, 1].
+    module: the average, in evaluation mode, without gradients; decay: in [0, 1]; into: a copy of the module that
+    becomes the average, where the module is sharded and cannot be copied.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: nn.Module, decay: float, into: nn.Module | None = None) -> None:
+        self.module = (into or copy.deepcopy(module)).eval().requires_grad_(False)
         self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
         """average ← decay·average + (1 − decay)·`source`, the module that the average was copied from."""
-        self._average(list(self.module.parameters()), [p.detach() for p in source.parameters()], None)
-        for ours, theirs in zip(self.module.buffers(), source.buffers(), strict=True):
-            ours.copy_(theirs)
+        ours, theirs = ([own_rows(p.detach()) for p in module.parameters()] for module in (self.module, source))
+        self._average(ours, theirs, None)
+        for buffer, new in zip(self.module.buffers(), source.buffers(), strict=True):
+            buffer.copy_(new)

@@ -8,6 +8,7 @@ Shapes: B images, E `embed_dim`, K `code_bits`, h×w tokens. Bits are 0 or 1.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +45,11 @@ class Quantizer(nn.Module):
         """Bits [B,K,h,w], bool or float -> the decoder's input [B,E,h,w]."""
         raise NotImplementedError
 
-    def penalties(self, logits: Tensor) -> dict[str, Tensor]:
-        """Scalars to add to the training loss, unweighted, by name."""
+    def penalties(self, logits: Tensor, of_batch: Callable[[Tensor], Tensor] = lambda mean: mean) -> dict[str, Tensor]:
+        """Scalars to add to the training loss, unweighted, by name.
+
+        of_batch: turns a mean over these logits into the mean over the whole batch that they are a part of.
+        """
         raise NotImplementedError
 
 
@@ -73,7 +77,7 @@ class BernoulliQuantizer(Quantizer):
         weight = self.embed.weight
         return F.conv2d(bits.to(weight.dtype), weight.t()[:, :, None, None])
 
-    def penalties(self, logits: Tensor) -> dict[str, Tensor]:
+    def penalties(self, logits: Tensor, of_batch: Callable[[Tensor], Tensor] = lambda mean: mean) -> dict[str, Tensor]:
         """None: sampling noise alone keeps the bits in use."""
         return {}
 
@@ -103,14 +107,14 @@ class LookupFreeQuantizer(Quantizer):
         embedded: Tensor = self.embed(2 * bits.to(self.embed.weight.dtype) - 1)
         return embedded
 
-    def penalties(self, logits: Tensor) -> dict[str, Tensor]:
+    def penalties(self, logits: Tensor, of_batch: Callable[[Tensor], Tensor] = lambda mean: mean) -> dict[str, Tensor]:
         """`entropy`: a bit's mean entropy minus the entropy of its mean, in nats, averaged over bits, in [−ln 2, 0].
 
         It is least when every bit is certain in each token, and 1 in half of them. Bit by bit, as 2^K codes cannot be
         enumerated: exact for the first term, an upper bound for the second. `commitment`: the mean of (v − sign v)².
         """
         p = self.probabilities(logits)
-        entropy = binary_entropy(p).mean() - binary_entropy(p.mean(dim=(0, 2, 3))).mean()
+        entropy = binary_entropy(p).mean() - binary_entropy(of_batch(p.mean(dim=(0, 2, 3)))).mean()
         signs = 2 * (p.detach() > 0.5).to(logits.dtype) - 1
         return {"entropy": entropy * math.log(2), "commitment": F.mse_loss(logits, signs)}
 

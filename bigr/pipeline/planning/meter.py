@@ -33,10 +33,11 @@ _IN_BFLOAT16 = {F.linear, F.conv2d, F.scaled_dot_product_attention}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """gpu: with a GPU's kernels; bfloat16: under autocast."""
+    """gpu: with a GPU's kernels; bfloat16: under autocast; casts_weights: and keeps copies of weights."""
 
     gpu: bool
     bfloat16: bool
+    casts_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ def _saved_bytes(
             stack.enter_context(patched_forward(block, partial(block_alone, block.forward)))
         stack.enter_context(recomputed(blocks))
         stack.enter_context(saved)
-        stack.enter_context(_Kernels(arithmetic))
+        kernels = stack.enter_context(_Kernels(arithmetic))
         work()
-    return saved.bytes(parameters) + largest
+    known = parameters if arithmetic.casts_weights else parameters | kernels.casts()
+    return saved.bytes(known) + largest
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
@@ -188,6 +190,10 @@ class _Kernels(TorchFunctionMode):
             return value.bfloat16()
         # autocast keeps one copy of a parameter
         return self._cast_parameters.setdefault(id(value), value.bfloat16())
+
+    def casts(self) -> set[int]:
+        """The storages of the copies of parameters, by id."""
+        return {id(tensor.untyped_storage()) for tensor in self._cast_parameters.values()}
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -94,9 +94,11 @@ def make_plan(
     images: int | None = None,
     classes: int | None = None,
     processes: int | None = None,
+    parallel: str | None = None,
 ) -> Plan:
     """The plan of the settings in `params` for the project at `root`. Raises `BigrError` as `bigr check` does.
 
+    processes, parallel: in place of those of the section run.
     tflops, float32_tflops: what one process sustains; if None, measured here, where this machine has the device.
     """
     given = {"tflops": tflops, "float32-tflops": float32_tflops, "images": images, "classes": classes}
@@ -104,9 +106,10 @@ def make_plan(
         if number is not None and not 0 < number < float("inf"):
             raise BigrError(f"--{name} must be a number above 0, got {number}")
     settings = config.load(params)
-    if processes is not None:
+    chosen = {"processes": processes, "parallel": parallel}
+    if chosen := {name: value for name, value in chosen.items() if value is not None}:
         values = settings.model_dump()
-        values["run"]["processes"] = processes
+        values["run"] |= chosen
         settings = config.validate(values, params.name)
     found = image_counts.count_images(settings, root, images, classes)
     device, is_here = _device(settings.run.device)

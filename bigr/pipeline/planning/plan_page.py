@@ -84,14 +84,17 @@ def _memory(plan: Plan) -> list[str]:
     rows = []
     for stage in plan.training:
         memory = [_gibi(getattr(stage.memory, name)) for name in names]
-        rows.append((f"{stage.stage}, {_images(stage.images)}", *memory))
+        mode = f" ({stage.parallel})" if plan.processes > 1 else ""
+        rows.append((f"{stage.stage}{mode}, {_images(stage.images)}", *memory))
     cost = plan.sampling
     rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
-    shown = ("weights", "EMA", "AdamW", "gradients", "DDP", "activations", "peak")
+    shown = ("weights", "EMA", "AdamW", "gradients", "buffers", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
-        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16. Peak: in training the",
-        f"{_INDENT}sum, in sampling the most at once; without the device's context, workspaces, fragmentation.",
+        f"{_INDENT}Buffers: gradients that are averaged (ddp); weights and gradients that are gathered (fsdp).",
+        f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16 under ddp. Peak: in",
+        f"{_INDENT}training the sum, in sampling the most at once; without the device's context, workspaces,",
+        f"{_INDENT}fragmentation.",
     ]
 
 

@@ -5,7 +5,7 @@ tokens masked, the discriminator at work. Everything here is called within `torc
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,11 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process. peak: all of them together."""
+    """Bytes of one process. peak: all of them together.
+
+    buckets: what processes exchange: under ddp the gradients that are averaged; under fsdp what is gathered of weights
+    and gradients at a time.
+    """
 
     weights: int
     average: int
@@ -47,9 +51,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """A trained stage. images: of a part of the batch, in one process; flops: of all steps, images and processes."""
+    """A trained stage. images: of a part of the batch, in one process; flops: of all steps, images and processes.
+
+    parallel: ddp or fsdp.
+    """
 
     stage: str
+    parallel: str
     images: int
     steps: int
     batch_size: int
@@ -92,7 +100,7 @@ def tokenizer_training(settings: Settings, networks: Networks, arithmetic: Arith
         add(f"with the discriminator, from step {section.gan_start:,}", section.gan_start - 1, late, both)
     memory = _memory(modules, tokenizer, trained_modules, saved, processes)
     total *= processes * section.accumulate
-    return TrainingCost("tokenizer", images, section.steps, section.batch_size, parts, total, memory)
+    return TrainingCost("tokenizer", "ddp", images, section.steps, section.batch_size, parts, total, memory)
 
 
 def generator_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
@@ -101,12 +109,17 @@ def generator_training(settings: Settings, networks: Networks, arithmetic: Arith
     images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(model, settings, images)
     blocks = _recomputed(settings, model.blocks())
+    mode, arithmetic = _mode(settings, processes, arithmetic)
     cost = measure(lambda: model.loss(*batch, torch.Generator(), section.noise_draws), arithmetic, [model], blocks)
     inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=True)
     backbone = PartCost("backbone", (cost.forward - inner.forward) / images, (cost.backward - inner.backward) / images)
     parts = [backbone, _transcoder_part(model, inner, images, tokens, arithmetic)]
-    memory = _memory([model], model, [model], cost.saved, processes)
-    return TrainingCost("generator", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
+    if mode == "fsdp":
+        memory = _sharded_memory(model, model, model.blocks(), cost.saved, processes, arithmetic)
+    else:
+        memory = _memory([model], model, [model], cost.saved, processes)
+    flops = _flops(parts, section)
+    return TrainingCost("generator", mode, images, section.steps, section.batch_size, parts, flops, memory)
 
 
 def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arithmetic, processes: int) -> TrainingCost:
@@ -114,14 +127,21 @@ def transcoder_training(settings: Settings, networks: Networks, arithmetic: Arit
     section, model = settings.transcoder, networks.bigr
     images, tokens = section.batch_size // processes // section.accumulate, settings.grid**2
     batch = _masked_batch(model, settings, images)
+    mode, arithmetic = _mode(settings, processes, arithmetic)
     forward = flops(lambda: hidden_of(model, batch))
     inner = _transcoder_cost(model, images * tokens, settings, section.noise_draws, arithmetic, joint=False)
     parts = [
         PartCost("backbone, frozen", forward / images, 0.0),
         _transcoder_part(model, inner, images, tokens, arithmetic),
     ]
-    memory = _memory([model], model.transcoder, [model.transcoder], inner.saved, processes)
-    return TrainingCost("transcoder", images, section.steps, section.batch_size, parts, _flops(parts, section), memory)
+    transcoder = model.transcoder
+    if mode == "fsdp":
+        blocks = [*transcoder.blocks]
+        memory = _sharded_memory(model, transcoder, blocks, inner.saved, processes, arithmetic)
+    else:
+        memory = _memory([model], transcoder, [transcoder], inner.saved, processes)
+    work = _flops(parts, section)
+    return TrainingCost("transcoder", mode, images, section.steps, section.batch_size, parts, work, memory)
 
 
 def mean_masked_share(tokens: int) -> float:
@@ -170,6 +190,40 @@ def _transcoder_part(model: BiGR, cost: Cost, images: int, tokens: int, arithmet
 def _flops(parts: list[PartCost], section: object) -> float:
     steps, batch_size = section.steps, section.batch_size  # type: ignore[attr-defined]
     return steps * batch_size * sum(part.forward + part.backward for part in parts)
+
+
+def _mode(settings: Settings, processes: int, arithmetic: Arithmetic) -> tuple[str, Arithmetic]:
+    """ddp or fsdp; and the arithmetic, in which sharded weights are gathered as the blocks compute with them."""
+    sharded = settings.run.parallel == "fsdp" and processes > 1
+    return ("fsdp", replace(arithmetic, casts_weights=False)) if sharded else ("ddp", arithmetic)
+
+
+def _sharded_memory(
+    model: nn.Module,
+    trained: nn.Module,
+    blocks: Sequence[nn.Module],
+    saved: int,
+    processes: int,
+    arithmetic: Arithmetic,
+) -> Memory:
+    """Of a module whose blocks are sharded; what of `model` is not in it is frozen, and whole in every process.
+
+    Gathered at a time: what is outside of the blocks, and two blocks, the next while one computes; and the gradients of
+    a block with the buffer that adds them up.
+    """
+    own, largest = count(trained), max(count(block) for block in blocks)
+    outside = own - sum(count(block) for block in blocks)
+    shard = -(-own // processes)
+    gathered = _FLOAT32 * outside + 2 * largest * (2 if arithmetic.bfloat16 else _FLOAT32)
+    parts = {
+        "weights": _FLOAT32 * (count(model) - own + shard),
+        "average": _FLOAT32 * shard,
+        "optimiser": _MOMENTS * _FLOAT32 * shard,
+        "gradients": _FLOAT32 * shard,
+        "buckets": gathered + 2 * _FLOAT32 * max(largest, outside),
+        "activations": saved,
+    }
+    return Memory(**parts, peak=sum(parts.values()))
 
 
 def _memory(
