@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
+from bigr.runtime.errors import EXIT_STOPPED, EXIT_USER_ERROR, BigrError
 from bigr.runtime.masking import masked
 from flows import guard
 
@@ -90,6 +90,8 @@ def execute(
         return Outcome("cached" if skipped and not ran else "ran", time.monotonic() - started)
     if number := killer(exited) or killer(status):
         raise StageKilled(f"{stage}: killed by {signal.Signals(number).name}")
+    if EXIT_STOPPED in (exited, status):
+        raise StageKilled(f"{stage}: asked to end; its checkpoint is written")
     last_words = "; ".join(said if exited == EXIT_USER_ERROR else said[-1:])
     raise StageFailed(f"{stage}: {refused or last_words or f'failed with status {exited or status}'}")
 

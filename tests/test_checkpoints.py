@@ -12,7 +12,7 @@ from torch import nn
 from bigr.runtime.context import Context
 from bigr.runtime.errors import EXIT_STOPPED
 from bigr.runtime.files import write_tensors
-from bigr.runtime.stopping import Stopped
+from bigr.runtime.stop_requests import StoppedOnRequest
 from bigr.stages import train_generator
 from bigr.training import loop
 from bigr.training.checkpoint_files import StoredCheckpoint, UnreadableCheckpoint, metadata_of, part_name
@@ -153,7 +153,7 @@ def test_a_signal_writes_a_checkpoint_after_the_step_and_loses_none(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(loop.Losses, "add", counted)
-    with pytest.raises(Stopped) as end:
+    with pytest.raises(StoppedOnRequest) as end:
         train_generator.run(settings(**changes), stopped)
     assert end.value.code == EXIT_STOPPED == 75
     assert len(steps) == last

@@ -25,6 +25,8 @@ T = TypeVar("T")
 _LAUNCHED = "BIGR_LAUNCHED"
 """A variable of the processes that `launch` starts: the folder in which they leave word for it."""
 _REFUSED, _STOPPED = "refused", "stopped"
+_FRESH_STORE = ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+"""A new store of addresses for each start: in a shared one, processes that are started again find those of the dead."""
 _SHUTDOWN_S = 300
 """Seconds that processes have, once they are asked to end, to finish the step and write a checkpoint."""
 
@@ -80,19 +82,20 @@ def launch(stage: str, root: Path, params: Path, run: "RunSettings") -> None:
     """Run `bigr run STAGE` in `run.processes` processes on this machine and wait for them.
 
     Where one of them dies, torchrun starts all of them again, `run.max_restarts` times. Raises `BigrError` where one of
-    them does, and `Stopped` where they were asked to end and have saved their state. Exits with the status of the first
-    that failed otherwise.
+    them does, and `StoppedOnRequest` where they were asked to end and have saved their state. Exits with the status of
+    the first that failed otherwise.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    from bigr.runtime.stopping import Stopped
+    from bigr.runtime.stop_requests import StoppedOnRequest
 
     # The processes have logged what went wrong; torchrun's report of it would bury that.
     for module in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
         logging.getLogger(module).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // run.processes)))
+    os.environ.setdefault(*_FRESH_STORE)
     options = {
         "nproc-per-node": run.processes,
         "max-restarts": run.max_restarts,
@@ -110,7 +113,7 @@ def launch(stage: str, root: Path, params: Path, run: "RunSettings") -> None:
             if (message := _word(_REFUSED)) is not None:
                 raise BigrError(message) from None
             if _word(_STOPPED) is not None:
-                raise Stopped from None
+                raise StoppedOnRequest from None
             if isinstance(error, SignalException):
                 if error.sigval == signal.SIGINT:
                     raise KeyboardInterrupt from None
@@ -125,14 +128,14 @@ def launch(stage: str, root: Path, params: Path, run: "RunSettings") -> None:
 def check_goes_on() -> None:
     """In a process that torchrun has started again: end as the others did, where that would only be repeated.
 
-    Raises the `BigrError` of one of them, or `Stopped`.
+    Raises the `BigrError` of one of them, or `StoppedOnRequest`.
     """
     if (message := _word(_REFUSED)) is not None:
         raise BigrError(message)
     if _word(_STOPPED) is not None:
-        from bigr.runtime.stopping import Stopped
+        from bigr.runtime.stop_requests import StoppedOnRequest
 
-        raise Stopped
+        raise StoppedOnRequest
 
 
 def hand_up(error: BigrError) -> bool:

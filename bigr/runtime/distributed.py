@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from bigr.runtime.errors import BigrError
 
@@ -147,5 +146,19 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     """The mean of the tensors of all processes, of one shape, in every process; differentiable."""
     if world() == 1:
         return tensor
-    total: Tensor = all_reduce(tensor.contiguous())
-    return total / world()
+    mean: Tensor = _Mean.apply(tensor)
+    return mean
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over processes; each one's gradient reaches the tensors of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / world()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Mean.forward(ctx, gradient)

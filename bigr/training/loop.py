@@ -25,7 +25,7 @@ from bigr.runtime.files import write_csv
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
-from bigr.runtime.stopping import Stopped, StopRequest, stop_requests
+from bigr.runtime.stop_requests import StoppedOnRequest, StopRequest, stop_requests
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
 from bigr.training.parallel import Sharded, own_gradients, whole
@@ -96,8 +96,8 @@ def train(
     words that name its batch, for errors; first_row: metrics from before the training, the curves' row of step 0.
     Writes outputs/curves/<stage>.csv and, while it runs, checkpoints/<stage>/. Reports the rows of that file (mean
     losses since the last row as `train_<name>`, and the validation's metrics) and, every `READ_BACK_EVERY` steps, the
-    losses of one step. Raises `BigrError` that names step and batch if a loss is not finite, and `Stopped`, with a
-    checkpoint written, after the step in which one of the processes was asked to end.
+    losses of one step. Raises `BigrError` that names step and batch if a loss is not finite, and `StoppedOnRequest`,
+    with a checkpoint written, after the step in which one of the processes was asked to end.
     """
     settings = plan.settings
     if plan.device.type == "cuda":  # CPU kernels are deterministic as they are
@@ -181,7 +181,7 @@ def _stop(plan: TrainingPlan, checkpoint: Checkpoint, done: int, stop: StopReque
         "is started again (exit status %d)",
         *(plan.stage, asked, done, plan.settings.steps, EXIT_STOPPED),
     )
-    raise Stopped
+    raise StoppedOnRequest
 
 
 def _report(row: Mapping[str, Any], context: Context) -> None:

@@ -1,6 +1,6 @@
 """Ending on request: SIGTERM, or SIGUSR1, by which schedulers announce that a job will be stopped.
 
-Work that can go on later asks at safe places whether it should end, saves its state, and raises `Stopped`.
+Work that can go on later asks at safe places whether it should end, saves its state, and raises `StoppedOnRequest`.
 """
 
 import signal
@@ -18,7 +18,7 @@ from bigr.runtime.errors import EXIT_STOPPED
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stopped(SystemExit):
+class StoppedOnRequest(SystemExit):
     """The work ended on request, and its state is saved; ends the process with `EXIT_STOPPED`."""
 
     def __init__(self) -> None:
