@@ -20,7 +20,7 @@ from bigr.stages import train_generator
 from tests import preloaded, scratch, tiny
 from tests.worlds import settings, write_codes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1800)]
 
 STEPS = 48
 CHANGES = {
