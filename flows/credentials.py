@@ -52,6 +52,16 @@ def mlflow(project: Path) -> dict[str, str]:
     }
 
 
+def mlflow_login(project: Path) -> dict[str, str]:
+    """The environment with which a client of MLflow's server gives the password that `mlflow` made."""
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.read(project / MLFLOW)
+    return {
+        "MLFLOW_TRACKING_USERNAME": ini["mlflow"]["admin_username"],
+        "MLFLOW_TRACKING_PASSWORD": ini["mlflow"]["admin_password"],
+    }
+
+
 def _alone(project: Path) -> AbstractContextManager[None]:
     """Make the folder, and lock it: `make ui` and `make services` may be started at the same time."""
     (project / FOLDER).mkdir(mode=0o700, exist_ok=True)

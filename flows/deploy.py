@@ -2,7 +2,8 @@
 
 Waits for the server first, so that both can be started together. Runs that were under way on this machine when the
 services last stopped are marked as crashed: otherwise they would hold the deployment's only slot. Other work pools and
-deployments on the server stay as they are, and a schedule stays on or off. It can be repeated.
+deployments on the server stay as they are, and a schedule stays on or off. BIGR_ALERT_URL is registered too
+(`flows/alert.py`). It can be repeated.
 """
 
 import signal
@@ -34,6 +35,7 @@ from bigr import config
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
 from bigr.runtime.masking import masked
 from bigr.tracking.executions import is_dead
+from flows import alert
 from flows.execution import RETRY, command
 from flows.page import mlflow_url
 from flows.whereabouts import LABEL
@@ -163,6 +165,7 @@ def main() -> int:
         with connected() as client:
             mark_crashed(client, [deployment.id for deployment in deployments(client)])
             ensure_pool(client)
+            alert.register(client, FLOW)
             before = switched(client)
             words = [command("prefect"), "--no-prompt", "deploy", "--all"]
             # Its output advises another way to start a worker, and is shown only where it fails.

@@ -2,7 +2,8 @@
 
 This process becomes honcho, which starts the lines of `Procfile`; Ctrl-C stops them all. Both servers listen on
 loopback and ask for a password (`flows/credentials.py`). Where the user's environment names a server elsewhere, that is
-used and none is started here: PREFECT_API_URL (or a profile of Prefect), and MLFLOW_TRACKING_URI.
+used and none is started here: PREFECT_API_URL (or a profile of Prefect), and MLFLOW_TRACKING_URI. The databases of the
+servers here are files in this folder, or those of PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI.
 """
 
 import os
@@ -48,6 +49,9 @@ def prepare(project: Path, names: Sequence[str], environment: Mapping[str, str])
             added |= _own_prefect(project, chosen, environment)
     if "mlflow" in chosen and not environment.get("MLFLOW_AUTH_CONFIG_PATH"):
         added |= credentials.mlflow(project)
+        if environment.get("MLFLOW_BACKEND_STORE_URI"):  # stages then record through this server
+            added |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{added['MLFLOW_PORT']}"}
+            added |= credentials.mlflow_login(project)
     return chosen, added
 
 

@@ -153,12 +153,11 @@ def _copy_changes(project: Path, folder: Path, linked: list[str]) -> None:
 
 
 def _share_cache(project: Path, folder: Path) -> None:
-    """Let the clone use the project's cache, by links where the file system has them, and check out the outputs."""
+    """Let the clone use the project's cache, and check out the outputs: by links, as `.dvc/config` says."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(project / _LOCAL)
     cache = project / output(project, command("dvc"), "cache", "dir").strip()
-    own = {"cache": {"dir": cache.resolve(), "type": "reflink,hardlink,copy"}}
-    own["core"] = {"site_cache_dir": (folder / ".dvc/tmp/site").resolve()}
+    own = {"cache": {"dir": cache.resolve()}, "core": {"site_cache_dir": (folder / ".dvc/tmp/site").resolve()}}
     for section, values in own.items():
         if not settings.has_section(section):
             settings.add_section(section)

@@ -12,7 +12,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,8 +29,8 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED")
 class Services:
     """Prefect's server and a worker, and what a user does with them in the folder `project`."""
 
-    def __init__(self, folder: Path, project: Path, python: Path, **environment: str) -> None:
-        self.project, self.python = project, str(python)
+    def __init__(self, folder: Path, project: Path, python: Path, names: Sequence[str], **environment: str) -> None:
+        self.project, self.python, self.names = project, str(python), names
         self.kill, self.hold, self.log = folder / "kill", folder / "hold", folder / "services.log"
         ports = [_free_port(), _free_port()]
         self.url = f"http://127.0.0.1:{ports[0]}/api"
@@ -52,10 +52,10 @@ class Services:
         self.launch()
 
     def launch(self) -> None:
-        """Start what `make services` starts, but for MLflow."""
+        """Start what `make services` starts: those of `names`."""
         with self.log.open("w") as log:
             self.process = subprocess.Popen(  # guarded: a test run that is killed leaves no server behind
-                [self.python, guard.__file__, self.python, "-m", "flows.services", "prefect", "worker"],
+                [self.python, guard.__file__, self.python, "-m", "flows.services", *self.names],
                 cwd=self.project,
                 env=self.environment,
                 start_new_session=True,
@@ -193,12 +193,18 @@ class Services:
 
 
 @contextmanager
-def started(folder: Path, project: Path, python: Path = Path(sys.executable), **environment: str) -> Iterator[Services]:
+def started(
+    folder: Path,
+    project: Path,
+    python: Path = Path(sys.executable),
+    names: Sequence[str] = ("prefect", "worker"),
+    **environment: str,
+) -> Iterator[Services]:
     """Services for `project`, their own files in `folder`, up and running; stopped after.
 
     python: the interpreter of the environment that they run in; environment: added to theirs.
     """
-    services = Services(folder, project, python, **environment)
+    services = Services(folder, project, python, names, **environment)
     try:
         services.wait_until_up()
         yield services

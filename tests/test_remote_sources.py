@@ -42,7 +42,7 @@ from bigr.pipeline import check, dvcfile
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.stages import pack_shards
-from tests import scratch, tiny
+from tests import s3_server, scratch, tiny
 
 pytestmark = pytest.mark.server
 boto3 = pytest.importorskip("boto3")
@@ -119,47 +119,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def s3(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a server of S3 with the files of `here`, which the environment names."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "ada",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/nonexistent",
-        "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",
-    }
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with pytest.MonkeyPatch.context() as patch, log.open("w") as output:
-        for name, value in own.items():
-            patch.setenv(name, value)
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        try:
-            wait_for(own["AWS_ENDPOINT_URL"] + "/moto-api/data.json", process, log)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket=BUCKET)
-            for path in sorted(path for path in here.rglob("*") if path.is_file()):
-                client.put_object(Bucket=BUCKET, Key=path.relative_to(here).as_posix(), Body=path.read_bytes())
-            client.put_object(Bucket=BUCKET, Key="images/train/", Body=b"")  # as the console makes a folder
-            yield client
-        finally:
-            process.terminate()
-            process.wait()
+    with s3_server.serving(tmp_path_factory.mktemp("moto")):
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        for path in sorted(path for path in here.rglob("*") if path.is_file()):
+            client.put_object(Bucket=BUCKET, Key=path.relative_to(here).as_posix(), Body=path.read_bytes())
+        client.put_object(Bucket=BUCKET, Key="images/train/", Body=b"")  # as the console makes a folder
+        yield client
     fsspec.filesystem("s3").clear_instance_cache()
-
-
-def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
 
 
 class Web(SimpleHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""deploy/slurm/pipeline.sbatch on a real Slurm of one machine: interrupted and preempted, it ends with the same weights."""
+"""deploy/slurm/pipeline.sbatch on a real Slurm of one machine: interrupted, it ends with the same weights."""
 
 import getpass
 import os

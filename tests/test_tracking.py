@@ -1,13 +1,16 @@
 """What happened is in MLflow: a run per executed stage under one per execution; where MLflow is down, work goes on."""
 
+import contextlib
 import getpass
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from bigr.pipeline.lineage.runs import Runs
 from bigr.pipeline.stage_table import STAGES
 from bigr.tracking import executions, mailbox
 from bigr.tracking.mailbox import Mailbox
-from bigr.tracking.store import RUN_LIST, Store, code_digest, home, location
+from bigr.tracking.store import RUN_LIST, Store, code_digest, home, location, uploading
 from tests.scratch import ROOT
 
 SETTINGS = config.load(ROOT / "params.yaml")
@@ -336,6 +339,49 @@ def test_a_stage_goes_on_where_tracking_is_down_and_says_so_once(
     assert len([line for line in said if "does not answer; work goes on" in line]) == 1
     assert said[-1].startswith("MLflow (http://127.0.0.1:9): ")
     assert said[-1].endswith("records did not reach it")
+
+
+def test_a_server_that_stores_a_model_for_longer_than_it_may_take_to_answer_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            time.sleep(3)
+            with contextlib.suppress(OSError):
+                self.send_response(200)
+                self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    place = HttpArtifactRepository(f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/1")
+    with pytest.raises(MlflowException, match="timeout"):
+        place.log_artifacts(str(tmp_path))
+    with uploading(tmp_path):
+        place.log_artifacts(str(tmp_path))
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(None, 2060), ("300", 300)])
+def test_a_large_model_has_time_by_its_size_or_as_long_as_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, seconds: int
+) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(10_000_000_000)
+    if own:
+        monkeypatch.setenv("MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT", own)
+    with uploading(tmp_path):
+        assert int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == seconds
 
 
 def test_a_model_is_not_registered_where_tracking_is_down_and_its_server_is_not_waited_for(

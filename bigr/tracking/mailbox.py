@@ -19,7 +19,8 @@ _LIMIT_BYTES = 256 << 20
 _BATCH = 1000
 _GATHER_S = 1.0
 _PAUSE_S = 10.0
-_CLOSE_S = 600.0
+_CLOSE_S = 3600.0
+"""For what is left at the end, model files among it: 18 GB at 5 MB/s."""
 
 
 class Mailbox:

@@ -13,7 +13,7 @@ from bigr.runtime.dotted_keys import flatten
 from bigr.tracking import executions
 from bigr.tracking.machine import MachineMonitor
 from bigr.tracking.mailbox import Mailbox
-from bigr.tracking.store import Store, permanent, read_tags, shown, tag_name
+from bigr.tracking.store import Store, permanent, read_tags, shown, tag_name, uploading
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -146,7 +146,8 @@ class Tracker(Report):
             self._store.client.log_image(self._run, image, key=name, step=step, synchronous=True)
 
     def _log_model(self, path: str) -> None:
-        self._store.client.log_artifacts(self._run, str(self.root / path), path)
+        with uploading(self.root / path):
+            self._store.client.log_artifacts(self._run, str(self.root / path), path)
 
     def _close(self, status: str, written: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -27,7 +27,7 @@ DEFAULTS = {
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # not of model files: see `uploading`
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
@@ -48,6 +48,8 @@ _LONGEST_NAME = 500  # of a dataset, in MLflow
 _LONGEST_DIGEST = 36  # too, which DVC's hash of a folder has; that of a file on the web may be longer
 _LONGEST_REASON = 300
 _SQLITE = "sqlite:///"
+_UPLOAD_S, _UPLOAD_BYTES_PER_S = 60, 5_000_000
+_TIMEOUT, _UPLOAD_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT"
 _FINAL = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE")
 
 
@@ -80,6 +82,27 @@ def asking(root: Path) -> Iterator[None]:
         said = masked(" ".join(str(error).split()))[:_LONGEST_REASON] or type(error).__name__
         # No cause: its own words may have the store's password.
         raise BigrError(f"{shown(root)} could not be asked: {said}; is it running?") from None
+
+
+@contextlib.contextmanager
+def uploading(folder: Path) -> Iterator[None]:
+    """Within the block, let MLflow's server take its time with the files of `folder`.
+
+    It answers only when it has stored a file whole, in an object store perhaps. It has as many seconds as
+    MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT says; where that is not set, a minute more than the largest file takes at
+    5 MB/s.
+    """
+    largest = max((path.stat().st_size for path in folder.rglob("*") if path.is_file()), default=0)
+    seconds = os.environ.get(_UPLOAD_TIMEOUT) or str(_UPLOAD_S + largest // _UPLOAD_BYTES_PER_S)
+    before = os.environ.get(_TIMEOUT)
+    os.environ[_TIMEOUT] = seconds
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TIMEOUT]
+        else:
+            os.environ[_TIMEOUT] = before
 
 
 def read_tags(hashes: Mapping[str, str]) -> dict[str, str]:

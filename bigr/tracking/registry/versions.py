@@ -25,7 +25,7 @@ from bigr.runtime.masking import masked
 from bigr.tracking import executions
 from bigr.tracking.registry.package import CODE, MODELS, write
 from bigr.tracking.registry.served_record import ServedRecord
-from bigr.tracking.store import RUN_PAGE, Store
+from bigr.tracking.store import RUN_PAGE, Store, uploading
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -245,7 +245,8 @@ class Registry:
                 place, package = logged.artifact_location, Path(folder) / "model"
                 about = Model(artifact_path=place, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id)
                 write(package, candidate.root, candidate.settings, candidate.classes, about)
-                self.client.log_model_artifacts(logged.model_id, str(package))
+                with uploading(package):
+                    self.client.log_model_artifacts(logged.model_id, str(package))
         except BaseException:
             self.client.finalize_logged_model(logged.model_id, "FAILED")
             raise
