@@ -1,18 +1,23 @@
 """The services on parts of a platform: Prefect's server and MLflow on Postgres, MLflow's files in an object store."""
 
+import json
 import os
+import socket
 import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from bigr import config, tracking
-from flows import credentials
-from tests import mini_project, postgres, s3_server
+from flows import credentials, guard
+from tests import compose, mini_project, postgres, s3_server
 from tests.services import Services, started
 
 pytestmark = [
@@ -49,19 +54,25 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    folder = tmp_path_factory.mktemp("platform")
-    with s3_server.serving(folder), postgres.serving("prefect", "mlflow") as at:
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=BUCKET)
-        where = {
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{at}/prefect",
-            "MLFLOW_BACKEND_STORE_URI": f"postgresql://{at}/mlflow",
-            "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
-        }
-        names = ("prefect", "worker", "mlflow")
-        with started(folder, mini_project.make(folder / "project"), names=names, **where) as services:
-            yield Platform(services, at, client)
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """Postgres as `user:password@host:port`, and a client of the object store, which the environment names."""
+    databases = ("prefect", "mlflow", "composed_prefect", "composed_mlflow", "composed_users")
+    with s3_server.serving(tmp_path_factory.mktemp("stores")), postgres.serving(*databases) as at:
+        yield at, boto3.client("s3")
+
+
+@pytest.fixture(scope="module")
+def platform(stores: tuple[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    folder, (at, client) = tmp_path_factory.mktemp("platform"), stores
+    client.create_bucket(Bucket=BUCKET)
+    where = {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{at}/prefect",
+        "MLFLOW_BACKEND_STORE_URI": f"postgresql://{at}/mlflow",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
+    }
+    names = ("prefect", "worker", "mlflow")
+    with started(folder, mini_project.make(folder / "project"), names=names, **where) as services:
+        yield Platform(services, at, client)
 
 
 def test_runs_are_in_postgres_and_no_database_is_in_the_folder(platform: Platform) -> None:
@@ -114,3 +125,96 @@ def test_a_dump_of_the_databases_restores_every_run(platform: Platform, tmp_path
         restore = f"--dbname=postgresql://{platform.at}/restored_{database}"
         subprocess.run([programs / "pg_restore", "--no-owner", restore, dump], check=True)
         assert platform.asked(f"restored_{database}", question) == before
+
+
+# What the containers of deploy/compose.yaml run, as processes
+
+
+def of_compose(at: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """The services of the compose file with addresses of here in the place of the containers' names."""
+    ports = {name: str(free_port()) for name in ("mlflow", "prefect", "worker")}
+    here = {
+        "postgres-1@postgres:5432": at.partition(":")[2],
+        "bigr:" + at.partition(":")[2]: at,
+        "http://storage:7070": os.environ["AWS_ENDPOINT_URL"],
+        "/etc/mlflow.ini": str(folder / "mlflow.ini"),
+        "/tmp/prefect": str(folder / "prefect"),
+        "0.0.0.0": "127.0.0.1",
+        "/mlflow_users": "/composed_users",
+    }
+    text = json.dumps(compose.interpolated())
+    for old, new in here.items():
+        text = text.replace(old, new)
+    for name in ("mlflow", "prefect"):
+        text = text.replace(f'{at}/{name}"', f'{at}/composed_{name}"')
+    for name, port in (("mlflow", "5000"), ("prefect", "4200")):
+        text = text.replace(f"{name}:{port}", f"127.0.0.1:{ports[name]}").replace(
+            f"127.0.0.1:{port}", f"127.0.0.1:{ports[name]}"
+        )
+        text = text.replace(f'"{port}"', f'"{ports[name]}"')
+    text = text.replace("127.0.0.1:8080", f"127.0.0.1:{ports['worker']}")
+    described = json.loads(text)
+    (folder / "mlflow.ini").write_text(described["configs"]["mlflow"]["content"])
+    worker = described["services"]["worker"]["environment"]
+    worker |= {
+        "PREFECT_WORKER_WEBSERVER_PORT": ports["worker"],
+        "PREFECT_HOME": str(folder / "worker"),
+        "HOME": str(folder),
+    }
+    return dict(described["services"])
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_what_the_compose_file_runs_starts_is_healthy_and_asks_for_its_passwords(
+    stores: tuple[str, Any], tmp_path: Path
+) -> None:
+    project = mini_project.make(tmp_path / "project")
+    described = of_compose(stores[0], tmp_path)
+    kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
+    kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    image = kept | {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+
+    def environment(name: str) -> dict[str, str]:
+        return image | {key: str(value) for key, value in described[name]["environment"].items()}
+
+    subprocess.run(described["bucket"]["command"], env=environment("bucket"), cwd=project, check=True, timeout=300)
+    assert stores[1].head_bucket(Bucket="bigr")
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for name in ("mlflow", "prefect", "worker"):
+            log = tmp_path / f"{name}.log"
+            with log.open("w") as output:
+                words = [sys.executable, guard.__file__, *described[name]["command"]]
+                process = subprocess.Popen(
+                    words, env=environment(name), cwd=project, stdin=subprocess.PIPE, stdout=output,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )  # fmt: skip
+            processes.append(process)
+            probe, end = described[name]["healthcheck"]["test"], time.monotonic() + 600
+            assert probe[0] == "CMD"
+            while subprocess.run(probe[1:], env=environment(name), capture_output=True).returncode:
+                assert process.poll() is None and time.monotonic() < end, log.read_text()[-5000:]
+                time.sleep(1)
+        clients = described["worker"]["environment"]
+        asked = [
+            (f"{clients['PREFECT_API_URL']}/deployments/name/bigr/full", clients["PREFECT_API_AUTH_STRING"]),
+            (
+                f"{clients['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/get?experiment_id=0",
+                f"{clients['MLFLOW_TRACKING_USERNAME']}:{clients['MLFLOW_TRACKING_PASSWORD']}",
+            ),
+        ]
+        for url, login in asked:
+            assert httpx.get(url, timeout=120).status_code == 401
+            user, _, password = login.partition(":")
+            assert httpx.get(url, auth=(user, "wrong"), timeout=120).status_code == 401
+            assert httpx.get(url, auth=(user, password), timeout=120).status_code == 200, url
+    finally:
+        for process in reversed(processes):
+            assert process.stdin
+            process.stdin.close()  # the guard then ends all that it started
+            process.wait(60)
