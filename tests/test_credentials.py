@@ -81,6 +81,18 @@ def test_a_tracking_server_elsewhere_leaves_mlflow_out_and_needs_no_password(tmp
     assert services.prepare(tmp_path, ["mlflow"], {"MLFLOW_PORT": str(free_port())})[0] == ["mlflow"]
 
 
+def test_where_mlflows_database_is_elsewhere_stages_record_through_the_server_here(tmp_path: Path) -> None:
+    port = str(free_port())
+    there = {"MLFLOW_BACKEND_STORE_URI": "postgresql://ada:secret@db.example/mlflow", "MLFLOW_PORT": port}
+    chosen, added = services.prepare(tmp_path, ["worker", "mlflow"], there | {"PREFECT_API_URL": URL})
+    ini = configparser.ConfigParser(interpolation=None)
+    ini.read(tmp_path / credentials.MLFLOW)
+    assert chosen == ["worker", "mlflow"] and added["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{port}"
+    assert added["MLFLOW_TRACKING_PASSWORD"] == ini["mlflow"]["admin_password"]
+    _, alone = services.prepare(tmp_path, ["mlflow"], {"MLFLOW_PORT": port})
+    assert "MLFLOW_TRACKING_URI" not in alone
+
+
 def test_a_start_that_is_refused_leaves_the_address_of_the_running_server(tmp_path: Path) -> None:
     credentials.prefect(tmp_path, URL)
     kept = (tmp_path / credentials.PROFILES).read_bytes()
