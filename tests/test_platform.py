@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from bigr import config, tracking
 from flows import credentials, guard
+from flows.pools import POOLS
 from tests import compose, mini_project, postgres, s3_server
 from tests.services import Services, started
 
@@ -110,6 +112,35 @@ def test_no_password_of_a_database_is_in_a_log_or_on_a_command_line(platform: Pl
     assert password not in platform.services.log.read_text()
     for process in platform.services.processes():
         assert password not in " ".join(process.cmdline())
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_deployments_of_other_work_pools_are_registered_and_training_follows_on_data(
+    platform: Platform, kind: str
+) -> None:
+    services = platform.services
+    file = f"deploy/prefect/{kind}.yaml"
+    (services.project / file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(mini_project.ROOT / file, services.project / file)
+    here = services.of(services.project) | {
+        "BIGR_IMAGE": "bigr:1",
+        "BIGR_NAMESPACE": "research",
+        "PROJECT": "/srv/bigr",
+    }
+    for pool in services.api("/work_pools/filter", {}):
+        if pool["name"] in POOLS:  # of the other kind
+            services.api(f"/work_pools/{pool['name']}", method="DELETE")
+    mini_project.run(services.project, "python", "-m", "flows.pools", kind, **here)
+    mini_project.run(services.project, "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file, **here)
+    data, train = (services.api(f"/deployments/name/bigr/{name}") for name in ("data", "train"))
+    assert (data["work_pool_name"], train["work_pool_name"]) == POOLS
+    assert train["job_variables"]["image"] == "bigr:1"
+    assert "PASSWORD" not in json.dumps([data["job_variables"], train["job_variables"]])
+    (automation,) = services.api("/automations/related-to/prefect.deployment." + train["id"])
+    assert automation["trigger"]["match_related"]["prefect.resource.name"] == "data"
+    other = "kubernetes" if kind == "docker" else "docker"
+    with pytest.raises(AssertionError, match=f"is of type {kind}, not {other}"):
+        mini_project.run(services.project, "python", "-m", "flows.pools", other, **here)
 
 
 def test_a_dump_of_the_databases_restores_every_run(platform: Platform, tmp_path: Path) -> None:
