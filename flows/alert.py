@@ -35,10 +35,10 @@ def register(client: SyncPrefectClient, flow: str) -> None:
         raise BigrError(f"{VARIABLE} must be an address that starts with http:// or https://")
     known = client.read_automations_by_name(AUTOMATION)
     if not url:
-        for automation in known:
-            client.delete_automation(automation.id)
+        for old in known:
+            client.delete_automation(old.id)
         return
-    block = Webhook(url=url, headers={"Content-Type": "application/json"})  # type: ignore[arg-type]
+    block = Webhook(url=url, headers={"Content-Type": "application/json"})
     automation = AutomationCore(
         name=AUTOMATION,
         description=f"Tells the webhook of the block {BLOCK}",
