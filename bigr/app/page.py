@@ -17,7 +17,7 @@ from bigr.app.bounds import MAX_CLASSES, MAX_STEPS, UPLOAD_SECONDS
 from bigr.app.controls import HERE, QUIET, READING, Examples, asked, options, source, spoken
 from bigr.app.gallery import Dataset
 from bigr.app.links import COPY, Link
-from bigr.app.tasks import INSIDE, OUTSIDE, Tasks, margins
+from bigr.app.tasks import INSIDE, OUTSIDE, Tasks, margins, model_kind
 from bigr.imaging.model import INTERPOLATION_STEPS, ImageModel
 from bigr.runtime.errors import BigrError
 
@@ -34,8 +34,9 @@ Task = Callable[..., Iterator[str]]
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab, for the task of its name. says: what it is for; promise: the text of the empty result; inputs: lays out
-    inputs and returns those whose values the task takes; button: the text of the button that starts it.
+    """A tab, for the task of its name. says: what it is for; promise: the text of the empty result, both with {kind}
+    where the word for what the model is told belongs; inputs: lays out inputs and returns those whose values the task
+    takes; button: the text of the button that starts it; untold: `says` for a model that is told nothing.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Tab:
     inputs: Callable[[ImageModel, Examples], list[Any]]
     needs_classes: bool = False
     button: str = ""
+    untold: str = ""
+
+    def worded(self, model: ImageModel) -> tuple[str, str]:
+        """`says` and `promise` for a model of classes, of texts, or of neither."""
+        says = self.says if model.knows_labels else self.untold or self.says
+        return says.format(kind=model_kind(model)), self.promise.format(kind=model_kind(model))
 
 
 def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
@@ -65,9 +72,10 @@ def build(model: ImageModel, dataset: Dataset | None) -> gr.Blocks:
 
 
 def _lay_out(tab: Tab, tasks: Tasks, examples: Examples) -> Link:
+    says, promise = tab.worded(tasks.model)
     with gr.Tab(tab.name, id=tab.name, elem_classes="tab"), gr.Row(elem_classes="bench"):
         with gr.Column(scale=5, min_width=320, elem_classes="given"):
-            gr.HTML(f"<p>{tab.says}</p>", apply_default_css=False, elem_classes="says")
+            gr.HTML(f"<p>{says}</p>", apply_default_css=False, elem_classes="says")
             inputs = tab.inputs(tasks.model, examples)
             with gr.Row(elem_classes="buttons"):
                 start = gr.Button(tab.button or tab.name, variant="primary", scale=3, min_width=120)
@@ -75,7 +83,7 @@ def _lay_out(tab: Tab, tasks: Tasks, examples: Examples) -> Link:
                 copy = gr.Button(COPY, scale=1, min_width=96)
         with gr.Column(scale=8, min_width=320, elem_classes="came"):
             script = (HERE / "result.js").read_text(encoding="utf-8")
-            result = gr.HTML(panel.idle(tab.promise), js_on_load=script, apply_default_css=False)
+            result = gr.HTML(panel.idle(promise), js_on_load=script, apply_default_css=False)
     waiting = start.click(panel.waiting, None, result, queue=False, **QUIET)
     going = waiting.then(_told(getattr(tasks, tab.name.lower())), inputs, result, **DRAWING)
     stop.click(lambda: panel.idle("Stopped."), None, result, cancels=[going], queue=False, **QUIET)
@@ -166,15 +174,17 @@ def _features(model: ImageModel, examples: Examples) -> list[Any]:
 TABS = (
     Tab(
         "Generate",
-        "Draw pictures of a class or text, or of several side by side.",
+        "Draw pictures of a {kind}, or of several side by side.",
         "Pictures appear here while they are being decided.",
         _generate,
+        untold="Draw pictures.",
     ),
     Tab(
         "Inpaint",
-        "Paint over what is to be drawn anew. It will fit the rest of the picture, or show a class that you choose.",
+        "Paint over what is to be drawn anew. It will fit the rest of the picture, or show a {kind} that you choose.",
         "The picture, completed, appears here.",
         _inpaint,
+        untold="Paint over what is to be drawn anew. It will fit the rest of the picture.",
     ),
     Tab(
         "Outpaint",
@@ -184,15 +194,15 @@ TABS = (
     ),
     Tab(
         "Edit",
-        "Paint over a part and choose the class to draw there.",
+        "Paint over a part and choose the {kind} to draw there.",
         "The picture, changed, appears here.",
         _edit,
         needs_classes=True,
     ),
     Tab(
         "Interpolate",
-        "Draw what lies between two classes.",
-        "The way from one class to the other appears here.",
+        "Draw what lies between one {kind} and another.",
+        "The way from one {kind} to the other appears here.",
         _interpolate,
         needs_classes=True,
     ),
@@ -218,7 +228,7 @@ def _editing_options(model: ImageModel) -> list[Any]:
 
 
 def _label(model: ImageModel, none: str, examples: Examples) -> gr.Dropdown:
-    return asked(model, "Text" if model.takes_texts else "Class", examples, none=none)
+    return asked(model, model_kind(model).capitalize(), examples, none=none)
 
 
 def _outlined(picture: Image.Image | None, way: str, *sides: float) -> str:

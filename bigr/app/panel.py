@@ -177,7 +177,7 @@ def _figure(picture: Image.Image, caption: str, file: str | None = None) -> str:
     )
     if file is not None:  # result.js enlarges it and saves it, by its own data, which is then in the page once
         image = f'<a download="{html.escape(file)}" title="enlarge" href="#">{image}</a>'
-    return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
+    return f'<figure>{image}<figcaption title="{words}">{words}</figcaption></figure>'
 
 
 def _grid(cells: Sequence[str], columns: int | None, span: int = 1) -> str:

@@ -53,7 +53,9 @@ class Tasks:
         """Images of the chosen classes or texts: a column for each, or one grid for a single one."""
         chosen = [self._label(label) for label in labels or [NO_CLASS]]
         if len(chosen) > MAX_CLASSES:
-            raise BigrError(f"Choose at most {MAX_CLASSES} classes, got {len(chosen)}")
+            raise BigrError(
+                f"Choose at most {MAX_CLASSES} {'texts' if self.model.takes_texts else 'classes'}, got {len(chosen)}"
+            )
         how = self._how(options)
         variants, count = how["variants"], len(chosen)
         self._check_amount(variants * count)
@@ -79,7 +81,7 @@ class Tasks:
         """The marked part of the image painted as a class."""
         number = self._label(label)
         if number is None:
-            raise BigrError("Choose the class that the marked part is to become")
+            raise BigrError(f"Choose the {model_kind(self.model)} that the marked part is to become")
         yield from self._painted("edit", picture, brush, number, blend, options)
 
     def outpaint(
@@ -261,6 +263,11 @@ class Tasks:
         if label is None:
             return "no text" if self.model.takes_texts else "no class"
         return label if isinstance(label, str) else self.model.classes[label]
+
+
+def model_kind(model: ImageModel) -> str:
+    """The word for what the model is told: "class" or "text"."""
+    return "text" if model.takes_texts else "class"
 
 
 def margins(picture: Image.Image, percent: Sequence[float]) -> tuple[int, int, int, int]:
