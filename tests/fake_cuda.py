@@ -79,6 +79,7 @@ READS = {
     "evaluation/captions/trained_judge.py CaptionJudge.see": "images in, vectors out",
     "evaluation/captions/trained_judge.py CaptionJudge.read": "texts in, vectors out",
     "evaluation/fidelity/statistics.py measure": "images in, features out",
+    "evaluation/fidelity/statistics.py measure_share": "images in, features out",
     "evaluation/fidelity/distances.py Fidelity.compare": "features in, metrics out",
     "evaluation/representation/linear_probe.py _accuracies": "the accuracies of a split",
     "evaluation/representation/nearest_neighbours.py nearest_neighbours": "a block of features",

@@ -1,6 +1,7 @@
 """What the page's buttons do, without a browser: uploads, tasks, links, and calls that are watched."""
 
 import base64
+import html
 import inspect
 import io
 import re
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -337,6 +339,23 @@ def test_text_of_others_is_no_html() -> None:
 
 
 # a call that is watched
+
+
+@pytest.mark.parametrize(("takes_texts", "knows_labels"), [(False, True), (True, True), (False, False)])
+def test_the_page_speaks_of_what_the_model_is_told(takes_texts: bool, knows_labels: bool) -> None:
+    from bigr.app.page import TABS
+
+    model: Any = SimpleNamespace(takes_texts=takes_texts, knows_labels=knows_labels)
+    shown = [tab for tab in TABS if knows_labels or not tab.needs_classes]
+    words = " ".join(word for tab in shown for word in tab.worded(model))
+    assert "{" not in words
+    assert ("class" in words, "text" in words) == (knows_labels and not takes_texts, takes_texts)
+
+
+def test_long_captions_can_be_read_whole() -> None:
+    text = 'a "red" circle ' * 20
+    page = panel.finished([Image.new("RGB", (8, 8))], [text], 1.0, "generate", trace=panel.Trace())
+    assert f'<figcaption title="{html.escape(text)}">' in page
 
 
 def test_a_call_that_nobody_watches_any_more_ends_with_its_next_frame() -> None:

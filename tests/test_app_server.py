@@ -1,6 +1,7 @@
 """`bigr app` as a server: how it starts and ends, and what it refuses of other sites."""
 
 import asyncio
+import gc
 import http.client
 import io
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from functools import partial
@@ -246,6 +248,29 @@ def outcome(address: str, sent: dict[str, Any]) -> bool:
     path = f"/gradio_api/queue/data?session_hash={sent['session_hash']}"
     last = raw(address, "GET", path, until="process_completed")[1].splitlines()[-1]
     return bool(json.loads(last.removeprefix("data: "))["success"])
+
+
+@pytest.mark.server
+def test_twenty_calls_leave_nothing_in_memory(address: str) -> None:
+    config = json.loads(raw(address, "GET", "/config")[1])
+    generate = next(one for one in config["dependencies"] if len(one["inputs"]) == 8 and one["backend_fn"])
+    session, held, result = uuid.uuid4().hex, [], 0
+    tracemalloc.start()
+    try:
+        for call in range(20):
+            data = [[0, 1, 2], call, 8, "Settings", 4, 1.0, 2, 2]
+            sent = {"data": data, "fn_index": generate["id"], "session_hash": session, "trigger_id": None}
+            assert raw(address, "POST", "/gradio_api/queue/join", sent)[0] == 200
+            path = f"/gradio_api/queue/data?session_hash={session}"
+            text = raw(address, "GET", path, until="process_completed")[1]
+            assert "process_completed" in text and "result done" in text
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+            result = max(result, len(text))
+    finally:
+        tracemalloc.stop()
+    assert result > 20_000
+    assert held[-1] - held[4] < 2 * result  # fifteen results are more
 
 
 @pytest.mark.server

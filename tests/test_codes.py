@@ -322,8 +322,6 @@ def test_stage_encodes_both_splits_and_reports(images: ShardIndex, tmp_path: Pat
     root, report = project(tmp_path, images), Recorded()
     (root / "data" / "codes").mkdir()
     (root / "data" / "codes" / "stale.safetensors").touch()
-    (root / "data" / ".codes.partial").mkdir()  # of a run that was killed
-    (root / "data" / ".codes.partial" / "killed.safetensors").touch()
     stage.run(settings_with(views=["identity", "flip"], batch_size=3), Context(root, report=report))
     tokenizer, name = load_model(root / "models" / "tokenizer", Tokenizer), model_hash(root / "models" / "tokenizer")
     for split in ("train", "val"):
@@ -348,7 +346,7 @@ def test_several_processes_write_what_one_writes(
     stage.run(settings, Context(alone))
     report = Recorded()
 
-    shares: list[list[str]] = []
+    shares: list[list[str]]
     encode = stage.encode_shard
 
     def watched(encoder: Tokenizer, placed: PlacedShard, *args: object, **options: object) -> None:
@@ -356,15 +354,16 @@ def test_several_processes_write_what_one_writes(
         encode(encoder, placed, *args, **options)  # type: ignore[arg-type]
 
     # Process 1 works while process 0 waits at the barrier after its own share.
-    met = 0
+    met, shares = 0, [[]]
 
     def barrier() -> None:
         nonlocal met
         met += 1
         shares.append([])
-        if met == 2:
+        if met == 1:
             with monkeypatch.context() as other:
                 other.setattr(stage, "rank", lambda: 1)
+                other.setattr(stage, "keep_parts", lambda *_: None)  # the first process's
                 other.setattr(stage, "is_main", lambda: False)
                 other.setattr(stage, "barrier", lambda: None)
                 stage.run(settings, Context(shared, report=report))
@@ -374,8 +373,34 @@ def test_several_processes_write_what_one_writes(
     monkeypatch.setattr(stage, "barrier", barrier)
     stage.run(settings, Context(shared))
     one, two = ({p.name: p.read_bytes() for p in (root / "data" / "codes").iterdir()} for root in (alone, shared))
-    assert met == 3 and one == two and report.values == {}
+    assert met == 2 and one == two and report.values == {}
     assert shares[0] == ["train-000000.tar", "train-000002.tar"] and shares[1] == ["train-000001.tar", "val-000000.tar"]
+
+
+def test_a_run_that_was_killed_keeps_its_finished_files_under_the_same_fingerprint(
+    images: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, encode, done = settings_with(draws=1), stage.encode_shard, list[str]()
+
+    def killed(encoder: Tokenizer, placed: PlacedShard, *args: object, **options: object) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(placed.codes_name)
+        encode(encoder, placed, *args, **options)  # type: ignore[arg-type]
+
+    whole, continued = project(tmp_path / "whole", images), project(tmp_path / "continued", images)
+    stage.run(settings, Context(whole, "one"))
+    monkeypatch.setattr(stage, "encode_shard", killed)
+    for fingerprint in ("another", "one"):  # what was made under another fingerprint is made again
+        done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(settings, Context(continued, fingerprint))
+        assert len(done) == 2
+    monkeypatch.setattr(stage, "encode_shard", lambda *args, **options: done.append("") or encode(*args, **options))
+    stage.run(settings, Context(continued, "one"))
+    one, two = ({p.name: p.read_bytes() for p in (root / "data" / "codes").iterdir()} for root in (whole, continued))
+    assert one == two and len(done) == len(one) - 1  # the index is no part
+    assert not (continued / "checkpoints").exists()
 
 
 def test_a_tokenizer_for_other_images_is_refused(images: ShardIndex, tmp_path: Path) -> None:

@@ -19,12 +19,14 @@ from bigr.cli import program
 from bigr.data.shards import ShardIndex
 from bigr.evaluation import plots
 from bigr.evaluation.code_usage import CodeUsage, code_usage
+from bigr.evaluation.fidelity import statistics
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
 from bigr.evaluation.fidelity.extractors import weights_hash
 from bigr.evaluation.fidelity.neighbours import draw_neighbours, nearest, nearest_ratio
 from bigr.evaluation.headline import HEADLINE
 from bigr.evaluation.imagesets.image_stream import ImageStream, files_hash, mean_psnr
 from bigr.evaluation.imagesets.npz_images import read_samples
+from bigr.evaluation.representation import features
 from bigr.evaluation.representation.linear_probe import LayerAccuracies
 from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.folders import load_model, model_hash, save
@@ -32,10 +34,12 @@ from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
 from bigr.models.masked.generator import BiGR, BiGRConfig
 from bigr.runtime.context import Context, Report
+from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import sha256_file
 from bigr.stages import encode_codes, evaluate_model, pack_shards
 from tests import tiny, worlds
+from tests.test_training import run_processes
 
 PER_CLASS = {"train": 12, "val": 5}
 
@@ -308,7 +312,7 @@ def test_tables_and_pictures_are_written_and_reported(evaluated) -> None:
     assert told.pictures == {name: folder / f"{name}.png" for name in evaluate_model.PLOTS}
     columns = ("top1", "top5", "knn_top1", "knn_top5", "selection_top1", "knn_selection_top1")
     assert told.curves == {f"probe_by_layer.{column}": [1, 2] for column in columns}
-    assert not list((root / "checkpoints").iterdir())  # the features
+    assert not (root / "checkpoints").exists()  # of the features
     probe = list(csv.DictReader((folder / "probe.csv").open()))
     assert [row["layer"] for row in probe] == ["1", "2"]
     confusion = list(csv.DictReader((folder / "confusion.csv").open()))
@@ -479,6 +483,67 @@ def test_a_model_for_other_codes_is_refused(project: Path, copied: Path) -> None
     save(copied / "models" / "bigr", BiGR(BiGRConfig(bits, 4, 10, 32, 2, 2, 32, 1, ffn_multiple_of=32)))
     with pytest.raises(BigrError, match=rf"models/bigr has \(bits, grid, classes\) = \({bits}, 4, 10\)"):
         evaluate_model.run(small_settings(), Context(copied))
+
+
+CHEAP = {"run__device": "cpu", "evaluation__batch_size": 10, "evaluation__zero_shot_images": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_measure_what_one_does_also_after_a_kill(
+    copied: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(copied / "models", copied / "own", symlinks=False)
+    shutil.rmtree(copied / "models")
+    (copied / "own").rename(copied / "models")
+    draws = np.random.default_rng(0)
+    write_samples(copied, draws.integers(0, 256, (47, 16, 16, 3), dtype=np.uint8), np.arange(47) % 10)
+    for module in (statistics, features):
+        monkeypatch.setattr(module, "PART", 20)
+    evaluate_model.run(small_settings(**CHEAP), Context(copied, "one"))
+    one = flatten(json.loads((copied / "outputs" / "metrics.json").read_text()))
+
+    parts = copied / "checkpoints" / "evaluation"
+    assert not parts.exists()
+    assert run_processes(_MEASURED.replace("KILLED", "True"), copied, processes)[-1] == 9
+    before = {path.name for path in parts.glob("*.safetensors")}
+    assert {name.split("-")[0] for name in before} == {"samples", "reconstructions", "train", "val"}
+    again = 6 // processes  # another number of processes
+    assert run_processes(_MEASURED.replace("KILLED", "False"), copied, again) == [0] * again
+    written = [name for number in range(again) for name in json.loads((copied / f"written-{number}").read_text())]
+    images = 47, 50, 120, 50  # samples, reconstructions, and the splits, whose layers have features too
+    assert len(written) + len(before) == sum(math.ceil(n / 20) for n in (*images, 120, 50))
+    assert not before & set(written)
+    several = flatten(json.loads((copied / "outputs" / "metrics.json").read_text()))
+    assert one.keys() == several.keys() and several == pytest.approx(one, rel=1e-9)
+    assert not parts.exists()
+
+
+_MEASURED = """
+import json, os, pathlib, sys
+import torch
+from bigr.evaluation.fidelity import statistics
+from bigr.evaluation.representation import features
+from bigr.runtime.context import Context
+from bigr.runtime.distributed import process_group, rank, world
+from bigr.stages import evaluate_model
+from tests.test_evaluation import CHEAP, small_settings
+
+root, written = pathlib.Path(sys.argv[1]), []
+for module in (statistics, features):
+    def write(path, *tensors, own=module.write_tensors):
+        if KILLED and rank() == world() - 1 and path.name.startswith("train-0") and module is features:
+            os._exit(9)
+        own(path, *tensors)
+        written.append(path.name)
+    module.PART, module.write_tensors = 20, write
+with process_group(torch.device("cpu")):
+    try:
+        evaluate_model.run(small_settings(**CHEAP), Context(root, "the same"))
+    except BaseException:
+        os._exit(1)
+    (root / f"written-{rank()}").write_text(json.dumps(written))
+"""
 
 
 def test_inceptions_weights_are_read_before_anything_takes_time(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -343,9 +343,11 @@ def test_time_is_work_over_speed_and_processes(made: plan.Plan) -> None:
     assert stages["shards"].seconds(plan.Speed(1.0, 1.0, "")) is None
     for stage in (s for s in made.stages if s.flops is not None):
         seconds = stage.seconds(plan.Speed(1.0, 1.0, ""))
-        assert seconds == pytest.approx((stage.flops + stage.flops_float32) / 1e12 / stage.processes)
+        shared = (stage.flops + stage.flops_float32) / stage.processes
+        assert seconds == pytest.approx((shared + stage.flops_alone) / 1e12)
         assert stage.seconds(plan.Speed(4.0, 4.0, "")) == pytest.approx(seconds / 4)
-    assert (stages["generator"].processes, stages["evaluation"].processes) == (2, 1)
+    assert (stages["generator"].processes, stages["evaluation"].processes) == (2, 2)
+    assert stages["evaluation"].flops_alone > 0 == stages["samples"].flops_alone  # the classifier and the probe
 
 
 def test_float32_work_goes_at_a_speed_of_its_own(made: plan.Plan) -> None:
@@ -490,7 +492,7 @@ def test_the_reference_and_the_probes_images_cost_each_their_own(tmp_path: Path)
         s = settings(**{f"evaluation__{name}": number for name, number in limits.items()})
         with torch.device("meta"):
             built = networks.build(s, 10)
-            return plan.evaluation_flops(s, built, image_counts.ImageCounts(1000, 20, 10, "", ""))
+            return sum(plan.evaluation_flops(s, built, image_counts.ImageCounts(1000, 20, 10, "", "")))
 
     few = cost(reference_images=100, probe_images=100)
     more, longer = cost(reference_images=200, probe_images=100), cost(reference_images=100, probe_images=200)

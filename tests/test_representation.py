@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from bigr.evaluation.representation.features import Features, layer_features, scratch_folder, write_features
+from bigr.evaluation.representation.features import Features, layer_features, write_features
 from bigr.evaluation.representation.linear_probe import LayerAccuracies, selection
 from bigr.evaluation.representation.nearest_neighbours import nearest_neighbours
 from bigr.evaluation.representation.tsne import tsne
@@ -47,7 +47,8 @@ def test_features_are_token_averages_of_every_layer_whatever_the_batch(tmp_path)
     with torch.no_grad():
         expected = torch.stack([layer.mean(1) for layer in model.features(bits)], dim=1)
     for size in (5, 18):
-        features = layer_features(tmp_path / "features.npy", model, codes, 18, batch_size=size)
+        (tmp_path / str(size)).mkdir()
+        features = layer_features(tmp_path / str(size), "train", model, codes, 18, batch_size=size)
         assert torch.equal(features.labels, labels)
         torch.testing.assert_close(restored(features), expected, atol=1e-3 * float(expected.std()), rtol=0)
 
@@ -109,17 +110,6 @@ def test_damaged_features_are_one_line(tmp_path: Path) -> None:
     path.write_bytes((tmp_path / "g.npy").read_bytes())
     with pytest.raises(BigrError, match="does not match"):
         Features.open(path)
-
-
-def test_a_scratch_folder_is_empty_and_leaves_nothing_even_after_a_failure(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints" / "evaluation"
-    folder.mkdir(parents=True)
-    (folder / "left by a killed run").touch()
-    with pytest.raises(ZeroDivisionError), scratch_folder(folder) as scratch:
-        assert not list(scratch.iterdir())
-        (scratch / "features").touch()
-        raise ZeroDivisionError
-    assert not folder.exists()
 
 
 # Nearest neighbours

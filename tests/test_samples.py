@@ -1,23 +1,26 @@
 """The stage `samples`: what it writes, and what a sample depends on."""
 
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from bigr.data.drawn_images import DrawnImages, divided
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
+from bigr.runtime.files import Blocks, write_npz
 from bigr.runtime.seeds import derive_seed
 from bigr.sampling import decode
 from bigr.sampling.decode import decoded
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.stages import draw_samples
-from tests.test_training import run_two_processes
+from tests.test_training import run_processes
 from tests.worlds import settings, write_models
 
 COUNT, CLASSES, SIDE = 20, 3, 8
@@ -100,27 +103,103 @@ def test_decoding_in_bfloat16_moves_values_a_little_and_only_where_it_is_set(pro
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_samples_of_one_and_hand_over_a_few_at_a_time(project, tmp_path):
-    shutil.copytree(project / "models", tmp_path / "models")
-    images, labels = sampled(project, run__device="cpu", samples__count=11)
-    run_two_processes(_TOGETHER, tmp_path)
-    with np.load(tmp_path / "outputs" / "samples.npz") as file:
-        assert np.array_equal(file["arr_1"], labels)
-        assert np.array_equal(file["arr_0"], images)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_write_the_file_of_one_also_after_a_kill(project, tmp_path, processes):
+    for name in ("one", "several"):
+        shutil.copytree(project / "models", tmp_path / name / "models")
+    sampled(tmp_path / "one", **TOGETHER)
+    root = tmp_path / "several"
+    statuses = run_processes(_TOGETHER.replace("LEAST", "3"), root, processes)
+    assert statuses[-1] == 9 and not (root / "outputs").exists()
+    there = DrawnImages(root / "checkpoints" / "samples", TOGETHER["samples__count"])
+    kept = {path.name: path.stat().st_mtime_ns for path in there.folder.glob("0*.safetensors")}
+    left = sum(map(len, there.missing()))
+    assert kept and 0 < left < there.count
+
+    drawn = run_processes(_TOGETHER.replace("LEAST", "0"), root, 6 // processes)  # of another number of processes
+    assert drawn == [0] * (6 // processes)
+    counts = [int(path.read_text()) for path in root.glob("drawn-*")]
+    assert sum(counts) == left and max(counts) - min(counts) <= 1
+    one, several = (folder / "outputs" / "samples.npz" for folder in (tmp_path / "one", root))
+    assert one.read_bytes() == several.read_bytes()
+    assert not (root / "checkpoints").exists()
 
 
+TOGETHER = {"run__device": "cpu", "samples__count": 23, "samples__batch_size": 3}
 _TOGETHER = """
-import pathlib, sys
+import os, pathlib, sys
 import torch
+from bigr.data.drawn_images import DrawnImages
 from bigr.runtime.context import Context
+from bigr.runtime.distributed import process_group, rank, world
 from bigr.stages import draw_samples as samples
-from bigr.runtime.distributed import process_group
-from tests.test_samples import chosen
+from tests.test_samples import TOGETHER, chosen
 
-samples.GATHERED_TOGETHER = 2
+root, write, drawn = pathlib.Path(sys.argv[1]), DrawnImages.write, []
+
+
+def watched(self, numbers, images):
+    write(self, numbers, images)
+    drawn.extend(numbers)
+    if LEAST and rank() == world() - 1 and len(drawn) >= LEAST:
+        os._exit(9)
+
+
+DrawnImages.write = watched
 with process_group(torch.device("cpu")):
-    samples.run(chosen(run__device="cpu", samples__count=11), Context(pathlib.Path(sys.argv[1])))
+    try:
+        samples.run(chosen(**TOGETHER), Context(root, "the same"))
+    except Exception:
+        os._exit(1)
+    (root / f"drawn-{rank()}").write_text(str(len(drawn)))
 """
+
+
+def test_images_of_parts_made_under_another_fingerprint_are_drawn_again(tmp_path, project, monkeypatch):
+    shutil.copytree(project / "models", tmp_path / "models")
+    write, drawn = DrawnImages.write, []
+
+    def killed(self, numbers, images):
+        if drawn:
+            raise KeyboardInterrupt
+        drawn.extend(numbers)
+        write(self, numbers, images)
+
+    monkeypatch.setattr(DrawnImages, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        draw_samples.run(chosen(), Context(tmp_path, "before"))
+    monkeypatch.setattr(DrawnImages, "write", lambda *args: drawn.extend(args[1]) or write(*args))
+    draw_samples.run(chosen(), Context(tmp_path, "after"))
+    assert len(drawn) == 8 + COUNT
+
+
+def test_a_file_of_samples_is_put_together_in_a_fraction_of_its_size(tmp_path):
+    count, side = 2_000, 64
+    there = DrawnImages(tmp_path, count)
+    for numbers in divided([range(count)], 0, 1, 100):
+        rows = np.arange(numbers.start, numbers.stop, dtype=np.int64)
+        there.write(numbers, torch.from_numpy(rows % 251).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, side, side, 3))
+    tracemalloc.start()
+    images = Blocks((count, side, side, 3), np.dtype(np.uint8), there.blocks(range(count)))
+    write_npz(tmp_path / "samples.npz", arr_0=images, arr_1=np.arange(count))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = count * side * side * 3
+    assert peak < whole / 5
+    with np.load(tmp_path / "samples.npz") as file:
+        assert np.array_equal(file["arr_0"][:, 0, 0, 0], np.arange(count) % 251)
+        np.savez(tmp_path / "numpy.npz", arr_0=file["arr_0"], arr_1=file["arr_1"])
+    assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "samples.npz").read_bytes()
+
+
+def test_shares_are_equal_and_cover_what_is_missing():
+    missing = [range(2, 5), range(9, 30), range(31, 32)]
+    for of in (1, 2, 4, 7, 40):
+        shares = [list(divided(missing, share, of, 4)) for share in range(of)]
+        numbers = [number for share in shares for part in share for number in part]
+        assert numbers == [number for one in missing for number in one]
+        sizes = [sum(map(len, share)) for share in shares]
+        assert max(sizes) - min(sizes) <= 1 and all(0 < len(part) <= 4 for share in shares for part in share)
 
 
 def test_another_seed_gives_other_samples_of_the_same_classes(project):

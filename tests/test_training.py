@@ -415,19 +415,29 @@ def test_losses_are_averaged_over_their_window():
 
 def run_two_processes(text, folder):
     """Run a program, which gets the folder, in two processes of one group, and end those that hang."""
+    assert run_processes(text, folder, 2) == [0, 0]
+
+
+def run_processes(text, folder, count):
+    """Run a program in so many processes of one group, and end those that hang; the exit status of each."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     environment = os.environ | group | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= {preloaded.VARIABLE: preloaded.start()}
     processes = [
         subprocess.Popen(
             preloaded.python(text, str(folder)), cwd=ROOT, env=environment | {"RANK": rank, "LOCAL_RANK": rank}
         )
-        for rank in ("0", "1")
+        for rank in map(str, range(count))
     ]
     try:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
+        return [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()

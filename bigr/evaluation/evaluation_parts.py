@@ -5,13 +5,36 @@ A part that does not apply is left out with a reason. The stage fails with a fai
 
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Generic, TypeVar
 
 from bigr.runtime.errors import BigrError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Attempt(Generic[T]):
+    """What a piece of work returned, or its exception, which is raised where the result is asked for.
+
+    So what all processes measure together, first, can be part of what the first process reports later.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.error: Exception | None = None
+        try:
+            self._value = work()
+        except Exception as error:
+            self.error = error
+
+    def result(self) -> T:
+        """The result. Raises the work's exception."""
+        if self.error is not None:
+            raise self.error
+        return self._value
 
 
 class NotApplicable(Exception):

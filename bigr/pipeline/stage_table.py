@@ -97,6 +97,7 @@ STAGES = {
         "usage, every layer's features (linear probe, k-NN, t-SNE), and inpainting, editing, interpolation and "
         "enrichment of held-out images. Writes outputs/metrics.json (`bigr metrics` shows it) and outputs/plots/.",
         on_device=True,
+        in_processes=True,
         shares=("metrics", "pictures"),
     ),
 }

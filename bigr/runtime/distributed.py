@@ -94,6 +94,43 @@ def host_group(timeout_s: float) -> dist.ProcessGroup | None:
     return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)))
 
 
+class ProcessLost(BaseException):
+    """Another process has ended. Not an `Exception`: nothing goes on without it."""
+
+
+def together(work: Callable[[], T]) -> T:
+    """What `work` returns in this process, when all processes have done theirs. Where it fails in one, it fails in all.
+
+    So none waits for results of another that has none. Raises in the others `BigrError` where that process did, else
+    `RuntimeError`, with the message; and `ProcessLost` where a process has ended.
+    """
+    if world() == 1:
+        return work()
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # told to the others, and raised again below
+        failure = error
+    told = None if failure is None else (isinstance(failure, BigrError), str(failure) or type(failure).__name__)
+    try:
+        failures = [one for one in of_each(told) if one is not None]
+    except RuntimeError as error:
+        raise ProcessLost("another process ended; this one cannot go on without it") from error
+    if failure is not None:
+        raise failure
+    if failures:
+        expected, message = failures[0]
+        raise BigrError(message) if expected else RuntimeError(f"in another process: {message}")
+    return result
+
+
+def my_range(count: int, unit: int = 1) -> range:
+    """This process's contiguous share of 0..count, cut at multiples of `unit`; together the shares are all of it."""
+    units = -(-count // unit)
+    start, stop = (units * number // world() * unit for number in (rank(), rank() + 1))
+    return range(min(start, count), min(stop, count))
+
+
 def of_each(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     """The `value` of each process, in the order of their numbers, in every process. group: of `host_group`."""
     if world() == 1:

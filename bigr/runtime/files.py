@@ -11,13 +11,16 @@ import math
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 
 _CHUNK = 1 << 20
 _MARK = "[0-9a-f]" * 8  # of a name that is being written
@@ -149,10 +152,40 @@ def fill_tensors(
             del data  # before the next one is read
 
 
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays to an `.npz` file atomically."""
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Blocks:
+    """An array that is not in memory: `blocks` [n, …] one after the other make up its first dimension."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    blocks: Iterable[np.ndarray]
+
+
+def write_npz(path: Path, **arrays: np.ndarray | Blocks) -> None:
+    """Write named arrays to an `.npz` file atomically, as `numpy.savez` does. Of `Blocks`, memory holds one at a time.
+
+    Raises `ValueError` where blocks are not of the array's shape and dtype.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                if isinstance(array, Blocks):
+                    _write_blocks(file, array)
+                else:
+                    npy.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+def _write_blocks(file: IO[bytes], array: Blocks) -> None:
+    descr = npy.dtype_to_descr(array.dtype)
+    npy.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": array.shape})
+    written = 0
+    for block in array.blocks:
+        if block.dtype != array.dtype or block.shape[1:] != array.shape[1:]:
+            raise ValueError(f"a block is {block.dtype} {list(block.shape)}, the array {array.dtype} {array.shape}")
+        file.write(np.ascontiguousarray(block).data)
+        written += len(block)
+    if written != array.shape[0]:
+        raise ValueError(f"the blocks have {written} rows, the array {array.shape[0]}")
 
 
 def sha256_file(path: Path) -> str:

@@ -5,9 +5,12 @@ uint8 [n, H, W, 3], `arr_1` int64 labels [n]) and outputs/samples.png, one colum
 those of `samples.prompts`, or the captions of the validation split, from the first on: the file then has them as
 `texts`, and labels are the captioned images', −1 of prompts. Samples of `samples.train_captions` training captions are
 apart, as `train_images` and `train_texts`.
+
+Each process draws its share and writes it to checkpoints/samples, batch by batch; the first then puts the file
+together. No process holds all images. A run that was killed continues with the batches that are there, and the images
+do not depend on the number of processes.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -16,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from bigr.data.codes import CodesDataset
+from bigr.data.drawn_images import DrawnImages, divided
 from bigr.data.picture_grid import save_captioned_grid, save_grid
 from bigr.data.shards import ShardIndex, first_captions
 from bigr.interop.belonging import check_pair
@@ -30,13 +33,14 @@ from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
-from bigr.runtime.distributed import is_main, rank, world
-from bigr.runtime.files import write_npz
+from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
+from bigr.runtime.files import Blocks, write_npz
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
+from bigr.runtime.unfinished import keep_parts, remove_parts
 from bigr.sampling.acceleration import accelerate
-from bigr.sampling.decode import batched, decoded
+from bigr.sampling.decode import decoded
 from bigr.sampling.inputs import NO_LABEL, balanced_labels, check_finite
 from bigr.sampling.unmask import Sampling, sample_codes
 from bigr.text.encoder import as_given
@@ -48,12 +52,10 @@ if TYPE_CHECKING:
 
 PICTURED_CLASSES = 16
 PICTURED_TEXTS = 10  # in a row of the picture
-GATHERED_TOGETHER = 256
-"""Images that each process sends to the first at a time: all of them may not fit on a GPU."""
 
 
 def run(settings: "Settings", context: Context) -> None:
-    """Sample, decode, and write."""
+    """Sample, decode, and write, each process its share; the first puts the file together and reports."""
     section, device = settings.samples, resolve_device(settings.run.device)
     tokenizer = load_model(context.root / "models" / "tokenizer", Tokenizer).to(device)
     model = load_model(context.root / "models" / "bigr", BiGR).to(device)
@@ -65,43 +67,56 @@ def run(settings: "Settings", context: Context) -> None:
         asked = asked_of_classes(model, section)
     count = section.count + len(asked.train_texts)
     seeds = [derive_seed(settings.seed, "samples", index) for index in range(count)]
-    mine = range(rank(), count, world())
-    accelerate(model, settings.run.compile, device, len(mine))
+    unfinished = context.root / "checkpoints" / "samples"
+    keep_parts(unfinished, context.fingerprint)
+    drawn = DrawnImages(unfinished, count)
+    missing = by_first(drawn.missing)
+    mine = list(divided(missing, rank(), world(), section.batch_size))
+    accelerate(model, settings.run.compile, device, sum(map(len, mine)))
 
-    images = torch.empty(len(mine), tokenizer.config.image_size, tokenizer.config.image_size, 3, dtype=torch.uint8)
-
-    def draw(places: slice) -> None:
-        chosen = list(mine[places])
+    def draw(numbers: range) -> Tensor:
+        chosen = list(numbers)
         with autocast(device, settings.run.precision, model.config.dim):
             # A model trained without labels has learned the unconditional case alone.
             told = settings.generator.use_labels
             given = asked.conditions(chosen).to(device) if told else model.backbone.unconditional(len(chosen), device)
             codes = sample_codes(model, given, Sampling.of(section), [seeds[i] for i in chosen])
-        images[places] = decoded(tokenizer, codes, settings.run.decode_precision)
+        return decoded(tokenizer, codes, settings.run.decode_precision)
 
-    with Progress("samples", count, unit="image", enabled=is_main()) as bar:
-        for places in batched(len(mine), section.batch_size):
-            in_parts(draw, places, model.config.grid**2, device)
-            bar.advance(len(places) * world())
+    with Progress("samples", sum(map(len, missing)), unit="image", enabled=is_main()) as bar:
+        for numbers in mine:
+
+            def draw_some(places: slice, numbers: range = numbers) -> Tensor:
+                return draw(numbers[places])
+
+            drawn.write(numbers, torch.cat(in_parts(draw_some, range(len(numbers)), model.config.grid**2, device)))
+            bar.advance(len(numbers) * world())
     log_compile_time()
 
-    images = gathered(images, count, device)
+    barrier()
     if is_main():
-        outputs = context.root / "outputs"
-        own, train = images[: section.count], images[section.count :]
-        texts = {}
+        outputs, side = context.root / "outputs", tokenizer.config.image_size
+
+        def images(numbers: range) -> Blocks:
+            return Blocks((len(numbers), side, side, 3), np.dtype(np.uint8), drawn.blocks(numbers))
+
+        others: dict[str, np.ndarray | Blocks] = {}
         if asked.texts is not None:
-            texts["texts"] = np.array(asked.texts)
+            others["texts"] = np.array(asked.texts)
         if asked.train_texts:
-            texts |= {"train_images": train.numpy(), "train_texts": np.array(asked.train_texts)}
-        write_npz(outputs / "samples.npz", arr_0=own.numpy(), arr_1=asked.labels.numpy(), **texts)
+            others["train_images"] = images(range(section.count, count))
+            others["train_texts"] = np.array(asked.train_texts)
+        own = images(range(section.count))
+        write_npz(outputs / "samples.npz", arr_0=own, arr_1=asked.labels.numpy(), **others)
         picture = outputs / "samples.png"
-        drawn = own.permute(0, 3, 1, 2)
         if asked.texts is None:
-            save_class_columns(picture, drawn, asked.labels, section.grid_rows)
+            shown, columns = class_columns(asked.labels, section.grid_rows)
+            save_grid(picture, drawn.images(shown).permute(0, 3, 1, 2), columns)
         else:
-            most = PICTURED_TEXTS * section.grid_rows
-            save_captioned_grid(picture, drawn[:most], asked.texts[:most], columns=PICTURED_TEXTS)
+            shown = list(range(min(section.count, PICTURED_TEXTS * section.grid_rows)))
+            pictured = drawn.images(shown).permute(0, 3, 1, 2)
+            save_captioned_grid(picture, pictured, asked.texts[: len(shown)], columns=PICTURED_TEXTS)
+        remove_parts(unfinished)
         context.report.picture("samples", picture)
         context.report.metrics({"images": float(count)})
 
@@ -148,27 +163,9 @@ def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> As
     return Asked(labels[places], lambda chosen: as_given(encoder, [every[number] for number in chosen]), texts, train)
 
 
-def gathered(images: Tensor, count: int, device: torch.device) -> Tensor:
-    """The images of all processes, uint8 [count, H, W, 3] in the order of their indices; empty but in the first."""
-    if world() == 1:
-        return images
-    whole = torch.empty(count if is_main() else 0, *images.shape[1:], dtype=torch.uint8)
-    for places in batched(math.ceil(count / world()), GATHERED_TOGETHER):
-        mine = images[places.start : places.stop].to(device)
-        padded = torch.zeros(len(places), *images.shape[1:], dtype=torch.uint8, device=device)
-        padded[: len(mine)] = mine
-        parts = [torch.empty_like(padded) for _ in range(world())] if is_main() else None
-        dist.gather(padded, parts)
-        if parts is not None:
-            here = whole[places.start * world() : places.stop * world()]
-            here.copy_(torch.stack(parts, dim=1).flatten(0, 1)[: len(here)])
-    return whole
-
-
-def save_class_columns(path: Path, images: Tensor, labels: Tensor, rows: int) -> None:
-    """Write uint8 images [n, 3, H, W] as a PNG: a column for each of the first classes, `rows` images each."""
+def class_columns(labels: Tensor, rows: int) -> tuple[list[int], int]:
+    """The images to show, row by row, and how many columns: one for each of the first classes, `rows` images each."""
     classes = labels.unique()[:PICTURED_CLASSES]
-    columns = [images[labels == label][:rows] for label in classes]
+    columns = [(labels == label).nonzero().flatten()[:rows] for label in classes]
     shortest = min(len(column) for column in columns)
-    grid = torch.stack([column[:shortest] for column in columns], dim=1).flatten(0, 1)
-    save_grid(path, grid, columns=len(columns))
+    return torch.stack([column[:shortest] for column in columns], dim=1).flatten().tolist(), len(columns)

@@ -1,9 +1,9 @@
 """Stage `codes`: encode every image with the tokenizer (docs/method.md, section 1).
 
-Reads data/shards and models/tokenizer; writes data/codes/{train,val}-NNNNNN.safetensors and index.json.
+Reads data/shards and models/tokenizer; writes data/codes/{train,val}-NNNNNN.safetensors and index.json. The finished
+files of a run that was killed are in checkpoints/codes, and are not made again.
 """
 
-import shutil
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import barrier, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.progress import Progress
+from bigr.runtime.unfinished import become, keep_parts
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -46,12 +47,8 @@ def run(settings: "Settings", context: Context) -> None:
         draws=settings.codes.draws,
         seed=settings.seed,
     )
-    folder = context.root / "data" / "codes"
-    partial = folder.with_name(".codes.partial")  # one name for all processes; it becomes `folder` when all are done
-    if is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()
+    unfinished = context.root / "checkpoints" / "codes"
+    keep_parts(unfinished, context.fingerprint)
     shards = list(place_shards(images))[rank() :: world()]
     total = sum(placed.shard.images for placed in shards)
     with (
@@ -59,10 +56,14 @@ def run(settings: "Settings", context: Context) -> None:
         Progress("codes", total, unit="image", enabled=is_main()) as progress,
     ):
         for placed in shards:
+            path = unfinished / placed.codes_name
+            if path.is_file():
+                progress.advance(placed.shard.images)
+                continue
             encode_shard(
                 tokenizer,
                 placed,
-                partial / placed.codes_name,
+                path,
                 encoding,
                 batch_size=settings.codes.batch_size,
                 device=device,
@@ -71,10 +72,9 @@ def run(settings: "Settings", context: Context) -> None:
             )
     barrier()
     if is_main():
-        write_index(partial, images, encoding)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+        folder = context.root / "data" / "codes"
+        write_index(unfinished, images, encoding)
+        become(unfinished, folder)
         dataset = CodesDataset.open(folder, "train", encoding.tokenizer)
         context.report.metrics({"train_images": len(dataset), "val_images": images.images("val"), **bit_usage(dataset)})
     barrier()

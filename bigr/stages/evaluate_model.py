@@ -7,10 +7,15 @@ the distances, the judge of captions: metrics of others do not compare) and outp
 were measured, left out, or failed). Where a part fails, the metrics of the others are written before the stage fails.
 Classifier, judges, probe and draws of subsets have a seed of their own, so that the metrics of runs with different
 `seed` compare. All in float32, whatever `run.precision` is.
+
+Every process computes a share of the features, of the classifier's predictions, of PSNR and of k-NN; the first does the
+rest. Features are in checkpoints/evaluation, part by part, and a run that was killed continues with those that are
+there. No process holds all samples.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +31,7 @@ from bigr.evaluation.captions.caption_retrieval import CaptionedSet, Judge, retr
 from bigr.evaluation.captions.clip_judge import ClipJudge
 from bigr.evaluation.captions.trained_judge import train_judge
 from bigr.evaluation.code_usage import code_usage
-from bigr.evaluation.evaluation_parts import NotApplicable, Parts
+from bigr.evaluation.evaluation_parts import Attempt, NotApplicable, Parts
 from bigr.evaluation.fidelity.classifier import Classifier, train_on_shards
 from bigr.evaluation.fidelity.distances import Fidelity, metric_names
 from bigr.evaluation.fidelity.extractors import (
@@ -37,13 +42,19 @@ from bigr.evaluation.fidelity.extractors import (
     read_inception_weights,
 )
 from bigr.evaluation.fidelity.neighbours import MEASURED, draw_neighbours, nearest, nearest_ratio
-from bigr.evaluation.fidelity.statistics import KEPT, measure
+from bigr.evaluation.fidelity.statistics import KEPT, measure_share, read_measured
 from bigr.evaluation.headline import headline
 from bigr.evaluation.imagesets.image_stream import ImageStream, mean_psnr, reconstructions, split_hash, split_images
 from bigr.evaluation.imagesets.npz_images import read_samples, read_texts, read_train_samples
-from bigr.evaluation.representation.features import Features, layer_features, scratch_folder
+from bigr.evaluation.representation.features import Features, layer_features
 from bigr.evaluation.representation.linear_probe import selection
-from bigr.evaluation.representation.representation_metrics import COLUMNS, Representation, represent
+from bigr.evaluation.representation.representation_metrics import (
+    COLUMNS,
+    Neighbourhood,
+    Representation,
+    neighbourhood,
+    represent,
+)
 from bigr.evaluation.scene_attributes import attribute_metrics, train_reader
 from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.belonging import check_codes
@@ -53,9 +64,11 @@ from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
+from bigr.runtime.distributed import from_first, is_main, my_range, of_each, together
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_csv, write_json
+from bigr.runtime.unfinished import keep_parts, remove_parts
 
 if TYPE_CHECKING:
     from bigr.config import EvaluationSettings as Section
@@ -77,45 +90,51 @@ def run(settings: "Settings", context: Context) -> None:
     tokenizer, model = load_model(root / "models" / "tokenizer", Tokenizer), load_model(root / "models" / "bigr", BiGR)
     codes = open_codes(root, shards)
     check_codes(model, root / "models" / "bigr", codes["train"])
-    samples, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
+    drawn, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
     counts = {split: min(section.reference_images, shards.images(split)) for split in SPLITS}
     originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
     restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
     val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
-    drawn = ImageStream(len(samples), lambda: iter(samples))
+    sets = {"samples": drawn, "reconstructions": restored, **originals}
+    unfinished = root / "checkpoints" / "evaluation"
+    keep_parts(unfinished, context.fingerprint)
+
+    exact = partial(torch.backends.cudnn.flags, enabled=True, deterministic=True, allow_tf32=False)
+    with exact():
+        # What all processes measure together: their number of steps must not depend on what only the first one does.
+        classifier = Attempt(lambda: shared_classifier(section, folder, settings.run.workers, device))
+        seen = {
+            name: Attempt(partial(predictions, classifier, sets[name], section.batch_size))
+            for name in ("val", "reconstructions", "samples")
+        }
+        looked = Attempt(lambda: look(section, inception, classifier, sets, unfinished, device))
+        psnr = Attempt(lambda: mean_psnr(restored, originals["val"], section.batch_size))
+        features = Attempt(
+            lambda: layers(section, model.to(device), codes, shards, counts["val"], unfinished, len(classes), device)
+        )
+    if not is_main():
+        return
 
     parts, metrics, protocol = Parts(), defaultdict[str, dict[str, float]](dict), dict[str, object]()
-    classifier: Classifier | None = None
     representation: Representation | None = None
-    with (
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        atomic_folder(root / "outputs" / "plots") as pictures,
-    ):
+    with exact(), atomic_folder(root / "outputs" / "plots") as pictures:
         with parts("classifier"):
-            classifier = train_on_shards(section, folder, settings.run.workers, device)
-            accuracy = agreement(classifier, originals["val"], val_labels, section.batch_size)
-            metrics["classifier"] = {"val_accuracy": accuracy}
-            save(root / "models" / "classifier", classifier)
+            save(root / "models" / "classifier", classifier.result())
+            metrics["classifier"] = {"val_accuracy": agreement(seen["val"].result(), val_labels)}
         with parts("label_agreement"):
-            kept = agreement(needed(classifier), restored, val_labels, section.batch_size)
-            metrics["reconstructions"]["label_agreement"] = kept
+            metrics["reconstructions"]["label_agreement"] = agreement(seen["reconstructions"].result(), val_labels)
             if (asked < 0).any():
                 raise NotApplicable("samples.prompts names texts, and no classes")
-            seen = predictions(needed(classifier), drawn, section.batch_size)
-            metrics["samples"]["label_agreement"] = float((seen == asked).double().mean())
-            draw_confusion(pictures, asked, seen, classes)
+            metrics["samples"]["label_agreement"] = agreement(seen["samples"].result(), asked)
+            draw_confusion(pictures, asked, seen["samples"].result(), classes)
         with parts("fidelity"):
-            if inception is None:
-                extractor = classifier_extractor(needed(classifier), device)
-            else:
-                extractor = inception_extractor(inception, device)
+            extractor = looked.result()
             protocol |= about(section, extractor.hash, shards, counts)
-            sets = {"samples": drawn, "reconstructions": restored, **originals}
-            for name, measured in distances(section, extractor, sets, device, parts).items():
+            for name, measured in distances(section, extractor, sets, unfinished, device, parts).items():
                 metrics[name] |= measured
         with parts("neighbours"):
             most = min(MEASURED, len(drawn), counts["val"])
-            few = samples[torch.linspace(0, len(samples) - 1, most).long()]
+            few = drawn.some(torch.linspace(0, len(drawn) - 1, most).long().tolist())
             mine = nearest(few, originals["train"], device)
             held_out = nearest(originals["val"].first(most, section.batch_size), originals["train"], device)
             metrics["samples"]["nearest_ratio"] = nearest_ratio(mine, held_out)
@@ -132,20 +151,17 @@ def run(settings: "Settings", context: Context) -> None:
             with parts("attributes"):
                 steps, scenes = section.scene_reader_steps, section.scene_reader_scenes
                 reader, accuracy = train_reader(shards.image_size, device, steps=steps, scenes=scenes)
-                shown = reader.read(samples, section.batch_size)
+                shown = [one for batch in drawn.batches(section.batch_size) for one in reader.read(batch, len(batch))]
                 metrics["attributes"] = {"reader_accuracy": accuracy, **attribute_metrics(texts, shown)}
         with parts("psnr"):
-            metrics["reconstructions"]["psnr"] = mean_psnr(restored, originals["val"], section.batch_size)
+            metrics["reconstructions"]["psnr"] = psnr.result()
         with parts("codes"):
             usage = code_usage(codes["train"], min(counts["train"], KEPT))
             metrics["codes"] = usage.metrics()
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
-            probed = counts | {"train": min(section.probe_images, shards.images("train"))}
-            check_probe(section, len(classes), probed["train"])
-            with scratch_folder(root / "checkpoints" / "evaluation") as scratch:
-                train, val = extract(section, model.to(device), codes, probed, scratch)
-                representation = represent(section, train, val, len(classes), device)
+            train, val, near = features.result()
+            representation = represent(section, train, val, near, len(classes), device)
             metrics |= representation.metrics()
             representation.draw(pictures, classes)
             save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
@@ -164,13 +180,27 @@ def run(settings: "Settings", context: Context) -> None:
     write_json(root / "outputs" / "evaluation-parts.json", parts.as_json())
     report(context, metrics, representation)
     parts.check("outputs/metrics.json", "outputs/evaluation-parts.json")
+    remove_parts(unfinished)
 
 
-def needed(classifier: Classifier | None) -> Classifier:
+def shared_classifier(section: "Section", shards: Path, workers: int, device: torch.device) -> Classifier:
+    """The classifier, which the first process trains, in every process."""
+    trained = together(lambda: train_on_shards(section, shards, workers, device) if is_main() else None)
+    state = None if trained is None else {name: value.cpu() for name, value in trained.state_dict().items()}
+    config, state = from_first((None if trained is None else trained.config, state))
+    if trained is None:
+        assert config is not None and state is not None
+        trained = Classifier(config)
+        trained.load_state_dict(state)
+        trained.to(device).eval().requires_grad_(False)
+    return trained
+
+
+def needed(classifier: Attempt[Classifier]) -> Classifier:
     """The classifier, for a part that looks through it. Raises `NotApplicable` where its training failed."""
-    if classifier is None:
+    if classifier.error is not None:
         raise NotApplicable("it needs the classifier, which failed")
-    return classifier
+    return classifier.result()
 
 
 def check_probe(section: "Section", classes: int, images: int) -> None:
@@ -183,11 +213,57 @@ def check_probe(section: "Section", classes: int, images: int) -> None:
         raise NotApplicable(str(error)) from None
 
 
+def look(
+    section: "Section",
+    inception: Mapping[str, Tensor] | None,
+    classifier: Attempt[Classifier],
+    sets: Mapping[str, ImageStream],
+    unfinished: Path,
+    device: torch.device,
+) -> Extractor:
+    """The extractor of the distances, after every process has looked at its share of each set through it."""
+    if inception is None:
+        extractor = classifier_extractor(needed(classifier), device)
+    else:
+        extractor = inception_extractor(inception, device)
+    for name, images in sets.items():
+        measure = partial(measure_share, extractor, images, section.batch_size, unfinished, name=name)
+        together(measure)
+    return extractor
+
+
+def layers(
+    section: "Section",
+    model: BiGR,
+    codes: Mapping[str, CodesDataset],
+    shards: ShardIndex,
+    val_images: int,
+    unfinished: Path,
+    classes: int,
+    device: torch.device,
+) -> tuple[Features, Features, Neighbourhood]:
+    """Every layer's features of both splits, and k-NN on them."""
+    counts = {"train": min(section.probe_images, shards.images("train")), "val": val_images}
+    check_probe(section, classes, counts["train"])
+    train, val = (
+        layer_features(unfinished, split, model, codes[split], counts[split], section.batch_size) for split in SPLITS
+    )
+    return train, val, neighbourhood(section, train, val, classes, device)
+
+
 def distances(
-    section: "Section", extractor: Extractor, sets: Mapping[str, ImageStream], device: torch.device, parts: Parts
+    section: "Section",
+    extractor: Extractor,
+    sets: Mapping[str, ImageStream],
+    unfinished: Path,
+    device: torch.device,
+    parts: Parts,
 ) -> dict[str, dict[str, float]]:
     """The distances of samples, reconstructions and the validation split, each under its name in metrics.json."""
-    looks = {name: measure(extractor, images, section.batch_size, name=name) for name, images in sets.items()}
+    looks = {
+        name: read_measured(extractor, len(images), section.batch_size, unfinished, name=name)
+        for name, images in sets.items()
+    }
     fidelity = Fidelity.of(section, device)
     pairs = {
         "samples": ("samples", section.reference),
@@ -235,7 +311,7 @@ def measure_zero_shot(
     parts: Parts,
     tokenizer: Tokenizer,
     model: BiGR,
-    classifier: Classifier | None,
+    classifier: Attempt[Classifier],
     originals: Mapping[str, ImageStream],
     labels: Tensor,
 ) -> None:
@@ -298,24 +374,16 @@ def mean_picture(images: ImageStream) -> Tensor:
     return (torch.as_tensor(total) / len(images) / 255).float()
 
 
-def predictions(classifier: Classifier, images: ImageStream, batch_size: int) -> Tensor:
-    """The class that the classifier sees in each image, int64 [n]."""
-    return torch.cat([classifier.predict(batch) for batch in images.batches(batch_size)])
+def predictions(classifier: Attempt[Classifier], images: ImageStream, batch_size: int) -> Tensor:
+    """The class that the classifier sees in each image, int64 [n]; each process looks at its share."""
+    seeing, mine = needed(classifier), my_range(len(images), batch_size)
+    seen = together(lambda: [seeing.predict(batch) for batch in images.batches(batch_size, mine)])
+    return torch.cat([batch for part in of_each(seen) for batch in part])
 
 
-def agreement(classifier: Classifier, images: ImageStream, labels: Tensor, batch_size: int) -> float:
+def agreement(seen: Tensor, labels: Tensor) -> float:
     """The share of images that the classifier assigns to their label."""
-    return float((predictions(classifier, images, batch_size) == labels).double().mean())
-
-
-def extract(
-    section: "Section", model: BiGR, codes: Mapping[str, CodesDataset], counts: Mapping[str, int], scratch: Path
-) -> list[Features]:
-    """Every layer's features of each split, in `scratch`."""
-    return [
-        layer_features(scratch / f"{split}.npy", model, codes[split], counts[split], section.batch_size)
-        for split in SPLITS
-    ]
+    return float((seen == labels).double().mean())
 
 
 def draw_confusion(folder: Path, asked: Tensor, seen: Tensor, classes: list[str]) -> None:

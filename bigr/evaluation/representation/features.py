@@ -8,7 +8,7 @@ Shapes: n images, B of a batch, L layers, D width. Layer l, from 1, is the outpu
 
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ from bigr.data.codes import CodesDataset
 from bigr.imaging.similarity import averages_of
 from bigr.interop.standardisation import FeatureStatistics
 from bigr.models.masked.generator import BiGR
+from bigr.runtime.distributed import is_main, rank, together, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_tensors
 from bigr.runtime.progress import Progress
@@ -36,25 +37,39 @@ _BLOCK_BYTES = 256 << 20
 
 _SIZE = np.dtype("<f2").itemsize
 
+PART = 2048
+"""Images of a file of the stage `evaluation`: 300 MB of the largest model's features."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The features of some images in a file of their own: float16 [n, L, D], and their offset and scale."""
+
+    stored: np.ndarray
+    offset: Tensor
+    scale: Tensor
+
+    def restored(self, index: slice | np.ndarray, layers: slice | int, device: torch.device) -> Tensor:
+        """Rows of all layers or of one, float32 on `device`."""
+        stored = self.stored[index, layers]
+        # Chosen rows are a copy; a range is the read-only map, which torch would take for writable.
+        half = torch.from_numpy(stored if stored.flags.writeable else stored.copy())
+        offset, half, scale = (to_device(t, device) for t in (self.offset[layers], half, self.scale[layers]))
+        return torch.addcmul(offset, half.float(), scale)
+
 
 class Features:
     """The features of one split: float16 on disk, read as float32. Made by `open`. labels: int64 [n]."""
 
-    def __init__(self, stored: np.ndarray, labels: Tensor, offset: Tensor, scale: Tensor) -> None:
-        self._stored, self.labels, self._offset, self._scale = stored, labels, offset, scale
+    def __init__(self, parts: list[_Part], labels: Tensor) -> None:
+        self._parts, self.labels = parts, labels
+        self._starts = np.cumsum([0, *(len(part.stored) for part in parts)])
 
     @classmethod
-    def open(cls, path: Path) -> "Features":
-        """Map a file of `write_features`. Raises `BigrError` if it is missing or damaged."""
-        try:
-            stored = np.load(path, mmap_mode="r", allow_pickle=False)
-            beside = load_file(_beside(path))
-            found = cls(stored, beside["labels"], beside["offset"], beside["scale"])
-        except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:
-            raise BigrError(f"{path}: the features cannot be read ({error}); remove {path.parent}") from None
-        if stored.dtype != np.float16 or stored.shape != (len(found.labels), *found._offset.shape):
-            raise BigrError(f"{path} does not match {_beside(path).name}; remove {path.parent}")
-        return found
+    def open(cls, *paths: Path) -> "Features":
+        """Map files of `write_features`, a part of the images each. Raises `BigrError` if one is missing or damaged."""
+        opened = [_opened(path) for path in paths]
+        return cls([part for part, _ in opened], torch.cat([labels for _, labels in opened]))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,28 +77,46 @@ class Features:
     @property
     def layers(self) -> int:
         """L, the number of layers."""
-        return int(self._stored.shape[1])
+        return int(self._parts[0].stored.shape[1])
 
     @property
     def width(self) -> int:
         """D, the width of a layer."""
-        return int(self._stored.shape[2])
+        return int(self._parts[0].stored.shape[2])
 
     def rows(self, chosen: Tensor | slice, device: torch.device) -> Tensor:
         """All layers of the chosen images, int64 [B] or a range: float32 [B, L, D] on `device`."""
-        index = chosen if isinstance(chosen, slice) else chosen.numpy()
-        return self._restored(self._stored[index], slice(None), device)
+        if isinstance(chosen, slice):
+            return self._range(chosen, slice(None), device)
+        numbers = chosen.numpy()
+        found = torch.empty(len(numbers), self.layers, self.width, device=device)
+        owners = np.searchsorted(self._starts, numbers, side="right") - 1
+        for owner in np.unique(owners):
+            here = np.flatnonzero(owners == owner)
+            index = numbers[here] - self._starts[owner]
+            places = to_device(torch.from_numpy(here), device)
+            found[places] = self._parts[owner].restored(index, slice(None), device)
+        return found
 
     def layer(self, number: int, chosen: slice, device: torch.device) -> Tensor:
         """Layer `number`, from 1, of a range of images: float32 [B, D] on `device`."""
-        return self._restored(self._stored[chosen, number - 1], number - 1, device)
+        return self._range(chosen, number - 1, device)
+
+    def _range(self, chosen: slice, layers: slice | int, device: torch.device) -> Tensor:
+        first, last, _ = chosen.indices(len(self))
+        found = []
+        for part, start in zip(self._parts, self._starts.tolist(), strict=False):
+            own = slice(max(0, first - start), min(len(part.stored), last - start))
+            if own.start < own.stop:
+                found.append(part.restored(own, layers, device))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def statistics(self, device: torch.device, block_bytes: int = _BLOCK_BYTES) -> FeatureStatistics:
         """Mean and standard deviation of the split, [L, D], from float64 sums over blocks of about `block_bytes`."""
         rows = max(1, block_bytes // (8 * self.layers * self.width))
         kind = torch.float64 if device.type != "mps" else torch.float32  # Metal has no float64
         total, squares = torch.zeros(2, self.layers, self.width, dtype=kind, device=device)
-        origin = self._offset.to(device)  # near the mean, so that the difference of squares is exact enough
+        origin = self._parts[0].offset.to(device)  # near the mean, so that the difference of squares is exact enough
         for start in range(0, len(self), rows):
             block = (self.rows(slice(start, start + rows), device) - origin).to(kind)
             total += block.sum(0)
@@ -92,28 +125,40 @@ class Features:
         deviation = (squares / len(self) - mean.square()).clamp(min=0).sqrt()
         return FeatureStatistics((origin + mean).float().cpu(), deviation.float().cpu())
 
-    def _restored(self, stored: np.ndarray, layers: slice | int, device: torch.device) -> Tensor:
-        # Chosen rows are a copy; a range is the read-only map, which torch would take for writable.
-        half = torch.from_numpy(stored if stored.flags.writeable else stored.copy())
-        offset, half, scale = (to_device(t, device) for t in (self._offset[layers], half, self._scale[layers]))
-        return torch.addcmul(offset, half.float(), scale)
 
-
-@contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """An empty folder that is removed at the end; what a killed process left there is removed first."""
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
+def _opened(path: Path) -> tuple[_Part, Tensor]:
+    """A file of `write_features`, mapped, and its labels."""
     try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        beside = load_file(_beside(path))
+        part, labels = _Part(stored, beside["offset"], beside["scale"]), beside["labels"]
+    except (OSError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        raise BigrError(f"{path}: the features cannot be read ({error}); remove {path.parent}") from None
+    if stored.dtype != np.float16 or stored.shape != (len(labels), *part.offset.shape):
+        raise BigrError(f"{path} does not match {_beside(path).name}; remove {path.parent}")
+    return part, labels
 
 
-def layer_features(path: Path, model: BiGR, codes: CodesDataset, count: int, batch_size: int) -> Features:
-    """Compute and write features of the first `count` images of a split (first view); see `write_features`."""
-    batches = (codes.batch(indices) for indices in torch.arange(count).split(batch_size))
-    return write_features(path, token_averages(model, batches), count)
+def layer_features(folder: Path, split: str, model: BiGR, codes: CodesDataset, count: int, batch_size: int) -> Features:
+    """Compute and write features of the first `count` images of a split (first view), each process its share.
+
+    Parts that are in `folder` stay. They do not depend on the number of processes; see `write_features`.
+    """
+    size = max(1, PART // batch_size) * batch_size
+    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    paths = [folder / f"{split}-{part.start:09d}.npy" for part in parts]
+
+    def write() -> None:
+        for part, path in list(zip(parts, paths, strict=True))[rank() :: world()]:
+            if _beside(path).is_file():  # it is written last
+                continue
+            batches = (codes.batch(indices) for indices in torch.arange(part.start, part.stop).split(batch_size))
+            write_features(path, token_averages(model, batches), len(part), part.start)
+
+    together(write)
+    if not paths:
+        raise BigrError(f"{split}: there are no images")
+    return Features.open(*paths)
 
 
 def token_averages(model: BiGR, codes: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -123,23 +168,27 @@ def token_averages(model: BiGR, codes: Iterable[tuple[Tensor, Tensor]]) -> Itera
         yield averages_of(model, bits.to(device)), labels
 
 
-def write_features(path: Path, batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Features:
+def write_features(path: Path, batches: Iterable[tuple[Tensor, Tensor]], count: int, first: int = 0) -> Features:
     """Write batches of features float32 [B, L, D] and labels [B] to `path` (`.npy`) and a file of scales beside it.
 
-    count: the expected number of images, for the progress and the check of the disk. Raises `BigrError` if there are no
+    count: the expected number of images, for the progress and the check of the disk; first: the number of the first of
+    them in its split, for messages. Raises `BigrError` if there are no
     images, the disk is too small, or a feature is not finite.
     """
     labels: list[Tensor] = []
     offset, scale = torch.zeros(0, 0), torch.zeros(0, 0)
     done = 0
-    with path.open("wb") as file, Progress(f"features of {path.stem}", count, unit="image") as progress:
+    with (
+        path.open("wb") as file,
+        Progress(f"features of {path.stem}", count, unit="image", enabled=is_main()) as progress,
+    ):
         for features, here in batches:
             if not labels:
                 _check_disk(path, count * features[0].numel() * _SIZE)
                 offset, scale = _offset_and_scale(features)
                 _write_header(file, (0, *offset.shape))
             stored = ((features - offset) / scale).half()
-            _check_finite(stored, done)
+            _check_finite(stored, first + done)
             _write(path, file, stored.cpu().numpy())
             labels.append(here.cpu())
             done += len(here)

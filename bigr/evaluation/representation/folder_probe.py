@@ -17,7 +17,7 @@ from bigr.data.sources.source import SPLITS, Source, Splitting
 from bigr.data.sources.storage import Cache, printable
 from bigr.evaluation.imagesets.labelled_sources import content_hash, source_codes
 from bigr.evaluation.representation.features import Features, token_averages, write_features
-from bigr.evaluation.representation.representation_metrics import Representation, represent
+from bigr.evaluation.representation.representation_metrics import Representation, neighbourhood, represent
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -101,7 +101,8 @@ def probe_folder(
             origin = {**hashes, "images": content_hash(source, counts, settings.run.workers)}
             train, val = _kept(kept, origin, compute)
         classes = [printable(name) for name in source.classes]
-        found = represent(section, train, val, len(classes), device)
+        near = neighbourhood(section, train, val, len(classes), device)
+        found = represent(section, train, val, near, len(classes), device)
         measured = {"train": len(train), "val": len(val)}
         about = {"source": images, "classes": len(classes), **measured}
         with atomic_folder(out) as new:

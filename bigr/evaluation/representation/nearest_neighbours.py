@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from bigr.evaluation.representation.features import Features
 from bigr.evaluation.representation.linear_probe import TOP, LayerAccuracies
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.runtime.distributed import is_main, my_range, of_each, together
 from bigr.runtime.progress import Progress
 
 _BLOCK_BYTES = 256 << 20
@@ -37,20 +38,28 @@ def nearest_neighbours(
 
     held_out: the training images, int64, whose accuracy chooses the layer; none is a neighbour of itself; statistics:
     of `train`; classes: C; temperature: > 0. Memory: a few blocks of `block_bytes`, and 12·k·L bytes for each query.
+    Each process searches for its share of the queries, and reads all training images.
     """
     k = min(neighbours, len(train))
     rows = max(1, min(block_bytes // (4 * train.layers * train.width), math.isqrt(block_bytes // 4)))
-    validation = _Queries(val, torch.arange(len(val)), statistics, k, device)
-    selecting = _Queries(train, held_out, statistics, k, device, own=True)
-    with Progress("k-NN", len(train), unit="image") as progress:
-        for images in _ranges(len(train), rows):
-            block = F.normalize(statistics.standardised(train.rows(images, device)), dim=2)
-            labels = train.labels[images].to(device)
-            for queries in (validation, selecting):
-                queries.update(block, labels, images.start, rows)
-            progress.advance(len(block))
-    top1, top5 = validation.accuracies(temperature, classes, rows)
-    return LayerAccuracies(top1, top5, selecting.accuracies(temperature, classes, rows)[0])
+    every = (torch.arange(len(val)), held_out)
+    shares = [queries[slice(mine.start, mine.stop)] for queries in every for mine in [my_range(len(queries))]]
+
+    def right() -> list[Tensor]:
+        validation = _Queries(val, shares[0], statistics, k, device)
+        selecting = _Queries(train, shares[1], statistics, k, device, own=True)
+        with Progress("k-NN", len(train), unit="image", enabled=is_main()) as progress:
+            for images in _ranges(len(train), rows):
+                block = F.normalize(statistics.standardised(train.rows(images, device)), dim=2)
+                labels = train.labels[images].to(device)
+                for queries in (validation, selecting):
+                    queries.update(block, labels, images.start, rows)
+                progress.advance(len(block))
+        return [queries.right(temperature, classes, rows) for queries in (validation, selecting)]
+
+    counts = [torch.stack(of_all).sum(0) for of_all in zip(*of_each(together(right)), strict=True)]
+    (top1, top5), (chosen_by, _) = ((c / len(queries)).tolist() for c, queries in zip(counts, every, strict=True))
+    return LayerAccuracies(top1, top5, chosen_by)
 
 
 class _Queries:
@@ -95,8 +104,8 @@ class _Queries:
                 self._similarity[layer, part], nearest = both.topk(k, dim=1)
                 self._label[layer, part] = theirs.gather(1, nearest)
 
-    def accuracies(self, temperature: float, classes: int, rows: int) -> tuple[list[float], list[float]]:
-        """Top-1 and top-5 accuracy of every layer."""
+    def right(self, temperature: float, classes: int, rows: int) -> Tensor:
+        """How many queries are right in every layer, top-1 and top-5: float64 [2, L]."""
         layers, images, _ = self._similarity.shape
         right = torch.zeros(2, layers, dtype=torch.float64)
         for part in _ranges(images, rows):
@@ -106,8 +115,7 @@ class _Queries:
                 hits = votes.topk(min(TOP, classes), dim=1).indices == truth
                 right[0, layer] += hits[:, 0].sum().item()
                 right[1, layer] += hits.any(1).sum().item()
-        top1, top5 = (right / images).tolist()
-        return top1, top5
+        return right
 
 
 def _votes(similarity: Tensor, labels: Tensor, temperature: float, classes: int) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from bigr.evaluation.representation.linear_probe import LayerAccuracies, linear_
 from bigr.evaluation.representation.nearest_neighbours import nearest_neighbours
 from bigr.evaluation.representation.tsne import tsne
 from bigr.interop.standardisation import FeatureStatistics
+from bigr.runtime.distributed import together
 from bigr.runtime.files import write_csv
 
 if TYPE_CHECKING:
@@ -58,16 +59,42 @@ COLUMNS = ("layer", "top1", "top5", "knn_top1", "knn_top5", "selection_top1", "k
 split."""
 
 
-def represent(section: "Section", train: Features, val: Features, classes: int, device: torch.device) -> Representation:
+class Neighbourhood(NamedTuple):
+    """Statistics of the training split's features, and the accuracies of k-NN on features standardised by them."""
+
+    statistics: FeatureStatistics
+    knn: LayerAccuracies
+
+
+def neighbourhood(
+    section: "Section", train: Features, val: Features, classes: int, device: torch.device
+) -> Neighbourhood:
+    """k-NN with the settings `evaluation`, each process for its share of the images; see `represent`."""
+    statistics = together(lambda: train.statistics(device))
+    knn = nearest_neighbours(
+        train,
+        val,
+        held_out=selection(len(train), section.selection_fraction),
+        statistics=statistics,
+        classes=classes,
+        neighbours=section.knn_neighbours,
+        temperature=section.knn_temperature,
+        device=device,
+    )
+    return Neighbourhood(statistics, knn)
+
+
+def represent(
+    section: "Section", train: Features, val: Features, near: Neighbourhood, classes: int, device: torch.device
+) -> Representation:
     """Measure features of the validation split by those of the training split, with the settings `evaluation`.
 
-    Raises `BigrError` for too few training images; see `selection`.
+    near: their `neighbourhood`. Raises `BigrError` for too few training images; see `selection`.
     """
-    held_out = selection(len(train), section.selection_fraction)
     probe = linear_probe(
         train,
         val,
-        held_out=held_out,
+        held_out=selection(len(train), section.selection_fraction),
         classes=classes,
         epochs=section.probe_epochs,
         batch_size=section.probe_batch_size,
@@ -75,19 +102,9 @@ def represent(section: "Section", train: Features, val: Features, classes: int, 
         weight_decay=section.probe_weight_decay,
         device=device,
     )
-    statistics = replace(train.statistics(device), best_layer=probe.best)
-    knn = nearest_neighbours(
-        train,
-        val,
-        held_out=held_out,
-        statistics=statistics,
-        classes=classes,
-        neighbours=section.knn_neighbours,
-        temperature=section.knn_temperature,
-        device=device,
-    )
     points = tsne(val, probe.best, images=section.tsne_images, perplexity=section.tsne_perplexity)
-    return Representation(probe, knn, points, val.labels[: len(points)], statistics)
+    statistics = replace(near.statistics, best_layer=probe.best)
+    return Representation(probe, near.knn, points, val.labels[: len(points)], statistics)
 
 
 def _metrics(accuracies: LayerAccuracies) -> dict[str, float]:

@@ -41,21 +41,25 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of one image in the shards, in the codes, and in the features that exist while `evaluation` runs.
+    """Bytes of one image in the shards, in the codes, of one text in data/text (at most), of one sample, and of one
+    image's features, which exist while `evaluation` runs.
 
-    text: bytes of one caption as the encoder reads it; None where no model takes texts.
-    featured: the most images of the training and of the validation split that have features; basis: how each was found.
+    text: None where no model takes texts; samples: how many are drawn; featured: the most images of the training and of
+    the validation split that have features; basis: how each was found.
     """
 
     shard: float
     code: int
-    feature: int
     text: float | None
+    sample: int
+    feature: int
+    samples: int
     featured: tuple[int, int]
     shard_basis: str
     code_basis: str
-    feature_basis: str
     text_basis: str
+    sample_basis: str
+    feature_basis: str
 
 
 def count_images(settings: Settings, root: Path, images: int | None, classes: int | None) -> ImageCounts:
@@ -78,7 +82,11 @@ def count_images(settings: Settings, root: Path, images: int | None, classes: in
 
 
 def disk(settings: Settings, root: Path) -> Disk:
-    """Shards are measured where data/shards exists, else estimated; codes are exact but for a header in each file."""
+    """What a run leaves on disk.
+
+    Shards are measured where data/shards exists, else estimated; codes are exact but for a header in each file; a text
+    that does not fill its places takes less.
+    """
     index = _index(settings, root)
     tars = [tar for split in index.splits for tar in index.tars(split)] if index is not None else []
     if index is not None and all(tar.is_file() for tar in tars):
@@ -97,13 +105,16 @@ def disk(settings: Settings, root: Path) -> Disk:
     return Disk(
         shard=shard,
         code=views * (1 + draws) * tokens * packed + _LABEL,
-        feature=_HALF * layers * width,
         text=text,
+        sample=3 * settings.shards.image_size**2,
+        feature=_HALF * layers * width,
+        samples=settings.samples.count,
         featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
         shard_basis=basis,
         code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
-        feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
         text_basis=text_basis,
+        sample_basis="of samples.count, 3 bytes a pixel; twice that while samples.npz is put together",
+        feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
     )
 
 

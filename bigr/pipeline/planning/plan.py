@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -16,7 +16,12 @@ from bigr.pipeline.planning import image_counts, networks, sampling_cost, speed,
 from bigr.pipeline.planning.image_counts import Disk, ImageCounts
 from bigr.pipeline.planning.meter import Arithmetic, flops, measure
 from bigr.pipeline.planning.networks import Networks
-from bigr.pipeline.planning.sampling_cost import SamplingCost, backbone_flops, zero_shot_flops
+from bigr.pipeline.planning.sampling_cost import (
+    InferenceMemory,
+    SamplingCost,
+    backbone_flops,
+    zero_shot_flops,
+)
 from bigr.pipeline.planning.training_cost import TrainingCost
 from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.device import resolve_device
@@ -42,7 +47,8 @@ class Speed:
 class StageCost:
     """Work of one stage over all its processes. note: why it is not known, or what it leaves out.
 
-    flops: under bfloat16 autocast, None where not known; flops_float32: in float32.
+    flops: under bfloat16 autocast, None where not known; flops_float32: in float32; flops_alone: in float32 too, but of
+    the first process alone.
     """
 
     name: str
@@ -50,13 +56,21 @@ class StageCost:
     flops_float32: float
     processes: int
     note: str = ""
+    flops_alone: float = 0.0
 
     def seconds(self, speed: Speed) -> float | None:
         """The time that the arithmetic takes at that speed."""
         if self.flops is None:
             return None
-        work = self.flops / speed.tflops + self.flops_float32 / speed.float32_tflops
-        return work / 1e12 / self.processes
+        shared = self.flops / speed.tflops + self.flops_float32 / speed.float32_tflops
+        return (shared / self.processes + self.flops_alone / speed.float32_tflops) / 1e12
+
+
+class EvaluationCost(NamedTuple):
+    """FLOPs of the stage `evaluation`: of what all processes share, and of what the first does alone."""
+
+    shared: float
+    alone: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Plan:
     training: list[TrainingCost]
     encoder: float
     sampling: SamplingCost
+    inference: list[InferenceMemory]
     disk: Disk
     speed: Speed | None
     stages: list[StageCost]
@@ -134,6 +149,7 @@ def make_plan(
         encoder = flops(lambda: built.tokenizer.codes(torch.zeros(1, 3, size, size)))
         sampled = sampling_cost.sampling_cost(settings, built, arithmetic["samples"], settings.run.processes)
         evaluated = evaluation_flops(settings, built, found)
+        inference = sampling_cost.inference_memory(settings, built, arithmetic["samples"].gpu)
     stages = _stages(settings, found, arithmetic, trained, encoder, sampled, evaluated)
     return Plan(
         params=str(params),
@@ -145,13 +161,14 @@ def make_plan(
         training=trained,
         encoder=encoder,
         sampling=sampled,
+        inference=inference,
         disk=image_counts.disk(settings, root),
         speed=_speed(device, is_here, any(a.bfloat16 for a in arithmetic.values()), tflops, float32_tflops),
         stages=stages,
     )
 
 
-def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -> float:
+def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -> EvaluationCost:
     """FLOPs of the stage `evaluation`: classifier, distances' features, decoder, every layer's probe, k-NN, zero-shot.
 
     Where the number of images is not known, the most that the settings allow.
@@ -169,16 +186,18 @@ def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -
     decoder = flops(lambda: built.tokenizer.decode(torch.zeros(1, settings.grid**2, settings.tokenizer.code_bits)))
     probe = 2 * 3 * settings.generator.layers * settings.generator.dim * images.classes * section.probe_epochs * probed
     neighbours = 2 * settings.generator.layers * settings.generator.dim * probed * val
-    return (
-        section.classifier_steps * section.classifier_batch_size * (step.forward + step.backward) / 2
-        + (count + 2 * val) * seen
+    trained = section.classifier_steps * section.classifier_batch_size * (step.forward + step.backward) / 2
+    drawn = min(section.zero_shot_images, val)
+    return EvaluationCost(
+        shared=(count + 2 * val) * seen
         + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
         + _RESTORED * val * decoder
         + (probed + val) * backbone_flops(built.bigr)
+        + neighbours,
+        alone=trained
         + probe
-        + neighbours
-        + (zero_shot_flops(settings, built, drawn) if (drawn := min(section.zero_shot_images, val)) else 0)
-        + (judge_flops(settings, min(train, val), val) + val * decoder if settings.text.used else 0)
+        + (zero_shot_flops(settings, built, drawn) if drawn else 0)
+        + (judge_flops(settings, min(train, val), val) + val * decoder if settings.text.used else 0),
     )
 
 
@@ -202,7 +221,7 @@ def _stages(
     trained: list[TrainingCost],
     encoder: float,
     sampled: SamplingCost,
-    evaluated: float,
+    evaluated: EvaluationCost,
 ) -> list[StageCost]:
     processes, views = settings.run.processes, len(settings.codes.views)
     by_name = {t.stage: t for t in trained}
@@ -223,10 +242,17 @@ def _stages(
                 return StageCost(name, None, 0.0, processes, note)
             return StageCost(name, 0.0, encoder * views * images.total, processes, note)
         if name == "evaluation":
-            return StageCost(name, 0.0, evaluated, 1, "in float32; without precision, recall and KID")
+            shared, alone = evaluated
+            note = f"in float32, {alone / (shared + alone):.0%} by the first alone; without precision, recall and KID"
+            return StageCost(name, 0.0, shared, processes, note, alone)
         if name == "text":
             used = settings.text.used
-            note = f"text.encoder = {settings.text.encoder}: not counted" if used else "nothing is read: no encoder"
+            note = "nothing is read: no encoder"
+            if used:
+                counts_none = settings.text.frozen is None
+                note = (
+                    "byte pairs, on the CPU: not in FLOPs" if counts_none else f"{settings.text.encoder}: not counted"
+                )
             return StageCost(name, None if used else 0.0, 0.0, processes, note)
         if not STAGES[name].on_device:
             return StageCost(name, None, 0.0, 1, "decodes and packs images on the CPU: not in FLOPs")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bigr.pipeline.planning.plan import Plan, StageCost
+from bigr.pipeline.planning.sampling_cost import InferenceMemory
 
 WIDTH = 100
 _INDENT = "  "
@@ -81,19 +82,21 @@ def _flops(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan) -> list[str]:
     names = ("weights", "average", "optimiser", "gradients", "buckets", "activations", "peak")
-    rows = []
-    for stage in plan.training:
-        memory = [_gibi(getattr(stage.memory, name)) for name in names]
-        mode = f" ({stage.parallel})" if plan.processes > 1 else ""
-        rows.append((f"{stage.stage}{mode}, {_images(stage.images)}", *memory))
+    rows: list[Sequence[str]] = []
+    for trained in plan.training:
+        memory = [_gibi(getattr(trained.memory, name)) for name in names]
+        mode = f" ({trained.parallel})" if plan.processes > 1 else ""
+        rows.append((f"{trained.stage}{mode}, {_images(trained.images)}", *memory))
     cost = plan.sampling
-    rows.append((f"samples, {_images(cost.images)}", _gibi(cost.weights), *["—"] * 5, _gibi(cost.peak)))
+    for stage in (InferenceMemory("samples", cost.images, cost.weights, cost.peak), *plan.inference):
+        row = (f"{stage.stage}, {_images(stage.images)}", _gibi(stage.weights), *["—"] * 5, _gibi(stage.peak))
+        rows.append(row)
     shown = ("weights", "EMA", "AdamW", "gradients", "buffers", "activations", "peak")
     return [
         *_table(("Memory of one process, GiB", *shown), rows),
         f"{_INDENT}Buffers: gradients that are averaged (ddp); weights and gradients that are gathered (fsdp).",
         f"{_INDENT}Activations: kept for the backward pass, with weights copied to bfloat16 under ddp. Peak: in",
-        f"{_INDENT}training the sum, in sampling the most at once; without the device's context, workspaces,",
+        f"{_INDENT}training the sum, in the others the most at once; without the device's context, workspaces,",
         f"{_INDENT}fragmentation.",
     ]
 
@@ -112,6 +115,7 @@ def _disk(plan: Plan) -> list[str]:
         row("data/shards", disk.shard, disk.shard_basis),
         row("data/codes", disk.code, disk.code_basis),
         *([] if disk.text is None else [row("data/text", disk.text, disk.text_basis)]),
+        ("samples", f"{disk.sample:,}", _gibi(disk.sample * disk.samples), disk.sample_basis),
         row("features", disk.feature, disk.feature_basis, disk.featured),
     ]
     return _table(("Disk", "bytes an image", "GiB", ""), rows)
@@ -147,7 +151,7 @@ def _time(plan: Plan) -> list[str]:
 
 
 def _work(stage: StageCost) -> float | None:
-    return None if stage.flops is None else stage.flops + stage.flops_float32
+    return None if stage.flops is None else stage.flops + stage.flops_float32 + stage.flops_alone
 
 
 def _images(count: int) -> str:

@@ -50,6 +50,38 @@ class SamplingCost:
     peak: int
 
 
+@dataclass(frozen=True)
+class InferenceMemory:
+    """Bytes of one process of a stage that computes in float32 without gradients: weights, and the most at once."""
+
+    stage: str
+    images: int
+    weights: int
+    peak: int
+
+
+def inference_memory(settings: Settings, networks: Networks, gpu: bool) -> list[InferenceMemory]:
+    """Of the stages `codes` and `evaluation`, each at its batch size.
+
+    evaluation: of its largest networks, the decoder, and the backbone with every layer's features.
+    """
+    model, tokenizer, size = networks.bigr.eval(), networks.tokenizer, settings.shards.image_size
+    float32, coded, measured = (
+        Arithmetic(gpu, bfloat16=False),
+        settings.codes.batch_size,
+        settings.evaluation.batch_size,
+    )
+    encoding = peak_bytes(lambda: tokenizer.codes(torch.zeros(coded, 3, size, size)), float32)
+    codes = torch.zeros(measured, settings.grid**2, model.config.code_bits)
+    decoding = peak_bytes(lambda: tokenizer.decode(codes), float32)
+    looking = peak_bytes(lambda: torch.stack([layer.mean(1) for layer in model.features(codes)], 1), float32)
+    weights = _FLOAT32 * count(tokenizer), _FLOAT32 * (count(tokenizer) + count(model))
+    return [
+        InferenceMemory("codes", coded, weights[0], weights[0] + encoding),
+        InferenceMemory("evaluation", measured, weights[1], weights[1] + max(decoding, looking)),
+    ]
+
+
 def passes(sampling: Sampling, tokens: int, batch: int, *, direct: bool) -> Passes:
     """Of one image of a batch with `tokens` unknown tokens each; direct: the transcoder has the target "direct"."""
     backbone = conditions = denoised = 0
