@@ -332,8 +332,8 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_files(
 
 @pytest.mark.slow
 def test_two_processes_read_and_draw_what_one_does_and_train_on_their_halves(project: Path, tmp_path: Path) -> None:
-    """Texts and samples to the byte. Each process draws masks and noise of its own, so that trained weights are not
-    those of one process; but both have the same, and a killed training ends with them, bit for bit."""
+    """Texts and samples to the byte. The weights of both processes are the same, and a killed training ends with them,
+    bit for bit; they are not compared with those of one process."""
     for place in ("whole", "killed"):
         shutil.copytree(project / "data", tmp_path / place / "data")
         shutil.rmtree(tmp_path / place / "data" / "text")
