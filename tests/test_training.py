@@ -519,7 +519,7 @@ def compare(parameters, *rest):
         model, state, draws = call
         noise = torch.Generator().set_state(state)
         parameters = list(model.parameters())
-        own = torch.autograd.grad(loss_of(model, *halves[0], noise, draws), parameters)
+        own = torch.autograd.grad(loss_of(model, *halves[0], noise, draws, distributed.part_of_batch(0, 1)), parameters)
         own, used = (torch.cat([g.flatten() for g in gradients]) for gradients in (own, [p.grad for p in parameters]))
         mean = own.clone()
         dist.all_reduce(mean)

@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
-
-import psutil
+from typing import TYPE_CHECKING
 
 from bigr.pipeline.processes import launched
-from bigr.tracking.executions import dvc_above
+from bigr.runtime.extras import require
+
+if TYPE_CHECKING:
+    import psutil
 
 _EVERY_S = 0.5
 
@@ -19,12 +21,19 @@ def end_with_starter() -> None:
     What starts it is the launcher of `run.processes`, or the `dvc` above it. A stage that a shell started goes on
     without that shell.
     """
+    require("pipeline", "running a stage")
+    import psutil
+
+    from bigr.tracking.executions import dvc_above
+
     starter = psutil.Process().parent() if launched() else dvc_above()
     if starter is not None:
         threading.Thread(target=_watch, args=(starter,), name="parent", daemon=True).start()
 
 
-def _watch(process: psutil.Process) -> None:
+def _watch(process: "psutil.Process") -> None:
+    import psutil
+
     try:
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(_EVERY_S)

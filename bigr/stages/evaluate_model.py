@@ -64,7 +64,7 @@ from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
-from bigr.runtime.distributed import from_first, is_main, my_range, of_each, together
+from bigr.runtime.distributed import from_first, is_main, my_range, of_each, together, world
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_csv, write_json
@@ -186,6 +186,8 @@ def run(settings: "Settings", context: Context) -> None:
 def shared_classifier(section: "Section", shards: Path, workers: int, device: torch.device) -> Classifier:
     """The classifier, which the first process trains, in every process."""
     trained = together(lambda: train_on_shards(section, shards, workers, device) if is_main() else None)
+    if trained is not None and world() == 1:
+        return trained
     state = None if trained is None else {name: value.cpu() for name, value in trained.state_dict().items()}
     config, state = from_first((None if trained is None else trained.config, state))
     if trained is None:
