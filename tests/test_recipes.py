@@ -50,7 +50,7 @@ PAPER = {
 }
 """Results of the paper, under their names in metrics.json."""
 
-OTHERS = ("emoji.yaml", "fashion-mnist.yaml", "text-256-L.yaml")
+OTHERS = ("emoji.yaml", "scenes.yaml", "fashion-mnist.yaml", "text-256-L.yaml")
 """Recipes that are not of the paper's models."""
 
 every_recipe = pytest.mark.parametrize("name", SHAPES)
