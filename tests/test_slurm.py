@@ -173,6 +173,7 @@ def test_a_job_that_is_signalled_and_preempted_ends_with_the_weights_of_one_left
     wait_for(cluster, disturbed, job, checkpoint.exists)
     cluster.asked("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1@600 sends
     wait_for(cluster, disturbed, job, lambda: cluster.field(job, "Restarts") == "1")
+    assert "the checkpoint is written" in said(disturbed)
     wait_for(cluster, disturbed, job, lambda: said(disturbed).count("generator: continuing from step") == 1)
     cluster.asked("scontrol", "requeue", job)  # what a job of higher priority does
     end_of(cluster, disturbed, job)

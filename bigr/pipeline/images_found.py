@@ -138,6 +138,6 @@ def _needs(settings: config.Settings, images: ImagesFound, stages: set[str]) -> 
         size = count * len(codes.views) * (1 + codes.draws) * entry
         found.append(_Need("codes.draws", codes.draws, f"the codes of {count:,} images", size, "data/codes"))
     if "samples" in stages:
-        size = settings.images_drawn * settings.shards.image_size**2 * 3
+        size = 2 * settings.images_drawn * settings.shards.image_size**2 * 3  # the parts, and samples.npz made of them
         found.append(_Need("samples.count", samples.count, "so many images", size, "outputs/samples.npz"))
     return found

@@ -2,9 +2,11 @@
 
 import contextlib
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from bigr.runtime.distributed import by_first
+from bigr.runtime.errors import BigrError
 
 _NOTE = "fingerprint"
 
@@ -40,3 +42,11 @@ def become(parts: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(parts, folder)
     remove_parts(parts)
+
+
+def check_parts(folder: Path, names: Iterable[str]) -> None:
+    """Raise `BigrError` where a part is missing that another process wrote, to a folder of its own machine."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise BigrError(
+            f"{folder / missing[0]} is missing, which another process wrote: all machines must share {folder}"
+        )

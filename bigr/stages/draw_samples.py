@@ -34,6 +34,7 @@ from bigr.runtime.context import Context
 from bigr.runtime.cpu_parts import in_parts
 from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
+from bigr.runtime.errors import BigrError
 from bigr.runtime.files import Blocks, write_npz
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
@@ -95,6 +96,10 @@ def run(settings: "Settings", context: Context) -> None:
 
     barrier()
     if is_main():
+        if lost := drawn.missing():
+            raise BigrError(
+                f"{len(lost)} images are missing, which other processes drew: all machines must share {unfinished}"
+            )
         outputs, side = context.root / "outputs", tokenizer.config.image_size
 
         def images(numbers: range) -> Blocks:

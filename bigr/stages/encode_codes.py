@@ -17,7 +17,7 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import barrier, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.progress import Progress
-from bigr.runtime.unfinished import become, keep_parts
+from bigr.runtime.unfinished import become, check_parts, keep_parts
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -72,6 +72,7 @@ def run(settings: "Settings", context: Context) -> None:
             )
     barrier()
     if is_main():
+        check_parts(unfinished, [placed.codes_name for placed in place_shards(images)])
         folder = context.root / "data" / "codes"
         write_index(unfinished, images, encoding)
         become(unfinished, folder)

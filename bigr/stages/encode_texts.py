@@ -5,9 +5,7 @@ none` only the note that there are no texts. The finished files of a run that wa
 are not made again.
 """
 
-import contextlib
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -26,6 +24,7 @@ from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_json
 from bigr.runtime.progress import Progress
+from bigr.runtime.unfinished import check_parts, keep_parts, remove_parts
 from bigr.text import byte_pairs
 from bigr.text.byte_pairs import BytePairs
 from bigr.text.encoder import CONFIG, TextEncoder, encoder_hash
@@ -52,7 +51,8 @@ def run(settings: "Settings", context: Context) -> None:
     images = ShardIndex.load(context.root / "data" / "shards")
     _check_captions(images, settings.text.encoder)
     unfinished = context.root / "checkpoints" / "text"
-    by_first(partial(_prepare, settings, context, images, device, unfinished, models))
+    keep_parts(unfinished, context.fingerprint)
+    by_first(partial(_prepare, settings, context, images, device, models))
     encoder = load_encoder(models, device, context.root)
     known, placed = encoder_hash(models), list(place_shards(images))
     mine = placed[rank() :: world()]
@@ -64,6 +64,7 @@ def run(settings: "Settings", context: Context) -> None:
             progress.advance(one.shard.images)
     barrier()
     if is_main():
+        check_parts(unfinished, [one.codes_name for one in placed])
         counts = sum((Counter(text_counts(unfinished / one.codes_name)) for one in placed), Counter[str]())
         if counts["cut"]:
             log.warning("text: %d captions are longer than text.tokens = %d: cut", counts["cut"], settings.text.tokens)
@@ -87,15 +88,9 @@ def _captions(images: ShardIndex, split: str) -> Iterator[str]:
     return chain.from_iterable(map(read_captions, images.shards(split)))
 
 
-def _prepare(
-    settings: "Settings", context: Context, images: ShardIndex, device: torch.device, unfinished: Path, models: Path
-) -> None:
-    """Make the encoder and write models/text; keep what an earlier run of the same has finished."""
-    section, note = settings.text, unfinished / "fingerprint"
-    if not (note.is_file() and note.read_text() == context.fingerprint):
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        note.write_text(context.fingerprint)
+def _prepare(settings: "Settings", context: Context, images: ShardIndex, device: torch.device, models: Path) -> None:
+    """Make the encoder and write models/text."""
+    section = settings.text
     encoder: TextEncoder
     if section.encoder == byte_pairs.KIND:
         encoder = BytePairs.learned(_captions(images, "train"), section.vocabulary, section.tokens)
@@ -128,6 +123,4 @@ def _finish(
             (unfinished / one.codes_name).replace(temporary / one.codes_name)
         files = {split: [one.codes_name for one in placed if one.split == split] for split in images.splits}
         write_text_index(temporary, known, encoder.shape, files)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with contextlib.suppress(OSError):  # other stages have checkpoints there
-        unfinished.parent.rmdir()
+    remove_parts(unfinished)

@@ -110,7 +110,16 @@ def run(settings: "Settings", context: Context) -> None:
         looked = Attempt(lambda: look(section, inception, classifier, sets, unfinished, device))
         psnr = Attempt(lambda: mean_psnr(restored, originals["val"], section.batch_size))
         features = Attempt(
-            lambda: layers(section, model.to(device), codes, shards, counts["val"], unfinished, len(classes), device)
+            lambda: layers(
+                section,
+                together(lambda: model.to(device)),
+                codes,
+                shards,
+                counts["val"],
+                unfinished,
+                len(classes),
+                device,
+            )
         )
     if not is_main():
         return
@@ -194,8 +203,8 @@ def shared_classifier(section: "Section", shards: Path, workers: int, device: to
         assert config is not None and state is not None
         trained = Classifier(config)
         trained.load_state_dict(state)
-        trained.to(device).eval().requires_grad_(False)
-    return trained
+    ready = trained.eval().requires_grad_(False)
+    return together(lambda: ready.to(device))
 
 
 def needed(classifier: Attempt[Classifier]) -> Classifier:
@@ -225,9 +234,11 @@ def look(
 ) -> Extractor:
     """The extractor of the distances, after every process has looked at its share of each set through it."""
     if inception is None:
-        extractor = classifier_extractor(needed(classifier), device)
+        known = needed(classifier)
+        extractor = together(lambda: classifier_extractor(known, device))
     else:
-        extractor = inception_extractor(inception, device)
+        weights = inception
+        extractor = together(lambda: inception_extractor(weights, device))
     for name, images in sets.items():
         measure = partial(measure_share, extractor, images, section.batch_size, unfinished, name=name)
         together(measure)

@@ -116,7 +116,7 @@ def assert_trained_as_undisturbed(made: Path, folder: Path) -> None:
     train_generator.run(settings(**changes), Context(folder, "f"))
     ours, theirs = (load_file(root / "models" / "generator" / "model.safetensors") for root in (made, folder))
     for name, tensor in theirs.items():
-        assert torch.allclose(ours[name], tensor, rtol=0, atol=2e-3), name
+        assert torch.allclose(ours[name], tensor, rtol=0, atol=3e-4), name
 
 
 @pytest.mark.parametrize(("kills", "parallel"), [(1, "ddp"), (3, "fsdp")])

@@ -108,7 +108,7 @@ def disk(settings: Settings, root: Path) -> Disk:
         text=text,
         sample=3 * settings.shards.image_size**2,
         feature=_HALF * layers * width,
-        samples=settings.samples.count,
+        samples=settings.images_drawn,
         featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
         shard_basis=basis,
         code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
