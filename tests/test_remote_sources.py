@@ -34,12 +34,13 @@ from bigr import config
 from bigr.data import packing
 from bigr.data.packed_parts import Packing
 from bigr.data.packing import pack
-from bigr.data.sources import storage as storages
 from bigr.data.sources.opened import manifest_of, open_source
 from bigr.data.sources.source import Source, Splitting
-from bigr.data.sources.storage import Cache, RemoteStorage
+from bigr.data.sources.storage import RemoteStorage
 from bigr.pipeline import check, dvcfile
+from bigr.runtime import remote_files
 from bigr.runtime.context import Context
+from bigr.runtime.copies import Cache
 from bigr.runtime.errors import BigrError
 from bigr.stages import pack_shards
 from tests import s3_server, scratch, tiny
@@ -190,7 +191,7 @@ def web(here: Path) -> Iterator[tuple[str, type[Web]]]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storages, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(remote_files, "_FIRST_WAIT_S", 0.01)
 
 
 def opened(source: str, folder: Path, cache_bytes: int = 10**9) -> Source:
@@ -320,7 +321,7 @@ def test_a_resumed_stage_packs_all_again_where_a_remote_image_has_changed(
 
 
 def remote(folder: Path, cache_bytes: int, url: str = f"s3://{BUCKET}/tars") -> RemoteStorage:
-    return RemoteStorage(url, Cache(folder / "cache", cache_bytes))
+    return RemoteStorage(url, cache=Cache(folder / "cache", cache_bytes))
 
 
 def used(folder: Path) -> int:
@@ -368,7 +369,7 @@ def test_a_file_is_copied_once_and_again_where_it_has_changed(web: tuple[str, An
 READER = """\
 import sys, time
 from pathlib import Path
-from bigr.data.sources.storage import Cache
+from bigr.runtime.copies import Cache
 
 cache = Cache(Path(sys.argv[1]), 150_000)
 
@@ -400,7 +401,7 @@ def test_several_processes_share_the_cache(tmp_path: Path) -> None:
 KILLED = """\
 import os, signal, sys
 from pathlib import Path
-from bigr.data.sources.storage import Cache
+from bigr.runtime.copies import Cache
 
 def fetch(path):
     path.write_bytes(b"half")

@@ -39,7 +39,7 @@ def data(
     from bigr.data.sources.arrays import ImageArrays
     from bigr.data.sources.opened import manifest_of, open_source
     from bigr.data.sources.source import Splitting
-    from bigr.data.sources.storage import Cache
+    from bigr.runtime.copies import Cache
     from bigr.runtime.errors import BigrError
 
     settings = config.load(params)

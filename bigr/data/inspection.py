@@ -15,7 +15,7 @@ from bigr.data.images import ImageError, center_crop, grey_if_grey, to_tensor
 from bigr.data.packed_parts import Packing, opened_image
 from bigr.data.picture_grid import save_grid
 from bigr.data.sources.source import SPLITS, Sample, Source
-from bigr.data.sources.storage import printable
+from bigr.runtime.paths import printable
 from bigr.runtime.progress import Progress
 from bigr.runtime.threads import map_ahead
 

@@ -24,10 +24,10 @@ from typing import Any
 
 from bigr.data.packed_parts import PackedPart, Packing, Written, finished_part, pack_part
 from bigr.data.sources.source import SPLITS, Source, SourcePart
-from bigr.data.sources.storage import printable
 from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_json
+from bigr.runtime.paths import printable
 from bigr.runtime.progress import Progress
 
 log = logging.getLogger(__name__)

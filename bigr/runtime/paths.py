@@ -29,3 +29,11 @@ def normal(where: str) -> str:
 def has_pattern(source: str) -> bool:
     """Whether it names many files by braces, as in `train-{0000..0099}.tar`."""
     return _BRACES.search(source) is not None
+
+
+def printable(path: str) -> str:
+    """A file name as valid text in one line: bytes that are not UTF-8, and control characters, become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").translate(_ESCAPES)
+
+
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}

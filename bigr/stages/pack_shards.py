@@ -14,8 +14,8 @@ from bigr.data.packed_parts import Packing
 from bigr.data.packing import pack
 from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import Source, Splitting
-from bigr.data.sources.storage import Cache
 from bigr.runtime.context import Context
+from bigr.runtime.copies import Cache
 from bigr.runtime.distributed import by_first, is_main
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_url

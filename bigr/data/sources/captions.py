@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from bigr.data.images import ImageError
 from bigr.data.sources.source import SPLITS, UNLABELLED, class_names, label_of
-from bigr.data.sources.storage import Storage, printable
+from bigr.data.sources.storage import Storage
 from bigr.runtime.errors import BigrError
+from bigr.runtime.paths import printable
 
 TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
 

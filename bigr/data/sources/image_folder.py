@@ -15,10 +15,11 @@ from bigr.data.images import ImageError
 from bigr.data.sources.captions import read_table, table_in
 from bigr.data.sources.listing import Entry, Listing, Rows, joined
 from bigr.data.sources.source import SPLITS, UNLABELLED, Sample, SourcePart, Splitting, class_names, named, natural_key
-from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage, printable
+from bigr.data.sources.storage import SUFFIXES, Images, LocalStorage, Storage
 from bigr.data.sources.tar_files import TAR_SUFFIXES
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
+from bigr.runtime.paths import printable
 from bigr.runtime.threads import map_ahead
 
 log = logging.getLogger(__name__)

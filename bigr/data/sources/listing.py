@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bigr.data.sources.source import SPLITS, Splitting
-from bigr.data.sources.storage import printable
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.files import atomic_path
+from bigr.runtime.paths import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa

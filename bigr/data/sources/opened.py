@@ -11,19 +11,13 @@ from bigr.data.sources.image_folder import ImageFolder, caption_of, open_image_f
 from bigr.data.sources.listing import Entry, Listing
 from bigr.data.sources.parquet_files import ParquetFiles, open_parquet_files
 from bigr.data.sources.source import Source, Splitting, checked_names, class_names
-from bigr.data.sources.storage import (
-    Cache,
-    LocalStorage,
-    RemoteStorage,
-    Storage,
-    is_web,
-    parent_of,
-    printable,
-)
+from bigr.data.sources.storage import LocalStorage, RemoteStorage, Storage
 from bigr.data.sources.tar_files import TAR_SUFFIXES, TarFiles, open_tar_files
+from bigr.runtime.copies import Cache
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
-from bigr.runtime.paths import has_pattern, is_url, local_path
+from bigr.runtime.paths import has_pattern, is_url, local_path, printable
+from bigr.runtime.remote_files import is_web, parent_of
 from bigr.runtime.threads import map_ahead
 
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "manifest", b"PK\x03\x04": "npz", b"\0\0\x08": "idx"}
@@ -80,8 +74,8 @@ def _remote(source: str, splitting: Splitting, cache: Cache, warn: bool) -> Sour
     folder, name = parent_of(source)
     suffixes = (*TAR_SUFFIXES, ".parquet", ".npz", ".gz", "-ubyte", ".arrow")
     if name.lower().endswith(suffixes):
-        return _file(RemoteStorage(folder, cache), name, Path(), splitting, cache)
-    return _folder(RemoteStorage(source.rstrip("/"), cache), splitting, warn)
+        return _file(RemoteStorage(folder, cache=cache), name, Path(), splitting, cache)
+    return _folder(RemoteStorage(source.rstrip("/"), cache=cache), splitting, warn)
 
 
 def _of_pattern(source: str, root: Path, splitting: Splitting, cache: Cache) -> Source:
@@ -93,7 +87,7 @@ def _of_pattern(source: str, root: Path, splitting: Splitting, cache: Cache) -> 
     rest = source[len(folder) + 1 if folder else 0 :]
     if is_url(source) and not urlsplit(folder).netloc:
         raise BigrError(f"{source}: braces must come after the bucket or the server; name a source for each")
-    storage: Storage = RemoteStorage(folder, cache) if is_url(source) else LocalStorage(root / folder)
+    storage: Storage = RemoteStorage(folder, cache=cache) if is_url(source) else LocalStorage(root / folder)
     rest = unquote(rest) if is_web(source) else rest
     try:
         files = list(braceexpand(rest))
@@ -222,7 +216,7 @@ def _states(storage: Storage, entries: Iterable[Entry]) -> Iterator[str]:
 
 def _of_manifest(listing: Listing, root: Path, splitting: Splitting, cache: Cache) -> Source:
     where = str(listing.about["root"])
-    storage: Storage = RemoteStorage(where, cache) if is_url(where) else LocalStorage(root / where)
+    storage: Storage = RemoteStorage(where, cache=cache) if is_url(where) else LocalStorage(root / where)
     if isinstance(storage, LocalStorage) and not storage.root.is_dir():
         raise BigrError(
             f"{listing.path} is the manifest of {where}, which does not exist; put the files there, or write "

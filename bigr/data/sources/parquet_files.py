@@ -20,9 +20,10 @@ from bigr.data.sources.source import (
     named,
     natural_key,
 )
-from bigr.data.sources.storage import Storage, printable
+from bigr.data.sources.storage import Storage
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
+from bigr.runtime.paths import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa

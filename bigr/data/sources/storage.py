@@ -5,40 +5,20 @@ to a cache of bounded size before it is read; a remote image is read by itself a
 """
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, BinaryIO, NoReturn, Protocol
+from urllib.parse import unquote
 
-from filelock import FileLock, Timeout
-
+from bigr.runtime.copies import Cache
 from bigr.runtime.errors import BigrError
-from bigr.runtime.full_disk import NO_ROOM
-
-T = TypeVar("T")
+from bigr.runtime.paths import printable
+from bigr.runtime.remote_files import NotThere, RemoteFolder
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 """Of image files."""
-_TRIES = 5
-_FIRST_WAIT_S = 0.5
-"""Before the second try; each further one waits twice as long."""
-_TO_INSTALL = {
-    **dict.fromkeys(("s3", "s3a"), "'bigr[s3]'"),
-    **dict.fromkeys(("gs", "gcs"), "'bigr[gs]'"),
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-}
-_PASSING = ".part"
-_CONNECT_S, _SILENCE_S = 60, 300
-"""How long a web server may take to answer, and between two pieces of a file. A file as a whole may take any time."""
-
-
-class NotThere(BigrError):
-    """A remote file or folder does not exist, or a web server says neither whether it does nor what it holds."""
 
 
 class Images(list[str]):
@@ -135,111 +115,17 @@ class LocalStorage:
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Copies of remote files in a folder; the longest unused are removed where there are more than `bytes` of them.
+class RemoteStorage(RemoteFolder):
+    """A folder at a URL. Files are opened through the cache."""
 
-    Several processes can use it at once.
-    """
-
-    folder: Path
-    bytes: int
-
-    def open(self, key: str, fetch: Callable[[Path], None]) -> BinaryIO:
-        """The copy under `key`; where there is none, `fetch` writes it. It can be read also once it is removed."""
-        place = self.folder / sha256(key.encode()).hexdigest()[:32]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(_lock_of(place)):
-                stream = _opened(place, fetch)
-            with FileLock(self.folder / "removal.lock"):
-                self._shrink(place)
-        except OSError as error:
-            remedy = "free some space, or lower run.cache_gb" if error.errno in NO_ROOM else "correct its rights"
-            raise BigrError(
-                f"{self.folder} cannot keep copies of remote files ({error.strerror or error}); {remedy}"
-            ) from None
-        return stream
-
-    def _shrink(self, last: Path) -> None:
-        """Remove what is above the bound, but for the copy opened last, and what killed processes have left."""
-        for passing in self.folder.glob(f"*{_PASSING}"):
-            with suppress(Timeout), FileLock(_lock_of(passing), timeout=0):  # else it is being written
-                passing.unlink(missing_ok=True)
-        copies = [(path, path.stat()) for path in self.folder.iterdir() if not path.suffix]
-        total = 0
-        for path, status in sorted(copies, key=lambda copy: (copy[0] != last, -copy[1].st_mtime_ns)):
-            total += status.st_size
-            if total > self.bytes and path != last:
-                path.unlink()
-
-
-def _lock_of(place: Path) -> Path:
-    """One of 256 locks, which stay: one that is removed while a process waits for it would hold nobody back."""
-    return place.with_name(f"{place.name[:2]}.lock")
-
-
-def _opened(place: Path, fetch: Callable[[Path], None]) -> BinaryIO:
-    """The file at `place`, which another process may remove at any time."""
-    try:
-        stream = place.open("rb")
-        with suppress(FileNotFoundError):
-            os.utime(place)
-    except FileNotFoundError:
-        passing = place.with_suffix(_PASSING)
-        fetch(passing)
-        stream = passing.open("rb")
-        passing.replace(place)
-    return stream
-
-
-@dataclass(frozen=True)
-class RemoteStorage:
-    """A folder at a URL, without the slash at its end. Failing reads are tried again, five times in all.
-
-    Names at web addresses are not quoted, and so are the same as those of the files.
-    """
-
-    url: str
-    cache: Cache
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def where(self, name: str = "") -> str:
-        return printable(f"{self.url}/{name}".rstrip("/"))
-
-    @property
-    def _web(self) -> bool:
-        return is_web(self.url)
-
-    @cached_property
-    def _files(self) -> tuple[Any, str]:
-        """fsspec's file system, and the root in its own notation."""
-        import fsspec
-
-        protocol = self.url.partition("://")[0]
-        try:
-            system, path = fsspec.url_to_fs(self.url, **(_web_options() if self._web else {}), **self.options)
-        except ImportError as error:
-            how = f"pip install {_TO_INSTALL[protocol]}" if protocol in _TO_INSTALL else "install it"
-            reason = " ".join(str(error).split())
-            raise BigrError(
-                f"{self.url}: this kind of address needs a package that is missing ({reason}); {how}"
-            ) from None
-        except ValueError as error:
-            raise BigrError(f"{self.url}: {error}; use s3://, gs://, https:// or a path") from None
-        return system, path.rstrip("/")
-
-    def __getstate__(self) -> dict[str, Any]:  # the connection stays in its process
-        return {name: value for name, value in self.__dict__.items() if name != "_files"}
-
-    def _path(self, name: str) -> str:
-        return f"{self._files[1]}/{quote(name) if self._web else name}".rstrip("/")
+    cache: Cache = field(kw_only=True)
 
     def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
-        system, path = self._files[0], self._path(folder)
+        system, path = self.files[0], self.path(folder)
         try:
-            listed = self._retried(folder, lambda: system.ls(path, detail=True, refresh=True))
+            listed = self.retried(folder, lambda: system.ls(path, detail=True, refresh=True))
         except NotThere:
-            if not self._web:
+            if not self.web:
                 raise
             raise BigrError(
                 f"{self.where(folder)} cannot be listed: the server shows no files there; name one, a .tar, .parquet "
@@ -250,7 +136,7 @@ class RemoteStorage:
         folders, files = set[str](), set[str]()
         for entry in listed:
             above, _, name = entry["name"].rstrip("/").rpartition("/")
-            if self._web:
+            if self.web:
                 name = "" if "?" in name or "#" in name else unquote(name)
             if above == path and name and not name.startswith("."):
                 (folders if entry["type"] == "directory" else files).add(name)
@@ -268,93 +154,11 @@ class RemoteStorage:
         return found
 
     def open(self, name: str) -> BinaryIO:
-        system, path = self._files[0], self._path(name)
-
         state = self.state(name)
-
-        def copy(to: Path) -> None:
-            system.get_file(path, str(to))
-            if state[1] is not None and (size := to.stat().st_size) != state[1]:
-                raise OSError(f"{size:,} of {state[1]:,} bytes arrived")
-
-        return self.cache.open(repr((self.url, state)), lambda to: self._retried(name, lambda: copy(to)))
-
-    def read(self, name: str) -> bytes:
-        system, path = self._files[0], self._path(name)
-        content: bytes = self._retried(name, lambda: system.cat_file(path))
-        return content
-
-    def read_if_there(self, name: str) -> bytes | None:
-        try:
-            return self.read(name)
-        except NotThere:
-            return None
+        return self.cache.open(repr((self.url, state)), lambda to: self._get(name, to, state[1]))
 
     def picture(self, name: str) -> Path | bytes:
         return self.read(name)
-
-    def state(self, name: str) -> list[Any]:
-        system, path = self._files[0], self._path(name)
-        about = self._retried(name, lambda: system.info(path))
-        marks = ("ETag", "etag", "md5Hash", "LastModified", "mtime", "Last-Modified")
-        return [name, about.get("size"), *(str(about[mark]) for mark in marks if about.get(mark))]
-
-    def _retried(self, name: str, work: Callable[[], T]) -> T:
-        """What `work` returns; where it fails, it is tried again, unless a file is not there or forbidden."""
-        for tries in range(_TRIES):
-            try:
-                return work()
-            except Exception as error:  # each file system has errors of its own
-                problem = _cause(error) if self._web else error
-                if isinstance(problem, OSError) and problem.errno in NO_ROOM:
-                    raise
-                status = getattr(problem, "status", None)  # of a web server
-                reason = " ".join(str(problem).split()) or type(problem).__name__
-                if isinstance(problem, FileNotFoundError) or status in (404, 410):
-                    raise NotThere(f"{self.where(name)} does not exist; correct the address") from None
-                if isinstance(problem, PermissionError) or status in (401, 403):
-                    kind = NotThere if self._web else BigrError  # some servers say so of what is not there
-                    raise kind(f"{self.where(name)}: access denied ({reason}); check the credentials") from None
-                if _lacks_credentials(problem):
-                    raise BigrError(f"{self.where(name)} cannot be read ({reason}); check the credentials") from None
-                if tries == _TRIES - 1 or (status in range(400, 500) and status not in _BUSY):
-                    raise BigrError(f"{self.where(name)} cannot be read ({reason}); try again later") from None
-                time.sleep(_FIRST_WAIT_S * 2**tries)
-        raise AssertionError
-
-
-_BUSY = (408, 425, 429)
-"""A web server's words for: not now."""
-
-
-def _cause(error: Exception) -> BaseException:
-    """Why a file at a web address cannot be read: fsspec says of each reason that the file is not found."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
-
-
-def _lacks_credentials(error: BaseException) -> bool:
-    return any(mark in type(error).__name__ for mark in ("Credentials", "ParamValidation", "ProfileNotFound"))
-
-
-def _web_options() -> dict[str, Any]:
-    """aiohttp's own limit is five minutes for a file as a whole."""
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
-    return {"client_kwargs": {"timeout": timeout}}
-
-
-def is_web(url: str) -> bool:
-    """Whether it is an address of the web, whose names are quoted: `a%20b.tar`."""
-    return url.startswith(("http://", "https://"))
-
-
-def parent_of(url: str) -> tuple[str, str]:
-    """A URL as the folder it is in, and its last part, as a name."""
-    folder, _, name = url.rstrip("/").rpartition("/")
-    if not urlsplit(folder).netloc and not folder.endswith("://"):
-        return url, ""
-    return folder, unquote(name) if is_web(url) else name
 
 
 def image_files(root: Path, folder: str = "") -> Images:
@@ -381,14 +185,6 @@ def image_files(root: Path, folder: str = "") -> Images:
         found.add(prefix, (name for name in files if not name.startswith(".")))
     found.sort()
     return found
-
-
-def printable(path: str) -> str:
-    """A file name as valid text in one line: bytes that are not UTF-8, and control characters, become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace").translate(_ESCAPES)
-
-
-_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
 
 @contextmanager

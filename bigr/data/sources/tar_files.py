@@ -13,9 +13,10 @@ from typing import Any
 
 from bigr.data.images import ImageError
 from bigr.data.sources.source import UNLABELLED, Sample, SourcePart, Splitting, by_split, label_of, named
-from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage, printable
+from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
+from bigr.runtime.paths import printable
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _MOST = 1_000_000

@@ -14,7 +14,6 @@ import torch
 
 from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import SPLITS, Source, Splitting
-from bigr.data.sources.storage import Cache, printable
 from bigr.evaluation.imagesets.labelled_sources import content_hash, source_codes
 from bigr.evaluation.representation.features import Features, token_averages, write_features
 from bigr.evaluation.representation.representation_metrics import Representation, neighbourhood, represent
@@ -22,10 +21,12 @@ from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
+from bigr.runtime.copies import Cache
 from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_json
 from bigr.runtime.locks import Held, only_one
+from bigr.runtime.paths import printable
 
 if TYPE_CHECKING:
     from bigr.config import Settings
