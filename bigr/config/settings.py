@@ -70,6 +70,7 @@ class RunSettings(_Section):
     max_restarts: Count
     timeout_s: Positive
     checkpoint_every: Positive
+    checkpoints: Annotated[str, StringConstraints(min_length=1)]
     deterministic: bool
     activation_checkpointing: bool
     decode_precision: DecodePrecision

@@ -15,6 +15,7 @@ from bigr.pipeline.measurable import check_promotion
 from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import has_pattern, is_url, local_path
+from bigr.runtime.remote_files import RemoteFolder, is_web
 
 MADE = ("models/tokenizer", "models/generator", "models/bigr")
 """Models that the stages write. DVC removes them before it runs the stage, so that no setting may name them."""
@@ -31,6 +32,7 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
     writes it.
     """
     problems = [line for name in WRITTEN if (line := _not_writable(root, name))]
+    problems += _checkpoints_problems(settings.run.checkpoints)
     if "shards" in stages:
         problems += _source_problems(root, settings.shards.source)
     for key, path in settings.files.items():
@@ -53,6 +55,19 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
             problems.append(f"{key} is {path}, which is not a {kind}; name another")
     if problems:
         raise BigrError("\n".join(problems))
+
+
+def _checkpoints_problems(where: str) -> list[str]:
+    """What stands in the way of copies of checkpoints at a URL, as far as it shows without a connection."""
+    if not is_url(where):
+        return []
+    if is_web(where):
+        return [f"run.checkpoints is {where}, where nothing can be written; name s3://, gs:// or a path"]
+    try:
+        _ = RemoteFolder(where).files
+    except BigrError as error:
+        return [f"run.checkpoints: {error}"]
+    return []
 
 
 def _not_writable(root: Path, name: str) -> str:

@@ -65,6 +65,11 @@ def publish(folder: Path, *, oldest: int, whole: bool) -> None:
     if whole and (folder / NEWEST).exists():
         (folder / NEWEST).replace(folder / BEFORE)
     (folder / NEXT).replace(folder / NEWEST)
+    remove_parts(folder, oldest)
+
+
+def remove_parts(folder: Path, oldest: int) -> None:
+    """Delete the parts of checkpoints of earlier steps than `oldest`."""
     for path in folder.glob("step-*"):
         if (match := _PART.fullmatch(path.name)) and int(match[1]) < oldest:
             path.unlink(missing_ok=True)

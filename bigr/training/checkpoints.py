@@ -6,7 +6,7 @@ of it is written; the last two are kept, and a damaged one is passed over. It is
 
 Of unsharded modules only the first process reads and writes, and sends the state to the others, so that they need no
 common folder. Of sharded ones each process writes its own rows, and reads them from all files: in one folder, which all
-machines share.
+machines share, or with copies at a URL, which each machine then fetches.
 """
 
 import logging
@@ -20,10 +20,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bigr.runtime.distributed import copy_from_first, from_first, host_group, is_main, of_each, rank, world
+from bigr.runtime.distributed import (
+    by_first,
+    by_first_of_machine,
+    copy_from_first,
+    from_first,
+    host_group,
+    is_main,
+    of_each,
+    rank,
+    world,
+)
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_tensors
 from bigr.training import checkpoint_files
+from bigr.training.checkpoint_copies import CheckpointCopies, Copy
 from bigr.training.checkpoint_files import Index, StoredCheckpoint, UnreadableCheckpoint
 from bigr.training.parallel import is_sharded, own_rows, row_range
 
@@ -37,12 +48,14 @@ _OTHER = "it is a checkpoint of other code, settings or inputs"
 class Checkpoint:
     """The checkpoints of one stage, in `folder`. fingerprint: of the code, the settings and the inputs.
 
-    timeout_s: as in `process_group`.
+    timeout_s: as in `process_group`; copies: where copies of them go. A copy that cannot be written is a warning.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, timeout_s: float = 1800) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: str, timeout_s: float = 1800, copies: CheckpointCopies | None = None
+    ) -> None:
         self.folder, self.path = folder, folder / checkpoint_files.NEWEST
-        self.fingerprint, self.timeout_s = fingerprint, timeout_s
+        self.fingerprint, self.timeout_s, self.copies = fingerprint, timeout_s, copies
         self._last, self._last_is_newest = 0, False  # the step of the last whole one; whether its file is the newest
         self._group: dist.ProcessGroup | None = None
         self._writing: Thread | None = None
@@ -97,28 +110,51 @@ class Checkpoint:
                 write_tensors(path, tensors, metadata)
             except Exception as error:  # raised again in the thread that trains
                 problem = error
-            problem = self._of_any(problem, index)
+            problem = self._of_any(problem, index.parts)
             if problem is None and part == 0:
                 try:
                     self._publish(index)
                 except Exception as error:
                     problem = error
-            self._failed = self._of_any(problem, index)
+            self._failed = self._of_any(problem, index.parts)
             if self._failed is None:
+                if self.copies is not None:
+                    self._copy(self.copies, self.path if part == 0 else path, Copy(index.step, index.parts), part)
+                checkpoint_files.remove_parts(self.folder, self._last)
                 self._last, self._last_is_newest = index.step, True
         except RuntimeError as error:  # another process has ended: so will this one
             log.debug("%s", error)
 
     def _publish(self, index: Index) -> None:
-        for part in range(1, index.parts):
+        for part in range(1, index.parts) if self.copies is None else ():
             name = checkpoint_files.part_name(index.step, part, index.parts)
             if not (self.folder / name).exists():
-                raise BigrError(f"process {part} wrote {name} elsewhere: all machines must share this folder for fsdp")
+                raise BigrError(
+                    f"process {part} wrote {name} elsewhere: all machines must share this folder for fsdp, "
+                    "or run.checkpoints must be a URL"
+                )
         checkpoint_files.publish(self.folder, oldest=self._last, whole=self._last_is_newest)
 
-    def _of_any(self, problem: Exception | None, index: Index) -> Exception | None:
+    def _copy(self, copies: CheckpointCopies, path: Path, copy: Copy, part: int) -> None:
+        """Copy this process's file; once all are there, the first process makes the copy count."""
+        problem: Exception | None = None
+        try:
+            copies.put(path, copy, part)
+        except BigrError as error:
+            problem = error
+        problem = self._of_any(problem, copy.parts)
+        if part:
+            return
+        try:
+            if problem is not None:
+                raise problem
+            copies.publish(copy)
+        except Exception as error:
+            log.warning("the checkpoint of step %d has no copy (%s); training goes on", copy.step, _reason(error))
+
+    def _of_any(self, problem: Exception | None, parts: int) -> Exception | None:
         """The problem of this process, or of another that writes a part of the same checkpoint."""
-        if index.parts == 1:
+        if parts == 1:
             return problem
         others = [text for text in of_each(problem and _reason(problem), self._group) if text is not None]
         return problem or (OSError(others[0]) if others else None)
@@ -185,8 +221,42 @@ class Checkpoint:
     def _stored(self, sharded: bool) -> StoredCheckpoint | None:
         """The newest whole checkpoint of this fingerprint, in the processes that read it; None if there is none.
 
-        sharded: whether all processes read; else the first alone does, and the others get None.
+        sharded: whether all processes read; else the first alone does, and the others get None. Where the folder has no
+        such checkpoint, or an older one than the newest copy, the copy takes its place.
         """
+        waiting = by_first(self._copies_found) if self.copies is not None else []
+        reads = sharded or is_main()
+        if waiting and waiting[0].step > min(of_each(self._step_here() if reads else waiting[0].step)):
+            self._fetch(waiting.pop(0), sharded)
+        stored = self._stored_here(sharded)
+        while waiting and of_each(stored is None)[0]:
+            self._fetch(waiting.pop(0), sharded)
+            stored = self._stored_here(sharded)
+        return stored
+
+    def _copies_found(self) -> list[Copy]:
+        assert self.copies is not None
+        self.copies.check()
+        return self.copies.found()
+
+    def _step_here(self) -> int:
+        """The steps done of the newest checkpoint of this fingerprint in the folder; 0 where a file of it lacks."""
+        try:
+            stored = StoredCheckpoint(self.path)
+        except UnreadableCheckpoint:
+            return 0
+        whole = stored.index.fingerprint == self.fingerprint and all(path.exists() for path in stored.paths)
+        return stored.index.step if whole else 0
+
+    def _fetch(self, copy: Copy, sharded: bool) -> None:
+        assert self.copies is not None
+        if is_main():
+            log.info("fetching the checkpoint of step %d from %s", copy.step, self.copies.where())
+        copies = self.copies
+        (by_first_of_machine if sharded else by_first)(lambda: copies.get(copy, self.folder))
+
+    def _stored_here(self, sharded: bool) -> StoredCheckpoint | None:
+        """As `_stored`, of the folder alone."""
         for path in (self.path, self.folder / checkpoint_files.BEFORE):
             stored, problem = None, None
             if sharded or is_main():
@@ -195,7 +265,11 @@ class Checkpoint:
             if all(problem is None for problem in problems):
                 return stored
             if problems[0] is None and "" in problems:
-                raise BigrError(f"process {problems.index('')} finds no {path}: all machines must share it for fsdp")
+                number = problems.index("")
+                raise BigrError(
+                    f"process {number} finds no {path}: all machines must share it for fsdp, or run.checkpoints must "
+                    "be a URL"
+                )
             if is_main() and (told := next(filter(None, problems), "")):
                 log.log(logging.INFO if told == _OTHER else logging.WARNING, "%s is passed over: %s", path, told)
         return None
@@ -214,8 +288,13 @@ class Checkpoint:
         return stored, None
 
     def remove(self) -> None:
-        """Delete the checkpoints."""
+        """Delete the checkpoints, and their copies."""
         checkpoint_files.remove(self.folder)
+        if self.copies is not None and is_main():
+            try:
+                self.copies.remove()
+            except BigrError as error:
+                log.warning("copies of finished checkpoints remain: %s", error)
 
 
 def _reason(error: Exception) -> str:

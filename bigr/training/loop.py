@@ -22,10 +22,12 @@ from bigr.runtime.context import Context
 from bigr.runtime.distributed import barrier, is_main, mean_over_processes, rank, world
 from bigr.runtime.errors import EXIT_STOPPED, BigrError
 from bigr.runtime.files import write_csv
+from bigr.runtime.paths import is_url, local_path
 from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.runtime.stop_requests import StoppedOnRequest, StopRequest, stop_requests
+from bigr.training.checkpoint_copies import CheckpointCopies
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
 from bigr.training.parallel import Sharded, own_gradients, whole
@@ -40,6 +42,8 @@ Batch = TypeVar("Batch", bound=tuple[Tensor, ...])
 
 VALIDATION_IMAGES = 512
 """The most images that a validation during training uses."""
+_CHECKPOINTS = "checkpoints"
+"""The folder of checkpoints, where `run.checkpoints` is the URL of their copies."""
 READ_BACK_EVERY = 20
 """Steps between two reads of the losses on a device that computes asynchronously."""
 
@@ -190,7 +194,7 @@ def _report(row: Mapping[str, Any], context: Context) -> None:
 
 
 def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
-    """Delete the checkpoint of a stage whose outputs are written."""
+    """Delete the checkpoints of a stage whose outputs are written."""
     if is_main():
         _checkpoint(plan, context).remove()
 
@@ -198,7 +202,10 @@ def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
 def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
     # Kinds of devices, and compiled code, round differently.
     fingerprint = f"{context.fingerprint} on {plan.device.type}{', compiled' if plan.compiled else ''}"
-    return Checkpoint(context.root / "checkpoints" / plan.stage, fingerprint, plan.run.timeout_s)
+    where = plan.run.checkpoints
+    folder = context.root / (_CHECKPOINTS if is_url(where) else local_path(where)) / plan.stage
+    copies = CheckpointCopies(where, plan.stage, fingerprint) if is_url(where) else None
+    return Checkpoint(folder, fingerprint, plan.run.timeout_s, copies)
 
 
 def _update(
