@@ -100,7 +100,10 @@ def execute(
 def started_in(
     workspace: Path, words: Sequence[str], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[str]]:
-    """A running command of this project in `workspace`; no process that it starts outlives this context."""
+    """A running command of this project in `workspace`; no process that it starts outlives this context.
+
+    What still runs at its end is asked to end, and has `guard.GRACE_S` seconds for it.
+    """
     process = subprocess.Popen(
         [sys.executable, guard.__file__, *words],
         cwd=workspace,
@@ -115,7 +118,8 @@ def started_in(
     try:
         yield process
     finally:
-        _end(process)
+        guard.end_session(process.pid)
+        process.wait()
 
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
@@ -174,17 +178,3 @@ def killer(status: int) -> int:
     """The signal in an exit status, as Popen (−n) or a shell (128 + n) reports it; 0 for none."""
     number = -status if status < 0 else status - 128
     return number if number in set(signal.Signals) else 0
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Leave nothing of the stage's session alive."""
-    try:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=5)
-    except (subprocess.TimeoutExpired, ProcessLookupError):
-        pass
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

@@ -14,7 +14,7 @@ from bigr import config
 from bigr.pipeline.dvcfile import stages
 from bigr.runtime.errors import BigrError
 from flows import guard
-from flows.execution import Outcome, StageFailed, StageKilled, execute
+from flows.execution import Outcome, StageFailed, StageKilled, execute, started_in
 from tests import mini_project
 
 ENVIRONMENT = {"BIGR_EXECUTION_NAME": "calm-heron"}
@@ -120,22 +120,52 @@ def test_a_stage_dies_with_a_flow_run_that_is_killed(project: Path, tmp_path: Pa
     assert run(project, "shards", force=True)[0].state == "ran"  # and no lock of DVC's is left
 
 
+DEAF = (
+    "import os, signal, sys, time; from pathlib import Path; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(60)"
+)
+SAVES = (
+    "import signal, sys, time; from pathlib import Path; work = Path(sys.argv[1]);"
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(6), work.write_text('saved'), sys.exit(75)));"
+    "print('started', flush=True); time.sleep(60)"
+)
+
+
 def test_what_does_not_heed_the_request_to_end_is_killed_though_its_parent_has_ended(tmp_path: Path) -> None:
     number = tmp_path / "pid"
-    deaf = (
-        "import os, signal, time; from pathlib import Path; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        f"Path({str(number)!r}).write_text(str(os.getpid())); time.sleep(60)"
-    )
-    command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {deaf!r}])"
-    guarded = subprocess.Popen(
-        [sys.executable, guard.__file__, sys.executable, "-c", command], stdin=subprocess.PIPE, start_new_session=True
-    )
+    command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {DEAF!r}, {str(number)!r}])"
+    impatient = "from flows import guard; guard.GRACE_S = 2; guard.main()"
+    words = [sys.executable, "-c", impatient, sys.executable, "-c", command]
+    guarded = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd=mini_project.ROOT)
     process = mini_project.holder(number)
     assert guarded.stdin is not None
     guarded.stdin.close()  # as when the flow run dies
     _, alive = psutil.wait_procs([process], timeout=30)
     for survivor in alive:
         survivor.kill()
+    assert not alive
+    guarded.wait(10)
+
+
+def test_a_stage_that_is_asked_to_end_has_time_to_write_a_checkpoint(tmp_path: Path) -> None:
+    work = tmp_path / "checkpoint"
+    command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {SAVES!r}, {str(work)!r}])"
+    with started_in(tmp_path, [sys.executable, "-c", command], {}) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+    assert work.read_text() == "saved"
+
+
+def test_processes_with_sessions_of_their_own_are_killed_with_what_started_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun starts them."""
+    monkeypatch.setattr(guard, "GRACE_S", 1.0)
+    number = tmp_path / "pid"
+    start = f"subprocess.call([sys.executable, '-c', {DEAF!r}, {str(number)!r}], start_new_session=True)"
+    command = f"import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); {start}"
+    with started_in(tmp_path, [sys.executable, "-c", command], {}):
+        process = mini_project.holder(number)
+    _, alive = psutil.wait_procs([process], timeout=5)
     assert not alive
 
 
