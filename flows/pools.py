@@ -1,8 +1,8 @@
 """Create the work pools of deploy/prefect/ on Prefect's server: `python -m flows.pools docker` or `kubernetes`.
 
 A pool's template of jobs is that of the installed provider (extra `workers`). To Kubernetes' are added the project's
-folder from a volume claim, shared memory, GPUs, and the secret with the servers' addresses and passwords. Pools that
-exist stay as they are; `--renew` gives them the template of now.
+folder from a volume claim, shared memory, GPUs, the secret with the servers' addresses and passwords, and time to write
+a checkpoint where a pod is evicted. Pools that exist stay as they are; `--renew` gives them the template of now.
 """
 
 import signal
@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from bigr.runtime.errors import EXIT_USER_ERROR, BigrError
 from flows import alert
 from flows.deploy import FLOW, connected
+from flows.guard import GRACE_S
 
 POOLS = ("bigr-cpu", "bigr-gpu")
 
@@ -40,6 +41,7 @@ def kubernetes() -> dict[str, Any]:
     }
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     pod["securityContext"] = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
+    pod["terminationGracePeriodSeconds"] = int(GRACE_S) + 30
     pod["volumes"] = [
         {"name": "project", "persistentVolumeClaim": {"claimName": "{{ claim }}"}},
         {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},

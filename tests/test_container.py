@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from ruamel.yaml import YAML
 
 from flows import pools
+from flows.guard import GRACE_S
 from tests.compose import PASSWORDS, interpolated, services
 
 ROOT = Path(__file__).parents[1]
@@ -141,6 +142,7 @@ def test_a_pod_has_the_project_its_passwords_shared_memory_and_gpus_only_where_i
         assert mounted["/project"]["persistentVolumeClaim"] == {"claimName": "bigr-project"}
         assert mounted["/dev/shm"]["emptyDir"] == {"medium": "Memory"}
         assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["terminationGracePeriodSeconds"] > GRACE_S  # the stage's own time to write a checkpoint
 
 
 def test_the_manifest_of_a_pod_is_one_that_kubernetes_own_client_reads() -> None:
