@@ -1,4 +1,4 @@
-"""recipes/: what differs from params.yaml: for the published sizes, with the paper's settings, and for other data."""
+"""recipes/: what differs from the digits: for the published sizes, with the paper's settings, and for other data."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bigr import config
 from bigr.cli import program
 from bigr.config import recipes
-from bigr.config.reading import parse
+from bigr.config.reading import chain, parse
 from bigr.models.autoencoder.tokenizer import TokenizerConfig
 from bigr.models.masked.generator import BiGRConfig
 from bigr.models.presets import PRESETS, TOKENIZERS
@@ -53,6 +53,9 @@ PAPER = {
 OTHERS = ("emoji.yaml", "scenes.yaml", "fashion-mnist.yaml", "text-256-L.yaml")
 """Recipes that are not of the paper's models."""
 
+BASE = "digits.yaml"
+"""The recipe with every setting."""
+
 every_recipe = pytest.mark.parametrize("name", SHAPES)
 any_recipe = pytest.mark.parametrize("name", [*SHAPES, *OTHERS])
 
@@ -73,7 +76,13 @@ def keys(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def test_there_is_a_recipe_for_each_published_model_and_those_of_other_data() -> None:
-    assert sorted(path.name for path in FOLDER.iterdir()) == sorted([*SHAPES, *OTHERS])
+    assert sorted(path.name for path in FOLDER.iterdir()) == sorted([*SHAPES, *OTHERS, BASE])
+
+
+def test_params_yaml_starts_as_the_recipe_that_all_others_extend() -> None:
+    assert (FOLDER / BASE).read_text() == (ROOT / "params.yaml").read_text()
+    for name in (*SHAPES, *OTHERS):
+        assert chain(FOLDER / name)[-1].name == BASE
 
 
 @every_recipe
@@ -131,8 +140,9 @@ def recipe(*arguments: str) -> str:
 
 def test_a_recipe_after_another_gives_what_it_gives_on_its_own(project: Path) -> None:
     params = project / "params.yaml"
-    alone = {name: recipes.composed(FOLDER / name) for name in SHAPES}
-    for before, name in [*itertools.pairwise([*SHAPES, *SHAPES]), *itertools.pairwise(reversed(SHAPES))]:
+    every = [*SHAPES, *OTHERS, BASE]
+    alone = {name: recipes.composed(FOLDER / name) for name in every}
+    for before, name in [*itertools.pairwise([*every, *every]), *itertools.pairwise(reversed(every))]:
         params.write_text(alone[before])
         recipe(Path(name).stem, "--force")
         assert params.read_text() == alone[name], (before, name)

@@ -18,9 +18,9 @@ def recipe(
         bool, typer.Option("--force", help="Also write over changes of params.yaml that are not in git.")
     ] = False,
 ) -> None:
-    """Write the settings of a recipe to params.yaml.
+    """Write the settings of a recipe to params.yaml, all of them.
 
-    Without a name, list the recipes. Settings that the recipe does not name stay as they are in params.yaml.
+    Without a name, list the recipes. `digits` has the settings that params.yaml starts with.
     """
     from bigr.config.recipes import composed, names
     from bigr.runtime.errors import BigrError

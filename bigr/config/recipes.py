@@ -9,7 +9,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from bigr.config.reading import EXTENDS, WHOLE, chain, load, parse, read
+from bigr.config.reading import WHOLE, chain, load, read
 from bigr.runtime.errors import BigrError
 
 _SECTION = re.compile(r"(\w+):")
@@ -38,7 +38,7 @@ def composed(path: Path) -> str:
 
 def names(folder: Path) -> dict[str, str]:
     """The recipes of a folder, each with its first line: what it is for."""
-    files = [file for file in sorted(folder.glob("*.yaml")) if EXTENDS in parse(file)]
+    files = sorted(folder.glob("*.yaml"))
     return {file.stem: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for file in files}
 
 
