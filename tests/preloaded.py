@@ -112,7 +112,10 @@ def environment(folder: Path) -> Path:
             copy.chmod(0o755)
         else:
             copy.symlink_to(program.resolve())
-    (folder / "bin" / "bigr").write_text(CLIENT)
+    client = folder / "bin" / "bigr"
+    client.unlink()  # perhaps a link to this environment's own
+    client.write_text(CLIENT)
+    client.chmod(0o755)
     return folder / "bin" / Path(sys.executable).name
 
 
