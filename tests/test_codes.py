@@ -350,7 +350,7 @@ def test_several_processes_write_what_one_writes(
     encode = stage.encode_shard
 
     def watched(encoder: Tokenizer, placed: PlacedShard, *args: object, **options: object) -> None:
-        shares[-1].append(placed.shard.path.name)
+        shares[-1].append(placed.shard.file.path.name)
         encode(encoder, placed, *args, **options)  # type: ignore[arg-type]
 
     # Process 1 works while process 0 waits at the barrier after its own share.

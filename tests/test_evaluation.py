@@ -260,7 +260,7 @@ def test_what_the_distances_were_measured_with_and_against_is_named_by_hash(eval
     assert about["extractor"] == {"name": "classifier", "hash": weights_hash(kept.state_dict())}
     tars = ShardIndex.load(root / "data" / "shards").tars("train")
     assert len(tars) > 1
-    expected = files_hash(map(sha256_file, tars))
+    expected = files_hash(sha256_file(tar.path) for tar in tars)
     assert about["reference"] == {"split": "train", "images": 120, "hash": expected}
 
 

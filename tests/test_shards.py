@@ -419,7 +419,7 @@ def test_missing_and_damaged_shards_are_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(BigrError, match=r"index.json is missing; run the stage shards first"):
         ShardIndex.load(tmp_path)
     packed(folder_of(tmp_path / "images", {"a": 20}), tmp_path / "shards")
-    tar = ShardIndex.load(tmp_path / "shards").tars("train")[1]
+    tar = ShardIndex.load(tmp_path / "shards").tars("train")[1].path
     data = tar.read_bytes()
     for damage in (data[:1500], data[:2048], b"x" * 2000, data.replace(b"IDAT", b"IDAX"), b""):
         tar.write_bytes(damage)
@@ -633,7 +633,7 @@ def test_loading_processes_together_read_each_image_once_an_epoch(
     streams = [(stream(tmp_path / "shards", rank=rank, world=2), worker) for rank in (0, 1) for worker in (0, 1)]
     images = 0
     for tar in ShardIndex.load(tmp_path / "shards").tars("train"):
-        with tarfile.open(tar) as opened:
+        with tarfile.open(tar.path) as opened:
             images += sum(512 + -(-member.size // 512) * 512 for member in opened)
     headers = len(streams) * count * 2 * 512
     for epoch, most in ((0, 1.02 * (images + headers)), (1, images)):

@@ -67,8 +67,8 @@ def images_in(folder: Path, split: str, grey: bool = False) -> dict[int, int]:
 def members_of(folder: Path, suffix: str) -> list[bytes]:
     found = []
     for split in ("train", "val"):
-        for path in ShardIndex.load(folder).tars(split):
-            with tarfile.open(path) as tar:
+        for file in ShardIndex.load(folder).tars(split):
+            with tarfile.open(file.path) as tar:
                 found += [tar.extractfile(m).read() for m in tar if m.name.endswith(suffix)]  # type: ignore[union-attr]
     return found
 
@@ -501,5 +501,5 @@ def test_a_tar_with_other_members_between_its_images_is_written_anew(tmp_path: P
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
     packed(mine, tmp_path / "shards")
-    assert [path.name for path in ShardIndex.load(tmp_path / "shards").tars("train")] == ["train-000000.tar"]
+    assert [tar.path.name for tar in ShardIndex.load(tmp_path / "shards").tars("train")] == ["train-000000.tar"]
     assert images_in(tmp_path / "shards", "train") == {value: value % 3 for value in TRAIN[:3]}

@@ -39,10 +39,11 @@ def data(
     from bigr.data.sources.arrays import ImageArrays
     from bigr.data.sources.opened import manifest_of, open_source
     from bigr.data.sources.source import Splitting
-    from bigr.runtime.copies import Cache
+    from bigr.runtime.copies import set_bound
     from bigr.runtime.errors import BigrError
 
     settings = config.load(params)
+    set_bound(settings.run.cache_gb)
     if out.suffix.lower() != ".png":
         raise BigrError(f"--out {out}: must end in .png")
     if manifest is not None and manifest.suffix != ".arrow":
@@ -55,7 +56,6 @@ def data(
         named,
         Path(),
         Splitting(shards.val_fraction, settings.seed),
-        cache=Cache(Path(".cache") / "sources", int(settings.run.cache_gb * 1e9)),
         names=shards.class_names if named == shards.source else None,
         option="SOURCE" if source else "shards.source",
     )

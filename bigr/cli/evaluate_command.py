@@ -66,6 +66,7 @@ def evaluate(
     from bigr.evaluation.fidelity import comparison, statistics_files
     from bigr.evaluation.fidelity.distances import Fidelity
     from bigr.evaluation.imagesets.image_sets import has_splits, open_set
+    from bigr.runtime.copies import set_bound
     from bigr.runtime.device import resolve_device
 
     if samples is None and save_statistics is None:
@@ -78,6 +79,7 @@ def evaluate(
         if name is not None and (path is None or (path.exists() and not has_splits(path))):
             raise BigrError(f"{option} {name}: {path or 'no set'} has no splits; only shards with an index.json do")
     settings = config.load(params)
+    set_bound(settings.run.cache_gb)
     section, workers = settings.evaluation, settings.run.workers
     made = cache(lambda: _extractor(settings, extractor, weights, download))
     if extractor or weights or download:

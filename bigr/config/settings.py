@@ -4,6 +4,7 @@ No field has a default: every value stands in params.yaml. What settings of seve
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from bigr.runtime.metric_directions import COMPARED_METRICS
 
 EMBEDDED = "data/dataset"
 """Where the stage `dataset` writes the embedded data set."""
+LOCAL = "local"
+"""The value of `shards.store` with which every shard is packed in data/shards, also those that could stay elsewhere."""
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -48,6 +51,12 @@ def _check_steps(value: Any) -> Any:
 Steps = Annotated[
     Positive | Annotated[list[Positive], Field(min_length=2, max_length=2)], BeforeValidator(_check_steps)
 ]
+
+
+def _check_store(url: str | None, others: str = "empty, or") -> None:
+    """Raise `InvalidSetting` for a `store` that is no folder of an object store, which shows only whole files."""
+    if url is not None and not re.fullmatch(r"(s3|gs)://[^/{}?#*]+(/[^/{}?#*]+)*/?", url):
+        raise InvalidSetting("store", f"{others} an address such as s3://bucket/folder or gs://bucket/folder")
 
 
 class _Section(BaseModel):
@@ -139,12 +148,29 @@ class ShardsSettings(_Section):
     """From a source of images to webdataset shards."""
 
     source: Name
+    store: Name | None
     class_names: Annotated[list[Name], Field(min_length=1)] | None
     image_size: Positive
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     images_per_shard: Positive
     max_bad_fraction: Fraction
     max_pixels: Positive
+
+    @property
+    def store_url(self) -> str | None:
+        """Where the shards go, if not to data/shards."""
+        return self.store if self.used_as_is else None
+
+    @property
+    def used_as_is(self) -> bool:
+        """Whether webdataset files that fit are not written again."""
+        return self.store != LOCAL
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ShardsSettings":
+        if self.used_as_is:
+            _check_store(self.store, f"empty, {LOCAL}, or")
+        return self
 
     @property
     def embedded(self) -> bool:
@@ -216,9 +242,11 @@ class CodesSettings(_Section):
     views: Annotated[list[Literal["identity", "flip"]], Field(min_length=1)]
     draws: Count
     batch_size: Positive
+    store: Name | None
 
     @model_validator(mode="after")
     def _fits(self) -> "CodesSettings":
+        _check_store(self.store)
         if len(set(self.views)) != len(self.views):
             raise InvalidSetting("views", "a list without repeated views")
         if self.views[0] != "identity":
@@ -235,6 +263,7 @@ class TextSettings(_Section):
     tokens: Positive
     vocabulary: Annotated[int, Field(ge=257)]
     batch_size: Positive
+    store: Name | None
 
     @property
     def used(self) -> bool:
@@ -248,6 +277,7 @@ class TextSettings(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "TextSettings":
+        _check_store(self.store)
         if self.encoder in ("clip", "t5") and self.from_ is None:
             raise InvalidSetting("from", f"a folder with the weights of {self.encoder}, where that is text.encoder")
         return self
@@ -517,6 +547,16 @@ class Settings(_Section):
     def emoji(self) -> bool:
         """Whether the stage `dataset` renders emoji."""
         return self.shards.embedded and self.dataset.name == "emoji"
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """The URLs to which stages put their files: key → URL. The first word of the key is the stage."""
+        named = {
+            "shards.store": self.shards.store_url,
+            "codes.store": self.codes.store,
+            "text.store": self.text.store if self.text.used else None,
+        }
+        return {key: url for key, url in named.items() if url is not None}
 
     @property
     def files(self) -> dict[str, str]:

@@ -9,7 +9,8 @@ Shapes: B images, V views, N = g² tokens in row-major order, K bits.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bigr.data.shards import Shard, ShardIndex, read_shard
+from bigr.data.stored_files import StoredFile, check_room, fetch, stored_file
 from bigr.data.texts import Texts
 from bigr.models import bits
 from bigr.runtime import seeds
@@ -124,14 +126,19 @@ def _draws(probabilities: Tensor, encoding: Encoding, placed: PlacedShard, first
         yield torch.stack(uniform) < probabilities
 
 
-def write_index(folder: Path, images: ShardIndex, encoding: Encoding) -> None:
-    """Write `index.json`. To be called last, since its presence means that all files are there."""
+def write_index(
+    folder: Path, images: ShardIndex, encoding: Encoding, stored: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write `index.json`. To be called last, since its presence means that all files are there.
+
+    stored: the entry of each file at a URL, by its name here.
+    """
     splits = {
         split: {
             "images": images.images(split),
             "class_counts": images.class_counts(split),
             "shards": [
-                {"name": placed.codes_name, "images": placed.shard.images}
+                {"name": placed.codes_name, **(stored or {}).get(placed.codes_name, {}), "images": placed.shard.images}
                 for placed in place_shards(images)
                 if placed.split == split
             ],
@@ -168,7 +175,7 @@ class CodesDataset:
 
     @classmethod
     def open(cls, folder: Path, split: str, tokenizer_hash: str | None) -> "CodesDataset":
-        """Map the files of a split.
+        """Map the files of a split. Those at URLs are copied here first, and stay while they are mapped.
 
         Raises `BigrError` for missing, damaged or mixed files, and for codes of a tokenizer with another hash than
         `tokenizer_hash` (None: any tokenizer).
@@ -178,6 +185,10 @@ class CodesDataset:
             index = json.loads(path.read_text(encoding="utf-8"))
             found, shards = index["tokenizer"], index["splits"][split]["shards"]
             entries = len(index["views"]) * (1 + index.setdefault("draws", 0))  # codes of an earlier format have none
+            files = {
+                name: [stored_file(folder, shard, "codes") for shard in of_split["shards"]]
+                for name, of_split in index["splits"].items()
+            }
         except FileNotFoundError:
             raise BigrError(f"{path} is missing; run the stage codes first") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -189,7 +200,9 @@ class CodesDataset:
                 f"{folder} holds codes of another tokenizer ({found[:12]}…) than the present one "
                 f"({tokenizer_hash[:12]}…); run the stage codes again"
             )
-        mapped = [_map(folder / shard["name"], found, shard["images"], entries) for shard in shards]
+        check_room([file for of_split in files.values() for file in of_split], f"the codes of {path}")
+        fetch(files[split])
+        mapped = [_map(file, found, shard["images"], entries) for file, shard in zip(files[split], shards, strict=True)]
         return cls(index, split, [codes for codes, _ in mapped], [labels for _, labels in mapped])
 
     def with_texts(self, folder: Path, split: str) -> "CodesDataset":
@@ -252,24 +265,24 @@ class CodesDataset:
             yield self.batch(indices)
 
 
-def _map(path: Path, tokenizer: str, images: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+def _map(file: StoredFile, tokenizer: str, images: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
     """Memory maps of a file's codes and labels. safetensors itself has no maps that can be indexed."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
-        maps = []
-        for name, dtype in (("codes", np.dtype("u1")), ("labels", np.dtype("<i8"))):
-            entry = header[name]
-            offset = 8 + length + entry["data_offsets"][0]
-            maps.append(np.memmap(path, dtype, mode="r", offset=offset, shape=tuple(entry["shape"])))
+        with file.open(held=True) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < os.fstat(stream.fileno()).st_size else {}
+            maps = []
+            for name, dtype in (("codes", np.dtype("u1")), ("labels", np.dtype("<i8"))):
+                entry = header[name]
+                offset = 8 + length + entry["data_offsets"][0]
+                maps.append(np.memmap(stream, dtype, mode="r", offset=offset, shape=tuple(entry["shape"])))
         found = header["__metadata__"]["tokenizer"]
     except FileNotFoundError:
-        raise BigrError(f"{path} is missing; run the stage codes again") from None
+        raise BigrError(f"{file} is missing; run the stage codes again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BigrError(f"{path} is not a file of codes ({error!r}); run the stage codes again") from None
+        raise BigrError(f"{file} is not a file of codes ({error!r}); run the stage codes again") from None
     if found != tokenizer or maps[0].shape[:2] != (images, entries):
-        raise BigrError(f"{path} does not belong to its index.json; run the stage codes again")
+        raise BigrError(f"{file} does not belong to its index.json; run the stage codes again")
     return maps[0], maps[1]
 
 

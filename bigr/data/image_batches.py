@@ -14,12 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from bigr.data.shards import Shard, ShardIndex, decode_entry, image_starts, load_split, read_places
+from bigr.data.stored_files import fetch
 from bigr.runtime import seeds
+from bigr.runtime.threads import map_ahead
 
 _IN_MEMORY_BYTES = 2 << 30
 """A split whose pixels fit in this is decoded once and kept."""
 _BLOCK_IMAGES = 4096
 """The fewest images that are shuffled together in a streamed split; a block is of whole shards."""
+
+_Chosen = tuple[list[tuple[Shard, int, list[int]]], list[int]]
+"""What a process reads of a block: shards, each with its first image's number and places in it; and the images."""
 
 
 class ImageBatches:
@@ -30,7 +35,8 @@ class ImageBatches:
     that fits in memory is shuffled whole. A larger one is streamed: shards in random order, images shuffled within
     blocks of shards, decoded by `workers` processes. Each of the world × workers processes reads the images of its own
     batches and seeks over the others, so that together they read each image once in an epoch, however many shards
-    there are. In its first epoch, each also reads the tars' headers, 1 KB an image.
+    there are. In its first epoch, each also reads the tars' headers, 1 KB an image. A shard at a URL is copied here
+    whole, through the project's cache, while the block before it is used.
 
     batch_size: images of one process; horizontal_flip: mirror half of the images, drawn for each image and epoch.
     """
@@ -115,15 +121,9 @@ class ImageBatches:
     def streamed(self, epoch: int, places: range) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch at `places`, read from disk: uint8 [B,3,H,W] and labels int64 [B]."""
         flips = self._flips(epoch)
-        mine = torch.zeros(self.images, dtype=torch.bool)
-        for place in places:
-            mine[self._slice(place)] = True
         batch: list[tuple[Tensor, int, bool]] = []
-        start = 0
-        for block, members in self._blocks(epoch):
-            chosen = members[mine[start : start + len(members)]].tolist()
-            start += len(members)
-            entries = self._read(block, set(chosen))
+        for shards, chosen in map_ahead(_fetched, self._chosen(epoch, places), workers=1, ahead=1):
+            entries = self._read(shards)
             for image in chosen:
                 png, label, shard = entries.pop(image)
                 batch.append((decode_entry(png, shard), label, bool(flips[image])))
@@ -132,13 +132,23 @@ class ImageBatches:
                     yield _mirrored(torch.stack(pixels), torch.tensor(flip)), torch.tensor(labels)
                     batch = []
 
-    def _read(self, block: list[tuple[Shard, int]], chosen: set[int]) -> dict[int, tuple[bytes, int, Shard]]:
+    def _chosen(self, epoch: int, places: range) -> Iterator[_Chosen]:
+        """What the batches of an epoch at `places` are read from, block by block."""
+        mine = torch.zeros(self.images, dtype=torch.bool)
+        for place in places:
+            mine[self._slice(place)] = True
+        start = 0
+        for block, members in self._blocks(epoch):
+            chosen = members[mine[start : start + len(members)]].tolist()
+            start += len(members)
+            images = set(chosen)
+            found = [(shard, first, [n for n in range(shard.images) if first + n in images]) for shard, first in block]
+            yield [one for one in found if one[2]], chosen
+
+    def _read(self, shards: list[tuple[Shard, int, list[int]]]) -> dict[int, tuple[bytes, int, Shard]]:
         """Image number → its PNG file, label and shard, for the chosen images of a block."""
         entries: dict[int, tuple[bytes, int, Shard]] = {}
-        for shard, first in block:
-            places = [place for place in range(shard.images) if first + place in chosen]
-            if not places:
-                continue
+        for shard, first, places in shards:
             if shard not in self._starts:
                 self._starts[shard] = image_starts(shard)
             for place, entry in zip(places, read_places(shard, self._starts[shard], places), strict=True):
@@ -160,6 +170,12 @@ class _Stream(IterableDataset):
             places = range(first, self.batches.steps_per_epoch, stride)
             yield from self.batches.streamed(epoch, places)
             step += len(places) * stride
+
+
+def _fetched(chosen: _Chosen) -> _Chosen:
+    """The same, once the shards at URLs among them are here."""
+    fetch(shard.file for shard, _, _ in chosen[0])
+    return chosen
 
 
 def _mirrored(images: Tensor, flips: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ import numpy as np
 from PIL import Image
 
 from bigr.data.images import ImageError, center_crop, check_pixels, decode, encode_png, grey_if_grey
-from bigr.data.shards import STORED, fits, image_starts_of, read_whole
+from bigr.data.shards import STORED, fits, image_starts_of, members_of
 from bigr.data.sources.source import SPLITS, Sample, Source, SourcePart
 from bigr.data.sources.tar_files import TarFiles
+from bigr.data.stored_files import FileStore
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.files import sha256_file, write_json
+from bigr.runtime.paths import is_url
 
 _FORMAT = 1
 """Of parts that are kept. To be raised with every change of what a shard holds."""
@@ -32,16 +34,31 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are packed. image_size: of `center_crop`; images_per_shard, max_pixels: as in the settings."""
+    """How images are packed. image_size: of `center_crop`; images_per_shard, max_pixels: as in the settings.
+
+    store: where shards go, None: here; used_as_is: whether a tar that is a shard already is not written again.
+    """
 
     image_size: int
     images_per_shard: int
     max_pixels: int
+    store: FileStore | None = None
+    used_as_is: bool = True
+
+    def values(self) -> dict[str, Any]:
+        """What shards depend on, as JSON holds it."""
+        own = {name: getattr(self, name) for name in ("image_size", "images_per_shard", "max_pixels")}
+        if self.store is not None:
+            own["store"] = self.store.url
+        return own if self.used_as_is else {**own, "used_as_is": False}
 
 
 @dataclass
 class Written:
-    """A shard. name: its file in the folder of shards, or, where a tar is used as it is, its path."""
+    """A shard. name: its file in the folder of shards; or the path of a tar that is used as it is, or a URL.
+
+    size: in bytes, of a file at a URL.
+    """
 
     split: str
     name: str
@@ -49,6 +66,12 @@ class Written:
     captions: int
     class_counts: dict[int, int]
     sha256: str
+    size: int | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is a file in the folder of shards."""
+        return not is_url(self.name) and not Path(self.name).is_absolute()
 
 
 @dataclass
@@ -81,17 +104,27 @@ class PackedPart:
 def pack_part(source: Source, packing: Packing, job: tuple[SourcePart, Path]) -> PackedPart:
     """Pack one part, unless the same was packed before. Its shards and a note in JSON begin with the job's path."""
     part, stem = job
-    key = hashlib.sha256(json.dumps([_FORMAT, vars(packing), part, source.state(part)]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([_FORMAT, packing.values(), part, source.state(part)]).encode()).hexdigest()
     done, note = _kept(stem), stem.with_suffix(".json")
     if done is not None and done.key == key:
         return done
-    if isinstance(source, TarFiles) and (found := _as_it_is(source, part, packing)):
+    if packing.used_as_is and isinstance(source, TarFiles) and (found := _as_it_is(source, part, packing)):
         done = PackedPart(key, [found])
     else:
         note.unlink(missing_ok=True)  # first: shards that are written in the place of others must not pass for them
         done = _write(source, part, stem, packing, key)
+    if packing.store is not None:
+        for shard in done.shards:
+            _put(shard, stem.parent, packing.store)
     write_json(note, done.values())
     return done
+
+
+def _put(shard: Written, folder: Path, store: FileStore) -> None:
+    """Copy a shard that is here to the store."""
+    if not is_url(shard.name):
+        entry = store.put(folder / shard.name, kept=shard.packed)
+        shard.name, shard.size = entry["name"], entry["size"]
 
 
 def _kept(stem: Path) -> PackedPart | None:
@@ -100,7 +133,8 @@ def _kept(stem: Path) -> PackedPart | None:
         done = PackedPart.of(json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return done if all((stem.parent / shard.name).is_file() for shard in done.shards) else None
+    there = (is_url(shard.name) or (stem.parent / shard.name).is_file() for shard in done.shards)
+    return done if all(there) else None
 
 
 def finished_part(stem: Path) -> PackedPart:
@@ -213,27 +247,33 @@ def _as_it_is(source: TarFiles, part: SourcePart, packing: Packing) -> Written |
     """The shard that a tar of the source already is; None where it has to be written anew.
 
     Every image must be readable, with a format and the size of a shard's, and have a label as a number in `.cls`; a
-    caption must be in `.txt`.
+    caption must be in `.txt`. A remote tar is copied to the cache once, and read there. Memory holds one image.
     """
-    path = source.local(part)
-    if path is None or not source.labelled:
+    name = source.whole(part)
+    if name is None or not source.labelled:
         return None
     counts = Counter[int]()
     captions = 0
     try:
-        for members in read_whole(path):
-            sample = source.sample(path.name, "", members)
-            image = next((members[suffix] for suffix in STORED if suffix in members), b"")
-            same = image is sample.image and int(members["cls"]) == sample.label
-            if not same or ("txt" in members) != (sample.text is not None) or not fits(image, packing.image_size):
-                return None
-            decode(io.BytesIO(image), packing.max_pixels)
-            counts[sample.label] += 1
-            captions += sample.text is not None
-        starts = image_starts_of(path)
+        with source.storage.open(part.place[0]) as stream:
+            for members in members_of(name, stream):
+                sample = source.sample(name, "", members)
+                image = next((members[suffix] for suffix in STORED if suffix in members), b"")
+                same = image is sample.image and int(members["cls"]) == sample.label
+                if not same or ("txt" in members) != (sample.text is not None) or not fits(image, packing.image_size):
+                    return None
+                decode(io.BytesIO(image), packing.max_pixels)
+                counts[sample.label] += 1
+                captions += sample.text is not None
+            stream.seek(0)
+            starts = image_starts_of(stream)
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            size = stream.seek(0, os.SEEK_END)
     except (ValueError, KeyError, OSError, EOFError, tarfile.TarError, ImageError):
         return None  # reading it again says what is wrong
     if not counts or len(starts) != counts.total() + 1:  # other members lie between those of the images
         return None
-    name = str(path.absolute())
-    return Written(part.split or "train", name, counts.total(), captions, dict(counts), sha256_file(path))
+    written = Written(part.split or "train", name, counts.total(), captions, dict(counts), digest)
+    written.size = size if is_url(name) else None
+    return written

@@ -113,7 +113,7 @@ def _assembled(
         raise BigrError(f"{error}; all are in the log and in {failed}" if bad else str(error)) from None
     with atomic_folder(folder) as temporary:
         for shard in shards:
-            if not Path(shard.name).is_absolute():
+            if shard.packed:
                 (partial / shard.name).replace(temporary / shard.name)
         write_json(temporary / "report.json", report)
         write_json(temporary / "index.json", _index(shards, classes, packing.image_size, folder))
@@ -169,7 +169,11 @@ def _index(shards: list[Written], classes: list[str], image_size: int, folder: P
         counts = sum((Counter(shard.class_counts) for shard in mine), Counter())
         captions = sum(shard.captions for shard in mine)
         splits[split] = {
-            "shards": [{"name": _from(folder, s.name), "images": s.images, "sha256": s.sha256} for s in mine],
+            "shards": [
+                {"name": _from(folder, s.name), "images": s.images, "sha256": s.sha256}
+                | ({} if s.size is None else {"size": s.size})
+                for s in mine
+            ],
             "images": sum(shard.images for shard in mine),
             "class_counts": [counts[label] for label in range(len(classes))],
             **({"captions": captions} if captions else {}),

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigr.data.images import to_tensor
+from bigr.data.stored_files import StoredFile, stored_file
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.threads import map_ahead
@@ -29,9 +30,9 @@ _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 class Shard(NamedTuple):
-    """One tar, the number of images in it, and the side of each in pixels."""
+    """One tar, here or at a URL, the number of images in it, and the side of each in pixels."""
 
-    path: Path
+    file: StoredFile
     images: int
     image_size: int
 
@@ -64,11 +65,15 @@ class ShardIndex:
     def shards(self, split: str) -> list[Shard]:
         """The shards of a split, in order."""
         entries, size = self.splits[split]["shards"], self.image_size
-        return [Shard(self.folder / entry["name"], int(entry["images"]), size) for entry in entries]
+        try:
+            return [Shard(stored_file(self.folder, e, "shards"), int(e["images"]), size) for e in entries]
+        except (KeyError, ValueError, TypeError) as error:
+            path = self.folder / "index.json"
+            raise BigrError(f"{path} is not an index of shards ({error!r}); run the stage shards again") from None
 
-    def tars(self, split: str) -> list[Path]:
+    def tars(self, split: str) -> list[StoredFile]:
         """The files of a split, in order."""
-        return [shard.path for shard in self.shards(split)]
+        return [shard.file for shard in self.shards(split)]
 
     def class_counts(self, split: str) -> list[int]:
         """The number of images of each class of a split."""
@@ -106,7 +111,7 @@ def read_entries(shard: Shard) -> Iterator[tuple[bytes, int]]:
     Raises `BigrError` for a shard that cannot be read, or holds another number of images than its index says.
     """
     count = 0
-    with _explained(shard), shard.path.open("rb") as stream:
+    with _explained(shard), shard.file.open() as stream:
         for entry in _entries(shard, stream):
             yield entry
             count += 1
@@ -119,8 +124,8 @@ def read_captions(shard: Shard) -> Iterator[str]:
     Raises as `read_entries` does.
     """
     count = 0
-    with _explained(shard), shard.path.open("rb") as stream:
-        for members in _members(shard.path, stream):
+    with _explained(shard), shard.file.open() as stream:
+        for members in members_of(str(shard.file), stream):
             yield members.get("txt", b"").decode("utf-8", "replace")
             count += 1
     _check_count(shard, count)
@@ -136,20 +141,20 @@ def image_starts(shard: Shard) -> Sequence[int]:
 
     Reads the tar's headers, 1 KB for each image, and seeks over the rest. Raises as `read_entries` does.
     """
-    with _explained(shard):
-        starts = image_starts_of(shard.path)
+    with _explained(shard), shard.file.open(buffering=0) as stream:
+        starts = image_starts_of(stream)
     _check_count(shard, len(starts) - 1)
     return starts
 
 
-def image_starts_of(path: Path) -> Sequence[int]:
-    """As `image_starts`, of any tar of such members. Raises what reading a tar raises."""
+def image_starts_of(stream: BinaryIO) -> Sequence[int]:
+    """As `image_starts`, of any tar of such members, from its start. Raises what reading a tar raises."""
     require("train", "reading shards")
     from webdataset.tariterators import base_plus_ext
 
     starts = array("q")
     last = None
-    with path.open("rb", buffering=0) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             key, _ = base_plus_ext(member.name)
             if key != last:
@@ -164,31 +169,26 @@ def read_places(shard: Shard, starts: Sequence[int], places: Iterable[int]) -> I
 
     starts: of `image_starts`.
     """
-    with _explained(shard), shard.path.open("rb", buffering=0) as stream:
+    with _explained(shard), shard.file.open(buffering=0) as stream:
         for place in places:
             stream.seek(starts[place])
             yield from _entries(shard, io.BytesIO(stream.read(starts[place + 1] - starts[place])))
 
 
-def read_whole(path: Path) -> Iterator[dict[str, bytes]]:
-    """The members of each image of a tar by their suffixes. Raises what reading a tar raises."""
-    with path.open("rb") as stream:
-        yield from _members(path, stream)
-
-
 def _entries(shard: Shard, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """The file and label of each image in a tar, or a part of one that starts with an image."""
-    for members in _members(shard.path, stream):
+    for members in members_of(str(shard.file), stream):
         image = next((suffix for suffix in STORED if suffix in members), "png")
         yield members[image], int(members["cls"])
 
 
-def _members(path: Path, stream: BinaryIO) -> Iterator[dict[str, bytes]]:
+def members_of(name: str, stream: BinaryIO) -> Iterator[dict[str, bytes]]:
+    """The members of each image of a tar by their suffixes. Raises what reading a tar raises."""
     require("train", "reading shards")
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     # A stream that is open, since webdataset's own opener reads braces and colons of a path as its URL syntax.
-    yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}]))
+    yield from group_by_keys(tar_file_expander([{"url": name, "stream": stream}]))
 
 
 @contextmanager
@@ -197,12 +197,12 @@ def _explained(shard: Shard) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as error:
-        raise BigrError(f"{shard.path} cannot be read ({_reason(error)}); run the stage shards again") from None
+        raise BigrError(f"{shard.file} cannot be read ({_reason(error)}); run the stage shards again") from None
 
 
 def _check_count(shard: Shard, count: int) -> None:
     if count != shard.images:
-        raise BigrError(f"{shard.path} holds {count} images, its index says {shard.images}; run the stage shards again")
+        raise BigrError(f"{shard.file} holds {count} images, its index says {shard.images}; run the stage shards again")
 
 
 def _reason(error: Exception) -> str:
@@ -227,7 +227,7 @@ def decode_entry(data: bytes, shard: Shard) -> Tensor:
     except Exception as error:  # decoders raise many kinds for a broken file
         found = f"that cannot be read ({' '.join(str(error).split()) or type(error).__name__})"
     raise BigrError(
-        f"{shard.path} holds an image {found}, its index says {size}×{size} pixels (RGB or L); run the stage "
+        f"{shard.file} holds an image {found}, its index says {size}×{size} pixels (RGB or L); run the stage "
         "shards again"
     )
 

@@ -2,20 +2,22 @@
 
 One safetensors file for each image shard: `values`, the rows of all texts one after the other (int32 [rows] numbers of
 byte pairs, or float16 [rows, C] features), and `starts` int64 [n + 1], where each text begins. `index.json` names the
-encoder's hash and shape, and for each split the files.
+encoder's hash and shape, and for each split the files: by name, or with size and checksum at a URL.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bigr.data.stored_files import StoredFile, check_room, fetch, stored_file
 from bigr.models.text_shape import text_shape
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_json, write_tensors
@@ -31,10 +33,11 @@ def write_texts(path: Path, arrays: Sequence[np.ndarray], encoder: str, cut: int
     write_tensors(path, tensors, {"encoder": encoder, "cut": str(cut)})
 
 
-def text_counts(path: Path) -> dict[str, int]:
+def text_counts(file: StoredFile) -> dict[str, int]:
     """How many texts a file has, how many of them were cut, and how many are none."""
-    header, length = _header(path)
-    starts = _map(path, header["starts"], length)
+    with file.open() as stream:
+        header, length = _header(stream)
+        starts = _map(stream, header["starts"], length)
     return {
         "captions": len(starts) - 1,
         "cut": int(header["__metadata__"]["cut"]),
@@ -43,9 +46,10 @@ def text_counts(path: Path) -> dict[str, int]:
 
 
 def write_text_index(
-    folder: Path, encoder: str | None, shape: Mapping[str, Any], files: Mapping[str, Sequence[str]]
+    folder: Path, encoder: str | None, shape: Mapping[str, Any], files: Mapping[str, Sequence[str | Mapping[str, Any]]]
 ) -> None:
-    """Write `index.json`, last of all. encoder: its hash, None where there is none; files: of each split, in order."""
+    """Write `index.json`, last of all. encoder: its hash, None where there is none; files: of each split, in order, by
+    their names, or by the entries of those at a URL."""
     splits = {split: list(names) for split, names in files.items()}
     write_json(folder / INDEX, {"encoder": encoder, "shape": dict(shape), "splits": splits})
 
@@ -75,7 +79,10 @@ class Texts:
             index = json.loads(path.read_text(encoding="utf-8"))
             if index["encoder"] is None:
                 return None
-            maps = [_mapped(folder / name, index["encoder"]) for name in index["splits"][split]]
+            files = text_files(folder, index)
+            check_room([file for of_split in files.values() for file in of_split], f"the texts of {path}")
+            fetch(files[split])
+            maps = [_mapped(file, index["encoder"]) for file in files[split]]
             found = cls(index["encoder"], dict(index["shape"]), [v for v, _ in maps], [s for _, s in maps])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BigrError(f"{folder} holds no texts ({error!r}); run the stage text again") from None
@@ -102,22 +109,30 @@ class Texts:
         return padded(arrays, text_shape(self.shape))
 
 
-def _mapped(path: Path, encoder: str) -> tuple[np.ndarray, np.ndarray]:
+def text_files(folder: Path, index: Mapping[str, Any]) -> dict[str, list[StoredFile]]:
+    """The files of each split that an index names. Raises `KeyError` or `ValueError` where they are no names."""
+    return {
+        split: [stored_file(folder, {"name": one} if isinstance(one, str) else one, "text") for one in names]
+        for split, names in index["splits"].items()
+    }
+
+
+def _mapped(file: StoredFile, encoder: str) -> tuple[np.ndarray, np.ndarray]:
     """Memory maps of a file's values and starts. safetensors itself has no maps that can be indexed."""
-    header, length = _header(path)
-    if header["__metadata__"]["encoder"] != encoder:
-        raise ValueError(f"{path.name} is of another encoder")
-    return _map(path, header["values"], length), _map(path, header["starts"], length)
+    with file.open(held=True) as stream:
+        header, length = _header(stream)
+        if header["__metadata__"]["encoder"] != encoder:
+            raise ValueError(f"{Path(file.where).name} is of another encoder")
+        return _map(stream, header["values"], length), _map(stream, header["starts"], length)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and its length in bytes."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return (json.loads(file.read(length)) if length < path.stat().st_size else {}), length
+    length = int.from_bytes(stream.read(8), "little")
+    return (json.loads(stream.read(length)) if length < os.fstat(stream.fileno()).st_size else {}), length
 
 
-def _map(path: Path, entry: dict[str, Any], length: int) -> np.ndarray:
+def _map(stream: BinaryIO, entry: dict[str, Any], length: int) -> np.ndarray:
     dtype = {"F16": "<f2", "I32": "<i4", "I64": "<i8"}[entry["dtype"]]
     shape, offset = tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]
-    return np.memmap(path, dtype, "r", offset, shape) if np.prod(shape) else np.zeros(shape, dtype)
+    return np.memmap(stream, dtype, "r", offset, shape) if np.prod(shape) else np.zeros(shape, dtype)

@@ -35,6 +35,9 @@ def check_files(root: Path, settings: config.Settings, stages: Iterable[str] = N
     problems += _checkpoints_problems(settings.run.checkpoints)
     if "shards" in stages:
         problems += _source_problems(root, settings.shards.source)
+    problems += [
+        line for key, url in settings.stores.items() if key.split(".")[0] in stages for line in _package(key, url)
+    ]
     for key, path in settings.files.items():
         stage, name = key.split(".")
         if stage not in stages:
@@ -63,11 +66,7 @@ def _checkpoints_problems(where: str) -> list[str]:
         return []
     if is_web(where):
         return [f"run.checkpoints is {where}, where nothing can be written; name s3://, gs:// or a path"]
-    try:
-        _ = RemoteFolder(where).files
-    except BigrError as error:
-        return [f"run.checkpoints: {error}"]
-    return []
+    return _package("run.checkpoints", where)
 
 
 def _not_writable(root: Path, name: str) -> str:
@@ -92,13 +91,22 @@ def _source_problems(root: Path, source: str) -> list[str]:
     if is_url(source):
         kind = source.partition("://")[0]
         if dvcfile.can_depend_on(source):
-            return []
+            return _package("shards.source", source)
         return [f"shards.source is {source}, but DVC knows no {kind}://; name s3://, gs://, https:// or a path"]
     named = Path(os.path.normpath(source))
     if named.is_relative_to(config.EMBEDDED) and named.relative_to(config.EMBEDDED) not in map(Path, _OF_DIGITS):
         return [f"shards.source is {source}, which the stage dataset does not write; name {config.EMBEDDED}"]
     if (root / source).resolve().is_relative_to((root / "data" / "shards").resolve()):
         return [f"shards.source is {source}, where the stage shards writes; name the folder with the images"]
+    return []
+
+
+def _package(key: str, url: str) -> list[str]:
+    """A line where a setting names a URL that needs a package which is not installed."""
+    try:
+        _ = RemoteFolder(url).files
+    except BigrError as error:
+        return [f"{key}: {error}"]
     return []
 
 

@@ -100,9 +100,24 @@ def check_images(
         )
         if count < LEAST_IMAGES
     ]
-    problems += [line for need in _needs(settings, images, set(stages)) if (line := need.problem(root))]
+    needs = _needs(settings, images, set(stages))
+    problems += [line for need in needs if (line := need.problem(root))]
+    problems += [line for need in needs if (line := _not_cached(settings, need))]
     if problems:
         raise BigrError("\n".join(problems))
+
+
+_CACHE = ".cache/sources"
+
+
+def _not_cached(settings: config.Settings, need: "_Need") -> str:
+    """A line where what is at a URL and is needed here all at once takes more than the cache keeps; else empty."""
+    if need.where != _CACHE or need.size <= settings.run.cache_gb * 1e9:
+        return ""
+    return (
+        f"run.cache_gb is {settings.run.cache_gb:g}: {need.what} at codes.store need {need.size / 1e9:.1f} GB here, "
+        "all at once; raise it"
+    )
 
 
 class _Need(NamedTuple):
@@ -136,7 +151,8 @@ def _needs(settings: config.Settings, images: ImagesFound, stages: set[str]) -> 
         count = images.train + images.val
         entry = settings.grid**2 * -(-settings.tokenizer.code_bits // 8)
         size = count * len(codes.views) * (1 + codes.draws) * entry
-        found.append(_Need("codes.draws", codes.draws, f"the codes of {count:,} images", size, "data/codes"))
+        where = "data/codes" if codes.store is None else _CACHE
+        found.append(_Need("codes.draws", codes.draws, f"the codes of {count:,} images", size, where))
     if "samples" in stages:
         size = 2 * settings.images_drawn * settings.shards.image_size**2 * 3  # the parts, and samples.npz made of them
         found.append(_Need("samples.count", samples.count, "so many images", size, "outputs/samples.npz"))

@@ -64,7 +64,7 @@ class Remeasurement:
         files = {name: getattr(evaluation, name) for name in ("extractor_weights", "clip")}
         prompts = settings.samples.prompts
         changed = {
-            "codes": settings.codes.model_copy(update={"draws": 0}),  # which only training reads
+            "codes": settings.codes.model_copy(update={"draws": 0, "store": None}),  # draws: only training reads them
             "samples": settings.samples.model_copy(
                 update={
                     **asdict(own.sampling),

@@ -17,6 +17,7 @@ from bigr.pipeline import dvcfile, processes, registration
 from bigr.pipeline.check import check_stages, check_weights
 from bigr.pipeline.stage_table import NAMES, STAGES
 from bigr.runtime.context import Context
+from bigr.runtime.copies import set_bound
 from bigr.runtime.errors import BigrError
 from bigr.runtime.locks import only_one
 from bigr.tracking import Tracker
@@ -38,6 +39,7 @@ def run_stage(name: str, root: Path, params: Path) -> None:
         raise BigrError(f"{name} is not a stage; {_hint(name)}")
     stage, root, values = STAGES[name], root.absolute(), config.read(params)
     settings = config.validate(values, params.name)
+    set_bound(settings.run.cache_gb)
     described = dvcfile.stages(root, values)
     if name not in described:
         raise BigrError(f"dvc.yaml: has no stage {name}")

@@ -49,6 +49,10 @@ class RemoteFolder:
         """The URL of a file, as messages name it."""
         return printable(f"{self.url}/{name}".rstrip("/"))
 
+    def address(self, name: str) -> str:
+        """The URL of a file, as `parent_of` takes it apart."""
+        return f"{self.url}/{quote(name) if self.web else name}"
+
     @property
     def web(self) -> bool:
         """Whether it is an address of the web."""
@@ -92,9 +96,9 @@ class RemoteFolder:
         except NotThere:
             return None
 
-    def get(self, name: str, to: Path) -> None:
-        """Copy a file to `to`, which is overwritten."""
-        self._get(name, to, self.state(name)[1])
+    def get(self, name: str, to: Path, size: int | None = None) -> None:
+        """Copy a file to `to`, which is overwritten. size: its bytes, where they are known."""
+        self._get(name, to, self.state(name)[1] if size is None else size)
 
     def _get(self, name: str, to: Path, size: int | None) -> None:
         system, path = self.files[0], self.path(name)
@@ -113,8 +117,14 @@ class RemoteFolder:
 
     def put(self, path: Path, name: str) -> None:
         """Copy a file of this machine there: a large one in parts, and it is there once all have arrived."""
-        system, to = self.files[0], self.path(name)
-        self.retried(name, lambda: system.put_file(str(path), to), "written")
+        system, to, size = self.files[0], self.path(name), path.stat().st_size
+
+        def copy() -> None:
+            system.put_file(str(path), to)
+            if (arrived := system.info(to).get("size")) != size:
+                raise OSError(f"{arrived:,} of {size:,} bytes arrived")
+
+        self.retried(name, copy, "written")
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""

@@ -1,7 +1,8 @@
 """Stage `codes`: encode every image with the tokenizer (docs/method.md, section 1).
 
 Reads data/shards and models/tokenizer; writes data/codes/{train,val}-NNNNNN.safetensors and index.json. The finished
-files of a run that was killed are in checkpoints/codes, and are not made again.
+files of a run that was killed are in checkpoints/codes, and are not made again. With `codes.store` each process puts
+its files to that URL, and the index names them there.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 
 from bigr.data.codes import CodesDataset, Encoding, bit_usage, encode_shard, place_shards, write_index
 from bigr.data.shards import ShardIndex
+from bigr.data.stored_files import StoredParts, store_of
 from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.runtime.context import Context
@@ -17,7 +19,7 @@ from bigr.runtime.device import resolve_device
 from bigr.runtime.distributed import barrier, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.progress import Progress
-from bigr.runtime.unfinished import become, check_parts, keep_parts
+from bigr.runtime.unfinished import keep_parts
 
 if TYPE_CHECKING:
     from bigr.config import Settings
@@ -49,6 +51,7 @@ def run(settings: "Settings", context: Context) -> None:
     )
     unfinished = context.root / "checkpoints" / "codes"
     keep_parts(unfinished, context.fingerprint)
+    parts = StoredParts(unfinished, store_of(context.root, settings.codes.store), "codes")
     shards = list(place_shards(images))[rank() :: world()]
     total = sum(placed.shard.images for placed in shards)
     with (
@@ -56,26 +59,26 @@ def run(settings: "Settings", context: Context) -> None:
         Progress("codes", total, unit="image", enabled=is_main()) as progress,
     ):
         for placed in shards:
-            path = unfinished / placed.codes_name
-            if path.is_file():
+            if parts.finished(placed.codes_name):
                 progress.advance(placed.shard.images)
                 continue
             encode_shard(
                 tokenizer,
                 placed,
-                path,
+                parts.path(placed.codes_name),
                 encoding,
                 batch_size=settings.codes.batch_size,
                 device=device,
                 workers=settings.run.workers,
                 advance=progress.advance,
             )
+            parts.finish(placed.codes_name)
     barrier()
     if is_main():
-        check_parts(unfinished, [placed.codes_name for placed in place_shards(images)])
         folder = context.root / "data" / "codes"
-        write_index(unfinished, images, encoding)
-        become(unfinished, folder)
+        names = [placed.codes_name for placed in place_shards(images)]
+        write_index(unfinished, images, encoding, dict(zip(names, parts.entries(names), strict=True)))
+        parts.become(folder)
         dataset = CodesDataset.open(folder, "train", encoding.tokenizer)
         context.report.metrics({"train_images": len(dataset), "val_images": images.images("val"), **bit_usage(dataset)})
     barrier()

@@ -2,7 +2,7 @@
 
 Reads data/shards; writes data/text/{train,val}-NNNNNN.safetensors and index.json, and models/text. With `text.encoder:
 none` only the note that there are no texts. The finished files of a run that was killed are in checkpoints/text, and
-are not made again.
+are not made again. With `text.store` each process puts its files to that URL, and the index names them there.
 """
 
 import logging
@@ -17,6 +17,7 @@ import torch
 
 from bigr.data.codes import PlacedShard, place_shards
 from bigr.data.shards import ShardIndex, read_captions
+from bigr.data.stored_files import StoredParts, store_of
 from bigr.data.texts import text_counts, write_text_index, write_texts
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
@@ -24,7 +25,7 @@ from bigr.runtime.distributed import barrier, by_first, is_main, rank, world
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_json
 from bigr.runtime.progress import Progress
-from bigr.runtime.unfinished import check_parts, keep_parts, remove_parts
+from bigr.runtime.unfinished import keep_parts
 from bigr.text import byte_pairs
 from bigr.text.byte_pairs import BytePairs
 from bigr.text.encoder import CONFIG, TextEncoder, encoder_hash
@@ -52,23 +53,27 @@ def run(settings: "Settings", context: Context) -> None:
     _check_captions(images, settings.text.encoder)
     unfinished = context.root / "checkpoints" / "text"
     keep_parts(unfinished, context.fingerprint)
+    parts = StoredParts(unfinished, store_of(context.root, settings.text.store), "text")
     by_first(partial(_prepare, settings, context, images, device, models))
     encoder = load_encoder(models, device, context.root)
     known, placed = encoder_hash(models), list(place_shards(images))
     mine = placed[rank() :: world()]
     with Progress("text", sum(p.shard.images for p in mine), unit="caption", enabled=is_main()) as progress:
         for one in mine:
-            path = unfinished / one.codes_name
-            if not path.is_file():
-                _encode(encoder, one, path, known, settings.text.batch_size)
+            if not parts.finished(one.codes_name):
+                _encode(encoder, one, parts.path(one.codes_name), known, settings.text.batch_size)
+                parts.finish(one.codes_name)
             progress.advance(one.shard.images)
     barrier()
     if is_main():
-        check_parts(unfinished, [one.codes_name for one in placed])
-        counts = sum((Counter(text_counts(unfinished / one.codes_name)) for one in placed), Counter[str]())
+        entries = {split: parts.entries(p.codes_name for p in placed if p.split == split) for split in images.splits}
+        stored = [parts.file(entry) for of_split in entries.values() for entry in of_split]
+        counts = sum((Counter(text_counts(file)) for file in stored), Counter[str]())
         if counts["cut"]:
             log.warning("text: %d captions are longer than text.tokens = %d: cut", counts["cut"], settings.text.tokens)
-        _finish(images, placed, encoder, known, unfinished, folder)
+        files = {s: [e if len(e) > 1 else e["name"] for e in of_split] for s, of_split in entries.items()}
+        write_text_index(unfinished, known, encoder.shape, files)
+        parts.become(folder)
         context.report.metrics({name: counts[name] for name in ("captions", "cut", "without_words")})
     barrier()
 
@@ -112,15 +117,3 @@ def _encode(encoder: TextEncoder, placed: PlacedShard, path: Path, known: str, b
     while batch := list(islice(captions, batch_size)):
         arrays += encoder.read(batch)
     write_texts(path, arrays, known, encoder.cut - before)
-
-
-def _finish(
-    images: ShardIndex, placed: list[PlacedShard], encoder: TextEncoder, known: str, unfinished: Path, folder: Path
-) -> None:
-    """Move all files to data/text, and write their index."""
-    with atomic_folder(folder) as temporary:
-        for one in placed:
-            (unfinished / one.codes_name).replace(temporary / one.codes_name)
-        files = {split: [one.codes_name for one in placed if one.split == split] for split in images.splits}
-        write_text_index(temporary, known, encoder.shape, files)
-    remove_parts(unfinished)

@@ -1,8 +1,9 @@
 """Stage `shards`: pack images as webdataset shards.
 
-Reads what `shards.source` names; writes data/shards/{train,val}-NNNNNN.tar, index.json and report.json. Where too many
-images cannot be read, it fails and writes data/shards-report.json alone. The finished shards of a run that was killed
-are in checkpoints/shards, and are not packed again.
+Reads what `shards.source` names; writes data/shards/{train,val}-NNNNNN.tar, index.json and report.json. With
+`shards.store` the shards go to that URL, and the index names them there. Where too many images cannot be read, it fails
+and writes data/shards-report.json alone. The finished shards of a run that was killed are in checkpoints/shards, and
+are not packed again.
 """
 
 import contextlib
@@ -14,8 +15,8 @@ from bigr.data.packed_parts import Packing
 from bigr.data.packing import pack
 from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import Source, Splitting
+from bigr.data.stored_files import store_of
 from bigr.runtime.context import Context
-from bigr.runtime.copies import Cache
 from bigr.runtime.distributed import by_first, is_main
 from bigr.runtime.errors import BigrError
 from bigr.runtime.paths import is_url
@@ -39,7 +40,6 @@ def run(settings: "Settings", context: Context) -> None:
             shards.source,
             context.root,
             Splitting(shards.val_fraction, settings.seed),
-            cache=Cache(context.root / ".cache" / "sources", int(settings.run.cache_gb * 1e9)),
             names=shards.class_names,
         )
         if is_url(source.where):  # also where a manifest here lists what is there
@@ -51,7 +51,13 @@ def run(settings: "Settings", context: Context) -> None:
         by_first(listed),
         folder,
         partial,
-        Packing(shards.image_size, shards.images_per_shard, shards.max_pixels),
+        Packing(
+            shards.image_size,
+            shards.images_per_shard,
+            shards.max_pixels,
+            store=store_of(context.root, shards.store_url),
+            used_as_is=shards.used_as_is,
+        ),
         max_bad_fraction=shards.max_bad_fraction,
         workers=settings.run.workers,
     )

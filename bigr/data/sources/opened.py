@@ -13,7 +13,7 @@ from bigr.data.sources.parquet_files import ParquetFiles, open_parquet_files
 from bigr.data.sources.source import Source, Splitting, checked_names, class_names
 from bigr.data.sources.storage import LocalStorage, RemoteStorage, Storage
 from bigr.data.sources.tar_files import TAR_SUFFIXES, TarFiles, open_tar_files
-from bigr.runtime.copies import Cache
+from bigr.runtime.copies import Cache, cache_of
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.paths import has_pattern, is_url, local_path, printable
@@ -39,14 +39,12 @@ def open_source(
 ) -> Source:
     """Open a path (absolute, or relative to `root`) or URL: a folder, a file, or files by a pattern with braces.
 
-    cache: of remote files; names: of the classes, where the source numbers them; option: the setting or option that
-    names the source, for messages; warn: whether what is not read is logged. Reads what is needed to tell the kind, the
-    classes and the parts, and no image. Raises `BigrError` where it is of no known kind.
+    cache: of remote files, by default the project's; names: of the classes, where the source numbers them; option: the
+    setting or option that names the source, for messages; warn: whether what is not read is logged. Reads what is
+    needed to tell the kind, the classes and the parts, and no image. Raises `BigrError` where it is of no known kind.
     """
     try:
-        opened = _opened(
-            local_path(source), root, splitting, cache or Cache(root / ".cache" / "sources", 10 << 30), warn
-        )
+        opened = _opened(local_path(source), root, splitting, cache or cache_of(root), warn)
         if names is not None:
             opened.name_classes(checked_names(names, "shards.class_names"))
         return opened

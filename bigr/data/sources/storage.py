@@ -51,6 +51,9 @@ class Storage(Protocol):
     def where(self, name: str = "") -> str:
         """The path or URL of a file, as messages name it."""
 
+    def address(self, name: str) -> str:
+        """The absolute path or the URL of a file, as a setting may name it."""
+
     def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
         """Names of the folders, sorted, and of the files, sorted, that are visible in `folder` ("" or ending in /)."""
 
@@ -81,6 +84,9 @@ class LocalStorage:
 
     def where(self, name: str = "") -> str:
         return printable(str(self.root / name))
+
+    def address(self, name: str) -> str:
+        return str((self.root / name).absolute())
 
     def entries(self, folder: str = "") -> tuple[list[str], list[str]]:
         with _explained(), os.scandir(self.root / folder) as found:

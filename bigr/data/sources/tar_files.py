@@ -13,7 +13,7 @@ from typing import Any
 
 from bigr.data.images import ImageError
 from bigr.data.sources.source import UNLABELLED, Sample, SourcePart, Splitting, by_split, label_of, named
-from bigr.data.sources.storage import SUFFIXES, LocalStorage, Storage
+from bigr.data.sources.storage import SUFFIXES, Storage
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.paths import printable
@@ -64,11 +64,12 @@ class TarFiles:
             for number, name in enumerate(names)
         ]
 
-    def local(self, part: SourcePart) -> Path | None:
-        """The tar file of a part, where it can be used as it is: it is here, not compressed, and of one split."""
+    def whole(self, part: SourcePart) -> str | None:
+        """The path or URL of a part's tar file, where it can be used as it is: not compressed, and of one split."""
         name = part.place[0]
-        as_it_is = isinstance(self.storage, LocalStorage) and part.split is not None and name.endswith(".tar")
-        return self.storage.root / name if as_it_is and isinstance(self.storage, LocalStorage) else None
+        if part.split is None or not name.endswith(".tar"):
+            return None
+        return self.storage.address(name)
 
     def read(self, part: SourcePart) -> Iterator[Sample]:
         name = part.place[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bigr.data.images import FORMATS, ImageError, center_crop, decode, to_tensor
 from bigr.data.sources.storage import SUFFIXES, image_files
+from bigr.data.stored_files import StoredFile
 from bigr.runtime.errors import BigrError
 
 JPEG, PNG, WEBP, LOSSY_WEBP = "JPEG", "PNG", "WebP", "lossy WebP"
@@ -38,15 +39,15 @@ def folder_images(root: Path) -> Iterator[EncodedImage]:
             raise BigrError(f"{root / path} cannot be read: {error.strerror}") from None
 
 
-def tar_images(tars: Iterable[Path]) -> Iterator[EncodedImage]:
+def tar_images(tars: Iterable[StoredFile]) -> Iterator[EncodedImage]:
     """Every image in tar files, in their order."""
     for tar in tars:
         try:
-            with tarfile.open(tar, "r|*") as stream:
+            with tar.open() as file, tarfile.open(fileobj=file, mode="r|*") as stream:
                 for member in stream:
                     if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                        file = stream.extractfile(member)
-                        yield f"{tar}: {member.name}", file.read() if file else b""
+                        content = stream.extractfile(member)
+                        yield f"{tar}: {member.name}", content.read() if content else b""
         except (OSError, tarfile.TarError, EOFError) as error:
             raise BigrError(f"{tar} cannot be read: {error}") from None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bigr.data.images import center_crop, to_tensor
 from bigr.data.shards import ShardIndex
 from bigr.data.sources.storage import SUFFIXES
+from bigr.data.stored_files import StoredFile
 from bigr.evaluation.fidelity.extractors import INCEPTION
 from bigr.evaluation.fidelity.statistics import Statistics
 from bigr.evaluation.fidelity.statistics_files import read_statistics
@@ -94,10 +95,10 @@ def open_set(
         if has_splits(path):
             return _shards(path, split, options)
         if tars := sorted(path.glob("*.tar")):
-            return _tars(path, tars, None, options)
+            return _tars(path, [StoredFile(str(tar), "shards") for tar in tars], None, options)
         return _files(path, "folder", lambda: encoded_images.folder_images(path), None, None, options)
     if path.suffix == ".tar":
-        return _tars(path, [path], None, options)
+        return _tars(path, [StoredFile(str(path), "shards")], None, options)
     if path.suffix == ".npz":
         return _npz(path, options)
     if path.suffix == ".safetensors":
@@ -123,7 +124,7 @@ def _shards(path: Path, split: str, options: _Options) -> ImageSet:
     return found
 
 
-def _tars(path: Path, tars: list[Path], split: str | None, options: _Options) -> ImageSet:
+def _tars(path: Path, tars: list[StoredFile], split: str | None, options: _Options) -> ImageSet:
     return _files(path, "shards", lambda: encoded_images.tar_images(tars), tars, split, options)
 
 
@@ -131,7 +132,7 @@ def _files(
     path: Path,
     kind: str,
     read: Callable[[], Iterator[EncodedImage]],
-    tars: list[Path] | None,
+    tars: list[StoredFile] | None,
     split: str | None,
     options: _Options,
 ) -> ImageSet:
@@ -143,7 +144,7 @@ def _files(
     def pixels(image: EncodedImage) -> Tensor:
         return encoded_images.pixels(image, options.size, found.size, options.max_pixels)
 
-    content = files_hash(found.hashes if tars is None else map(sha256_file, tars))
+    content = files_hash(found.hashes if tars is None else (tar.checksum() for tar in tars))
     images = ImageStream(len(found.hashes), lambda: map_ahead(pixels, read(), options.workers, _AHEAD))
     return ImageSet(
         path, kind, options.hash(content), len(found.hashes), found.formats, found.size, images, split=split

@@ -21,7 +21,7 @@ from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
-from bigr.runtime.copies import Cache
+from bigr.runtime.copies import set_bound
 from bigr.runtime.device import resolve_device
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_json
@@ -128,8 +128,8 @@ def check_out(out: Path) -> None:
 def labelled(images: str, settings: "Settings") -> Source:
     """The images of a source, split as by the stage `shards`; errors name --images."""
     splitting = Splitting(settings.shards.val_fraction, settings.seed)
-    cache = Cache(Path(".cache") / "sources", int(settings.run.cache_gb * 1e9))
-    return open_source(images, Path(), splitting, cache=cache, option="--images")
+    set_bound(settings.run.cache_gb)
+    return open_source(images, Path(), splitting, option="--images")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from bigr.config import Settings
 from bigr.data.shards import ShardIndex
-from bigr.data.texts import text_counts
+from bigr.data.texts import text_counts, text_files
 from bigr.models.text_shape import text_shape
 from bigr.pipeline.images_found import images_of
 from bigr.pipeline.planning.networks import text_fields
@@ -89,9 +89,9 @@ def disk(settings: Settings, root: Path) -> Disk:
     """
     index = _index(settings, root)
     tars = [tar for split in index.splits for tar in index.tars(split)] if index is not None else []
-    if index is not None and all(tar.is_file() for tar in tars):
+    if index is not None and all(tar.remote or tar.path.is_file() for tar in tars):
         images = sum(index.images(split) for split in index.splits)
-        shard, basis = sum(tar.stat().st_size for tar in tars) / images, "measured in data/shards"
+        shard, basis = sum(tar.bytes_there() for tar in tars) / images, "measured in data/shards"
     else:
         pixels = 3 * settings.shards.image_size**2
         records = math.ceil(_PNG_SHARE * pixels / _RECORD) + 3  # the image's header, the label's header, the label
@@ -110,12 +110,21 @@ def disk(settings: Settings, root: Path) -> Disk:
         feature=_HALF * layers * width,
         samples=settings.images_drawn,
         featured=(settings.evaluation.probe_images, settings.evaluation.reference_images),
-        shard_basis=basis,
-        code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label",
-        text_basis=text_basis,
+        shard_basis=basis + _at(settings, "shards.store"),
+        code_basis=f"{views} view{plural}{stored} × {tokens} tokens × {packed} bytes + {_LABEL} for the label"
+        + _at(settings, "codes.store"),
+        text_basis=text_basis + _at(settings, "text.store"),
         sample_basis="of samples.count, 3 bytes a pixel; twice that while samples.npz is put together",
         feature_basis=f"{layers} layers × {width} × {_HALF} bytes; only while evaluation runs",
     )
+
+
+def _at(settings: Settings, key: str) -> str:
+    """Where the files of a stage are, if its `store` names a URL."""
+    if key not in settings.stores:
+        return ""
+    kept = "at most run.cache_gb here" if key == "shards.store" else "and here, in .cache/sources, while training"
+    return f"; at {settings.stores[key]}, {kept}"
 
 
 def _text(settings: Settings, root: Path) -> tuple[float | None, str]:
@@ -125,10 +134,10 @@ def _text(settings: Settings, root: Path) -> tuple[float | None, str]:
         return None, ""
     shape = text_shape(fields)
     if (known := _index_of_texts(root)) and text_shape(known["shape"]) == shape:
-        files = [root / "data" / "text" / name for names in known["splits"].values() for name in names]
-        if files and all(file.is_file() for file in files):
+        files = [file for of_split in text_files(root / "data" / "text", known).values() for file in of_split]
+        if files and all(not file.remote and file.path.is_file() for file in files):  # what is at a URL stays there
             texts = sum(text_counts(file)["captions"] for file in files)
-            return sum(file.stat().st_size for file in files) / texts, "measured in data/text"
+            return sum(file.bytes_there() for file in files) / texts, "measured in data/text"
     each = f"{shape[0]} tokens × {_NUMBER} bytes"
     size = math.prod(shape) * _NUMBER
     if len(shape) == 2:
