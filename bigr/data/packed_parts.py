@@ -13,7 +13,7 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -268,7 +268,7 @@ def _as_it_is(source: TarFiles, part: SourcePart, packing: Packing) -> Written |
             stream.seek(0)
             starts = image_starts_of(stream)
             stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(cast("io.BufferedReader", stream), "sha256").hexdigest()
             size = stream.seek(0, os.SEEK_END)
     except (ValueError, KeyError, OSError, EOFError, tarfile.TarError, ImageError):
         return None  # reading it again says what is wrong
