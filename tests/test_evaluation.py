@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import bigr
 from bigr.cli import program
 from bigr.data.shards import ShardIndex
-from bigr.evaluation import plots
+from bigr.evaluation import measurement, plots
 from bigr.evaluation.code_usage import CodeUsage, code_usage
 from bigr.evaluation.fidelity import statistics
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig, train_classifier
@@ -369,7 +369,7 @@ def test_a_part_that_fails_leaves_the_others_their_metrics_and_is_named(
     def broken(*_: object) -> float:
         raise RuntimeError("a defect of the code")
 
-    monkeypatch.setattr(evaluate_model, "mean_psnr", broken)
+    monkeypatch.setattr(measurement, "mean_psnr", broken)
     with np.load(root / "outputs" / "samples.npz") as samples:
         write_samples(copied, samples["arr_0"], samples["arr_1"])
     (copied / "models" / "bigr").unlink()
@@ -549,7 +549,7 @@ with process_group(torch.device("cpu")):
 def test_inceptions_weights_are_read_before_anything_takes_time(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_samples(copied, np.zeros((40, 16, 16, 3), dtype=np.uint8), np.arange(40) % 10)
     (copied / "weights.pth").write_bytes(b"no weights")
-    monkeypatch.setattr(evaluate_model, "train_on_shards", lambda *_: pytest.fail("the classifier was trained first"))
+    monkeypatch.setattr(measurement, "train_on_shards", lambda *_: pytest.fail("the classifier was trained first"))
     chosen = {"evaluation__extractor": "inception-v3-compat", "evaluation__extractor_weights": "weights.pth"}
     with pytest.raises(BigrError, match=r"evaluation\.extractor_weights: .*weights\.pth does not hold"):
         evaluate_model.run(small_settings(**chosen), Context(copied))

@@ -8,14 +8,13 @@ were measured, left out, or failed). Where a part fails, the metrics of the othe
 Classifier, judges, probe and draws of subsets have a seed of their own, so that the metrics of runs with different
 `seed` compare. All in float32, whatever `run.precision` is.
 
-Every process computes a share of the features, of the classifier's predictions, of PSNR and of k-NN; the first does the
-rest. Features are in checkpoints/evaluation, part by part, and a run that was killed continues with those that are
-there. No process holds all samples.
+Every process computes a share of the features, of the classifier's predictions, of PSNR and of k-NN
+(`bigr.evaluation.measurement`); the first does the rest, and writes. Features are in checkpoints/evaluation, part by
+part, and a run that was killed continues with those that are there. No process holds all samples.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,27 +31,22 @@ from bigr.evaluation.captions.clip_judge import ClipJudge
 from bigr.evaluation.captions.trained_judge import train_judge
 from bigr.evaluation.code_usage import code_usage
 from bigr.evaluation.evaluation_parts import Attempt, NotApplicable, Parts
-from bigr.evaluation.fidelity.classifier import Classifier, train_on_shards
+from bigr.evaluation.fidelity.classifier import Classifier
 from bigr.evaluation.fidelity.distances import Fidelity, metric_names
 from bigr.evaluation.fidelity.extractors import (
     CLASSIFIER,
     Extractor,
-    classifier_extractor,
-    inception_extractor,
     read_inception_weights,
 )
 from bigr.evaluation.fidelity.neighbours import MEASURED, draw_neighbours, nearest, nearest_ratio
-from bigr.evaluation.fidelity.statistics import KEPT, measure_share, read_measured
+from bigr.evaluation.fidelity.statistics import KEPT, read_measured
 from bigr.evaluation.headline import headline
-from bigr.evaluation.imagesets.image_stream import ImageStream, mean_psnr, reconstructions, split_hash, split_images
+from bigr.evaluation.imagesets.image_stream import ImageStream, reconstructions, split_hash, split_images
 from bigr.evaluation.imagesets.npz_images import read_samples, read_texts, read_train_samples
-from bigr.evaluation.representation.features import Features, layer_features
-from bigr.evaluation.representation.linear_probe import selection
+from bigr.evaluation.measurement import Inputs, Measured, measure, needed
 from bigr.evaluation.representation.representation_metrics import (
     COLUMNS,
-    Neighbourhood,
     Representation,
-    neighbourhood,
     represent,
 )
 from bigr.evaluation.scene_attributes import attribute_metrics, train_reader
@@ -64,7 +58,7 @@ from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.runtime.context import Context
 from bigr.runtime.device import resolve_device
-from bigr.runtime.distributed import from_first, is_main, my_range, of_each, together, world
+from bigr.runtime.distributed import is_main
 from bigr.runtime.dotted_keys import flatten
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import atomic_folder, write_csv, write_json
@@ -80,69 +74,64 @@ _SMALLEST_FLOOR = 1e-12  # no division by zero where the two splits are the same
 
 def run(settings: "Settings", context: Context) -> None:
     """Load, measure, write, report."""
+    inputs, asked = load(settings, context)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        measured = measure(inputs)
+        if is_main():
+            write(inputs, asked, measured, context)
+
+
+def load(settings: "Settings", context: Context) -> tuple[Inputs, Tensor]:
+    """What is measured, and the labels that the samples were drawn from, int64 [n]."""
     section, device, root = settings.evaluation, resolve_device(settings.run.device), context.root
     inception = None
     if section.extractor != CLASSIFIER:  # before anything takes time
         inception = read_inception_weights(root / str(section.extractor_weights))
     folder = root / "data" / "shards"
     shards = ShardIndex.load(folder)
-    classes = shards.classes
     tokenizer, model = load_model(root / "models" / "tokenizer", Tokenizer), load_model(root / "models" / "bigr", BiGR)
     codes = open_codes(root, shards)
     check_codes(model, root / "models" / "bigr", codes["train"])
-    drawn, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(classes))
+    drawn, asked = read_samples(root / "outputs" / "samples.npz", shards.image_size, len(shards.classes))
     counts = {split: min(section.reference_images, shards.images(split)) for split in SPLITS}
     originals = {split: split_images(folder, split, counts[split], settings.run.workers) for split in SPLITS}
     restored = reconstructions(tokenizer.to(device), codes["val"], counts["val"], section.batch_size)
-    val_labels = codes["val"].batch(torch.arange(counts["val"]))[1]
+    labels = codes["val"].batch(torch.arange(counts["val"]))[1]
     sets = {"samples": drawn, "reconstructions": restored, **originals}
     unfinished = root / "checkpoints" / "evaluation"
     keep_parts(unfinished, context.fingerprint)
+    inputs = Inputs(
+        settings, device, root, shards, codes, tokenizer, model, inception, sets, labels, unfinished=unfinished
+    )
+    return inputs, asked
 
-    exact = partial(torch.backends.cudnn.flags, enabled=True, deterministic=True, allow_tf32=False)
-    with exact():
-        # What all processes measure together: their number of steps must not depend on what only the first one does.
-        classifier = Attempt(lambda: shared_classifier(section, folder, settings.run.workers, device))
-        seen = {
-            name: Attempt(partial(predictions, classifier, sets[name], section.batch_size))
-            for name in ("val", "reconstructions", "samples")
-        }
-        looked = Attempt(lambda: look(section, inception, classifier, sets, unfinished, device))
-        psnr = Attempt(lambda: mean_psnr(restored, originals["val"], section.batch_size))
-        features = Attempt(
-            lambda: layers(
-                section,
-                together(lambda: model.to(device)),
-                codes,
-                shards,
-                counts["val"],
-                unfinished,
-                len(classes),
-                device,
-            )
-        )
-    if not is_main():
-        return
 
+def write(inputs: Inputs, asked: Tensor, measured: Measured, context: Context) -> None:
+    """What the first process measures alone; then all metrics, plots and models."""
+    section, device, root = inputs.section, inputs.device, inputs.root
+    shards, codes, classes, sets = inputs.shards, inputs.codes, inputs.classes, inputs.sets
+    drawn, restored, originals = sets["samples"], sets["reconstructions"], {split: sets[split] for split in SPLITS}
     parts, metrics, protocol = Parts(), defaultdict[str, dict[str, float]](dict), dict[str, object]()
     representation: Representation | None = None
-    with exact(), atomic_folder(root / "outputs" / "plots") as pictures:
+    with atomic_folder(root / "outputs" / "plots") as pictures:
         with parts("classifier"):
-            save(root / "models" / "classifier", classifier.result())
-            metrics["classifier"] = {"val_accuracy": agreement(seen["val"].result(), val_labels)}
+            save(root / "models" / "classifier", measured.classifier.result())
+            metrics["classifier"] = {"val_accuracy": agreement(measured.seen["val"].result(), inputs.labels)}
         with parts("label_agreement"):
-            metrics["reconstructions"]["label_agreement"] = agreement(seen["reconstructions"].result(), val_labels)
+            metrics["reconstructions"]["label_agreement"] = agreement(
+                measured.seen["reconstructions"].result(), inputs.labels
+            )
             if (asked < 0).any():
                 raise NotApplicable("samples.prompts names texts, and no classes")
-            metrics["samples"]["label_agreement"] = agreement(seen["samples"].result(), asked)
-            draw_confusion(pictures, asked, seen["samples"].result(), classes)
+            metrics["samples"]["label_agreement"] = agreement(measured.seen["samples"].result(), asked)
+            draw_confusion(pictures, asked, measured.seen["samples"].result(), classes)
         with parts("fidelity"):
-            extractor = looked.result()
-            protocol |= about(section, extractor.hash, shards, counts)
-            for name, measured in distances(section, extractor, sets, unfinished, device, parts).items():
-                metrics[name] |= measured
+            extractor = measured.looked.result()
+            protocol |= about(section, extractor.hash, shards, originals)
+            for name, values in distances(inputs, extractor, parts).items():
+                metrics[name] |= values
         with parts("neighbours"):
-            most = min(MEASURED, len(drawn), counts["val"])
+            most = min(MEASURED, len(drawn), len(originals["val"]))
             few = drawn.some(torch.linspace(0, len(drawn) - 1, most).long().tolist())
             mine = nearest(few, originals["train"], device)
             held_out = nearest(originals["val"].first(most, section.batch_size), originals["train"], device)
@@ -163,18 +152,18 @@ def run(settings: "Settings", context: Context) -> None:
                 shown = [one for batch in drawn.batches(section.batch_size) for one in reader.read(batch, len(batch))]
                 metrics["attributes"] = {"reader_accuracy": accuracy, **attribute_metrics(texts, shown)}
         with parts("psnr"):
-            metrics["reconstructions"]["psnr"] = psnr.result()
+            metrics["reconstructions"]["psnr"] = measured.psnr.result()
         with parts("codes"):
-            usage = code_usage(codes["train"], min(counts["train"], KEPT))
+            usage = code_usage(codes["train"], min(len(originals["train"]), KEPT))
             metrics["codes"] = usage.metrics()
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
-            train, val, near = features.result()
+            train, val, near = measured.features.result()
             representation = represent(section, train, val, near, len(classes), device)
             metrics |= representation.metrics()
             representation.draw(pictures, classes)
             save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
-        measure_zero_shot(settings, metrics, parts, tokenizer, model.to(device), classifier, originals, val_labels)
+        measure_zero_shot(inputs, measured.classifier, metrics, parts)
     for name, images in (("samples", drawn), ("reconstructions", restored), ("val_against_train", originals["val"])):
         if name in metrics:
             metrics[name]["images"] = len(images)
@@ -189,95 +178,17 @@ def run(settings: "Settings", context: Context) -> None:
     write_json(root / "outputs" / "evaluation-parts.json", parts.as_json())
     report(context, metrics, representation)
     parts.check("outputs/metrics.json", "outputs/evaluation-parts.json")
-    remove_parts(unfinished)
+    remove_parts(inputs.unfinished)
 
 
-def shared_classifier(section: "Section", shards: Path, workers: int, device: torch.device) -> Classifier:
-    """The classifier, which the first process trains, in every process."""
-    trained = together(lambda: train_on_shards(section, shards, workers, device) if is_main() else None)
-    if trained is not None and world() == 1:
-        return trained
-    state = None if trained is None else {name: value.cpu() for name, value in trained.state_dict().items()}
-    config, state = from_first((None if trained is None else trained.config, state))
-    if trained is None:
-        assert config is not None and state is not None
-        trained = Classifier(config)
-        trained.load_state_dict(state)
-    ready = trained.eval().requires_grad_(False)
-    return together(lambda: ready.to(device))
-
-
-def needed(classifier: Attempt[Classifier]) -> Classifier:
-    """The classifier, for a part that looks through it. Raises `NotApplicable` where its training failed."""
-    if classifier.error is not None:
-        raise NotApplicable("it needs the classifier, which failed")
-    return classifier.result()
-
-
-def check_probe(section: "Section", classes: int, images: int) -> None:
-    """Raise `NotApplicable` where there is one class, or too few training images to choose a layer by."""
-    if classes < 2:
-        raise NotApplicable("there is one class: nothing to tell it from")
-    try:
-        selection(images, section.selection_fraction)
-    except BigrError as error:
-        raise NotApplicable(str(error)) from None
-
-
-def look(
-    section: "Section",
-    inception: Mapping[str, Tensor] | None,
-    classifier: Attempt[Classifier],
-    sets: Mapping[str, ImageStream],
-    unfinished: Path,
-    device: torch.device,
-) -> Extractor:
-    """The extractor of the distances, after every process has looked at its share of each set through it."""
-    if inception is None:
-        known = needed(classifier)
-        extractor = together(lambda: classifier_extractor(known, device))
-    else:
-        weights = inception
-        extractor = together(lambda: inception_extractor(weights, device))
-    for name, images in sets.items():
-        measure = partial(measure_share, extractor, images, section.batch_size, unfinished, name=name)
-        together(measure)
-    return extractor
-
-
-def layers(
-    section: "Section",
-    model: BiGR,
-    codes: Mapping[str, CodesDataset],
-    shards: ShardIndex,
-    val_images: int,
-    unfinished: Path,
-    classes: int,
-    device: torch.device,
-) -> tuple[Features, Features, Neighbourhood]:
-    """Every layer's features of both splits, and k-NN on them."""
-    counts = {"train": min(section.probe_images, shards.images("train")), "val": val_images}
-    check_probe(section, classes, counts["train"])
-    train, val = (
-        layer_features(unfinished, split, model, codes[split], counts[split], section.batch_size) for split in SPLITS
-    )
-    return train, val, neighbourhood(section, train, val, classes, device)
-
-
-def distances(
-    section: "Section",
-    extractor: Extractor,
-    sets: Mapping[str, ImageStream],
-    unfinished: Path,
-    device: torch.device,
-    parts: Parts,
-) -> dict[str, dict[str, float]]:
+def distances(inputs: Inputs, extractor: Extractor, parts: Parts) -> dict[str, dict[str, float]]:
     """The distances of samples, reconstructions and the validation split, each under its name in metrics.json."""
+    section = inputs.section
     looks = {
-        name: read_measured(extractor, len(images), section.batch_size, unfinished, name=name)
-        for name, images in sets.items()
+        name: read_measured(extractor, len(images), section.batch_size, inputs.unfinished, name=name)
+        for name, images in inputs.sets.items()
     }
-    fidelity = Fidelity.of(section, device)
+    fidelity = Fidelity.of(section, inputs.device)
     pairs = {
         "samples": ("samples", section.reference),
         "reconstructions": ("reconstructions", "val"),
@@ -319,24 +230,18 @@ def captioned_sets(
 
 
 def measure_zero_shot(
-    settings: "Settings",
-    metrics: dict[str, dict[str, float]],
-    parts: Parts,
-    tokenizer: Tokenizer,
-    model: BiGR,
-    classifier: Attempt[Classifier],
-    originals: Mapping[str, ImageStream],
-    labels: Tensor,
+    inputs: Inputs, classifier: Attempt[Classifier], metrics: dict[str, dict[str, float]], parts: Parts
 ) -> None:
     """Add what needs no further training to `metrics`, each application a part of its own."""
-    section = settings.evaluation
-    count = min(section.zero_shot_images, len(originals["val"]))
+    settings, section, sets = inputs.settings, inputs.section, inputs.sets
+    count = min(section.zero_shot_images, len(sets["val"]))
     if count == 0:
         parts.leave_out("zero_shot", "evaluation.zero_shot_images is 0")
         return
     with parts("zero_shot"):
+        model = inputs.model.to(inputs.device)
         drawing = measured_model(
-            tokenizer,
+            inputs.tokenizer,
             model,
             settings.samples,
             settings.editing,
@@ -344,9 +249,9 @@ def measure_zero_shot(
             knows_labels=settings.generator.use_labels and not model.config.text_tokens,
         )
         measured = ZeroShot(drawing, needed(classifier), section.batch_size)
-        images = originals["val"].first(count, section.batch_size)
+        images = sets["val"].first(count, section.batch_size)
         metrics["zero_shot"]["images"] = float(count)
-        every = measured.applications(images, labels[:count], mean_picture(originals["train"]))
+        every = measured.applications(images, inputs.labels[:count], mean_picture(sets["train"]))
         for name, application in every.items():
             with parts(f"zero_shot.{name}"):
                 metrics["zero_shot"] |= application()
@@ -362,7 +267,9 @@ def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
     return codes
 
 
-def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mapping[str, int]) -> dict[str, object]:
+def about(
+    section: "Section", extractor: str, shards: ShardIndex, originals: Mapping[str, ImageStream]
+) -> dict[str, object]:
     """What the distances depend on besides the images measured: metrics compare only where all of it is the same.
 
     extractor: the hash of its weights.
@@ -372,7 +279,7 @@ def about(section: "Section", extractor: str, shards: ShardIndex, counts: Mappin
         "extractor": {"name": section.extractor, "hash": extractor},
         "reference": {
             "split": reference,
-            "images": counts[reference],
+            "images": len(originals[reference]),
             "hash": split_hash(shards, reference),
         },
         "kid_subset_size": section.kid_subset_size,
@@ -385,13 +292,6 @@ def mean_picture(images: ImageStream) -> Tensor:
     """The mean of a set of images, float [3, H, W] in [0, 1]."""
     total = sum(batch.double().sum(0) for batch in images.batches(256))
     return (torch.as_tensor(total) / len(images) / 255).float()
-
-
-def predictions(classifier: Attempt[Classifier], images: ImageStream, batch_size: int) -> Tensor:
-    """The class that the classifier sees in each image, int64 [n]; each process looks at its share."""
-    seeing, mine = needed(classifier), my_range(len(images), batch_size)
-    seen = together(lambda: [seeing.predict(batch) for batch in images.batches(batch_size, mine)])
-    return torch.cat([batch for part in of_each(seen) for batch in part])
 
 
 def agreement(seen: Tensor, labels: Tensor) -> float:
