@@ -468,6 +468,8 @@ class EvaluationSettings(_Section):
     judge_steps: Positive
     judge_batch_size: Annotated[int, Field(ge=2)]
     judge_learning_rate: PositiveFloat
+    judge_weight_decay: Weight
+    judge_noise: Weight
     scene_reader_steps: Positive
     scene_reader_scenes: Positive
 

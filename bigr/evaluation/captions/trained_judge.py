@@ -35,9 +35,6 @@ _TEMPERATURE = 0.07
 """CLIP's at the start; it is learned."""
 _LARGEST_SCALE = math.log(100)
 """CLIP's."""
-_NOISE = 0.05
-"""Standard deviation of the noise on training images, in [0, 1]: drawn images are not as clean as real ones."""
-_WEIGHT_DECAY = 0.1
 _READ_TOGETHER = 1000
 
 
@@ -111,14 +108,15 @@ def train_judge(
         judge = CaptionJudge(encoder, pixels.shape[-1], section)
     judge.to(device).train()
     rate, steps = section.judge_learning_rate, section.judge_steps
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=_WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=section.judge_weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     with one_thread(), Progress("caption judge", steps) as progress:
         for step in range(steps):
             draws = generator(EVALUATION_SEED, "caption judge", step)
             mine = torch.randint(len(pixels), (section.judge_batch_size,), generator=draws)
             batch = shifted(pixels[mine].float() / 255, draws)
-            batch = (batch + _NOISE * torch.randn(batch.shape, generator=draws)).clamp(0, 1)
+            # drawn images are not as clean as real ones
+            batch = (batch + section.judge_noise * torch.randn(batch.shape, generator=draws)).clamp(0, 1)
             loss = judge.loss(*(to_device(one, device) for one in (batch, tokens[mine], numbers[mine])))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
