@@ -1,6 +1,7 @@
 """Retrieval of captions: what counts as right, the judge that is trained here, and CLIP."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bigr.evaluation.captions.caption_retrieval import (
 )
 from bigr.evaluation.captions.clip_judge import ClipJudge
 from bigr.evaluation.captions.trained_judge import LARGEST_SIDE, CaptionJudge, train_judge
-from bigr.evaluation.evaluation_parts import NotApplicable, Parts
+from bigr.evaluation.evaluation_parts import Attempt, NotApplicable, Parts
 from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.runtime.errors import BigrError
 from tests.text_encoders import write_clip, write_frozen
@@ -85,9 +86,10 @@ def test_fewer_captions_than_ten_are_left_out_and_the_other_sets_are_measured() 
         similarities(Told(), stream(range(9)), TEXTS[:9], 5)
     parts = Parts()
     sets = {"top1": CaptionedSet(stream([0]), ["caption 0"]), "train_top1": CaptionedSet(stream(range(12)), TEXTS)}
-    assert retrieval_metrics(Told(), sets, 5, parts, scores=False) == {"train_top1": 1.0}
+    similar = {name: Attempt(partial(similarities, Told(), *of_one, 5)) for name, of_one in sets.items()}
+    assert retrieval_metrics(similar, parts, scores=False) == {"train_top1": 1.0}
     assert list(parts.left_out) == ["retrieval.top1"] and parts.measured == ["retrieval.train_top1"]
-    assert retrieval_metrics(Told(), sets, 5, Parts(), scores=True) == {"train_top1": 1.0, "train_clip_score": 100.0}
+    assert retrieval_metrics(similar, Parts(), scores=True) == {"train_top1": 1.0, "train_clip_score": 100.0}
 
 
 # The judge that is trained here: colours above colours; some pairs are in no training image.

@@ -66,15 +66,14 @@ def test_the_nearest_training_image_is_found_and_copies_are_told_from_new_images
     training = torch.randint(0, 256, (30, 3, size, size), dtype=torch.uint8, generator=draw)
     held_out = torch.randint(0, 256, (10, 3, size, size), dtype=torch.uint8, generator=draw)
     stream, copies = ImageStream(30, lambda: iter(training)), training[[7, 29, 3]]
-    mine = nearest(copies, stream, torch.device("cpu"))
+    mine, theirs = nearest([copies, held_out], stream, torch.device("cpu"))
     assert mine.place.tolist() == [7, 29, 3] and mine.distance.max() < 1e-3
-    theirs = nearest(held_out, stream, torch.device("cpu"))
     assert nearest_ratio(mine, theirs) < 0.01 and nearest_ratio(theirs, theirs) == 1
     if size == 8:  # compared as they are
         apart = (held_out[:1].float() - training.float()).square().flatten(1).mean(1).sqrt() / 255
         assert theirs.distance[0] == pytest.approx(float(apart.min()), rel=1e-3)
         assert int(theirs.place[0]) == int(apart.argmin())
-    draw_neighbours(tmp_path / "pairs.png", copies, mine, stream)
+    draw_neighbours(tmp_path / "pairs.png", ImageStream(3, lambda: iter(copies)), [0, 1, 2], mine, stream)
     with Image.open(tmp_path / "pairs.png") as picture:
         assert picture.size[0] > 3 * size and picture.size[1] > 2 * size
 
@@ -405,7 +404,8 @@ def test_what_is_drawn_without_further_training_shows_its_progress(project: Path
     classifier = Classifier(ClassifierConfig(16, 10, 8, 8)).eval()
     sections = small_settings().samples, small_settings().editing
     measured = ZeroShot(measured_model(tokenizer, model, *sections, 256), classifier, 256)
-    every = measured.applications(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4), torch.zeros(3, 16, 16))
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+    every = measured.applications(ImageStream(4, lambda: iter(images)), torch.arange(4), torch.zeros(3, 16, 16))
     with caplog.at_level("INFO", "bigr.runtime.progress"):
         for application in every.values():
             application()

@@ -345,9 +345,8 @@ def test_zero_shot_metrics_are_measured(project: Path) -> None:
         classifier = Classifier(ClassifierConfig(8, 3, 4, 8)).eval().to(CUDA)
         drawing = ImageModel(Sampler(*networks(project), 4, nullcontext), sampling, editing, ["a", "b", "c"])
         measured = ZeroShot(drawing, classifier, batch_size=4)
-        every = measured.applications(
-            torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 3, torch.zeros(3, 8, 8)
-        )
+        images = ImageStream(4, lambda: iter(torch.zeros(4, 3, 8, 8, dtype=torch.uint8)))
+        every = measured.applications(images, torch.arange(4) % 3, torch.zeros(3, 8, 8))
         metrics = {name: value for application in every.values() for name, value in application().items()}
     assert len(every) == 4 and {"inpaint_psnr", "edit_label_agreement"} <= metrics.keys()
 

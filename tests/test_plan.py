@@ -16,6 +16,7 @@ from bigr import config
 from bigr.cli import program
 from bigr.data.texts import write_texts
 from bigr.evaluation.fidelity.classifier import Classifier, ClassifierConfig
+from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.folders import save
 from bigr.models.autoencoder.tokenizer import Tokenizer, TokenizerConfig
@@ -208,7 +209,8 @@ def test_flops_of_what_needs_no_training_are_those_of_what_the_evaluation_draws(
     drawing = measured_model(tokenizer, model, s.samples, s.editing, batch_size, knows_labels=knows_labels)
     measured = ZeroShot(drawing, AllOfOneClass(), batch_size)
     noise = torch.randint(256, (images, 3, 16, 16), dtype=torch.uint8)  # the box around it is the whole image
-    every = measured.applications(noise, torch.arange(images) % 10, torch.zeros(3, 16, 16))
+    stream = ImageStream(images, lambda: iter(noise))
+    every = measured.applications(stream, torch.arange(images) % 10, torch.zeros(3, 16, 16))
     if not knows_labels:
         every = {name: every[name] for name in ("inpainting", "enrichment")}
     ran = meter.flops(lambda: [application() for application in every.values()])
@@ -344,10 +346,10 @@ def test_time_is_work_over_speed_and_processes(made: plan.Plan) -> None:
     for stage in (s for s in made.stages if s.flops is not None):
         seconds = stage.seconds(plan.Speed(1.0, 1.0, ""))
         shared = (stage.flops + stage.flops_float32) / stage.processes
-        assert seconds == pytest.approx((shared + stage.flops_alone) / 1e12)
+        assert seconds == pytest.approx((shared + stage.flops_alone) / 1e12)  # flops_beside at the same time
         assert stage.seconds(plan.Speed(4.0, 4.0, "")) == pytest.approx(seconds / 4)
     assert (stages["generator"].processes, stages["evaluation"].processes) == (2, 2)
-    assert stages["evaluation"].flops_alone > 0 == stages["samples"].flops_alone  # the classifier and the probe
+    assert stages["evaluation"].flops_alone > 0 == stages["samples"].flops_alone  # the classifier
 
 
 def test_float32_work_goes_at_a_speed_of_its_own(made: plan.Plan) -> None:
@@ -474,8 +476,19 @@ def test_the_judge_of_captions_is_planned_unless_clip_judges(tmp_path: Path) -> 
     more = settings(text__encoder="learned", generator__text_heads=2, evaluation__judge_steps=10)
     clip = settings(text__encoder="learned", generator__text_heads=2, evaluation__clip="clip")
     with torch.device("meta"):
-        few, many, none = (plan.judge_flops(s, 100, 50) for s in (ours, more, clip))
+        few, many, none = (sum(plan.judge_flops(s, 100, 50)) for s in (ours, more, clip))
     assert none == 0 < few < many < 2 * few
+
+
+def test_trainings_of_the_evaluation_run_at_once_in_several_processes(tmp_path: Path) -> None:
+    params = write(tmp_path, text__encoder="learned", generator__text_heads=2)
+    alone, several = (
+        next(s for s in plan.make_plan(params, tmp_path, tflops=1.0, processes=n).stages if s.name == "evaluation")
+        for n in (1, 2)
+    )
+    both, classifier, judge = alone.flops_alone, several.flops_alone, several.flops_beside
+    assert alone.flops_beside == 0 < min(classifier, judge) and classifier + judge == both
+    assert several.flops_float32 == alone.flops_float32  # the same work, in two
 
 
 def test_features_take_two_bytes_a_number_of_every_layer_for_the_images_that_are_measured(tmp_path: Path) -> None:
@@ -492,7 +505,8 @@ def test_the_reference_and_the_probes_images_cost_each_their_own(tmp_path: Path)
         s = settings(**{f"evaluation__{name}": number for name, number in limits.items()})
         with torch.device("meta"):
             built = networks.build(s, 10)
-            return sum(plan.evaluation_flops(s, built, image_counts.ImageCounts(1000, 20, 10, "", "")))
+            shared, trainings = plan.evaluation_flops(s, built, image_counts.ImageCounts(1000, 20, 10, "", ""))
+            return shared + sum(trainings)
 
     few = cost(reference_images=100, probe_images=100)
     more, longer = cost(reference_images=200, probe_images=100), cost(reference_images=100, probe_images=200)

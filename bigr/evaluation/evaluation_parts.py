@@ -5,16 +5,21 @@ A part that does not apply is left out with a reason. The stage fails with a fai
 
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
+from bigr.runtime.distributed import from_process, rank, together, world
 from bigr.runtime.errors import BigrError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class NotApplicable(Exception):
+    """Raised within a part that cannot be measured for this model or data; `str()` is the reason."""
 
 
 class Attempt(Generic[T]):
@@ -37,8 +42,34 @@ class Attempt(Generic[T]):
         return self._value
 
 
-class NotApplicable(Exception):
-    """Raised within a part that cannot be measured for this model or data; `str()` is the reason."""
+def at_once(works: Mapping[str, Callable[[], T]]) -> dict[str, Attempt[T]]:
+    """What each piece of work returned, or its exception, in every process; one process does it, several at a time.
+
+    For work that cannot be divided, such as a training. The first process does the first piece, the second the second,
+    and so on in turn. Results must be picklable, their tensors on the CPU. All processes must call it.
+    """
+    owners = {name: number % world() for number, name in enumerate(works)}
+    mine = {name: Attempt(works[name]) for name, owner in owners.items() if owner == rank()}
+    together(lambda: None)  # all have done theirs, and none has ended
+    return {name: _sent(mine.get(name), owner) for name, owner in owners.items()}
+
+
+def _sent(own: Attempt[T] | None, owner: int) -> Attempt[T]:
+    """The attempt of process `owner`; own: it, in that process."""
+    kind, message, value = None, "", None
+    if own is not None and own.error is None:
+        value = own.result()
+    elif own is not None:
+        kind = next((kind for kind in (NotApplicable, BigrError) if isinstance(own.error, kind)), RuntimeError)
+        message = str(own.error) or type(own.error).__name__
+    kind, message, value = from_process(owner, (kind, message, value))
+
+    def result() -> T:
+        if kind is not None:
+            raise kind(f"in another process: {message}" if kind is RuntimeError else message)
+        return cast("T", value)
+
+    return Attempt(result) if own is None else own
 
 
 @dataclass

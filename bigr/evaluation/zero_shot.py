@@ -5,10 +5,10 @@ The images are those that `ImageModel` draws; the offline classifier tells their
 Shapes: n images, H×W pixels, S the model's size, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from bigr.data.images import to_image, to_tensor
 from bigr.evaluation.evaluation_parts import NotApplicable
 from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.evaluation.protocol import EVALUATION_SEED
 from bigr.imaging.model import ImageModel
 from bigr.imaging.options import Editing
@@ -26,6 +27,7 @@ from bigr.imaging.sampler import Sampler
 from bigr.models.autoencoder.tokenizer import Tokenizer
 from bigr.models.masked.generator import BiGR
 from bigr.models.psnr import psnr
+from bigr.runtime.distributed import is_main, my_range, of_each, together
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.runtime.transfer import to_device
@@ -56,71 +58,102 @@ def measured_model(
     return ImageModel(sampler, Sampling.of(samples), Editing.of(editing), names, knows_labels=knows_labels)
 
 
+class Share(NamedTuple):
+    """What a process measures of n images: their numbers, of 0..n; the images uint8 [m, 3, H, W]; the labels of all n,
+    int64 [n].
+    """
+
+    numbers: range
+    images: Tensor
+    labels: Tensor
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Those of n rows that are this process's."""
+        return rows[self.numbers.start : self.numbers.stop]
+
+
 class ZeroShot:
-    """The model, the classifier, and one method for each application."""
+    """The model, the classifier, and one method for each application, which measures a process's share of the images.
+
+    They return a value of each image, under the name of its mean in metrics.json.
+    """
 
     def __init__(self, model: ImageModel, classifier: Classifier, batch_size: int) -> None:
         self._model, self._classifier, self._batch_size = model, classifier, batch_size
         self._classes = len(model.classes)
 
-    def applications(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, Callable[[], dict[str, float]]]:
-        """By name what measures each application, of images uint8 [n, 3, H, W] and their labels int64 [n].
+    def applications(
+        self, images: ImageStream, labels: Tensor, mean: Tensor
+    ) -> dict[str, Callable[[], dict[str, float]]]:
+        """By name what measures each application, of n images and their labels int64 [n].
 
         mean: the mean training image, float [3, H, W] in [0, 1]. They return parts of `zero_shot` in metrics.json, and
-        raise `NotApplicable` where they would measure nothing.
+        raise `NotApplicable` where they would measure nothing. All processes must call them, in this order.
         """
+        numbers = my_range(len(images))
+        none = torch.empty(0, 3, self._model.size, self._model.size, dtype=torch.uint8)
+        mine = together(lambda: torch.cat([none, *images.batches(self._batch_size, numbers)]))
+        share = Share(numbers, mine, labels)
+
+        def shared(measure: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
+            return means(together(lambda: measure() if numbers else {}))
+
+        def of_classes(measure: Callable[[], dict[str, Tensor]]) -> dict[str, float]:
+            self._check_classes()
+            return shared(measure)
+
         return {
-            "inpainting": lambda: self.inpainting(images, labels, mean),
-            "editing": lambda: self.editing(images, labels),
-            "interpolation": lambda: self.interpolation(len(images)),
-            "enrichment": lambda: self.enrichment(images, labels),
+            "inpainting": lambda: shared(lambda: self.inpainting(share, mean)),
+            "editing": lambda: of_classes(lambda: self.editing(share)),
+            "interpolation": lambda: of_classes(lambda: self.interpolation(share)),
+            "enrichment": lambda: shared(lambda: self.enrichment(share)),
         }
 
-    def inpainting(self, images: Tensor, labels: Tensor, mean: Tensor) -> dict[str, float]:
-        """The lower half, painted anew: the share whose class is kept where the label is given; PSNR in dB, the mean
-        over images, where it is not, beside that of the mean image's lower half."""
+    def inpainting(self, share: Share, mean: Tensor) -> dict[str, Tensor]:
+        """The lower half, painted anew: whether the class is kept where the label is given; PSNR in dB where it is
+        not, beside that of the mean image's lower half."""
+        images = share.images
         mask = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
         mask[:, images.shape[2] // 2 :] = True
-        unlabelled = self._painted("inpainting without a label", images, mask, None)
+        unlabelled = self._painted("inpainting without a label", share, mask, None)
         filled = torch.where(mask.unsqueeze(1), (mean * 255).round().to(torch.uint8), images)
-        metrics = {"inpaint_psnr": _psnr(unlabelled, images), "mean_fill_psnr": _psnr(filled, images)}
+        values = {"inpaint_psnr": _psnr(unlabelled, images), "mean_fill_psnr": _psnr(filled, images)}
         if self._model.knows_labels:
-            labelled = self._painted("inpainting", images, mask, labels)
-            metrics["inpaint_label_agreement"] = self._agreement(labelled, labels)
-        return metrics
+            labels = share.of(share.labels)
+            values["inpaint_label_agreement"] = self._seen(self._painted("inpainting", share, mask, labels)) == labels
+        return values
 
-    def editing(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """The box around the subject painted as another class, each in turn: how often that class is then seen."""
-        self._check_classes()
-        targets = other_classes(labels, self._classes)
-        edited = self._painted("editing", images, subject_boxes(images), targets)
-        return {"edit_label_agreement": self._agreement(edited, targets)}
+    def editing(self, share: Share) -> dict[str, Tensor]:
+        """The box around the subject painted as another class, each in turn: whether that class is then seen."""
+        targets = share.of(other_classes(share.labels, self._classes))
+        edited = self._painted("editing", share, subject_boxes(share.images), targets)
+        return {"edit_label_agreement": self._seen(edited) == targets}
 
-    def interpolation(self, count: int) -> dict[str, float]:
-        """Images half-way between two classes: how often one of the two is seen."""
-        self._check_classes()
-        first = torch.arange(count) % self._classes
-        second = other_classes(first, self._classes)
+    def interpolation(self, share: Share) -> dict[str, Tensor]:
+        """Images half-way between two classes: whether one of the two is seen."""
+        of_all = torch.arange(len(share.labels)) % self._classes
+        first, second = share.of(of_all), share.of(other_classes(of_all, self._classes))
 
         def draw(some: slice, seeds: list[int]) -> Tensor:
             return interpolated(self._model, first[some], second[some], 0.5, seeds)
 
-        seen = self._seen(self._drawn("interpolation", count, "interpolate", draw))
-        return {"interpolation_agreement": float(((seen == first) | (seen == second)).double().mean())}
+        seen = self._seen(self._drawn("interpolation", share.numbers, "interpolate", draw))
+        return {"interpolation_agreement": (seen == first) | (seen == second)}
 
-    def enrichment(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Images made half as large and enlarged again: how often their class is seen, each under its name.
+    def enrichment(self, share: Share) -> dict[str, Tensor]:
+        """Images made half as large and enlarged again: whether their class is seen, each under its name.
 
         bicubic: in the bicubic interpolation; drawn: in what the model draws; enrich: in that made consistent with the
         small image, the result of `ImageModel.enrich`; consistent: in the bicubic image with the same correction.
         """
+        images, labels = share.images, share.of(share.labels)
         size = images.shape[-1]
         half = max(1, size // 2)
         small = [to_image(image).resize((half, half), Image.Resampling.BICUBIC) for image in images]
         large = _pixels([one.resize((size, size), Image.Resampling.BICUBIC) for one in small])
 
         drawn = self._drawn(
-            "enrichment", len(images), "enrich", lambda some, seeds: enriched(self._model, small[some], seeds)
+            "enrichment", share.numbers, "enrich", lambda some, seeds: enriched(self._model, small[some], seeds)
         )
 
         def consistent(drawings: Tensor) -> Tensor:
@@ -128,10 +161,10 @@ class ZeroShot:
             return _pixels([consistent_with(one, to_image(drawing)) for one, drawing in pairs])
 
         return {
-            "enrich_label_agreement": self._agreement(consistent(drawn), labels),
-            "bicubic_label_agreement": self._agreement(large, labels),
-            "drawn_label_agreement": self._agreement(drawn, labels),
-            "consistent_label_agreement": self._agreement(consistent(large), labels),
+            "enrich_label_agreement": self._seen(consistent(drawn)) == labels,
+            "bicubic_label_agreement": self._seen(large) == labels,
+            "drawn_label_agreement": self._seen(drawn) == labels,
+            "consistent_label_agreement": self._seen(consistent(large)) == labels,
         }
 
     def _check_classes(self) -> None:
@@ -140,28 +173,32 @@ class ZeroShot:
         if self._classes < 2:
             raise NotApplicable("there is one class, and no other")
 
-    def _painted(self, what: str, images: Tensor, masks: Tensor, labels: Tensor | None) -> Tensor:
+    def _painted(self, what: str, share: Share, masks: Tensor, labels: Tensor | None) -> Tensor:
         def draw(some: slice, seeds: list[int]) -> Tensor:
-            return painted(self._model, images[some], masks[some], None if labels is None else labels[some], seeds)
+            own = None if labels is None else labels[some]
+            return painted(self._model, share.images[some], masks[some], own, seeds)
 
-        return self._drawn(what, len(images), "inpaint", draw)
+        return self._drawn(what, share.numbers, "inpaint", draw)
 
-    def _drawn(self, what: str, count: int, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
-        """The images that `draw` returns for slices of 0..count and their seeds: uint8 [count, 3, H, W]."""
+    def _drawn(self, what: str, numbers: range, place: str, draw: Callable[[slice, list[int]], Tensor]) -> Tensor:
+        """The images that `draw` returns for slices of 0..m and their seeds: uint8 [m, 3, H, W]; numbers: of these."""
         self._model.check_finite()
         parts = []
-        with Progress(what, count, unit="image") as progress:
-            for places in batched(count, self._batch_size):
-                seeds = [derive_seed(EVALUATION_SEED, "zero-shot", place, index) for index in places]
-                parts.append(draw(slice(places.start, places.stop), seeds))
+        with Progress(what, len(numbers), unit="image", enabled=is_main()) as progress:
+            for places in batched(len(numbers), self._batch_size):
+                some = slice(places.start, places.stop)
+                parts.append(draw(some, [derive_seed(EVALUATION_SEED, "zero-shot", place, n) for n in numbers[some]]))
                 progress.advance(len(places))
         return torch.cat(parts)
 
     def _seen(self, images: Tensor) -> Tensor:
         return torch.cat([self._classifier.predict(batch) for batch in images.split(self._batch_size)])
 
-    def _agreement(self, images: Tensor, labels: Tensor) -> float:
-        return float((self._seen(images) == labels).double().mean())
+
+def means(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """The means over the images of all processes, of values of this process's images [m]; none where it has none."""
+    every = [part for part in of_each(dict(values)) if part]
+    return {name: float(torch.cat([part[name] for part in every]).double().mean()) for name in every[0]}
 
 
 def painted(model: ImageModel, images: Tensor, masks: Tensor, labels: Tensor | None, seeds: Sequence[int]) -> Tensor:
@@ -224,8 +261,8 @@ def _between(marked: Tensor) -> Tensor:
     return forward & backward
 
 
-def _psnr(images: Tensor, originals: Tensor) -> float:
-    return float(psnr(images.double(), originals.double(), peak=255).mean())
+def _psnr(images: Tensor, originals: Tensor) -> Tensor:
+    return psnr(images.double(), originals.double(), peak=255)
 
 
 def _pixels(pictures: Sequence[Image.Image]) -> Tensor:

@@ -43,10 +43,15 @@ def local_rank() -> int:
 
 def from_first(value: T) -> T:
     """The `value` of the first process, in every process. It must be picklable."""
+    return from_process(0, value)
+
+
+def from_process(number: int, value: T) -> T:
+    """The `value` of that process, in every process. It must be picklable, its tensors on the CPU."""
     if world() == 1:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=number)
     found: T = box[0]
     return found
 

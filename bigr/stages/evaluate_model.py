@@ -8,9 +8,9 @@ were measured, left out, or failed). Where a part fails, the metrics of the othe
 Classifier, judges, probe and draws of subsets have a seed of their own, so that the metrics of runs with different
 `seed` compare. All in float32, whatever `run.precision` is.
 
-Every process computes a share of the features, of the classifier's predictions, of PSNR and of k-NN
-(`bigr.evaluation.measurement`); the first does the rest, and writes. Features are in checkpoints/evaluation, part by
-part, and a run that was killed continues with those that are there. No process holds all samples.
+All processes measure together (`bigr.evaluation.measurement`); the first computes t-SNE, and writes. Features are in
+checkpoints/evaluation, part by part, and a run that was killed continues with those that are there. No process holds
+all samples.
 """
 
 from collections import defaultdict
@@ -22,35 +22,26 @@ import torch
 from torch import Tensor
 
 from bigr.data.codes import CodesDataset
-from bigr.data.embedded.scenes import CLASSES as SCENES
-from bigr.data.shards import ShardIndex, first_captions
+from bigr.data.shards import ShardIndex
 from bigr.data.sources.source import SPLITS
 from bigr.evaluation import plots
-from bigr.evaluation.captions.caption_retrieval import CaptionedSet, Judge, retrieval_metrics
-from bigr.evaluation.captions.clip_judge import ClipJudge
-from bigr.evaluation.captions.trained_judge import train_judge
-from bigr.evaluation.code_usage import code_usage
-from bigr.evaluation.evaluation_parts import Attempt, NotApplicable, Parts
-from bigr.evaluation.fidelity.classifier import Classifier
+from bigr.evaluation.captions.caption_retrieval import retrieval_metrics
+from bigr.evaluation.evaluation_parts import NotApplicable, Parts
 from bigr.evaluation.fidelity.distances import Fidelity, metric_names
 from bigr.evaluation.fidelity.extractors import (
     CLASSIFIER,
-    Extractor,
     read_inception_weights,
 )
-from bigr.evaluation.fidelity.neighbours import MEASURED, draw_neighbours, nearest, nearest_ratio
-from bigr.evaluation.fidelity.statistics import KEPT, read_measured
+from bigr.evaluation.fidelity.neighbours import draw_neighbours, measured_places
 from bigr.evaluation.headline import headline
 from bigr.evaluation.imagesets.image_stream import ImageStream, reconstructions, split_hash, split_images
-from bigr.evaluation.imagesets.npz_images import read_samples, read_texts, read_train_samples
-from bigr.evaluation.measurement import Inputs, Measured, measure, needed
+from bigr.evaluation.imagesets.npz_images import read_samples, read_texts
+from bigr.evaluation.measurement import PAIRS, Inputs, Measured, measure
 from bigr.evaluation.representation.representation_metrics import (
     COLUMNS,
     Representation,
     represent,
 )
-from bigr.evaluation.scene_attributes import attribute_metrics, train_reader
-from bigr.evaluation.zero_shot import ZeroShot, measured_model
 from bigr.interop.belonging import check_codes
 from bigr.interop.folders import load_model, model_hash, save
 from bigr.interop.standardisation import save_statistics
@@ -100,17 +91,16 @@ def load(settings: "Settings", context: Context) -> tuple[Inputs, Tensor]:
     sets = {"samples": drawn, "reconstructions": restored, **originals}
     unfinished = root / "checkpoints" / "evaluation"
     keep_parts(unfinished, context.fingerprint)
+    texts = read_texts(root / "outputs" / "samples.npz")
     inputs = Inputs(
-        settings, device, root, shards, codes, tokenizer, model, inception, sets, labels, unfinished=unfinished
+        settings, device, root, shards, codes, tokenizer, model, inception, sets, labels, texts, unfinished=unfinished
     )
     return inputs, asked
 
 
 def write(inputs: Inputs, asked: Tensor, measured: Measured, context: Context) -> None:
-    """What the first process measures alone; then all metrics, plots and models."""
-    section, device, root = inputs.section, inputs.device, inputs.root
-    shards, codes, classes, sets = inputs.shards, inputs.codes, inputs.classes, inputs.sets
-    drawn, restored, originals = sets["samples"], sets["reconstructions"], {split: sets[split] for split in SPLITS}
+    """All metrics, plots and models, by the first process."""
+    section, root, shards, classes, sets = inputs.section, inputs.root, inputs.shards, inputs.classes, inputs.sets
     parts, metrics, protocol = Parts(), defaultdict[str, dict[str, float]](dict), dict[str, object]()
     representation: Representation | None = None
     with atomic_folder(root / "outputs" / "plots") as pictures:
@@ -127,46 +117,41 @@ def write(inputs: Inputs, asked: Tensor, measured: Measured, context: Context) -
             draw_confusion(pictures, asked, measured.seen["samples"].result(), classes)
         with parts("fidelity"):
             extractor = measured.looked.result()
-            protocol |= about(section, extractor.hash, shards, originals)
-            for name, values in distances(inputs, extractor, parts).items():
+            protocol |= about(section, extractor.hash, shards, sets)
+            for name, values in distances(section, measured, parts).items():
                 metrics[name] |= values
         with parts("neighbours"):
-            most = min(MEASURED, len(drawn), len(originals["val"]))
-            few = drawn.some(torch.linspace(0, len(drawn) - 1, most).long().tolist())
-            mine = nearest(few, originals["train"], device)
-            held_out = nearest(originals["val"].first(most, section.batch_size), originals["train"], device)
-            metrics["samples"]["nearest_ratio"] = nearest_ratio(mine, held_out)
-            draw_neighbours(pictures / "neighbours.png", few, mine, originals["train"])
-        texts = read_texts(root / "outputs" / "samples.npz")
-        if texts is not None:
+            found, metrics["samples"]["nearest_ratio"] = measured.copies.result()
+            places = measured_places(len(sets["samples"]), len(sets["val"]))
+            draw_neighbours(pictures / "neighbours.png", sets["samples"], places, found, sets["train"])
+        if inputs.texts is not None:
             with parts("retrieval"):
-                judge = judge_of(section, root, shards, originals["train"], device)
-                protocol["judge"] = judge.about
-                those = captioned_sets(root, shards, CaptionedSet(drawn, texts), restored, originals)
-                scores = section.clip is not None
-                metrics["retrieval"] = retrieval_metrics(judge, those, section.batch_size, parts, scores=scores)
-        if texts is not None and classes == SCENES:
+                protocol["judge"] = measured.judge.result().about
+                similar = measured.similar.result()
+                metrics["retrieval"] = retrieval_metrics(similar, parts, scores=section.clip is not None)
+        if inputs.of_scenes:
             with parts("attributes"):
-                steps, scenes = section.scene_reader_steps, section.scene_reader_scenes
-                reader, accuracy = train_reader(shards.image_size, device, steps=steps, scenes=scenes)
-                shown = [one for batch in drawn.batches(section.batch_size) for one in reader.read(batch, len(batch))]
-                metrics["attributes"] = {"reader_accuracy": accuracy, **attribute_metrics(texts, shown)}
+                metrics["attributes"] = measured.attributes.result()
         with parts("psnr"):
             metrics["reconstructions"]["psnr"] = measured.psnr.result()
         with parts("codes"):
-            usage = code_usage(codes["train"], min(len(originals["train"]), KEPT))
+            usage = measured.codes.result()
             metrics["codes"] = usage.metrics()
             plots.bits_plot(pictures / "bits.png", usage)
         with parts("representation"):
-            train, val, near = measured.features.result()
-            representation = represent(section, train, val, near, len(classes), device)
+            representation = represent(section, *measured.features.result())
             metrics |= representation.metrics()
             representation.draw(pictures, classes)
             save_statistics(root / "models" / "features", representation.statistics, root / "models" / "bigr")
-        measure_zero_shot(inputs, measured.classifier, metrics, parts)
-    for name, images in (("samples", drawn), ("reconstructions", restored), ("val_against_train", originals["val"])):
+        with parts("zero_shot"):
+            every = measured.zero_shot.result()
+            metrics["zero_shot"]["images"] = float(min(section.zero_shot_images, len(sets["val"])))
+            for name, application in every.items():
+                with parts(f"zero_shot.{name}"):
+                    metrics["zero_shot"] |= application.result()
+    for name, (ours, _) in PAIRS.items():
         if name in metrics:
-            metrics[name]["images"] = len(images)
+            metrics[name]["images"] = len(sets[ours])
 
     if representation is None:  # DVC expects the folder
         with atomic_folder(root / "models" / "features"):
@@ -181,80 +166,16 @@ def write(inputs: Inputs, asked: Tensor, measured: Measured, context: Context) -
     remove_parts(inputs.unfinished)
 
 
-def distances(inputs: Inputs, extractor: Extractor, parts: Parts) -> dict[str, dict[str, float]]:
+def distances(section: "Section", measured: Measured, parts: Parts) -> dict[str, dict[str, float]]:
     """The distances of samples, reconstructions and the validation split, each under its name in metrics.json."""
-    section = inputs.section
-    looks = {
-        name: read_measured(extractor, len(images), section.batch_size, inputs.unfinished, name=name)
-        for name, images in inputs.sets.items()
-    }
-    fidelity = Fidelity.of(section, inputs.device)
-    pairs = {
-        "samples": ("samples", section.reference),
-        "reconstructions": ("reconstructions", "val"),
-        "val_against_train": ("val", "train"),
-    }
-    found = {name: fidelity.compare(looks[ours], looks[theirs]) for name, (ours, theirs) in pairs.items()}
-    for name, measured in found.items():
-        if "precision" not in measured:
-            parts.leave_out(f"precision and recall of {name}", fidelity.too_few)
+    found = {name: measured.distances[name].result() | measured.precision_recall[name].result() for name in PAIRS}
+    for name, values in found.items():
+        if "precision" not in values:
+            parts.leave_out(f"precision and recall of {name}", Fidelity.of(section, torch.device("cpu")).too_few)
     distance = metric_names(section.extractor).distance
     floor = max(found["val_against_train"][distance], _SMALLEST_FLOOR)
     found["samples"]["over_floor"] = found["samples"][distance] / floor
     return found
-
-
-def judge_of(section: "Section", root: Path, shards: ShardIndex, training: ImageStream, device: torch.device) -> Judge:
-    """CLIP, where the settings name its weights, else a judge trained on the training images and their captions."""
-    if section.clip is not None:
-        return ClipJudge(root / section.clip, device)
-    return train_judge(section, training, first_captions(shards, "train", len(training)), device)
-
-
-def captioned_sets(
-    root: Path, shards: ShardIndex, drawn: CaptionedSet, restored: ImageStream, originals: Mapping[str, ImageStream]
-) -> dict[str, CaptionedSet]:
-    """The sets of retrieval, by their names in metrics.json: samples, and what the judge can be compared by."""
-    texts = {split: first_captions(shards, split, len(images)) for split, images in originals.items()}
-    few = min(len(originals["val"]), len(originals["train"]))
-    sets = {
-        "top1": drawn,
-        "judge_accuracy": CaptionedSet(originals["val"], texts["val"]),
-        "judge_train_accuracy": CaptionedSet(originals["train"].limited(few), texts["train"][:few]),
-        "reconstructions_top1": CaptionedSet(restored, texts["val"]),
-    }
-    if (train := read_train_samples(root / "outputs" / "samples.npz")) is not None:
-        images, captions = train
-        sets["train_top1"] = CaptionedSet(ImageStream(len(images), lambda: iter(images)), captions)
-    return sets
-
-
-def measure_zero_shot(
-    inputs: Inputs, classifier: Attempt[Classifier], metrics: dict[str, dict[str, float]], parts: Parts
-) -> None:
-    """Add what needs no further training to `metrics`, each application a part of its own."""
-    settings, section, sets = inputs.settings, inputs.section, inputs.sets
-    count = min(section.zero_shot_images, len(sets["val"]))
-    if count == 0:
-        parts.leave_out("zero_shot", "evaluation.zero_shot_images is 0")
-        return
-    with parts("zero_shot"):
-        model = inputs.model.to(inputs.device)
-        drawing = measured_model(
-            inputs.tokenizer,
-            model,
-            settings.samples,
-            settings.editing,
-            section.batch_size,
-            knows_labels=settings.generator.use_labels and not model.config.text_tokens,
-        )
-        measured = ZeroShot(drawing, needed(classifier), section.batch_size)
-        images = sets["val"].first(count, section.batch_size)
-        metrics["zero_shot"]["images"] = float(count)
-        every = measured.applications(images, inputs.labels[:count], mean_picture(sets["train"]))
-        for name, application in every.items():
-            with parts(f"zero_shot.{name}"):
-                metrics["zero_shot"] |= application()
 
 
 def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
@@ -267,9 +188,7 @@ def open_codes(root: Path, shards: ShardIndex) -> dict[str, CodesDataset]:
     return codes
 
 
-def about(
-    section: "Section", extractor: str, shards: ShardIndex, originals: Mapping[str, ImageStream]
-) -> dict[str, object]:
+def about(section: "Section", extractor: str, shards: ShardIndex, sets: Mapping[str, ImageStream]) -> dict[str, object]:
     """What the distances depend on besides the images measured: metrics compare only where all of it is the same.
 
     extractor: the hash of its weights.
@@ -279,19 +198,13 @@ def about(
         "extractor": {"name": section.extractor, "hash": extractor},
         "reference": {
             "split": reference,
-            "images": len(originals[reference]),
+            "images": len(sets[reference]),
             "hash": split_hash(shards, reference),
         },
         "kid_subset_size": section.kid_subset_size,
         "kid_subsets": section.kid_subsets,
         "precision_recall_neighbours": section.precision_recall_neighbours,
     }
-
-
-def mean_picture(images: ImageStream) -> Tensor:
-    """The mean of a set of images, float [3, H, W] in [0, 1]."""
-    total = sum(batch.double().sum(0) for batch in images.batches(256))
-    return (torch.as_tensor(total) / len(images) / 255).float()
 
 
 def agreement(seen: Tensor, labels: Tensor) -> float:

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bigr.evaluation.evaluation_parts import NotApplicable, Parts
+from bigr.evaluation.evaluation_parts import Attempt, NotApplicable, Parts
 from bigr.evaluation.imagesets.image_stream import ImageStream
 from bigr.evaluation.protocol import EVALUATION_SEED
+from bigr.runtime.distributed import my_range, of_each, together
 from bigr.runtime.seeds import derive_seed
 from bigr.text.encoder import cleaned
 
@@ -44,17 +45,15 @@ class CaptionedSet(NamedTuple):
     texts: Sequence[str]
 
 
-def retrieval_metrics(
-    judge: Judge, sets: Mapping[str, CaptionedSet], batch_size: int, parts: Parts, *, scores: bool
-) -> dict[str, float]:
+def retrieval_metrics(similar_in: Mapping[str, Attempt[Tensor]], parts: Parts, *, scores: bool) -> dict[str, float]:
     """`top1` of each set under its name, each a part of its own; scores: and `clip_score` of those in `CLIP_SCORES`.
 
-    A set with too few different captions is left out.
+    similar_in: the `similarities` of each set. One with too few different captions is left out.
     """
     found: dict[str, float] = {}
-    for name, (images, texts) in sets.items():
+    for name, attempt in similar_in.items():
         with parts(f"retrieval.{name}"):
-            similar = similarities(judge, images, texts, batch_size)
+            similar = attempt.result()
             found[name] = top1(similar)
             if scores and name in CLIP_SCORES:
                 found[CLIP_SCORES[name]] = clip_score(similar)
@@ -64,7 +63,8 @@ def retrieval_metrics(
 def similarities(judge: Judge, images: ImageStream, texts: Sequence[str], batch_size: int) -> Tensor:
     """The cosine similarity of each image to `CANDIDATES` texts, float [n, 10], its own first.
 
-    Images whose text has no word are left out. Raises `NotApplicable` where there are fewer than ten different texts.
+    Images whose text has no word are left out. Each process looks at its share of the images, and reads its share of
+    the texts. Raises `NotApplicable` where there are fewer than ten different texts.
     """
     own = [cleaned(text) for text in texts]
     distinct = sorted(set(own) - {""})
@@ -72,16 +72,21 @@ def similarities(judge: Judge, images: ImageStream, texts: Sequence[str], batch_
         raise NotApplicable(f"there are {len(distinct)} different captions; retrieval is among {CANDIDATES}")
     numbers = {text: number for number, text in enumerate(distinct)}
     draws = random.Random(derive_seed(EVALUATION_SEED, "caption retrieval"))
-    read = torch.cat([judge.read(distinct[i : i + batch_size]) for i in range(0, len(distinct), batch_size)])
-    found, place = [], 0
-    for batch in images.batches(batch_size):
-        for vector, text in zip(judge.see(batch), own[place : place + len(batch)], strict=True):
-            if text:
-                others = draws.sample(range(len(distinct) - 1), CANDIDATES - 1)
-                mine = numbers[text]
-                found.append(read[[mine, *(other + (other >= mine) for other in others)]] @ vector)
-        place += len(batch)
-    return torch.stack(found)
+    candidates: list[list[int]] = []
+    for text in own[: len(images)]:
+        others = draws.sample(range(len(distinct) - 1), CANDIDATES - 1) if text else []
+        candidates.append([numbers[text], *(other + (other >= numbers[text]) for other in others)] if text else [])
+    words, mine = my_range(len(distinct), batch_size), my_range(len(images), batch_size)
+    some_read = together(lambda: [judge.read(distinct[i : i + batch_size]) for i in words[::batch_size]])
+    read = torch.cat([batch for of_one in of_each(some_read) for batch in of_one])
+
+    def compared() -> Tensor:
+        vectors = (vector for batch in images.batches(batch_size, mine) for vector in judge.see(batch))
+        own_and_others = candidates[mine.start : mine.stop]
+        found = [read[ten] @ vector for ten, vector in zip(own_and_others, vectors, strict=True) if ten]
+        return torch.stack(found) if found else read.new_zeros(0, CANDIDATES)
+
+    return torch.cat(of_each(together(compared)))
 
 
 def top1(similar: Tensor) -> float:

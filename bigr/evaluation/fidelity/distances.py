@@ -72,11 +72,14 @@ class Fidelity:
         )
 
     def compare(self, images: Statistics, reference: Statistics) -> dict[str, float]:
-        """The metrics of `images` against `reference` that their statistics allow, by name (`metric_names`).
+        """All metrics of `images` against `reference` that their statistics allow: `distances`, `precision_recall`."""
+        return self.distances(images, reference) | self.precision_recall(images, reference)
 
-        precision: share of `images` inside the reference's manifold; recall: the reverse. Both need more images in each
-        set than neighbours. The subsets of the kernel distance are no larger than the smaller set.
-        Raises `BigrError` if the statistics are of different extractors.
+    def distances(self, images: Statistics, reference: Statistics) -> dict[str, float]:
+        """Distances and the score, by name (`metric_names`).
+
+        The subsets of the kernel distance are no larger than the smaller set. Raises `BigrError` if the statistics are
+        of different extractors.
         """
         ours, theirs = ((s.extractor, s.extractor_hash) for s in (images, reference))
         if not same_extractor(ours, theirs) or images.mu.shape != reference.mu.shape:
@@ -86,32 +89,42 @@ class Fidelity:
                 "both"
             )
         seed = numpy_seed(self.seed)
-        device = "cpu" if torch.device(self.device).type == "mps" else self.device  # Metal has no float64
         names = metric_names(images.extractor)
         metrics = {names.distance: frechet_distance(images, reference)}
         if images.features is not None and reference.features is not None:
             a, b = images.features.double(), reference.features.double()
-            smaller = min(len(a), len(b))
-            size = min(self.kid_subset_size, smaller)
+            size = min(self.kid_subset_size, len(a), len(b))
             drawn = kid_features_to_metric(
                 a, b, kid_subsets=self.kid_subsets, kid_subset_size=size, rng_seed=seed, verbose=False
             )
             metrics[names.kernel] = drawn[torch_fidelity.KEY_METRIC_KID_MEAN]
-            if smaller > self.neighbours:
-                inside = prc_features_to_metric(
-                    a.to(device),
-                    b.to(device),
-                    prc_neighborhood=self.neighbours,
-                    prc_batch_size=_PRECISION_RECALL_ROWS,
-                    save_cpu_ram=True,
-                    verbose=False,
-                )
-                metrics["precision"] = inside[torch_fidelity.KEY_METRIC_PRECISION]
-                metrics["recall"] = inside[torch_fidelity.KEY_METRIC_RECALL]
         if images.logits is not None and len(images.logits) >= _SCORE_SPLITS:
             score = isc_features_to_metric(images.logits, _SCORE_SPLITS, shuffle=True, rng_seed=seed)
             metrics[names.score] = score[torch_fidelity.KEY_METRIC_ISC_MEAN]
         return metrics
+
+    def precision_recall(self, images: Statistics, reference: Statistics) -> dict[str, float]:
+        """precision: the share of `images` inside the reference's manifold; recall: the reverse.
+
+        Empty where the features are not kept, or a set has no more images than neighbours.
+        """
+        if images.features is None or reference.features is None:
+            return {}
+        if min(len(images.features), len(reference.features)) <= self.neighbours:
+            return {}
+        device = "cpu" if torch.device(self.device).type == "mps" else self.device  # Metal has no float64
+        inside = prc_features_to_metric(
+            images.features.double().to(device),
+            reference.features.double().to(device),
+            prc_neighborhood=self.neighbours,
+            prc_batch_size=_PRECISION_RECALL_ROWS,
+            save_cpu_ram=True,
+            verbose=False,
+        )
+        return {
+            "precision": inside[torch_fidelity.KEY_METRIC_PRECISION],
+            "recall": inside[torch_fidelity.KEY_METRIC_RECALL],
+        }
 
     @property
     def too_few(self) -> str:

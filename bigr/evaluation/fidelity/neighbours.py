@@ -1,7 +1,10 @@
 """Whether samples are copies: how far each is from its nearest training image, beside held-out images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 
 from bigr.data.picture_grid import pairs, save_grid
 from bigr.evaluation.imagesets.image_stream import ImageStream
+from bigr.runtime.distributed import my_range, of_each, together
 from bigr.runtime.transfer import to_device
 
 MEASURED = 500
@@ -29,20 +33,52 @@ class Neighbours:
     place: Tensor
 
 
-def nearest(images: Tensor, training: ImageStream, device: torch.device) -> Neighbours:
-    """The nearest training image of images uint8 [n, 3, H, W], by pixels. Reads the training images once."""
-    mine = _small(images, device)
-    best = torch.full((len(mine),), torch.inf, device=device)
-    place = torch.zeros(len(mine), dtype=torch.int64, device=device)
-    start = 0
-    for batch in training.batches(_BLOCK):
-        theirs = _small(batch, device)
-        squared = (mine**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * mine @ theirs.T
-        least, where = squared.min(1)
-        closer = least < best
-        best, place = torch.where(closer, least, best), torch.where(closer, where + start, place)
-        start += len(batch)
-    return Neighbours((best.clamp(min=0) / mine.shape[1]).sqrt().cpu(), place.cpu())
+def measured_places(samples: int, held_out: int) -> list[int]:
+    """Which of so many samples are measured: as many as held-out images, `MEASURED` at most, evenly spread."""
+    return torch.linspace(0, samples - 1, min(MEASURED, samples, held_out)).long().tolist()
+
+
+def nearest(sets: Sequence[Tensor], training: ImageStream, device: torch.device) -> list[Neighbours]:
+    """The nearest training images of sets of images uint8 [n, 3, H, W], by pixels.
+
+    Each process searches its share of the training images, and reads them once.
+    """
+    small = [_small(images, device) for images in sets]
+    share = my_range(len(training), _BLOCK)
+    found = [_Closest.none(len(mine)) for mine in small]
+
+    def search() -> None:
+        start = share.start
+        for batch in training.batches(_BLOCK, share):
+            theirs = _small(batch, device)
+            for number, mine in enumerate(small):
+                squared = (mine**2).sum(1)[:, None] + (theirs**2).sum(1) - 2 * mine @ theirs.T
+                least, where = squared.min(1)
+                found[number] = found[number].or_closer(_Closest(least.cpu(), where.cpu() + start))
+            start += len(batch)
+
+    together(search)
+    every = [reduce(_Closest.or_closer, of_all) for of_all in zip(*of_each(found), strict=True)]
+    return [
+        Neighbours((one.squared.clamp(min=0) / mine.shape[1]).sqrt(), one.place)
+        for one, mine in zip(every, small, strict=True)
+    ]
+
+
+class _Closest(NamedTuple):
+    """The nearest images so far: the squared distance and the place, [n] each, on the CPU."""
+
+    squared: Tensor
+    place: Tensor
+
+    @classmethod
+    def none(cls, count: int) -> "_Closest":
+        return cls(torch.full((count,), torch.inf), torch.zeros(count, dtype=torch.int64))
+
+    def or_closer(self, later: "_Closest") -> "_Closest":
+        """The nearer of each; of equal ones these."""
+        closer = later.squared < self.squared
+        return _Closest(*(torch.where(closer, b, a) for a, b in zip(self, later, strict=True)))
 
 
 def _small(images: Tensor, device: torch.device) -> Tensor:
@@ -60,17 +96,14 @@ def nearest_ratio(samples: Neighbours, held_out: Neighbours) -> float:
     return float(samples.distance.median() / held_out.distance.median().clamp(min=1e-9))
 
 
-def draw_neighbours(path: Path, samples: Tensor, found: Neighbours, training: ImageStream) -> None:
-    """Write some samples, spread over all, each above its nearest training image."""
-    chosen = torch.linspace(0, len(samples) - 1, min(_SHOWN, len(samples))).long()
-    wanted = {int(found.place[number]): number for number in chosen.tolist()}
-    theirs: dict[int, Tensor] = {}
-    start = 0
-    for batch in training.batches(_BLOCK):
-        for place in wanted:
-            if start <= place < start + len(batch):
-                theirs[place] = batch[place - start].clone()
-        start += len(batch)
-    above = samples[chosen]
-    below = torch.stack([theirs[int(found.place[number])] for number in chosen.tolist()])
+def draw_neighbours(
+    path: Path, samples: ImageStream, places: Sequence[int], found: Neighbours, training: ImageStream
+) -> None:
+    """Write some samples, spread over all, each above its nearest training image.
+
+    places: of the samples that were measured; found: their neighbours.
+    """
+    chosen = torch.linspace(0, len(places) - 1, min(_SHOWN, len(places))).long().tolist()
+    above = samples.some([places[number] for number in chosen])
+    below = training.some(found.place[chosen].tolist())
     save_grid(path, pairs(above, below), min(10, len(chosen)))

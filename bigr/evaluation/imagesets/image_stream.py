@@ -107,6 +107,16 @@ def mean_psnr(images: ImageStream, originals: ImageStream, batch_size: int) -> f
     return float(torch.cat([part for parts in of_each(together(measured)) for part in parts]).mean())
 
 
+def mean_picture(images: ImageStream) -> Tensor:
+    """The mean of a set of images, float [3, H, W] in [0, 1]. Each process adds up its share."""
+    size = 256
+
+    def added() -> Tensor | int:
+        return sum(batch.double().sum(0) for batch in images.batches(size, my_range(len(images), size)))
+
+    return (torch.as_tensor(sum(of_each(together(added)))) / len(images) / 255).float()
+
+
 def split_hash(index: ShardIndex, split: str) -> str:
     """The hash of a split: `files_hash` of its shards, whose hashes the index holds."""
     return files_hash(str(entry["sha256"]) for entry in index.splits[split]["shards"])

@@ -84,18 +84,18 @@ class Features:
         """D, the width of a layer."""
         return int(self._parts[0].stored.shape[2])
 
-    def rows(self, chosen: Tensor | slice, device: torch.device) -> Tensor:
-        """All layers of the chosen images, int64 [B] or a range: float32 [B, L, D] on `device`."""
+    def rows(self, chosen: Tensor | slice, device: torch.device, layers: slice = slice(None)) -> Tensor:
+        """All layers, or a range of them, of the chosen images, int64 [B] or a range: float32 [B, L, D] on `device`."""
         if isinstance(chosen, slice):
-            return self._range(chosen, slice(None), device)
+            return self._range(chosen, layers, device)
         numbers = chosen.numpy()
-        found = torch.empty(len(numbers), self.layers, self.width, device=device)
+        found = torch.empty(len(numbers), len(range(self.layers)[layers]), self.width, device=device)
         owners = np.searchsorted(self._starts, numbers, side="right") - 1
         for owner in np.unique(owners):
             here = np.flatnonzero(owners == owner)
             index = numbers[here] - self._starts[owner]
             places = to_device(torch.from_numpy(here), device)
-            found[places] = self._parts[owner].restored(index, slice(None), device)
+            found[places] = self._parts[owner].restored(index, layers, device)
         return found
 
     def layer(self, number: int, chosen: slice, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import SPLITS, Source, Splitting
 from bigr.evaluation.imagesets.labelled_sources import content_hash, source_codes
 from bigr.evaluation.representation.features import Features, token_averages, write_features
-from bigr.evaluation.representation.representation_metrics import Representation, neighbourhood, represent
+from bigr.evaluation.representation.representation_metrics import Representation, layer_accuracies, represent
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model, model_hash
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -102,8 +102,7 @@ def probe_folder(
             origin = {**hashes, "images": content_hash(source, counts, settings.run.workers)}
             train, val = _kept(kept, origin, compute)
         classes = [printable(name) for name in source.classes]
-        near = neighbourhood(section, train, val, len(classes), device)
-        found = represent(section, train, val, near, len(classes), device)
+        found = represent(section, val, layer_accuracies(section, train, val, len(classes), device))
         measured = {"train": len(train), "val": len(val)}
         about = {"source": images, "classes": len(classes), **measured}
         with atomic_folder(out) as new:

@@ -59,42 +59,40 @@ COLUMNS = ("layer", "top1", "top5", "knn_top1", "knn_top5", "selection_top1", "k
 split."""
 
 
-class Neighbourhood(NamedTuple):
-    """Statistics of the training split's features, and the accuracies of k-NN on features standardised by them."""
+class Accuracies(NamedTuple):
+    """Statistics of the training split's features, and the accuracies of the linear probe, and of k-NN on features
+    standardised by them.
+    """
 
     statistics: FeatureStatistics
+    probe: LayerAccuracies
     knn: LayerAccuracies
 
 
-def neighbourhood(
+def layer_accuracies(
     section: "Section", train: Features, val: Features, classes: int, device: torch.device
-) -> Neighbourhood:
-    """k-NN with the settings `evaluation`, each process for its share of the images; see `represent`."""
+) -> Accuracies:
+    """Measure features of the validation split by those of the training split, with the settings `evaluation`.
+
+    Each process takes a share of k-NN's images, and of the layers whose probes are trained. Raises `BigrError` for too
+    few training images; see `selection`.
+    """
+    held_out = selection(len(train), section.selection_fraction)
     statistics = together(lambda: train.statistics(device))
     knn = nearest_neighbours(
         train,
         val,
-        held_out=selection(len(train), section.selection_fraction),
+        held_out=held_out,
         statistics=statistics,
         classes=classes,
         neighbours=section.knn_neighbours,
         temperature=section.knn_temperature,
         device=device,
     )
-    return Neighbourhood(statistics, knn)
-
-
-def represent(
-    section: "Section", train: Features, val: Features, near: Neighbourhood, classes: int, device: torch.device
-) -> Representation:
-    """Measure features of the validation split by those of the training split, with the settings `evaluation`.
-
-    near: their `neighbourhood`. Raises `BigrError` for too few training images; see `selection`.
-    """
     probe = linear_probe(
         train,
         val,
-        held_out=selection(len(train), section.selection_fraction),
+        held_out=held_out,
         classes=classes,
         epochs=section.probe_epochs,
         batch_size=section.probe_batch_size,
@@ -102,9 +100,15 @@ def represent(
         weight_decay=section.probe_weight_decay,
         device=device,
     )
-    points = tsne(val, probe.best, images=section.tsne_images, perplexity=section.tsne_perplexity)
-    statistics = replace(near.statistics, best_layer=probe.best)
-    return Representation(probe, near.knn, points, val.labels[: len(points)], statistics)
+    return Accuracies(statistics, probe, knn)
+
+
+def represent(section: "Section", val: Features, found: Accuracies) -> Representation:
+    """The accuracies, with the t-SNE of the probe's best layer on the validation split."""
+    best = found.probe.best
+    points = tsne(val, best, images=section.tsne_images, perplexity=section.tsne_perplexity)
+    statistics = replace(found.statistics, best_layer=best)
+    return Representation(found.probe, found.knn, points, val.labels[: len(points)], statistics)
 
 
 def _metrics(accuracies: LayerAccuracies) -> dict[str, float]:

@@ -47,8 +47,8 @@ class Speed:
 class StageCost:
     """Work of one stage over all its processes. note: why it is not known, or what it leaves out.
 
-    flops: under bfloat16 autocast, None where not known; flops_float32: in float32; flops_alone: in float32 too, but of
-    the first process alone.
+    flops: under bfloat16 autocast, None where not known; flops_float32: in float32; flops_alone: in float32 too, of the
+    process that does most by itself; flops_beside: of others that do less by themselves at that time.
     """
 
     name: str
@@ -57,6 +57,7 @@ class StageCost:
     processes: int
     note: str = ""
     flops_alone: float = 0.0
+    flops_beside: float = 0.0
 
     def seconds(self, speed: Speed) -> float | None:
         """The time that the arithmetic takes at that speed."""
@@ -67,10 +68,12 @@ class StageCost:
 
 
 class EvaluationCost(NamedTuple):
-    """FLOPs of the stage `evaluation`: of what all processes share, and of what the first does alone."""
+    """FLOPs of the stage `evaluation`: of what all processes share, and of each training that one process does, in the
+    order in which the processes take them.
+    """
 
     shared: float
-    alone: float
+    trainings: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -188,30 +191,38 @@ def evaluation_flops(settings: Settings, built: Networks, images: ImageCounts) -
     neighbours = 2 * settings.generator.layers * settings.generator.dim * probed * val
     trained = section.classifier_steps * section.classifier_batch_size * (step.forward + step.backward) / 2
     drawn = min(section.zero_shot_images, val)
+    judge = judge_flops(settings, min(train, val), val) if settings.text.used else JudgeCost(0.0, 0.0)
     return EvaluationCost(
         shared=(count + 2 * val) * seen
         + (count + val + val + train) * extractor  # each set once: samples, reconstructions, both splits
         + _RESTORED * val * decoder
         + (probed + val) * backbone_flops(built.bigr)
-        + neighbours,
-        alone=trained
+        + neighbours
         + probe
         + (zero_shot_flops(settings, built, drawn) if drawn else 0)
-        + (judge_flops(settings, min(train, val), val) + val * decoder if settings.text.used else 0),
+        + (judge.looking + val * decoder if settings.text.used else 0),
+        trainings=(trained, judge.training),
     )
 
 
-def judge_flops(settings: Settings, train: int, val: int) -> float:
-    """FLOPs of the judge of captions: its training, and each set that it looks at. Left out: CLIP, a scene's reader."""
+class JudgeCost(NamedTuple):
+    """FLOPs of the judge of captions: of its training, and of looking at each set."""
+
+    training: float
+    looking: float
+
+
+def judge_flops(settings: Settings, train: int, val: int) -> JudgeCost:
+    """FLOPs of the judge of captions, of so many training and validation images. Left out: CLIP, a scene's reader."""
     section, side = settings.evaluation, min(settings.shards.image_size, LARGEST_SIDE)
     if section.clip is not None:
-        return 0.0
+        return JudgeCost(0.0, 0.0)
     tower = Classifier(image_tower(side, section)).train()
     batch = torch.zeros(2, 3, side, side)
     step = measure(lambda: tower(batch).sum(), Arithmetic(gpu=False, bfloat16=False))
     similar = 2 * 2 * section.judge_batch_size * section.judge_width  # of an image to all texts, in both directions
     trained = section.judge_steps * section.judge_batch_size * ((step.forward + step.backward) / 2 + similar)
-    return trained + (settings.images_drawn + train + 2 * val) * step.forward / 2
+    return JudgeCost(trained, (settings.images_drawn + train + 2 * val) * step.forward / 2)
 
 
 def _stages(
@@ -242,9 +253,11 @@ def _stages(
                 return StageCost(name, None, 0.0, processes, note)
             return StageCost(name, 0.0, encoder * views * images.total, processes, note)
         if name == "evaluation":
-            shared, alone = evaluated
-            note = f"in float32, {alone / (shared + alone):.0%} by the first alone; without precision, recall and KID"
-            return StageCost(name, 0.0, shared, processes, note, alone)
+            shared, trainings = evaluated
+            alone = max(sum(trainings[process::processes]) for process in range(processes))
+            share = alone / (shared + sum(trainings))
+            note = f"in float32, {share:.0%} by one process alone; without precision, recall and KID"
+            return StageCost(name, 0.0, shared, processes, note, alone, sum(trainings) - alone)
         if name == "text":
             used = settings.text.used
             note = "nothing is read: no encoder"

@@ -151,7 +151,7 @@ def _time(plan: Plan) -> list[str]:
 
 
 def _work(stage: StageCost) -> float | None:
-    return None if stage.flops is None else stage.flops + stage.flops_float32 + stage.flops_alone
+    return None if stage.flops is None else stage.flops + stage.flops_float32 + stage.flops_alone + stage.flops_beside
 
 
 def _images(count: int) -> str:
