@@ -125,7 +125,6 @@ FAIL = """
 import pathlib, sys
 import torch
 from bigr.evaluation import measurement
-from bigr.evaluation.imagesets import image_stream
 from bigr.evaluation.zero_shot import ZeroShot
 from bigr.runtime.context import Context
 from bigr.runtime.distributed import process_group, rank
@@ -137,9 +136,9 @@ def broken(*_, **__):
     raise RuntimeError("a defect of the code")
 
 measurement.train_judge = broken  # a training of the second process
-if rank() == 1:
-    ZeroShot.enrichment = broken
 with process_group(torch.device("cpu")):
+    if rank() == 1:
+        ZeroShot.enrichment = broken
     try:
         evaluate_model.run(scenes(), Context(pathlib.Path(sys.argv[1])))
     except BigrError:
