@@ -121,7 +121,10 @@ def _verbatim(module: ModuleType) -> str:
 
 frontier_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(frontier_app, name="frontier", help=_verbatim(frontier))
-for group, modules in ((app, (steps, busy, editing, precision, sources, evaluation)), (frontier_app, (train, tune, measure))):
+for group, modules in (
+    (app, (steps, busy, editing, precision, sources, evaluation)),
+    (frontier_app, (train, tune, measure)),
+):
     for module in modules:
         group.command(module.__name__.split(".")[-1], help=_verbatim(module))(module.main)
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks evaluation --processes 1,2
 
-In a project's folder, after the stage `samples`. CPU time, not the clock's: a busy machine changes it little. Loading of
+In a project's folder, after the stage `samples`. CPU time, not the clock's: a busy machine changes it little. Loading
 Python's modules is left out. Nothing of the project is changed.
 """
 
