@@ -467,6 +467,7 @@ with distributed.process_group(torch.device("cpu")):
     changes = json.loads(sys.argv[2])
     for stage in ("shards", "tokenizer", "codes", "text", "generator"):
         function_of(stage)(settings(**changes), Context(pathlib.Path(sys.argv[1]), "f"))
+        distributed.barrier()  # the next stage is another start of the processes
 """
 
 

@@ -9,6 +9,7 @@ Shapes: B texts, P places, C features, D width.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bigr.models.linear import Linear
 
@@ -17,6 +18,9 @@ class TextConditions(nn.Module):
     """Texts → [B, 1 + P, D]: the vector that takes the class's place in adaLN, then the prefix tokens.
 
     A place behind the end of a text is a row of zeros, which nothing attends to. No text is a row of P learned tokens.
+    The vector is mapped from the encoder's own, else from the mean over the places: of features, or of the byte pairs
+    before the transformer, which at first mixes them to much the same. It has length √D, however training moves it:
+    else it grows until all texts are nearly one vector.
 
     vocabulary: of byte pairs, whose embeddings and `layers` of a transformer are learned; 0: features are given, and a
     small MLP maps them to D.
@@ -45,36 +49,43 @@ class TextConditions(nn.Module):
             self.features = nn.Sequential(Linear(width, dim), nn.GELU(), Linear(dim, dim))
 
     def init_weights(self, std: float) -> None:
-        """What is no linear layer and no table: N(0, std²)."""
+        """What is no linear layer and no table: N(0, std²). Of byte pairs, embeddings: N(0, 1); what the layers add to
+        them is small at first, so that each keeps what it is.
+        """
         for own in self.parameters(recurse=False):
             nn.init.normal_(own, std=std)
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight)
+            for layer in self.layers:
+                for added in (layer.self_attn.out_proj, layer.linear2):
+                    nn.init.normal_(added.weight, std=std / (2 * len(self.layers)) ** 0.5)
 
     def forward(self, texts: Tensor) -> Tensor:
         """Texts [B, P], or [B, (1 +) P, C] → [B, 1 + P, D]."""
-        vector = None
         if self.embedding is not None:
             real = texts > 0
-            x = self._read(texts, real)
+            told = self.embedding(texts)
+            x = self._read(told, real)
         else:
             assert self.features is not None
             if self.pooled:
                 vector, texts = texts[:, 0], texts[:, 1:]
             real = (texts != 0).any(-1)
-            x = self.features(texts)
+            x = told = self.features(texts)
         x = x * real.unsqueeze(-1)
-        if vector is None:
-            vector = x.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        if not self.pooled:
+            vector = (told * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        v = self.to_vector(vector)
         given = real.any(1)
-        vector = torch.where(given[:, None], self.to_vector(vector), self.no_vector.to(x.dtype))
+        vector = torch.where(given[:, None], F.rms_norm(v, v.shape[-1:]), self.no_vector.to(x.dtype))
         prefix = torch.where(given[:, None, None], x, self.nothing.to(x.dtype))
         return torch.cat([vector.unsqueeze(1), prefix], dim=1)
 
-    def _read(self, texts: Tensor, real: Tensor) -> Tensor:
-        """The byte pairs [B, P] through the transformer, [B, P, D]."""
-        assert self.embedding is not None
+    def _read(self, told: Tensor, real: Tensor) -> Tensor:
+        """The byte pairs' embeddings [B, P, D] through the transformer, [B, P, D]."""
         unread = ~real
         unread[:, 0] = False  # of no text: attention to nothing at all is not a number
-        x = self.embedding(texts) + self.places
+        x = told + self.places
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=unread)
         return self.norm(x)
