@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bigr.data.stored_files import StoredFile
 from bigr.data.texts import Texts, text_counts, write_text_index, write_texts
@@ -84,17 +85,41 @@ def test_no_text_is_learned_and_each_row_is_by_itself(shape: dict[str, object]) 
     assert all(parameter.grad.isfinite().all() for parameter in model.text.parameters())
 
 
-def test_the_vector_of_the_whole_text_is_the_encoders_or_the_mean_of_the_prefix() -> None:
+def test_the_vector_of_the_whole_text_is_the_encoders_or_the_mean_of_what_was_read() -> None:
     torch.manual_seed(0)
     options = {"tokens": P, "width": 12, "vocabulary": 0, "layers": 0, "heads": 0}
     given = texts([2], FEATURES)
+
+    def expected(conditions: TextConditions, read: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(conditions.to_vector(read), (DIM,))
+
     with_pooled = TextConditions(DIM, pooled=True, **options)
     with_pooled.init_weights(0.1)
-    assert torch.allclose(with_pooled(given)[0, 0], with_pooled.to_vector(given[0, 0]), atol=1e-6)
+    assert torch.allclose(with_pooled(given)[0, 0], expected(with_pooled, given[0, 0]), atol=1e-6)
     without = TextConditions(DIM, pooled=False, **options)
     without.init_weights(0.1)
     found = without(given[:, 1:])[0]
-    assert torch.allclose(found[0], without.to_vector(found[1:3].mean(0)), atol=1e-6)
+    assert torch.allclose(found[0], expected(without, found[1:3].mean(0)), atol=1e-6)
+
+    learned = TextConditions(DIM, pooled=False, **options | {"vocabulary": 9, "layers": 2, "heads": 2})
+    learned.init_weights(0.1)
+    words = torch.tensor([[5, 7, 7] + [0] * (P - 3)])
+    mean = learned.embedding.weight[[5, 7, 7]].mean(0)
+    assert torch.allclose(learned(words)[0, 0], expected(learned, mean), atol=1e-5)
+
+
+def test_at_first_a_word_stays_what_it_is_in_the_learned_encoder() -> None:
+    """Each place is nearest to its own word's embedding, of all words."""
+    torch.manual_seed(0)
+    learned = TextConditions(64, tokens=8, width=0, pooled=False, vocabulary=50, layers=2, heads=4)
+    for module in learned.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=64**-0.5)
+    learned.init_weights(64**-0.5)
+    words = torch.arange(1, 49).view(6, 8)
+    places = learned(words)[:, 1:].flatten(0, 1)
+    near = F.normalize(places, dim=1) @ F.normalize(learned.embedding.weight, dim=1).T
+    assert (near.argmax(1) == words.flatten()).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("shape", [LEARNED, FEATURES], ids=["learned", "frozen"])
