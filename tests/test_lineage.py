@@ -96,7 +96,8 @@ def write_runs(project: Path, hashes: dict[str, str], *, dirty: bool = False, **
     for name, (deps, out, _) in STAGES.items():
         read = {dep: hashes[dep] for dep in deps} | more
         tags = {**about, **read_tags(read), f"dvc.out.{out}": hashes[out]}
-        ids[name] = store.child(parent, name, {f"{name}.count": 2}, tags)
+        ids[name] = store.child(parent, name, tags)
+        store.params(ids[name], {f"{name}.count": 2})
         store.code(ids[name], read)
         store.client.set_terminated(ids[name], "FINISHED")
     return ids | {"": parent}

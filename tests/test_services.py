@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from bigr.runtime.errors import EXIT_USER_ERROR
+from bigr.tracking.executions import process_tag
 from flows import credentials
 from flows.execution import RETRY
 from flows.whereabouts import LABEL
@@ -249,11 +250,10 @@ def test_a_restart_declares_crashed_what_ended_on_this_machine_and_keeps_what_wa
         services.api(f"/flow_runs/{made['id']}", {"infrastructure_pid": str(gone.pid)}, "PATCH")
         return str(made["id"])
 
-    own = psutil.Process()
     dead = [run(full, "RUNNING", here), run(full, "CANCELLING", here), run(ablations, "RUNNING", here)]
     kept = [
         run(full, "RUNNING", here.replace(socket.gethostname(), "another-machine")),
-        run(full, "RUNNING", f"{socket.gethostname()}:{own.pid}:{own.create_time():.2f}"),
+        run(full, "RUNNING", process_tag()),
         run(full, "RUNNING", None),
         run(full, "PENDING", None),
         run(other, "RUNNING", here),

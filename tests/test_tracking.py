@@ -277,6 +277,20 @@ def test_a_live_process_is_not_taken_for_dead() -> None:
     assert executions.is_dead(f"{host}:{pid}:1.00")
 
 
+def test_a_run_does_not_end_before_its_start_though_the_clock_went_back(
+    project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    tracker = tracking.Tracker(project, "generator", SETTINGS, {})
+    while not tracker._run:
+        time.sleep(0.05)
+    earlier = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: earlier)
+    tracker.finish("FINISHED")
+    parent, stages = runs(project, request.node.name)
+    for run in (parent, *stages):
+        assert run.info.end_time == run.info.start_time
+
+
 def test_an_execution_is_the_dvc_process_above(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("BIGR_EXECUTION", "BIGR_EXECUTION_NAME", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)

@@ -55,7 +55,8 @@ def dvc_above() -> psutil.Process | None:
 
 
 def _identity(process: psutil.Process) -> str:
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+    # Its start is counted from the machine's: in the time of day it would move whenever the clock is set.
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time() - psutil.boot_time():.2f}"
 
 
 def process_tag() -> str:

@@ -113,7 +113,8 @@ class Tracker(Report):
             for key, value in self._settings.items()
             if key in ("seed", "run.precision") or key.startswith(f"{self.stage}.")
         }
-        self._run = store.child(self._parent, self.stage, own, tags)
+        self._run = self._run or store.child(self._parent, self.stage, tags)  # this call may be repeated
+        store.params(self._run, own)
 
     def _log_inputs(self) -> None:
         self._store.code(self._run, self._inputs)
@@ -156,5 +157,5 @@ class Tracker(Report):
         self._store.client.log_batch(self._run, tags=tags)
         if status == "FINISHED" and "metrics" in self._shares and (words := in_words(self._results)):
             self._store.client.set_tag(self._parent, "mlflow.note.content", f"The pipeline, to its end: {words}.")
-        self._store.client.set_terminated(self._run, status)
-        self._store.client.set_terminated(self._parent, status)
+        self._store.end(self._run, status)
+        self._store.end(self._parent, status)

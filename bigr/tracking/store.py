@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -176,11 +177,16 @@ class Store:
         return list(self.client.search_runs([self.experiment], condition, order_by=["attributes.start_time DESC"]))
 
     def parent(self, execution: executions.Execution, settings: dict[str, Any], tags: dict[str, str]) -> str:
-        """The id of the parent run of `execution`, which is created or set to running again."""
+        """The id of the parent run of `execution`, which is created or set to running again.
+
+        One whose settings MLflow did not take, since it was stopped meanwhile, gets them.
+        """
         found = self.runs(bigr__execution=execution.id, bigr__kind="pipeline")
         if found:
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-            return str(found[0].info.run_id)
+            run = str(found[0].info.run_id)
+            self.client.update_run(run, status="RUNNING")
+            self.params(run, {key: value for key, value in settings.items() if key not in found[0].data.params})
+            return run
         own = {"bigr.execution": execution.id, "bigr.kind": "pipeline", "mlflow.source.name": execution.command}
         run = self.create(execution.name, {**tags, **own})
         self.params(run, settings)
@@ -193,12 +199,10 @@ class Store:
         about = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **{k: v for k, v in tags.items() if v}}
         return str(self.client.create_run(self.experiment, run_name=name, tags=about).info.run_id)
 
-    def child(self, parent: str, stage: str, settings: dict[str, Any], tags: dict[str, str]) -> str:
+    def child(self, parent: str, stage: str, tags: dict[str, str]) -> str:
         """Create a run of `stage` under `parent`: its id."""
         own = {"mlflow.parentRunId": parent, "bigr.stage": stage, "bigr.kind": "stage"}
-        run = self.create(stage, {**tags, **own})
-        self.params(run, settings)
-        return run
+        return self.create(stage, {**tags, **own})
 
     def code(self, run: str, hashes: Mapping[str, str]) -> None:
         """Store the code among `hashes`, path → DVC hash of what a run read, as its file code.json."""
@@ -230,14 +234,19 @@ class Store:
         if read:
             self.client.log_inputs(run, datasets=[DatasetInput(dataset, tags) for dataset in read])
 
+    def end(self, run: str, status: str) -> None:
+        """End a run; not before its start, where the clock has been set back meanwhile."""
+        started = self.client.get_run(run).info.start_time
+        self.client.set_terminated(run, status, max(started, int(time.time() * 1000)))
+
     def bury(self, stage: str, parent: str) -> None:
         """Mark as killed the runs of `stage` whose process has ended unrecorded, and their executions but `parent`."""
         for run in self.search(f"attributes.status = 'RUNNING' and tags.`bigr.stage` = '{stage}'"):
             if executions.is_dead(run.data.tags.get("bigr.process", "::")):
-                self.client.set_terminated(run.info.run_id, "KILLED")
+                self.end(run.info.run_id, "KILLED")
                 above = run.data.tags.get("mlflow.parentRunId")
                 if above and above != parent:
-                    self.client.set_terminated(above, "KILLED")
+                    self.end(above, "KILLED")
 
 
 def find_writer(root: Path, path: str, md5: str) -> str | None:
