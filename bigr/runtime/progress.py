@@ -10,6 +10,12 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 
 
+class _Bar(tqdm):
+    """tqdm's bar, by a clock that nobody sets: by the time of day it would stand still while that is set back."""
+
+    _time = property(lambda self: time.monotonic, lambda self, clock: None)
+
+
 class Progress:
     """Counts units of work; use as a context manager.
 
@@ -34,7 +40,7 @@ class Progress:
         self._started = self._last = time.monotonic()
         self._bar: tqdm | None = None
         if enabled and sys.stderr.isatty():
-            self._bar = tqdm(
+            self._bar = _Bar(
                 desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True, mininterval=0.25
             )
 
