@@ -19,8 +19,9 @@ from bigr.runtime.paths import printable
 
 T = TypeVar("T")
 
-_TRIES = 5
-_FIRST_WAIT_S = 0.5
+_TRIES, _TRIES_OF_SILENT = 5, 2
+"""The latter where a server does not answer at all: each try has waited for it long enough."""
+_FIRST_WAIT_S = 2.0
 """Before the second try; each further one waits twice as long."""
 _TO_INSTALL = {
     **dict.fromkeys(("s3", "s3a"), "'bigr[s3]'"),
@@ -65,7 +66,7 @@ class RemoteFolder:
 
         protocol = self.url.partition("://")[0]
         try:
-            system, path = fsspec.url_to_fs(self.url, **(_web_options() if self.web else {}), **self.options)
+            system, path = fsspec.url_to_fs(self.url, **_options_of(self.url.partition("://")[0]), **self.options)
         except ImportError as error:
             how = f"pip install {_TO_INSTALL[protocol]}" if protocol in _TO_INSTALL else "install it"
             reason = " ".join(str(error).split())
@@ -160,7 +161,9 @@ class RemoteFolder:
                     raise kind(f"{self.where(name)}: access denied ({reason}); check the credentials") from None
                 if _lacks_credentials(problem):
                     raise BigrError(f"{self.where(name)} cannot be {done} ({reason}); check the credentials") from None
-                if tries == _TRIES - 1 or (status in range(400, 500) and status not in _BUSY):
+                silent = isinstance(problem, TimeoutError) or "Timeout" in type(problem).__name__
+                last = _TRIES - 1 if not silent else _TRIES_OF_SILENT - 1
+                if tries >= last or (status in range(400, 500) and status not in _BUSY):
                     raise BigrError(f"{self.where(name)} cannot be {done} ({reason}); try again later") from None
                 time.sleep(_FIRST_WAIT_S * 2**tries)
         raise AssertionError
@@ -179,8 +182,16 @@ def _lacks_credentials(error: BaseException) -> bool:
     return any(mark in type(error).__name__ for mark in ("Credentials", "ParamValidation", "ProfileNotFound"))
 
 
-def _web_options() -> dict[str, Any]:
-    """aiohttp's own limit is five minutes for a file as a whole."""
+def _options_of(protocol: str) -> dict[str, Any]:
+    """What fsspec passes on to the client of an address.
+
+    Of S3: s3fs repeats a request five times, and botocore would repeat each of these five times, 15 seconds long where
+    the server is silent. Of the web: aiohttp's own limit is five minutes for a file as a whole.
+    """
+    if protocol in ("s3", "s3a"):
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+    if protocol not in ("http", "https"):
+        return {}
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
