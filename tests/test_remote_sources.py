@@ -451,6 +451,19 @@ def test_a_read_that_always_fails_is_one_line_soon(fault: str, web: tuple[str, A
     assert handler.asked["/tars/x-2.tar"] <= 20
 
 
+@pytest.mark.parametrize("fault", ["503", "drop", "half"])
+def test_an_image_that_its_storage_does_not_give_ends_the_packing_and_is_not_left_out(
+    fault: str, web: tuple[str, Any], tmp_path: Path
+) -> None:
+    url, handler = web
+    handler.faults = {"/images/val/class%200/a%20b8.png": [fault] * 100}
+    found = opened(f"{url}/images", tmp_path)
+    found.prepare(tmp_path / "partial")
+    with pytest.raises(BigrError, match="a b8.png cannot be read.*try again later"):
+        pack(found, tmp_path / "shards", tmp_path / "partial", Packing(SIZE, 7, 1000), max_bad_fraction=1, workers=1)
+    assert not (tmp_path / "shards").exists()
+
+
 def test_a_file_that_is_refused_or_missing_is_not_tried_again(web: tuple[str, Any], tmp_path: Path) -> None:
     url, handler = web
     handler.faults = {"/tars/x-2.tar": ["401"] * 9, "/tars/x-1.tar": ["400"] * 9}

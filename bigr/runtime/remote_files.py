@@ -36,6 +36,10 @@ class NotThere(BigrError):
     """A remote file or folder does not exist, or a web server says neither whether it does nor what it holds."""
 
 
+class Unreachable(BigrError):
+    """The storage does not give a remote file now, whatever the file is: the fault is not the file's."""
+
+
 @dataclass(frozen=True)
 class RemoteFolder:
     """A folder at a URL, without the slash at its end. Failing reads are tried again, five times in all.
@@ -157,14 +161,18 @@ class RemoteFolder:
                 if isinstance(problem, FileNotFoundError) or status in (404, 410):
                     raise NotThere(f"{self.where(name)} does not exist; correct the address") from None
                 if isinstance(problem, PermissionError) or status in (401, 403):
-                    kind = NotThere if self.web else BigrError  # some servers say so of what is not there
-                    raise kind(f"{self.where(name)}: access denied ({reason}); check the credentials") from None
+                    denied = NotThere if self.web else Unreachable  # some servers say so of what is not there
+                    raise denied(f"{self.where(name)}: access denied ({reason}); check the credentials") from None
                 if _lacks_credentials(problem):
-                    raise BigrError(f"{self.where(name)} cannot be {done} ({reason}); check the credentials") from None
+                    raise Unreachable(
+                        f"{self.where(name)} cannot be {done} ({reason}); check the credentials"
+                    ) from None
+                refused = status in range(400, 500) and status not in _BUSY
                 silent = isinstance(problem, TimeoutError) or "Timeout" in type(problem).__name__
                 last = _TRIES - 1 if not silent else _TRIES_OF_SILENT - 1
-                if tries >= last or (status in range(400, 500) and status not in _BUSY):
-                    raise BigrError(f"{self.where(name)} cannot be {done} ({reason}); try again later") from None
+                if tries >= last or refused:
+                    kind = BigrError if refused else Unreachable
+                    raise kind(f"{self.where(name)} cannot be {done} ({reason}); try again later") from None
                 time.sleep(_FIRST_WAIT_S * 2**tries)
         raise AssertionError
 

@@ -20,6 +20,7 @@ from bigr.data.sources.tar_files import TAR_SUFFIXES
 from bigr.runtime.errors import BigrError
 from bigr.runtime.extras import require
 from bigr.runtime.paths import printable
+from bigr.runtime.remote_files import Unreachable
 from bigr.runtime.threads import map_ahead
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class ImageFolder:
             try:
                 text = _caption(self.storage, entry.file) if entry.captioned else entry.text
                 return Sample(printable(entry.file), split, self.storage.picture(entry.file), entry.label, text)
+            except Unreachable:  # else an outage would leave images out
+                raise
             except BigrError as error:
                 reason = error if isinstance(error, ImageError) else ImageError(str(error))
                 return Sample(printable(entry.file), split, reason, entry.label)
