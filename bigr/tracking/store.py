@@ -151,6 +151,7 @@ class Store:
         from mlflow import MlflowClient
 
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # else a line for each try while the server is stopped
         self.uri = location(root)
         self.client = MlflowClient(self.uri)
         self.experiment  # noqa: B018 - connects
