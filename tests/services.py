@@ -32,8 +32,7 @@ class Services:
     def __init__(self, folder: Path, project: Path, python: Path, names: Sequence[str], **environment: str) -> None:
         self.project, self.python, self.names = project, str(python), names
         self.kill, self.hold, self.log = folder / "kill", folder / "hold", folder / "services.log"
-        ports = [_free_port(), _free_port()]
-        self.url = f"http://127.0.0.1:{ports[0]}/api"
+        ports = [free_port(), free_port()]
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "BIGR_", "DVC_"))}
         self.terminal = kept | {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
         self.environment = {
@@ -49,6 +48,7 @@ class Services:
             "MINI_PROJECT_HOLD": str(self.hold),
             **environment,
         }
+        self.url = f"http://127.0.0.1:{self.environment['PREFECT_PORT']}/api"
         self.launch()
 
     def launch(self) -> None:
@@ -218,7 +218,7 @@ def rows(page: str) -> list[str]:
     return [line for line in page.splitlines() if line.startswith("|")]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

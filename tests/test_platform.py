@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from bigr import config, tracking
 from flows import credentials, guard
 from flows.pools import POOLS
 from tests import compose, mini_project, postgres, s3_server
-from tests.services import Services, started
+from tests.services import Services, free_port, started
 
 pytestmark = [
     pytest.mark.server,
@@ -193,12 +192,6 @@ def of_compose(at: str, folder: Path) -> dict[str, dict[str, Any]]:
         "HOME": str(folder),
     }
     return dict(described["services"])
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_what_the_compose_file_runs_starts_is_healthy_and_asks_for_its_passwords(
