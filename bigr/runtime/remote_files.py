@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _TRIES, _TRIES_OF_SILENT = 5, 2
 """The latter where a server does not answer at all: each try has waited for it long enough."""
+_TRIES_OF_S3FS = 2
+"""Within each try, and squared, since s3fs repeats requests within reads; also how it goes on in mid-file."""
 _FIRST_WAIT_S = 2.0
 """Before the second try; each further one waits twice as long."""
 _TO_INSTALL = {
@@ -70,7 +72,7 @@ class RemoteFolder:
 
         protocol = self.url.partition("://")[0]
         try:
-            system, path = fsspec.url_to_fs(self.url, **_options_of(self.url.partition("://")[0]), **self.options)
+            system, path = fsspec.url_to_fs(self.url, **_options_of(protocol), **self.options)
         except ImportError as error:
             how = f"pip install {_TO_INSTALL[protocol]}" if protocol in _TO_INSTALL else "install it"
             reason = " ".join(str(error).split())
@@ -79,6 +81,8 @@ class RemoteFolder:
             ) from None
         except ValueError as error:
             raise BigrError(f"{self.url}: {error}; use s3://, gs://, https:// or a path") from None
+        if protocol in ("s3", "s3a"):
+            system.retries = _TRIES_OF_S3FS
         return system, path.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:  # the connection stays in its process
@@ -193,8 +197,8 @@ def _lacks_credentials(error: BaseException) -> bool:
 def _options_of(protocol: str) -> dict[str, Any]:
     """What fsspec passes on to the client of an address.
 
-    Of S3: s3fs repeats a request five times, and botocore would repeat each of these five times, 15 seconds long where
-    the server is silent. Of the web: aiohttp's own limit is five minutes for a file as a whole.
+    Of S3: s3fs repeats a request, and botocore would repeat each of these five times, 15 seconds long where the server
+    is silent. Of the web: aiohttp's own limit is five minutes for a file as a whole.
     """
     if protocol in ("s3", "s3a"):
         return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
