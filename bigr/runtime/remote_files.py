@@ -22,7 +22,7 @@ T = TypeVar("T")
 _TRIES, _TRIES_OF_SILENT = 5, 2
 """The latter where a server does not answer at all: each try has waited for it long enough."""
 _TRIES_OF_S3FS = 2
-"""Within each try, and squared, since s3fs repeats requests within reads; also how it goes on in mid-file."""
+"""Within each try, 15 seconds each where the server is silent; also how often it goes on in mid-file."""
 _FIRST_WAIT_S = 2.0
 """Before the second try; each further one waits twice as long."""
 _TO_INSTALL = {
