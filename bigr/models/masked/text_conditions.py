@@ -7,6 +7,9 @@ the encoder's vector of the whole text. All zeros: no text.
 Shapes: B texts, P places, C features, D width.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +59,7 @@ class TextConditions(nn.Module):
             nn.init.normal_(own, std=std)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight)
-            for layer in self.layers:
+            for layer in cast("Iterable[nn.TransformerEncoderLayer]", self.layers):
                 for added in (layer.self_attn.out_proj, layer.linear2):
                     nn.init.normal_(added.weight, std=std / (2 * len(self.layers)) ** 0.5)
 
