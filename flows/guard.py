@@ -65,12 +65,16 @@ def _end_with_parent() -> None:
 def main() -> int:
     """The command's exit status; 128 + n where signal n killed it, as in a shell."""
     # The group's SIGTERM is survived, to be followed up; children do not inherit this handler.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     watcher = threading.Thread(target=_end_with_parent, daemon=True)
     watcher.start()
     status = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
-    if _ending.is_set():  # the command has ended; its children may still run
+    # The command has ended; its children may still run, and who asked may not live to see their end.
+    if _ending.is_set():
         watcher.join()
+    elif asked.is_set():
+        end_session(os.getsid(0))
     return status if status >= 0 else 128 - status
 
 

@@ -14,6 +14,7 @@ from bigr.runtime.context import Context
 from bigr.runtime.errors import BigrError
 from bigr.stages import train_generator
 from bigr.training.checkpoint_copies import CheckpointCopies
+from bigr.training.checkpoint_files import StoredCheckpoint
 from bigr.training.checkpoints import Checkpoint
 from tests import s3_server
 from tests.groups import run_processes
@@ -106,6 +107,52 @@ def test_a_damaged_checkpoint_is_replaced_by_its_copy_and_a_damaged_copy_by_the_
     damage(broken)
     system.put_file(str(broken), newest)
     assert resumed(tmp_path / "two", url) == 1
+
+
+def test_a_copy_that_is_gone_is_passed_over_for_the_one_before(
+    tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the bucket lets old files expire, but not the index."""
+    save(tmp_path / "one", url, 1, 2)
+    system = fsspec.filesystem("s3")
+    for step, left in ((2, 1), (1, None)):
+        (gone,) = (name for name in system.find(url) if f"step-{step}" in name)
+        system.rm_file(gone)
+        system.invalidate_cache()
+        assert resumed(tmp_path / f"after-{step}", url) == left
+    assert "the copy of step 2 is passed over" in caplog.text
+
+
+def test_machines_with_checkpoints_of_different_steps_take_the_copy_that_both_can_have(
+    tmp_path: Path, url: str
+) -> None:
+    """The first has trained on alone, and was killed before its checkpoint had a copy."""
+    changes = GENERATOR | {"generator__steps": 8, "run__parallel": "fsdp"}
+    roots = [tmp_path / f"machine-{number}" for number in range(2)]
+    for folder in (tmp_path / "one", *roots):
+        write_codes(folder)
+    train_generator.run(settings(**changes), Context(tmp_path / "one", "f"))
+    changes["run__checkpoints"] = url
+    job = [str(tmp_path / "machine"), "generator", changes]
+    run_processes(2, ON_MACHINES, json.dumps([[*job, 3]]))  # step 2, and its copy
+    run_processes(1, ON_MACHINES, json.dumps([[*job, 1]]))  # both files of step 2 are on the first machine now
+    without_copies = changes | {"run__checkpoints": "checkpoints", "run__parallel": "ddp"}
+    run_processes(1, ON_MACHINES, json.dumps([[str(tmp_path / "machine"), "generator", without_copies, 3]]))
+    ahead = StoredCheckpoint(roots[0] / "checkpoints" / "generator" / "checkpoint.safetensors")
+    assert ahead.index.step == 4 and ahead.index.parts == 1
+    run_processes(2, ON_MACHINES, json.dumps([[*job, 0]]))
+    assert_same(roots[0], tmp_path / "one", "generator", rounding=1e-4)
+
+
+def test_projects_that_name_one_absolute_folder_keep_apart(tmp_path: Path) -> None:
+    changes = GENERATOR | {"generator__steps": 4, "run__checkpoints": str(tmp_path / "common")}
+    for name in ("one", "two"):
+        write_codes(tmp_path / name)
+    words = json.dumps([[str(tmp_path / "one"), "generator", changes, 3]])
+    run_processes(1, TRAIN.replace('"f"', '"one"'), words)
+    (kept,) = (tmp_path / "common" / "generator").glob("*/checkpoint.safetensors")
+    train_generator.run(settings(**changes), Context(tmp_path / "two", "two"))
+    assert kept.exists() and list((tmp_path / "common" / "generator").iterdir()) == [kept.parent]
 
 
 def test_a_bucket_that_fails_is_a_warning_and_the_next_checkpoint_has_a_copy(

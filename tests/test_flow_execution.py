@@ -155,6 +155,23 @@ def test_a_stage_that_is_asked_to_end_has_time_to_write_a_checkpoint(tmp_path: P
     assert work.read_text() == "saved"
 
 
+def test_what_was_asked_to_end_is_killed_though_the_flow_run_is_killed_meanwhile(tmp_path: Path) -> None:
+    """Prefect kills a cancelled flow run that waits longer than 30 seconds for its stage."""
+    number = tmp_path / "pid"
+    command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {DEAF!r}, {str(number)!r}])"
+    impatient = "from flows import guard; guard.GRACE_S = 3; guard.main()"
+    words = [sys.executable, "-c", impatient, sys.executable, "-c", command]
+    guarded = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd=mini_project.ROOT)
+    process = mini_project.holder(number)
+    os.killpg(guarded.pid, signal.SIGTERM)  # as `end_session` does
+    time.sleep(1)
+    assert guarded.poll() is None and guarded.stdin is not None
+    guarded.stdin.close()  # the flow run is killed
+    _, alive = psutil.wait_procs([process], timeout=20)
+    assert not alive
+    guarded.wait(10)
+
+
 def test_processes_with_sessions_of_their_own_are_killed_with_what_started_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

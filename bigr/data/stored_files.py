@@ -208,7 +208,7 @@ class StoredParts:
             become(self.folder, folder)
             return
         with atomic_folder(folder) as temporary:
-            (self.folder / _INDEX).replace(temporary / _INDEX)
+            shutil.move(self.folder / _INDEX, temporary / _INDEX)  # perhaps from another disk
         remove_parts(self.folder)
 
     def _note(self, name: str) -> Path:

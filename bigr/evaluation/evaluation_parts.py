@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Generic, TypeVar, cast
 
-from bigr.runtime.distributed import from_process, rank, together, world
+from bigr.runtime.distributed import from_process, host_group, rank, together, world
 from bigr.runtime.errors import BigrError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_LONGEST_S = 7 * 24 * 3600
+"""How long processes wait for what one of them does alone; one that ends is noticed at once."""
 
 
 class NotApplicable(Exception):
@@ -33,6 +36,7 @@ class Attempt(Generic[T]):
         try:
             self._value = work()
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # else it would keep what they hold, perhaps a GPU's memory
             self.error = error
 
     def result(self) -> T:
@@ -50,7 +54,7 @@ def at_once(works: Mapping[str, Callable[[], T]]) -> dict[str, Attempt[T]]:
     """
     owners = {name: number % world() for number, name in enumerate(works)}
     mine = {name: Attempt(works[name]) for name, owner in owners.items() if owner == rank()}
-    together(lambda: None)  # all have done theirs, and none has ended
+    together(lambda: None, host_group(_LONGEST_S))  # all have done theirs, and none has ended
     return {name: _sent(mine.get(name), owner) for name, owner in owners.items()}
 
 

@@ -104,7 +104,7 @@ def _source_problems(root: Path, source: str) -> list[str]:
 def _package(key: str, url: str) -> list[str]:
     """A line where a setting names a URL that needs a package which is not installed."""
     try:
-        _ = RemoteFolder(url).files
+        RemoteFolder(url).check()
     except BigrError as error:
         return [f"{key}: {error}"]
     return []

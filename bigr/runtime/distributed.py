@@ -103,11 +103,12 @@ class ProcessLost(BaseException):
     """Another process has ended. Not an `Exception`: nothing goes on without it."""
 
 
-def together(work: Callable[[], T]) -> T:
+def together(work: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """What `work` returns in this process, when all processes have done theirs. Where it fails in one, it fails in all.
 
-    So none waits for results of another that has none. Raises in the others `BigrError` where that process did, else
-    `RuntimeError`, with the message; and `ProcessLost` where a process has ended.
+    So none waits for results of another that has none. group: of `host_group`, with a time limit of its own. Raises in
+    the others `BigrError` where that process did, else `RuntimeError`, with the message; and `ProcessLost` where a
+    process has ended.
     """
     if world() == 1:
         return work()
@@ -118,7 +119,7 @@ def together(work: Callable[[], T]) -> T:
         failure = error
     told = None if failure is None else (isinstance(failure, BigrError), str(failure) or type(failure).__name__)
     try:
-        failures = [one for one in of_each(told) if one is not None]
+        failures = [one for one in of_each(told, group) if one is not None]
     except RuntimeError as error:
         raise ProcessLost("another process ended; this one cannot go on without it") from error
     if failure is not None:

@@ -5,8 +5,8 @@ URL.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -70,9 +70,25 @@ class RemoteFolder:
         """fsspec's file system, and the root in its own notation."""
         import fsspec
 
+        with self._known():
+            options = _options_of(self.url.partition("://")[0])
+            system, path = fsspec.url_to_fs(self.url, **options, **self.options)
+        if self.url.startswith(("s3://", "s3a://")):
+            system.retries = _TRIES_OF_S3FS
+        return system, path.rstrip("/")
+
+    def check(self) -> None:
+        """Raise `BigrError` where the address is of no known kind, or needs a package. Connects to nothing."""
+        import fsspec
+
+        with self._known():
+            fsspec.get_filesystem_class(self.url.partition("://")[0])
+
+    @contextmanager
+    def _known(self) -> Iterator[None]:
         protocol = self.url.partition("://")[0]
         try:
-            system, path = fsspec.url_to_fs(self.url, **_options_of(protocol), **self.options)
+            yield
         except ImportError as error:
             how = f"pip install {_TO_INSTALL[protocol]}" if protocol in _TO_INSTALL else "install it"
             reason = " ".join(str(error).split())
@@ -81,9 +97,6 @@ class RemoteFolder:
             ) from None
         except ValueError as error:
             raise BigrError(f"{self.url}: {error}; use s3://, gs://, https:// or a path") from None
-        if protocol in ("s3", "s3a"):
-            system.retries = _TRIES_OF_S3FS
-        return system, path.rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:  # the connection stays in its process
         return {name: value for name, value in self.__dict__.items() if name != "files"}
@@ -201,7 +214,10 @@ def _options_of(protocol: str) -> dict[str, Any]:
     is silent. Of the web: aiohttp's own limit is five minutes for a file as a whole.
     """
     if protocol in ("s3", "s3a"):
-        return {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+        import fsspec.config
+
+        own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})  # the user's, which ours would replace
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **own}}
     if protocol not in ("http", "https"):
         return {}
     import aiohttp

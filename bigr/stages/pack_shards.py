@@ -7,12 +7,14 @@ are not packed again.
 """
 
 import contextlib
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bigr.data.packed_parts import Packing
 from bigr.data.packing import pack
+from bigr.data.shards import ShardIndex
 from bigr.data.sources.opened import open_source
 from bigr.data.sources.source import Source, Splitting
 from bigr.data.stored_files import store_of
@@ -23,6 +25,8 @@ from bigr.runtime.paths import is_url
 
 if TYPE_CHECKING:
     from bigr.config import Settings
+
+log = logging.getLogger(__name__)
 
 
 def run(settings: "Settings", context: Context) -> None:
@@ -62,9 +66,21 @@ def run(settings: "Settings", context: Context) -> None:
         workers=settings.run.workers,
     )
     if is_main():
+        _tell_of_remote(ShardIndex.load(folder), settings.run.cache_gb)
         with contextlib.suppress(OSError):  # other stages have checkpoints there
             partial.parent.rmdir()
     context.report.metrics(counts)
+
+
+def _tell_of_remote(index: ShardIndex, cache_gb: float) -> None:
+    """Say which files stay at their URL, since each epoch may copy them again."""
+    remote = [shard.file for split in index.splits for shard in index.shards(split) if shard.file.remote]
+    if remote:
+        log.info(
+            "%d files stay at their URL, %.3g GB; copies of at most %.3g GB are kept here (run.cache_gb); "
+            "shards.store: local packs their images here",
+            *(len(remote), sum(file.size for file in remote) / 1e9, cache_gb),
+        )
 
 
 def _start_over_unless_unchanged(partial: Path, fingerprint: str) -> None:

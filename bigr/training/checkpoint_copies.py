@@ -21,6 +21,11 @@ from bigr.training import checkpoint_files
 _INDEX = "index.json"
 
 
+def short(fingerprint: str) -> str:
+    """A fingerprint as a name."""
+    return sha256(fingerprint.encode()).hexdigest()[:16]
+
+
 class Copy(NamedTuple):
     """A copy of a checkpoint. step: steps done; parts: of how many files it is."""
 
@@ -36,7 +41,7 @@ class CheckpointCopies:
     """The copies of one training below a URL. All methods raise `BigrError`, which names the URL."""
 
     def __init__(self, url: str, stage: str, fingerprint: str) -> None:
-        self._folder = RemoteFolder(f"{url.rstrip('/')}/{stage}/{sha256(fingerprint.encode()).hexdigest()[:16]}")
+        self._folder = RemoteFolder(f"{url.rstrip('/')}/{stage}/{short(fingerprint)}")
 
     def where(self) -> str:
         """The address."""

@@ -11,6 +11,7 @@ machines share, or with copies at a URL, which each machine then fetches.
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -33,6 +34,7 @@ from bigr.runtime.distributed import (
 )
 from bigr.runtime.errors import BigrError
 from bigr.runtime.files import write_tensors
+from bigr.runtime.remote_files import NotThere
 from bigr.training import checkpoint_files
 from bigr.training.checkpoint_copies import CheckpointCopies, Copy
 from bigr.training.checkpoint_files import Index, StoredCheckpoint, UnreadableCheckpoint
@@ -230,8 +232,8 @@ class Checkpoint:
             self._fetch(waiting.pop(0), sharded)
         stored = self._stored_here(sharded)
         while waiting and of_each(stored is None)[0]:
-            self._fetch(waiting.pop(0), sharded)
-            stored = self._stored_here(sharded)
+            if self._fetch(waiting.pop(0), sharded):
+                stored = self._stored_here(sharded)
         return stored
 
     def _copies_found(self) -> list[Copy]:
@@ -248,12 +250,20 @@ class Checkpoint:
         whole = stored.index.fingerprint == self.fingerprint and all(path.exists() for path in stored.paths)
         return stored.index.step if whole else 0
 
-    def _fetch(self, copy: Copy, sharded: bool) -> None:
-        assert self.copies is not None
-        if is_main():
+    def _fetch(self, copy: Copy, sharded: bool) -> bool:
+        """Make a copy the newest checkpoint in the folder. False where a file of it is gone."""
+
+        def get() -> bool:
+            assert self.copies is not None
             log.info("fetching the checkpoint of step %d from %s", copy.step, self.copies.where())
-        copies = self.copies
-        (by_first_of_machine if sharded else by_first)(lambda: copies.get(copy, self.folder))
+            try:
+                self.copies.get(copy, self.folder)
+            except NotThere as error:
+                log.warning("the copy of step %d is passed over: %s", copy.step, error)
+                return False
+            return True
+
+        return all(of_each((by_first_of_machine if sharded else by_first)(get)))
 
     def _stored_here(self, sharded: bool) -> StoredCheckpoint | None:
         """As `_stored`, of the folder alone."""
@@ -261,10 +271,13 @@ class Checkpoint:
             stored, problem = None, None
             if sharded or is_main():
                 stored, problem = self._open(path, *((rank(), world()) if sharded else (0, 1)))
-            problems = of_each(problem)
+            found = of_each((problem, stored.index.step if stored else None))
+            problems, steps = [problem for problem, _ in found], {step for _, step in found} - {None}
             if all(problem is None for problem in problems):
-                return stored
-            if problems[0] is None and "" in problems:
+                if len(steps) < 2:
+                    return stored
+                problems = ["the machines have checkpoints of different steps"]
+            if self.copies is None and problems[0] is None and "" in problems:
                 number = problems.index("")
                 raise BigrError(
                     f"process {number} finds no {path}: all machines must share it for fsdp, or run.checkpoints must "
@@ -290,6 +303,8 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoints, and their copies."""
         checkpoint_files.remove(self.folder)
+        with suppress(OSError):
+            self.folder.rmdir()
         if self.copies is not None and is_main():
             try:
                 self.copies.remove()

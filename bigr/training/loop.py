@@ -27,7 +27,7 @@ from bigr.runtime.precision import autocast
 from bigr.runtime.progress import Progress
 from bigr.runtime.seeds import derive_seed
 from bigr.runtime.stop_requests import StoppedOnRequest, StopRequest, stop_requests
-from bigr.training.checkpoint_copies import CheckpointCopies
+from bigr.training.checkpoint_copies import CheckpointCopies, short
 from bigr.training.checkpoints import Checkpoint
 from bigr.training.optimiser import EMA, learning_rate
 from bigr.training.parallel import Sharded, own_gradients, whole
@@ -204,6 +204,8 @@ def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
     fingerprint = f"{context.fingerprint} on {plan.device.type}{', compiled' if plan.compiled else ''}"
     where = plan.run.checkpoints
     folder = context.root / (_CHECKPOINTS if is_url(where) else local_path(where)) / plan.stage
+    if not is_url(where) and Path(local_path(where)).is_absolute():  # other projects and clones may name it too
+        folder /= short(fingerprint)
     copies = CheckpointCopies(where, plan.stage, fingerprint) if is_url(where) else None
     return Checkpoint(folder, fingerprint, plan.run.timeout_s, copies)
 
