@@ -76,6 +76,7 @@ READS = {
     "evaluation/representation/features.py Features.statistics": "statistics out, once",
     "evaluation/imagesets/image_stream.py reconstructions.<locals>.stream": "codes in, images out",
     "evaluation/fidelity/extractors.py weights_hash": "the extractor's weights, once",
+    "evaluation/measurement.py off_device": "a module that was trained, once",
     "evaluation/captions/trained_judge.py CaptionJudge.see": "images in, vectors out",
     "evaluation/captions/trained_judge.py CaptionJudge.read": "texts in, vectors out",
     "evaluation/fidelity/statistics.py measure": "images in, features out",

@@ -146,22 +146,27 @@ def trainings(inputs: Inputs) -> dict[str, Callable[[], Any]]:
     """What is trained before anything is measured, by name; each returns modules on the CPU."""
     section, device, shards = inputs.section, inputs.device, inputs.root / "data" / "shards"
     works: dict[str, Callable[[], Any]] = {
-        "classifier": lambda: train_on_shards(section, shards, inputs.settings.run.workers, device).cpu()
+        "classifier": lambda: off_device(train_on_shards(section, shards, inputs.settings.run.workers, device))
     }
     if inputs.texts is not None and section.clip is None:
         train = inputs.sets["train"]
-        works["judge"] = lambda: train_judge(
-            section, train, first_captions(inputs.shards, "train", len(train)), device
-        ).cpu()
+        works["judge"] = lambda: off_device(
+            train_judge(section, train, first_captions(inputs.shards, "train", len(train)), device)
+        )
     if inputs.of_scenes:
         steps, scenes = section.scene_reader_steps, section.scene_reader_scenes
 
         def reader() -> tuple[SceneReader, float]:
             trained, accuracy = train_reader(inputs.shards.image_size, device, steps=steps, scenes=scenes)
-            return trained.cpu(), accuracy
+            return off_device(trained), accuracy
 
         works["reader"] = reader
     return works
+
+
+def off_device(module: Trained) -> Trained:
+    """A module on the CPU, to be sent to other processes."""
+    return module.cpu()
 
 
 def on_device(trained: Attempt[Trained], device: torch.device) -> Attempt[Trained]:

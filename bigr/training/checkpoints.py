@@ -11,7 +11,6 @@ machines share, or with copies at a URL, which each machine then fetches.
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -303,8 +302,6 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoints, and their copies."""
         checkpoint_files.remove(self.folder)
-        with suppress(OSError):
-            self.folder.rmdir()
         if self.copies is not None and is_main():
             try:
                 self.copies.remove()

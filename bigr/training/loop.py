@@ -196,7 +196,10 @@ def _report(row: Mapping[str, Any], context: Context) -> None:
 def forget_checkpoint(plan: TrainingPlan, context: Context) -> None:
     """Delete the checkpoints of a stage whose outputs are written."""
     if is_main():
-        _checkpoint(plan, context).remove()
+        checkpoint = _checkpoint(plan, context)
+        checkpoint.remove()
+        if checkpoint.folder.parent.name == plan.stage:  # it is of this training alone
+            checkpoint.folder.rmdir()
 
 
 def _checkpoint(plan: TrainingPlan, context: Context) -> Checkpoint:
