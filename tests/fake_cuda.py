@@ -82,6 +82,7 @@ READS = {
     "evaluation/fidelity/statistics.py measure": "images in, features out",
     "evaluation/fidelity/statistics.py measure_share": "images in, features out",
     "evaluation/fidelity/distances.py Fidelity.compare": "features in, metrics out",
+    "evaluation/fidelity/distances.py Fidelity.precision_recall": "features in, metrics out",
     "evaluation/representation/linear_probe.py _accuracies": "the accuracies of a split",
     "evaluation/representation/nearest_neighbours.py nearest_neighbours": "a block of features",
     "evaluation/imagesets/labelled_sources.py source_codes": "images of a batch",

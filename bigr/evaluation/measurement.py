@@ -3,6 +3,7 @@
 Every process calls `measure`. In each of its parts all processes take the same steps, whatever fails in one of them.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -165,8 +166,8 @@ def trainings(inputs: Inputs) -> dict[str, Callable[[], Any]]:
 
 
 def off_device(module: Trained) -> Trained:
-    """A module on the CPU, to be sent to other processes."""
-    return module.cpu()
+    """A copy of a module on the CPU, to be sent to other processes, without what its training has left behind."""
+    return copy.deepcopy(module).cpu()
 
 
 def on_device(trained: Attempt[Trained], device: torch.device) -> Attempt[Trained]:
