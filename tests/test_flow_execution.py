@@ -131,13 +131,17 @@ SAVES = (
 )
 
 
-def test_what_does_not_heed_the_request_to_end_is_killed_though_its_parent_has_ended(tmp_path: Path) -> None:
-    number = tmp_path / "pid"
+def deaf_and_guarded(number: Path) -> tuple["subprocess.Popen[bytes]", psutil.Process]:
+    """An impatient guard, and a process below its command that heeds no request to end."""
     command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {DEAF!r}, {str(number)!r}])"
-    impatient = "from flows import guard; guard.GRACE_S = 2; guard.main()"
+    impatient = "from flows import guard; guard.GRACE_S = 3; guard.main()"
     words = [sys.executable, "-c", impatient, sys.executable, "-c", command]
     guarded = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd=mini_project.ROOT)
-    process = mini_project.holder(number)
+    return guarded, mini_project.holder(number)
+
+
+def test_what_does_not_heed_the_request_to_end_is_killed_though_its_parent_has_ended(tmp_path: Path) -> None:
+    guarded, process = deaf_and_guarded(tmp_path / "pid")
     assert guarded.stdin is not None
     guarded.stdin.close()  # as when the flow run dies
     _, alive = psutil.wait_procs([process], timeout=30)
@@ -157,12 +161,7 @@ def test_a_stage_that_is_asked_to_end_has_time_to_write_a_checkpoint(tmp_path: P
 
 def test_what_was_asked_to_end_is_killed_though_the_flow_run_is_killed_meanwhile(tmp_path: Path) -> None:
     """Prefect kills a cancelled flow run that waits longer than 30 seconds for its stage."""
-    number = tmp_path / "pid"
-    command = f"import subprocess, sys; subprocess.call([sys.executable, '-c', {DEAF!r}, {str(number)!r}])"
-    impatient = "from flows import guard; guard.GRACE_S = 3; guard.main()"
-    words = [sys.executable, "-c", impatient, sys.executable, "-c", command]
-    guarded = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True, cwd=mini_project.ROOT)
-    process = mini_project.holder(number)
+    guarded, process = deaf_and_guarded(tmp_path / "pid")
     os.killpg(guarded.pid, signal.SIGTERM)  # as `end_session` does
     time.sleep(1)
     assert guarded.poll() is None and guarded.stdin is not None
