@@ -21,9 +21,11 @@ class TextConditions(nn.Module):
     """Texts → [B, 1 + P, D]: the vector that takes the class's place in adaLN, then the prefix tokens.
 
     A place behind the end of a text is a row of zeros, which nothing attends to. No text is a row of P learned tokens.
-    The vector is mapped from the encoder's own, else from the mean over the places: of features, or of the byte pairs
-    before the transformer, which at first mixes them to much the same. It has length √D, however training moves it:
-    else it grows until all texts are nearly one vector.
+    The vector is mapped from the encoder's own, else from the mean over the places. It has length √D, however training
+    moves it: else it grows until all texts are nearly one vector.
+
+    A learned encoder knows the order of a text by `near`, what is added to attention by how far one place is from the
+    other (as T5 does), in each layer and head. Attention starts out near a place.
 
     vocabulary: of byte pairs, whose embeddings and `layers` of a transformer are learned; 0: features are given, and a
     small MLP maps them to D.
@@ -40,10 +42,10 @@ class TextConditions(nn.Module):
         self.embedding = self.features = None
         if vocabulary:
             self.embedding = nn.Embedding(vocabulary, dim)
-            self.places = nn.Parameter(torch.empty(tokens, dim))
+            self.near = nn.Parameter(torch.empty(layers, heads, 2 * tokens - 1))
             self.layers = nn.ModuleList(
                 nn.TransformerEncoderLayer(
-                    dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                    dim, heads, 4 * dim, dropout=0.0, activation=F.silu, batch_first=True, norm_first=True
                 )
                 for _ in range(layers)
             )
@@ -53,12 +55,17 @@ class TextConditions(nn.Module):
 
     def init_weights(self, std: float) -> None:
         """What is no linear layer and no table: N(0, std²). Of byte pairs, embeddings: N(0, 1); what the layers add to
-        them is small at first, so that each keeps what it is.
+        them is small at first, so that each keeps what it is. Each head attends around a place of its own: of 4, the
+        second one before, the one before, itself, the next one.
         """
         for own in self.parameters(recurse=False):
             nn.init.normal_(own, std=std)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight)
+            _, heads, distances = self.near.shape
+            away = torch.arange(distances) - distances // 2 - (torch.arange(heads) - heads // 2).unsqueeze(1)
+            with torch.no_grad():
+                self.near.copy_(-away.abs())
             for layer in cast("Iterable[nn.TransformerEncoderLayer]", self.layers):
                 for added in (layer.self_attn.out_proj, layer.linear2):
                     nn.init.normal_(added.weight, std=std / (2 * len(self.layers)) ** 0.5)
@@ -67,17 +74,16 @@ class TextConditions(nn.Module):
         """Texts [B, P], or [B, (1 +) P, C] → [B, 1 + P, D]."""
         if self.embedding is not None:
             real = texts > 0
-            told = self.embedding(texts)
-            x = self._read(told, real)
+            x = self._read(self.embedding(texts), real)
         else:
             assert self.features is not None
             if self.pooled:
                 vector, texts = texts[:, 0], texts[:, 1:]
             real = (texts != 0).any(-1)
-            x = told = self.features(texts)
+            x = self.features(texts)
         x = x * real.unsqueeze(-1)
         if not self.pooled:
-            vector = (told * real.unsqueeze(-1)).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+            vector = x.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
         v = self.to_vector(vector)
         given = real.any(1)
         vector = torch.where(given[:, None], F.rms_norm(v, v.shape[-1:]), self.no_vector.to(x.dtype))
@@ -88,7 +94,10 @@ class TextConditions(nn.Module):
         """The byte pairs' embeddings [B, P, D] through the transformer, [B, P, D]."""
         unread = ~real
         unread[:, 0] = False  # of no text: attention to nothing at all is not a number
-        x = told + self.places
-        for layer in self.layers:
-            x = layer(x, src_key_padding_mask=unread)
+        closed = torch.zeros_like(real, dtype=told.dtype).masked_fill(unread, -torch.inf)[:, None, None]  # [B, 1, 1, P]
+        place = torch.arange(real.shape[1], device=real.device)
+        near = self.near[:, :, place - place.unsqueeze(1) + len(place) - 1].to(told.dtype)  # [layers, heads, P, P]
+        x = told
+        for layer, bias in zip(self.layers, near, strict=True):
+            x = layer(x, src_mask=(closed + bias).flatten(0, 1))
         return self.norm(x)
