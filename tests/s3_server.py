@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,19 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
         finally:
             process.terminate()
             process.wait()
+
+
+@contextmanager
+def holding(bucket: str, folder: Path, files: Mapping[str, bytes]) -> Iterator[Any]:
+    """A client of a server as above, with a bucket and files in it."""
+    boto3, fsspec = pytest.importorskip("boto3"), pytest.importorskip("fsspec")
+    with serving(folder):
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=bucket)
+        for key, content in files.items():
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+        yield client
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -41,6 +41,14 @@ def png(value: int, size: int = SIZE) -> bytes:
         return stream.getvalue()
 
 
+def noise_png(value: int, height: int, width: int) -> bytes:
+    """An image of noise that `value` tells from others."""
+    noise = np.random.default_rng(value).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    with io.BytesIO() as stream:
+        Image.fromarray(noise).save(stream, format="PNG")
+        return stream.getvalue()
+
+
 def put(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)

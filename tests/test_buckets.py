@@ -1,20 +1,16 @@
 """Shards, codes and texts in a bucket: batches and weights as of files here; copies are made once, checked, bounded."""
 
 import gc
-import io
 import json
 import re
 import sys
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from bigr import config
 from bigr.data import image_batches, packing, stored_files
@@ -34,12 +30,13 @@ from bigr.runtime.remote_files import RemoteFolder
 from bigr.stages import encode_codes
 from tests import s3_server, scratch
 from tests.groups import run_processes
+from tests.source_files import noise_png, tar
 from tests.test_storage import clone
 from tests.worlds import settings
 
 pytestmark = pytest.mark.server
-boto3 = pytest.importorskip("boto3")
-fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("boto3")
+pytest.importorskip("fsspec")
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
 
@@ -71,23 +68,13 @@ def run(root: Path, stages: tuple[str, ...], fingerprint: str = "f", **changes: 
         function_of(stage)(settings(**SMALL | changes), Context(root, fingerprint))
 
 
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(value).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
+def members_of(value: int) -> dict[str, bytes]:
+    png = noise_png(value, SIZE, SIZE)
+    return {"png": png, "cls": str(value % 2).encode(), "txt": f"number {value % 7}".encode()}
 
 
-def tar_of(values: range) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for value in values:
-            members = {"png": png(value), "cls": str(value % 2).encode(), "txt": f"number {value % 7}".encode()}
-            for suffix, content in members.items():
-                member = tarfile.TarInfo(f"{value:04d}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+def tar_from(first: int, path: Path) -> Path:
+    return tar(path, [members_of(value) for value in range(first, first + EACH)])
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +85,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for value in values:
             path = root / "images" / split / str(value % 2) / f"{value}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(png(value))
-            path.with_suffix(".txt").write_text(f"number {value % 7}")
+            members = members_of(value)
+            path.write_bytes(members["png"])
+            path.with_suffix(".txt").write_bytes(members["txt"])
         for number, first in enumerate(range(values.start, values.stop, EACH)):
-            (root / "tars").mkdir(exist_ok=True)
-            (root / "tars" / f"{split}-{number}.tar").write_bytes(tar_of(range(first, first + EACH)))
+            tar_from(first, root / "tars" / f"{split}-{number}.tar")
     return root
 
 
@@ -115,13 +102,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def s3(here: Path, log: Path) -> Iterator[Any]:
     """A client of a server of S3 with the webdataset files, which the environment names."""
-    with s3_server.serving(log.parent):
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=BUCKET)
-        for path in (here / "tars").iterdir():
-            client.put_object(Bucket=BUCKET, Key=f"tars/{path.name}", Body=path.read_bytes())
+    files = {f"tars/{path.name}": path.read_bytes() for path in (here / "tars").iterdir()}
+    with s3_server.holding(BUCKET, log.parent, files) as client:
         yield client
-    fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +378,7 @@ def test_a_source_that_changed_after_the_stage_is_told(here: Path, s3: Any, tmp_
     for path in (here / "tars").iterdir():
         s3.put_object(Bucket=BUCKET, Key=f"changing/{path.name}", Body=path.read_bytes())
     run(tmp_path / "p", ("shards",), shards__source=f"s3://{BUCKET}/changing")
-    s3.put_object(Bucket=BUCKET, Key="changing/train-3.tar", Body=tar_of(range(100, 100 + EACH)))
+    s3.put_object(Bucket=BUCKET, Key="changing/train-3.tar", Body=tar_from(100, tmp_path / "other.tar").read_bytes())
     with pytest.raises(BigrError, match=r"s3://bucket/changing/train-3.tar has changed.*run the stage shards again"):
         load_split(tmp_path / "p" / "data" / "shards", "train")
 

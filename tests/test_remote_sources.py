@@ -14,7 +14,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import urllib.request
@@ -28,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from bigr import config
 from bigr.data import packing
@@ -44,9 +42,10 @@ from bigr.runtime.copies import Cache
 from bigr.runtime.errors import BigrError
 from bigr.stages import pack_shards
 from tests import s3_server, scratch, tiny
+from tests.source_files import noise_png, tar
 
 pytestmark = pytest.mark.server
-boto3 = pytest.importorskip("boto3")
+pytest.importorskip("boto3")
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
@@ -61,22 +60,11 @@ NAMES = ["a b", "50%25 #1", "ü+c", "d?e"]
 
 
 def png(value: int) -> bytes:
-    pixels = np.random.default_rng(value).integers(0, 256, (12, 10, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
-    return buffer.getvalue()
+    return noise_png(value, 12, 10)
 
 
-def tar_of(values: range) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for value in values:
-            members = {"png": png(value), "cls": str(value % 2).encode(), "txt": f"number {value}".encode()}
-            for suffix, content in members.items():
-                member = tarfile.TarInfo(f"{value:04d}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+def members_of(value: int) -> dict[str, bytes]:
+    return {"png": png(value), "cls": str(value % 2).encode(), "txt": f"number {value}".encode()}
 
 
 def idx_of(array: np.ndarray) -> bytes:
@@ -93,9 +81,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.with_name(path.name + ".png").write_bytes(png(value))
         path.with_name(path.name + ".txt").write_text(f"number {value}")
     (root / "images" / ".hidden").write_text("")
-    (root / "tars").mkdir()
     for number in range(4):
-        (root / "tars" / f"x-{number}.tar").write_bytes(tar_of(range(8 * number, 8 * number + 8)))
+        samples = [members_of(value) for value in range(8 * number, 8 * number + 8)]
+        tar(root / "tars" / f"x-{number}.tar", samples)
     (root / "tars" / "labels.txt").write_text("cat\ndog\n")
     (root / "spaced").mkdir()
     for path in (root / "tars").glob("*.tar"):
@@ -120,14 +108,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def s3(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A client of a server of S3 with the files of `here`, which the environment names."""
-    with s3_server.serving(tmp_path_factory.mktemp("moto")):
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=BUCKET)
-        for path in sorted(path for path in here.rglob("*") if path.is_file()):
-            client.put_object(Bucket=BUCKET, Key=path.relative_to(here).as_posix(), Body=path.read_bytes())
-        client.put_object(Bucket=BUCKET, Key="images/train/", Body=b"")  # as the console makes a folder
+    files = {path.relative_to(here).as_posix(): path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    files["images/train/"] = b""  # as the console makes a folder
+    with s3_server.holding(BUCKET, tmp_path_factory.mktemp("moto"), files) as client:
         yield client
-    fsspec.filesystem("s3").clear_instance_cache()
 
 
 class Web(SimpleHTTPRequestHandler):
