@@ -107,14 +107,20 @@ def test_the_vector_of_the_whole_text_is_the_encoders_or_the_mean_of_what_was_re
     assert torch.allclose(found[0], expected(learned, found[1:4].mean(0)), atol=1e-5)
 
 
-def test_at_first_a_word_stays_what_it_is_in_the_learned_encoder() -> None:
-    """Each place is nearest to its own word's embedding, of all words."""
+def untrained_encoder() -> TextConditions:
+    """A learned encoder, with weights as in a backbone."""
     torch.manual_seed(0)
     learned = TextConditions(64, tokens=8, width=0, pooled=False, vocabulary=50, layers=2, heads=4)
     for module in learned.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, std=64**-0.5)
     learned.init_weights(64**-0.5)
+    return learned
+
+
+def test_at_first_a_word_stays_what_it_is_in_the_learned_encoder() -> None:
+    """Each place is nearest to its own word's embedding, of all words."""
+    learned = untrained_encoder()
     words = torch.arange(1, 49).view(6, 8)
     places = learned(words)[:, 1:].flatten(0, 1)
     near = F.normalize(places, dim=1) @ F.normalize(learned.embedding.weight, dim=1).T
@@ -123,12 +129,7 @@ def test_at_first_a_word_stays_what_it_is_in_the_learned_encoder() -> None:
 
 def test_the_learned_encoder_reads_the_order_of_words_from_the_first_step_on() -> None:
     """A word stands out by the word before it more than by one far away; exchanging two words is seen."""
-    torch.manual_seed(0)
-    learned = TextConditions(64, tokens=8, width=0, pooled=False, vocabulary=50, layers=2, heads=4)
-    for module in learned.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=64**-0.5)
-    learned.init_weights(64**-0.5)
+    learned = untrained_encoder()
     one = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 0]])
     before, far, exchanged = one.clone(), one.clone(), one[:, [0, 5, 2, 3, 4, 1, 6, 7]]
     before[0, 1], far[0, 6] = 9, 9
