@@ -24,8 +24,8 @@ class TextConditions(nn.Module):
     The vector is mapped from the encoder's own, else from the mean over the places. It has length √D, however training
     moves it: else it grows until all texts are nearly one vector.
 
-    A learned encoder knows the order of a text by `near`, what is added to attention by how far one place is from the
-    other (as T5 does), in each layer and head. Attention starts out near a place.
+    A learned encoder knows the order of a text by T5's relative attention bias (arXiv 1910.10683), [layers, heads,
+    2P − 1]: what is added to the logits by how far one place is from the other. Attention starts out near a place.
 
     vocabulary: of byte pairs, whose embeddings and `layers` of a transformer are learned; 0: features are given, and a
     small MLP maps them to D.
@@ -42,7 +42,8 @@ class TextConditions(nn.Module):
         self.embedding = self.features = None
         if vocabulary:
             self.embedding = nn.Embedding(vocabulary, dim)
-            self.near = nn.Parameter(torch.empty(layers, heads, 2 * tokens - 1))
+            self.relative_bias = nn.Parameter(torch.empty(layers, heads, 2 * tokens - 1))
+            # Not GELU or ReLU: with these torch's fast path of inference takes a bias for a mask.
             self.layers = nn.ModuleList(
                 nn.TransformerEncoderLayer(
                     dim, heads, 4 * dim, dropout=0.0, activation=F.silu, batch_first=True, norm_first=True
@@ -62,10 +63,10 @@ class TextConditions(nn.Module):
             nn.init.normal_(own, std=std)
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight)
-            _, heads, distances = self.near.shape
+            _, heads, distances = self.relative_bias.shape
             away = torch.arange(distances) - distances // 2 - (torch.arange(heads) - heads // 2).unsqueeze(1)
             with torch.no_grad():
-                self.near.copy_(-away.abs())
+                self.relative_bias.copy_(-away.abs())
             for layer in cast("Iterable[nn.TransformerEncoderLayer]", self.layers):
                 for added in (layer.self_attn.out_proj, layer.linear2):
                     nn.init.normal_(added.weight, std=std / (2 * len(self.layers)) ** 0.5)
@@ -96,8 +97,9 @@ class TextConditions(nn.Module):
         unread[:, 0] = False  # of no text: attention to nothing at all is not a number
         closed = torch.zeros_like(real, dtype=told.dtype).masked_fill(unread, -torch.inf)[:, None, None]  # [B, 1, 1, P]
         place = torch.arange(real.shape[1], device=real.device)
-        near = self.near[:, :, place - place.unsqueeze(1) + len(place) - 1].to(told.dtype)  # [layers, heads, P, P]
+        away = place - place.unsqueeze(1) + self.relative_bias.shape[-1] // 2
+        biases = self.relative_bias[:, :, away].to(told.dtype)  # [layers, heads, P, P]
         x = told
-        for layer, bias in zip(self.layers, near, strict=True):
+        for layer, bias in zip(self.layers, biases, strict=True):
             x = layer(x, src_mask=(closed + bias).flatten(0, 1))
         return self.norm(x)
