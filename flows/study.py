@@ -70,6 +70,7 @@ class Study:
             grouped.setdefault(f"{run.variant.model}-seed{run.seed}", []).append(run)
         self.groups = [RunGroup(name, its[0].seed, tuple(its)) for name, its in grouped.items()]
         self._tokenizer = {group.seed: threading.Lock() for group in self.groups}
+        self._same_files = threading.Lock()
         self._mlflow = threading.Lock()
         self.stopping = threading.Event()  # once set, each group ends after its present run
         self._experiments = workspace.experiments(project)
@@ -105,6 +106,8 @@ class Study:
             workspace.change(self.project, folder, run.settings)
             environment = self._environment(run)
             if not (folder / "data/codes").exists():
+                with self._same_files:  # of all seeds; of two that store one file at once, DVC leaves one empty
+                    execute("text", folder, environment, False, detail, upstream=True)
                 with self._tokenizer[group.seed]:  # one trains it, the others find it in the cache
                     execute("codes", folder, environment, False, detail, upstream=True)
             execute("evaluation", folder, environment, False, detail, upstream=True)

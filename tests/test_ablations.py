@@ -5,6 +5,8 @@ import io
 import json
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +191,9 @@ def test_what_is_done_is_not_done_again_and_a_lost_experiment_is_found_in_the_ca
     spec = (project / "dvc.yaml").read_text()
     codes = "  codes:\n    cmd: python step.py codes data/codes/code\n    deps: [step.py, data/shards]\n"
     codes += "    params: [seed]\n    outs: [data/codes]\n"
-    (project / "dvc.yaml").write_text(spec.replace("  samples:\n", codes + "  samples:\n", 1))
+    text = "  text:\n    cmd: python step.py text data/text/text\n    deps: [step.py, data/shards]\n"
+    text += "    outs: [data/text]\n"
+    (project / "dvc.yaml").write_text(spec.replace("  samples:\n", codes + text + "  samples:\n", 1))
     mini_project.run(project, "git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qam", "codes")
     said: list[str] = []
     first = Study(project, chosen)
@@ -208,6 +212,31 @@ def test_what_is_done_is_not_done_again_and_a_lost_experiment_is_found_in_the_ca
     assert not any(line.startswith("Running stage") for line in detail)
     assert not list((project / workspace.FOLDER).iterdir())
     assert mini_project.run(project, "git", "status", "--porcelain", "--untracked-files=no") == ""
+
+
+def test_files_that_are_the_same_for_every_seed_are_stored_by_one_group_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = mini_project.make(tmp_path / "project")
+    study = Study(project, tables.runs((0, 1), (tables.BASE,), {}))
+    met: dict[str, list[bool]] = {"text": [], "codes": []}
+    both = {stage: threading.Barrier(2) for stage in met}
+
+    def execute(stage: str, *_: Any, **__: Any) -> None:
+        if stage == "evaluation":
+            raise BigrError("far enough")
+        try:
+            both[stage].wait(1)
+        except threading.BrokenBarrierError:
+            met[stage].append(False)
+        else:
+            met[stage].append(True)
+
+    monkeypatch.setattr("flows.study.execute", execute)
+    with ThreadPoolExecutor(2) as lanes:
+        ended = [lanes.submit(study.run_group, group, print, print) for group in study.groups]
+    assert [str(one.exception()) for one in ended] == ["far enough"] * 2
+    assert met == {"text": [False, False], "codes": [True, True]}
 
 
 @pytest.mark.slow
@@ -229,7 +258,7 @@ def test_two_variants_of_one_seed_share_what_they_can_and_are_experiments_and_ru
         some.run_group(group, lines.append, lines.append)
     ran = [match[1] for line in lines if (match := re.match(r"Running stage '(\w+)'", line))]
     trained = ["generator", "transcoder", "samples", "evaluation"]
-    assert ran == ["dataset", "shards", "tokenizer", "codes", "text", *trained, *trained]
+    assert ran == ["dataset", "shards", "text", "tokenizer", "codes", *trained, *trained]
 
     shown = mini_project.run(project, "dvc", "exp", "show", "--csv")
     rows = {row["Experiment"]: row for row in csv.DictReader(io.StringIO(shown))}
