@@ -1,6 +1,6 @@
 """Scenes: one to three coloured shapes on a pale ground, rendered by Pillow, with captions in several phrasings.
 
-A scene is a set of shapes in the cells of a 3×3 grid. Its caption says everything that is judged: which shapes, their
+A scene is a set of shapes in the cells of a 2×2 grid. Its caption says everything that is judged: which shapes, their
 colours and sizes, how many, and the relation of two. Some pairs of colour and shape (`HELD_OUT`) are in no training
 scene, so that composition is measured and not memory. `described` reads a caption back: the caption alone tells what
 an image of it must show.
@@ -35,11 +35,11 @@ HELD_OUT = frozenset({("red", "triangle"), ("blue", "circle"), ("green", "square
 CLASSES = ["one shape", "equal shapes", "two shapes", "three shapes"]
 """The kinds of scene."""
 
-CELLS = 3
+CELLS = 2
 """Cells along a side of the grid."""
 _RADIUS = {"small": 0.30, "large": 0.46}
 """Of a shape, in cells."""
-_JITTER = {"small": 0.16, "large": 0.04}
+_JITTER = {"small": 0.10, "large": 0.03}
 """How far a shape's centre may be from that of its cell, in cells."""
 _OVERSAMPLING = 4
 _SEED = 0
