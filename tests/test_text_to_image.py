@@ -16,7 +16,7 @@ import bigr
 from bigr import config
 from bigr.cli import program
 from bigr.data.codes import CodesDataset
-from bigr.data.shards import ShardIndex, read_captions
+from bigr.data.shards import ShardIndex, read_captions, spread_captions
 from bigr.data.texts import Texts, write_text_index
 from bigr.interop.folders import load_config, text_encoder_of
 from bigr.models.masked.generator import BiGR
@@ -129,9 +129,20 @@ def test_samples_of_prompts_have_no_class_and_are_those_of_bigr_load(project: Pa
 def test_samples_of_training_captions_are_apart_and_those_of_bigr_load(project: Path) -> None:
     with np.load(project / "outputs" / "samples.npz", allow_pickle=False) as file:
         images, texts = file["train_images"], list(file["train_texts"])
-    assert images.shape == (6, 16, 16, 3) and texts == captions(project, "train")[:6]
+    assert images.shape == (6, 16, 16, 3) and texts == captions(project, "train")[::8]
     drawn = bigr.load(project, device="cpu").generate([""] * 20 + texts, seed=settings().seed)[20:]
     assert all(np.array_equal(np.asarray(one), image) for one, image in zip(drawn, images, strict=True))
+
+
+def test_of_many_shards_a_few_that_are_spread_likewise_give_the_captions(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, every = ShardIndex.load(project / "data" / "shards"), captions(project, "train")
+    monkeypatch.setattr("bigr.data.shards._CAPTION_SHARDS", 2)
+    read = [*every[:20], *every[20:40]]  # of 20, 20 and 8
+    assert spread_captions(index, "train", 4) == read[::10]
+    monkeypatch.setattr("bigr.data.shards._CAPTION_SHARDS", 1)
+    assert spread_captions(index, "train", 50) == every[:20]
 
 
 def test_more_samples_of_training_captions_than_there_are_start_again_and_none_is_none(

@@ -24,7 +24,7 @@ from torch import Tensor
 from bigr.data.codes import CodesDataset
 from bigr.data.drawn_images import DrawnImages, divided
 from bigr.data.picture_grid import save_captioned_grid, save_grid
-from bigr.data.shards import ShardIndex, first_captions
+from bigr.data.shards import ShardIndex, first_captions, spread_captions
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -147,9 +147,8 @@ def asked_of_classes(model: BiGR, section: "SamplesSettings") -> Asked:
 
 
 def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> Asked:
-    """The prompts, or the captions of the validation split, and captions of the training split.
-
-    Each from the first again where the images are more.
+    """The prompts, or the captions of the validation split, and captions of the training split, spread over it: sources
+    may be sorted. Each from the first again where the images are more.
     """
     section, models = settings.samples, root / "models"
     encoder = encoder_of(models / "bigr", models / "text", device, root)
@@ -162,7 +161,7 @@ def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> As
     places = torch.arange(section.count) % len(known)
     texts, train = [known[place] for place in places], list[str]()
     if section.train_captions:
-        few = first_captions(ShardIndex.load(root / "data" / "shards"), "train", section.train_captions)
+        few = spread_captions(ShardIndex.load(root / "data" / "shards"), "train", section.train_captions)
         train = list(islice(cycle(few), section.train_captions))
     every = texts + train
     return Asked(labels[places], lambda chosen: as_given(encoder, [every[number] for number in chosen]), texts, train)
