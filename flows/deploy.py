@@ -42,8 +42,8 @@ from flows.whereabouts import LABEL
 
 POOL, FLOW = "bigr", "bigr"
 PATIENCE_S = 600
-BUSY = (408, 429, 502, 503, 504)
-"""The status codes of a server, or of a proxy before it, that is starting or overloaded."""
+BUSY = (408, 429, 500, 502, 503, 504)
+"""The status codes of a server, or of a proxy before it, that is starting, overloaded, or without its database."""
 
 
 @contextmanager

@@ -220,13 +220,15 @@ def test_files_that_are_the_same_for_every_seed_are_stored_by_one_group_at_a_tim
     project = mini_project.make(tmp_path / "project")
     study = Study(project, tables.runs((0, 1), (tables.BASE,), {}))
     met: dict[str, list[bool]] = {"text": [], "codes": []}
-    both = {stage: threading.Barrier(2) for stage in met}
+    patience = {"text": 1, "codes": 60}
+    ready, both = threading.Barrier(2), {stage: threading.Barrier(2) for stage in met}
+    monkeypatch.setattr("flows.study.workspace.change", lambda *_: ready.wait(60))
 
     def execute(stage: str, *_: Any, **__: Any) -> None:
         if stage == "evaluation":
             raise BigrError("far enough")
         try:
-            both[stage].wait(1)
+            both[stage].wait(patience[stage])
         except threading.BrokenBarrierError:
             met[stage].append(False)
         else:

@@ -16,7 +16,7 @@ import bigr
 from bigr import config
 from bigr.cli import program
 from bigr.data.codes import CodesDataset
-from bigr.data.shards import ShardIndex, read_captions, spread_captions
+from bigr.data.shards import ShardIndex, read_captions
 from bigr.data.texts import Texts, write_text_index
 from bigr.interop.folders import load_config, text_encoder_of
 from bigr.models.masked.generator import BiGR
@@ -49,7 +49,7 @@ SCENES: dict[str, Any] = {
     "dataset.name": "scenes",
     "dataset.train_count": 48,
     "dataset.val_count": 16,
-    "shards.images_per_shard": 20,
+    "shards.images_per_shard": 12,
     "text.encoder": "learned",
     "text.tokens": 10,
     "text.vocabulary": 300,
@@ -134,15 +134,13 @@ def test_samples_of_training_captions_are_apart_and_those_of_bigr_load(project: 
     assert all(np.array_equal(np.asarray(one), image) for one, image in zip(drawn, images, strict=True))
 
 
-def test_of_many_shards_a_few_that_are_spread_likewise_give_the_captions(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index, every = ShardIndex.load(project / "data" / "shards"), captions(project, "train")
-    monkeypatch.setattr("bigr.data.shards._CAPTION_SHARDS", 2)
-    read = [*every[:20], *every[20:40]]  # of 20, 20 and 8
-    assert spread_captions(index, "train", 4) == read[::10]
-    monkeypatch.setattr("bigr.data.shards._CAPTION_SHARDS", 1)
-    assert spread_captions(index, "train", 50) == every[:20]
+def test_training_captions_are_of_a_few_shards_that_are_spread_or_of_as_many_as_are_needed(project: Path) -> None:
+    index, every = ShardIndex.load(project / "data" / "shards"), captions(project, "train")  # four shards of 12
+    first, third = every[:12], every[24:36]
+    assert draw_samples.spread_captions(index, "train", 4, fewest_shards=1) == first[::3]
+    assert draw_samples.spread_captions(index, "train", 4, fewest_shards=2) == [*first, *third][::6]
+    assert draw_samples.spread_captions(index, "train", 24, fewest_shards=1) == [*first, *third]
+    assert draw_samples.spread_captions(index, "train", 50, fewest_shards=1) == every
 
 
 def test_more_samples_of_training_captions_than_there_are_start_again_and_none_is_none(

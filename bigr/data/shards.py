@@ -27,8 +27,6 @@ from bigr.runtime.threads import map_ahead
 STORED = ("png", "jpg", "jpeg", "webp")
 """Suffixes of the images in a shard; those that this project writes are PNG."""
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_CAPTION_SHARDS = 16
-"""Shards of which `spread_captions` reads the captions, at most."""
 
 
 class Shard(NamedTuple):
@@ -136,19 +134,6 @@ def read_captions(shard: Shard) -> Iterator[str]:
 def first_captions(index: ShardIndex, split: str, count: int) -> list[str]:
     """The captions of the first `count` images of a split, of all where there are fewer; as `read_captions`."""
     return list(itertools.islice(itertools.chain.from_iterable(map(read_captions, index.shards(split))), count))
-
-
-def spread_captions(index: ShardIndex, split: str, count: int) -> list[str]:
-    """The captions of `count` images that are spread evenly over a split, of all where there are fewer.
-
-    Of a split of many shards, these are in `_CAPTION_SHARDS` of them, spread likewise. Raises as `read_captions` does.
-    """
-    shards = index.shards(split)
-    read = min(len(shards), _CAPTION_SHARDS)
-    chosen = [shards[place * len(shards) // read] for place in range(read)]
-    captions = [caption for shard in chosen for caption in read_captions(shard)]
-    few = min(count, len(captions))
-    return [captions[place * len(captions) // few] for place in range(few)]
 
 
 def image_starts(shard: Shard) -> Sequence[int]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from bigr.data.codes import CodesDataset
 from bigr.data.drawn_images import DrawnImages, divided
 from bigr.data.picture_grid import save_captioned_grid, save_grid
-from bigr.data.shards import ShardIndex, first_captions, spread_captions
+from bigr.data.shards import ShardIndex, first_captions, read_captions
 from bigr.interop.belonging import check_pair
 from bigr.interop.folders import load_model
 from bigr.models.autoencoder.tokenizer import Tokenizer
@@ -165,6 +165,23 @@ def asked_of_texts(settings: "Settings", root: Path, device: torch.device) -> As
         train = list(islice(cycle(few), section.train_captions))
     every = texts + train
     return Asked(labels[places], lambda chosen: as_given(encoder, [every[number] for number in chosen]), texts, train)
+
+
+def spread_captions(index: ShardIndex, split: str, count: int, fewest_shards: int = 4) -> list[str]:
+    """The captions of `count` images that are spread over a split, of all where there are fewer.
+
+    Whole shards are read, in a bucket copied: `fewest_shards` that are spread likewise, or as many as hold `count`.
+    """
+    shards, read = index.shards(split), fewest_shards
+    while True:
+        read = min(read, len(shards))
+        chosen = [shards[place * len(shards) // read] for place in range(read)]
+        if read == len(shards) or sum(shard.images for shard in chosen) >= count:
+            break
+        read *= 2
+    captions = [caption for shard in chosen for caption in read_captions(shard)]
+    few = min(count, len(captions))
+    return [captions[place * len(captions) // few] for place in range(few)]
 
 
 def class_columns(labels: Tensor, rows: int) -> tuple[list[int], int]:
