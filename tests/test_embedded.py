@@ -98,7 +98,7 @@ def test_shapes_are_where_the_scene_has_them_in_their_colours() -> None:
         Thing(shape, colour, "large") for shape, colour in zip(SHAPES, ("red", "green", "blue"), strict=True)
     )
     where = placed(Description(things), draws(3))
-    image = np.asarray(render(where, 48, draws(3))).astype(int)
+    image = np.asarray(render(where, 16 * CELLS, draws(3))).astype(int)
     for row in range(CELLS):
         for column in range(CELLS):
             pixel = image[16 * row + 8, 16 * column + 8]

@@ -319,9 +319,10 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_files(
     shutil.copytree(project / "data", root / "data")
     shutil.rmtree(root / "data" / "text")
     made: list[str] = []
+    allowed = 2
 
     def write(path: Path, *rest: Any) -> None:
-        if len(made) == 2:
+        if len(made) == allowed:
             raise KeyboardInterrupt
         made.append(path.name)
         write_texts(path, *rest)
@@ -331,7 +332,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_same_files(
     with pytest.raises(KeyboardInterrupt):
         encode_texts.run(settings(), Context(root, "f"))
     assert not (root / "data" / "text").exists()
-    first, made[:] = list(made), []
+    first, made[:], allowed = list(made), [], 100
     encode_texts.run(settings(), Context(root, "f"))
     assert made and not set(made) & set(first)
     for path in (project / "data" / "text").iterdir():
