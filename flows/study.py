@@ -106,9 +106,8 @@ class Study:
             workspace.change(self.project, folder, run.settings)
             environment = self._environment(run)
             if not (folder / "data/codes").exists():
-                with (
-                    self._same_files
-                ):  # most of what all seeds share: of two that store one file at once, DVC may leave one empty
+                # Most of what all seeds share: of two that store one file at once, DVC may leave one empty.
+                with self._same_files:
                     execute("text", folder, environment, False, detail, upstream=True)
                 with self._tokenizer[group.seed]:  # one trains it, the others find it in the cache
                     execute("codes", folder, environment, False, detail, upstream=True)

@@ -39,7 +39,7 @@ _RATE = 1e-2
 
 
 class SceneReader(nn.Module):
-    """Images [B, 3, H, W] in [0, 1] → logits of what each cell holds, [B, 1 + things, 2, 2]."""
+    """Images [B, 3, H, W] in [0, 1] → logits of what each cell holds, [B, 1 + things, CELLS, CELLS]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def train_reader(image_size: int, device: torch.device, *, steps: int, scenes: i
 
 
 def _scenes(count: int, image_size: int, split: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 [n, 3, H, W], and what each cell holds, int64 [n, 2, 2]."""
+    """Images uint8 [n, 3, H, W], and what each cell holds, int64 [n, CELLS, CELLS]."""
     pairs = list(placed_scenes(count, image_size, derive_seed(EVALUATION_SEED, "scene reader", split)))
     return torch.stack([to_tensor(image) for image, _ in pairs]), torch.tensor([_cells(where) for _, where in pairs])
 

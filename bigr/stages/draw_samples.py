@@ -171,6 +171,7 @@ def spread_captions(index: ShardIndex, split: str, count: int, fewest_shards: in
     """The captions of `count` images that are spread over a split, of all where there are fewer.
 
     Whole shards are read, in a bucket copied: `fewest_shards` that are spread likewise, or as many as hold `count`.
+    Raises as `read_captions` does.
     """
     shards, read = index.shards(split), fewest_shards
     while True:
